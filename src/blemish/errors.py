@@ -1,0 +1,60 @@
+"""Everything that Blemish raises on purpose.
+
+    BlemishError
+    |- ConfigError           an unknown name, option or value
+    |- DataError             a folder, image, mask or manifest is not what it should be
+    |  |- ImageError         one image cannot be read (damaged, not an image, far too large)
+    |  |- ManifestError      a manifest names something it may not, or lacks a column
+    |  `- RegimeError        a method was given none of the images that it learns from
+    |- WeightsError          a backbone's weights are not on this machine
+    |- ModelFileError        a model file is damaged, cut short, or from another version
+    |- CalibrationError      a promise was asked for that the good images at hand cannot support
+    |- OutputError           a result cannot be written (read-only folder, full disk)
+    `- Cancelled             stopped by the user; nothing half-written is left behind
+
+Every message says what was given, what was needed and what to do next.
+"""
+
+
+class BlemishError(Exception):
+    """The root: catch this to catch everything that Blemish raises on purpose."""
+
+
+class ConfigError(BlemishError):
+    """An unknown name, option or value; the message names the nearest valid one."""
+
+
+class DataError(BlemishError):
+    """A folder, image, mask or manifest is not what it should be."""
+
+
+class ImageError(DataError):
+    """One image cannot be read: damaged, not an image, or too large to be one part."""
+
+
+class ManifestError(DataError):
+    """A manifest lacks a column, or names a file that is missing or outside its folder."""
+
+
+class RegimeError(DataError):
+    """A method was given none of the images that it learns from; the message names one that fits."""
+
+
+class WeightsError(BlemishError):
+    """A backbone's weights are not on this machine and cannot be fetched."""
+
+
+class ModelFileError(BlemishError):
+    """A model file is damaged, cut short, or was written by another version."""
+
+
+class CalibrationError(BlemishError):
+    """The good images at hand cannot support the promise asked for."""
+
+
+class OutputError(BlemishError):
+    """A result cannot be written: read-only folder, full disk."""
+
+
+class Cancelled(BlemishError):
+    """Stopped by the user; nothing half-written is left behind."""

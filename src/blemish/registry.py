@@ -1,0 +1,65 @@
+"""Names of methods and backbones, as literal tables of strings: nothing is imported until it is asked for.
+
+``blemish methods`` and ``blemish backbones`` print these tables in a moment, because importing timm alone takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from blemish.errors import ConfigError
+
+if TYPE_CHECKING:
+    from blemish.contract import Method, Regime
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One line of ``blemish methods``."""
+
+    target: str
+    regime: Regime
+    idea: str
+    paper: str
+
+
+METHODS: dict[str, MethodEntry] = {
+    "patchcore": MethodEntry(
+        target="blemish.methods.patchcore:PatchCore",
+        regime="clean",
+        idea="a memory of normal patches; an image is as bad as its strangest patch",
+        paper="Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022",
+    ),
+}
+
+DEFAULT_METHOD: dict[Regime, str] = {"clean": "patchcore", "contaminated": "patchcore", "weak": "patchcore"}
+
+
+def nearest_name(given: str, names: Iterable[str]) -> str:
+    """A hint for an unknown name: the closest valid one, or all of them."""
+    names = sorted(names)
+    close = difflib.get_close_matches(given, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
+
+
+def method_entry(name: str) -> MethodEntry:
+    """The table's line for a method.
+
+    Raises:
+        ConfigError: there is no such method; the message names the nearest.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"there is no method {name!r}: {nearest_name(name, METHODS)}")
+    return METHODS[name]
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method, imported now."""
+    module, _, attribute = method_entry(name).target.partition(":")
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    return found
