@@ -1,0 +1,1 @@
+"""What users hold: the inspector, its calibration, regions and pictures."""
