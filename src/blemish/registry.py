@@ -6,11 +6,12 @@ seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blemish.errors import ConfigError
 
@@ -63,3 +64,23 @@ def method_class(name: str) -> type[Method]:
     module, _, attribute = method_entry(name).target.partition(":")
     found: type[Method] = getattr(importlib.import_module(module), attribute)
     return found
+
+
+def make_config(method: type[Method], options: Mapping[str, Any]) -> Any:
+    """A method's frozen config with ``options`` in place of its defaults, checked and converted.
+
+    Raises:
+        ConfigError: an unknown option (the nearest valid one is named) or a value out of its range.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = [field.name for field in dataclasses.fields(method.Config)]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"{method.__name__} has no option {option!r}: {nearest_name(option, known)}")
+    try:
+        return TypeAdapter(method.Config).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{method.__name__} option {where}={first['input']!r}: {first['msg']}") from None

@@ -178,6 +178,22 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+class Clock:
+    """Seconds spent in each named stage, summed over visits."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the block's seconds to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
 @dataclass(frozen=True)
 class Run:
     """One piece of long work: who is watching, where it computes, from which seed.
@@ -187,12 +203,14 @@ class Run:
         device: where networks run.
         precision: how they compute.
         progress: where it reports to.
+        clock: where the seconds went.
     """
 
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = field(default_factory=lambda: choose_precision(torch.device("cpu")))
     progress: Progress = field(default_factory=Silent)
+    clock: Clock = field(default_factory=Clock)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator on the CPU for one purpose: adding a random draw elsewhere never moves this one.

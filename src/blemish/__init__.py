@@ -1,0 +1,57 @@
+"""Blemish finds and outlines what is wrong in a picture, having learned what right looks like.
+
+    import blemish
+    inspector = blemish.fit("parts/")
+    verdict = inspector("new.png")
+    verdict.decision, verdict.score, verdict.p_value, verdict.regions, verdict.heatmap
+
+The names below are imported when first used, so that ``import blemish`` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blemish.data.readers import read_globs, read_training
+    from blemish.errors import BlemishError
+    from blemish.inspection.evaluation import evaluate
+    from blemish.inspection.fitting import FitSettings, fit
+    from blemish.inspection.inspector import Inspector, load
+    from blemish.inspection.verdict import Verdict
+    from blemish.run import Run
+
+_HOME = {
+    "BlemishError": "blemish.errors",
+    "FitSettings": "blemish.inspection.fitting",
+    "Inspector": "blemish.inspection.inspector",
+    "Run": "blemish.run",
+    "Verdict": "blemish.inspection.verdict",
+    "evaluate": "blemish.inspection.evaluation",
+    "fit": "blemish.inspection.fitting",
+    "load": "blemish.inspection.inspector",
+    "read_globs": "blemish.data.readers",
+    "read_training": "blemish.data.readers",
+}
+
+__all__ = [
+    "BlemishError",
+    "FitSettings",
+    "Inspector",
+    "Run",
+    "Verdict",
+    "evaluate",
+    "fit",
+    "load",
+    "read_globs",
+    "read_training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'blemish' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,334 @@
+"""The command line: thin. Results go to standard output, everything else to standard error.
+
+Nothing heavy is imported until a command needs it, so that every ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from blemish.run import Progress, Run
+
+app = typer.Typer(
+    name="blemish",
+    help="Finds and outlines what is wrong in a picture, having learned what right looks like.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+FAILED, REJECTED = 1, 3
+
+
+class Precision(StrEnum):
+    """How networks compute."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Resize(StrEnum):
+    """How images come to the network's size."""
+
+    stretch = "stretch"
+    crop = "crop"
+    opencv = "opencv"
+    letterbox = "letterbox"
+
+
+class Calibration(StrEnum):
+    """Where the threshold comes from."""
+
+    auto = "auto"
+    holdout = "holdout"
+    crossfit = "crossfit"
+    none = "none"
+
+
+class Resolution(StrEnum):
+    """Where pixel metrics are measured."""
+
+    input = "input"
+    original = "original"
+
+
+class FailOn(StrEnum):
+    """Which decision makes ``inspect`` exit with code 3."""
+
+    never = "never"
+    review = "review"
+    reject = "reject"
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads; default: all cores.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results only, no progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as one JSON object.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="How networks compute; auto says what it chose and why.")]
+Model = Annotated[Path, typer.Argument(help="A model file made by `blemish fit`.", show_default=False)]
+FalseReject = Annotated[
+    float | None, typer.Option(help="Share of good parts that may be rejected, such as 0.01; default: 1 % or 1/(n+1).")
+]
+Seed = Annotated[int, typer.Option(help="Everything random derives from it.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", help="Folder for the images and the page.")] = Path("demo-output"),
+    threads: Threads = None,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Everything once, offline, on real textures with painted defects. Example: blemish demo"""
+    from blemish.report.demo import run_demo
+
+    typer.echo(run_demo(output, _run(quiet, threads=threads, seed=seed)))
+
+
+@app.command()
+def fit(
+    data: Annotated[Path | None, typer.Argument(help="Layout folder, plain folder or CSV manifest.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The model file to write.")] = Path("model.blemish"),
+    method: Annotated[str | None, typer.Option("-m", "--method", help="See `blemish methods`.")] = None,
+    good: Annotated[list[str] | None, typer.Option(help="Pattern of good images, such as 'OK/*.png'.")] = None,
+    anomalous: Annotated[list[str] | None, typer.Option(help="Pattern of known-bad images.")] = None,
+    unlabelled: Annotated[
+        list[str] | None, typer.Option(help="Pattern of images that nobody has looked at.", show_default=False)
+    ] = None,
+    nobody_looked: Annotated[bool, typer.Option("--pile", help="DATA is a pile that nobody has looked at.")] = False,
+    backbone: Annotated[str, typer.Option(help="See `blemish backbones`.")] = "efficientnet_lite0",
+    weights: Annotated[str, typer.Option(help="pretrained, a file, or random (for tests).")] = "pretrained",
+    size: Annotated[int, typer.Option(help="Pixels of a side of what the network sees.")] = 256,
+    resize: Annotated[Resize, typer.Option(help="How images come to that size.")] = Resize.stretch,
+    calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = Calibration.auto,
+    false_reject: FalseReject = None,
+    option: Annotated[list[str] | None, typer.Option("--set", help="A method's own option, key=value.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A damaged training image is an error.")] = False,
+    without_backbone: Annotated[bool, typer.Option("--without-backbone", help="Leave its weights out.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: PrecisionOption = Precision.auto,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn what is normal and write one model file. Example: blemish fit parts/ -o parts.blemish"""
+    from blemish.data.readers import read_globs, read_training
+    from blemish.errors import ConfigError
+    from blemish.inspection.fitting import FitSettings
+    from blemish.inspection.fitting import fit as learn
+
+    patterns = good or anomalous or unlabelled
+    if (data is None) == (not patterns):
+        raise ConfigError("give either DATA or patterns: `blemish fit DATA` or `blemish fit --good 'OK/*.png'`")
+    training = read_training(data, nobody_looked) if data else read_globs(good or (), anomalous or (), unlabelled or ())
+    settings = FitSettings(
+        method=method,
+        options=_options(option or []),
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        resize=resize.value,
+        calibration=calibration.value,
+        false_reject=false_reject,
+        precision=precision.value,
+        strict=strict,
+    )
+    inspector = learn(training, settings, _run(quiet, device, threads, seed))
+    inspector.save(output, with_backbone=not without_backbone)
+    _result(inspector.info() | {"model": str(output)}, as_json, f"{output}: {inspector.calibration.sentence()}")
+
+
+@app.command()
+def inspect(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Images or folders of images.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("-o", help="Folder for overlays.")] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps, 32-bit TIFF.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for regions, one row each.")] = None,
+    fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = FailOn.never,
+    smallest_area: Annotated[int | None, typer.Option(help="Ignore regions of fewer original pixels.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: PrecisionOption = Precision.auto,
+    quiet: Quiet = False,
+) -> None:
+    """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
+    from blemish.inspection.delivery import deliver
+
+    inspector = _load(model, device, threads, precision, smallest_area)
+    decisions, unreadable = deliver(inspector, images, typer.echo, _progress(quiet), output, maps, csv)
+    bad = {"never": set(), "review": {"review", "reject"}, "reject": {"reject"}}[fail_on.value]
+    if unreadable:
+        raise typer.Exit(FAILED)
+    if bad & decisions:
+        raise typer.Exit(REJECTED)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Argument(help="A set with test images and, for pixel metrics, masks.")],
+    at: Annotated[Resolution, typer.Option(help="Where pixel metrics are measured.")] = Resolution.input,
+    per_image_pro: Annotated[bool, typer.Option("--per-image-pro", help="Also AU-PRO as the RD family does.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: PrecisionOption = Precision.auto,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on a test set. Example: blemish evaluate parts.blemish parts/ --json"""
+    from blemish.data.testset import open_test_set
+    from blemish.inspection.evaluation import as_text
+    from blemish.inspection.evaluation import evaluate as measure
+
+    inspector = _load(model, device, threads, precision)
+    found = measure(inspector, open_test_set(data), _run(quiet, device, threads), at.value, per_image_pro)
+    _result(found.as_dict(), as_json, as_text(found))
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    good: Annotated[list[Path], typer.Argument(help="Good images that the model did not learn from, or folders.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The calibrated model to write.", show_default=False)],
+    false_reject: FalseReject = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
+    from blemish.inspection.delivery import recalibrated
+
+    inspector = _load(model, device, threads, Precision.auto)
+    fresh = recalibrated(inspector, good, false_reject, _run(quiet, device, threads))
+    fresh.save(output)
+    _result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.calibration.sentence()}")
+
+
+@app.command()
+def info(model: Model, as_json: AsJson = False) -> None:
+    """What a model is: method, data, promise, sizes, digests. Example: blemish info parts.blemish"""
+    inspector = _load(model, "cpu", None, Precision.auto)
+    found = inspector.info()
+    _result(found, as_json, "\n".join(f"{key:18} {_plain(value)}" for key, value in found.items()))
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """The methods there are, one line each. Example: blemish methods"""
+    from blemish.registry import METHODS
+
+    _table({name: {"regime": e.regime, "idea": e.idea, "paper": e.paper} for name, e in METHODS.items()}, as_json)
+
+
+@app.command()
+def backbones(as_json: AsJson = False) -> None:
+    """The backbones there are, one line each. Example: blemish backbones"""
+    from blemish.backbones.catalogue import BACKBONES
+
+    rows = {name: {"weights": e.weights, "licence": e.licence, "note": e.note} for name, e in BACKBONES.items()}
+    _table(rows, as_json)
+
+
+@app.command()
+def datasets(as_json: AsJson = False) -> None:
+    """The data sets that Blemish knows, one line each. Example: blemish datasets"""
+    from blemish.data.demo import demo_datasets
+
+    _table(demo_datasets(), as_json)
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 1 failed for a stated reason, 2 wrong arguments, 3 a reject."""
+    from click.exceptions import Abort, ClickException
+
+    from blemish.errors import BlemishError
+
+    try:
+        code = app(standalone_mode=False)
+    except BlemishError as error:
+        _say(f"blemish: {error}")
+        code = FAILED
+    except ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, Abort):
+        _say("blemish: stopped; nothing half-written is left behind")
+        code = FAILED
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = FAILED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _load(model: Path, device: str, threads: int | None, precision: Precision, smallest_area: int | None = None) -> Any:
+    import dataclasses
+
+    from blemish.inspection.inspector import load
+    from blemish.run import set_threads
+
+    set_threads(threads)
+    inspector = load(model, device, precision.value)
+    return inspector if smallest_area is None else dataclasses.replace(inspector, smallest_area=smallest_area)
+
+
+def _run(quiet: bool, device: str = "auto", threads: int | None = None, seed: int = 0) -> Run:
+    from blemish.run import Run, choose_device, set_threads
+
+    set_threads(threads)
+    return Run(seed=seed, device=choose_device(device), progress=_progress(quiet))
+
+
+def _progress(quiet: bool) -> Progress:
+    from blemish.run import Bar, Lines, Silent
+
+    if quiet:
+        return Silent()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """``key=value`` pairs; a value is read as JSON where it is JSON, a comma makes a list, else it is text."""
+    from blemish.errors import ConfigError
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}: write it as key=value, such as --set fraction=0.1")
+        try:
+            options[key] = json.loads(f"[{value}]" if "," in value and value[:1] != "[" else value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
+
+
+def _result(found: dict[str, Any], as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(found) if as_json else text)
+
+
+def _table(rows: dict[str, dict[str, str]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    width = max(len(name) for name in rows)
+    for name, row in rows.items():
+        typer.echo(f"{name:{width}}  " + " | ".join(row.values()))
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{k} {_plain(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")

@@ -1,0 +1,283 @@
+"""From a folder to an inspector: regime from the labels, method from the regime, threshold from parts held out.
+
+No test image is opened here, and none could be: import-linter forbids this module the test sets.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blemish.backbones import FrozenTeacher, TimmBackbone, build_backbone
+from blemish.contract import Method, Regime, TrainingImages
+from blemish.data.loading import PreparedImages, fitted_scale
+from blemish.data.preparation import Family, Preparation
+from blemish.data.readers import read_training, shared_files, survey
+from blemish.data.samples import TrainingSet
+from blemish.data.splits import folds_by_group, split_by_group
+from blemish.errors import RegimeError
+from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
+from blemish.inspection.inspector import Inspector
+from blemish.registry import DEFAULT_METHOD, make_config, method_class, method_entry
+from blemish.run import PrecisionName, Run, choose_precision
+
+KNOWN_BAD = "known-bad"
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Everything that ``fit`` may be told; the defaults are what a newcomer should get.
+
+    Attributes:
+        method: a name of ``blemish methods``, or None for the regime's default.
+        options: the method's own options, by name.
+        backbone: a name of ``blemish backbones`` or any timm architecture.
+        weights: ``pretrained``, ``random`` (for tests only), or a file.
+        size: pixels of a side of what the network is given, or (height, width).
+        resize: how images come to that size.
+        crop: pixels of a side kept by ``resize="crop"``; None for 7/8 of the size.
+        calibration: ``auto``, ``holdout``, ``crossfit`` or ``none``.
+        false_reject: the share of good parts that may be rejected; None for the default.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        strict: a damaged training image is an error, not a note.
+    """
+
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    backbone: str = "efficientnet_lite0"
+    weights: str = "pretrained"
+    size: int | tuple[int, int] = 256
+    resize: Family = "stretch"
+    crop: int | None = None
+    calibration: Wanted = "auto"
+    false_reject: float | None = None
+    precision: PrecisionName = "auto"
+    strict: bool = False
+
+
+def fit(
+    data: str | Path | TrainingSet, settings: FitSettings | None = None, run: Run | None = None, **changes: Any
+) -> Inspector:
+    """Learn what is normal from a folder, a manifest or a ``TrainingSet``.
+
+    Args:
+        data: an MVTec-AD-layout folder, a plain folder of images, a CSV manifest, or a set read before.
+        settings: how; the defaults are meant to be right.
+        run: seed, device, progress. Silent on the CPU by default.
+        changes: single settings by name, for short calls: ``fit("parts/", method="patchcore", size=320)``.
+
+    Raises:
+        DataError: there are no images to learn from.
+        ConfigError: an unknown method, backbone, option or value.
+        CalibrationError: the good parts cannot support the false-reject rate asked for.
+        WeightsError: the backbone's weights are not on this machine.
+    """
+    settings = _changed(settings or FitSettings(), changes)
+    run = run or Run()
+    training = data if isinstance(data, TrainingSet) else read_training(Path(data))
+    name = settings.method or DEFAULT_METHOD[training.regime]
+    cls = method_class(name)
+    config = make_config(cls, settings.options)
+    _introduce(training, name, cls, run)
+    with run.clock.stage("images"):
+        images = _Prepared.of(training, settings, run)
+    how = plan(len(set(images.groups)), settings.calibration, settings.false_reject)
+    run.progress.note(f"calibration: {how.reason}")
+    backbone = build_backbone(settings.backbone, tuple(config.layers), settings.weights, run.seed)
+    backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
+    run.progress.note(f"precision: {backbone.precision.name} ({backbone.precision.reason})")
+    backbone.to(run.device)
+    make = partial(_learn, cls, config, backbone, images, training.regime)
+    inspector = partial(Inspector, name=name, preparation=images.preparation, provenance={})
+    if how.kind == "holdout":
+        kept, held = split_by_group(images.groups, how.held_out, run.seed)
+        method = make(kept, run)
+        calibration = _calibrate_held_out(inspector(method, calibration=uncalibrated()), images, held, settings, run)
+    else:
+        calibration = _calibrate_folds(make, inspector, images, how, settings, run)
+        method = make(range(len(images.normal)), run)
+    learned = len(images.groups) if how.kind != "holdout" else len(kept)
+    provenance = _provenance(training, images, learned, settings, backbone, run)
+    fitted = inspector(method, calibration=calibration, provenance=provenance)
+    run.progress.note(calibration.sentence())
+    _show_known_bad(fitted, images, run)
+    return fitted
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A training set, decoded and prepared."""
+
+    normal: PreparedImages
+    anomalous: PreparedImages | None
+    preparation: Preparation
+
+    @staticmethod
+    def of(training: TrainingSet, settings: FitSettings, run: Run) -> _Prepared:
+        scale = fitted_scale(training.samples)
+        preparation = Preparation(settings.resize, settings.size, settings.crop, scale)
+        load = partial(
+            PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress
+        )
+        normal = load(training.normal)
+        anomalous = load(training.anomalous) if training.anomalous else None
+        for path, reason in (*normal.skipped, *(anomalous.skipped if anomalous else ())):
+            run.progress.note(f"skipped {path}: {reason}")
+        return _Prepared(normal, anomalous, preparation)
+
+    @property
+    def groups(self) -> list[str]:
+        return [sample.group for sample in self.normal.samples]
+
+
+def _learn(
+    cls: type[Method],
+    config: Any,
+    backbone: TimmBackbone,
+    images: _Prepared,
+    regime: Regime,
+    indices: Sequence[int],
+    run: Run,
+) -> Method:
+    """A method learned from some of the normal images and, in the weak regime, all of the known-bad ones."""
+    method = cls(backbone, images.preparation.input_size, config).to(run.device)
+    normal = images.normal.subset(indices)
+    anomalous = images.anomalous or images.normal.subset(())
+    with run.clock.stage("fit"):
+        method.fit(TrainingImages(normal, anomalous, regime), FrozenTeacher(backbone), run)
+    return method.eval()
+
+
+def _calibrate_held_out(
+    inspector: Inspector, images: _Prepared, held: Sequence[int], settings: FitSettings, run: Run
+) -> Calibration:
+    with run.clock.stage("calibration"):
+        scores, peaks = inspector.scores(images.normal.subset(held), run, "scoring held-out images")
+    return calibrate(
+        "holdout",
+        scores,
+        [images.groups[i] for i in held],
+        peaks=peaks,
+        false_reject=settings.false_reject,
+        trusted=_looked_at(images, held),
+    )
+
+
+def _calibrate_folds(
+    make: Any, inspector: Any, images: _Prepared, how: Plan, settings: FitSettings, run: Run
+) -> Calibration:
+    """Scores of every image by a model that never saw its part."""
+    if how.kind == "none":
+        return uncalibrated()
+    scores = np.empty(len(images.normal))
+    peaks: NDArray[Any] | None = None
+    everything = range(len(images.normal))
+    for fold in run.progress.track(folds_by_group(images.groups, how.folds, run.seed), "cross-fitting"):
+        quiet = Run(run.seed, run.device, run.precision, clock=run.clock)
+        method = make(sorted(set(everything) - set(fold)), quiet)
+        with run.clock.stage("calibration"):
+            found, highest = inspector(method, calibration=uncalibrated()).scores(images.normal.subset(fold), quiet)
+        scores[fold] = found
+        if highest is not None:
+            peaks = np.empty(len(images.normal)) if peaks is None else peaks
+            peaks[fold] = highest
+    return calibrate(
+        "crossfit",
+        scores,
+        images.groups,
+        peaks=peaks,
+        false_reject=settings.false_reject,
+        trusted=_looked_at(images, everything),
+    )
+
+
+def _looked_at(images: _Prepared, indices: Sequence[int]) -> bool:
+    return all(images.normal.samples[i].label == "normal" for i in indices)
+
+
+def _introduce(training: TrainingSet, name: str, cls: type[Method], run: Run) -> None:
+    """Say what was found before work starts; refuse a method that cannot find the images it needs."""
+    run.progress.note(f"{training.name}: {training.summary()}")
+    for note in (*training.notes, *survey(training.samples)):
+        run.progress.note(f"note: {note}")
+    if training.root is not None:
+        for ours, theirs in shared_files(training, training.root):
+            run.progress.note(f"warning: {ours.name} in train is byte for byte {theirs.name} in test")
+    run.progress.note(f"method: {name}, because the set is {training.regime}")
+    if training.regime in cls.regimes:
+        return
+    if method_entry(name).regime != "clean":
+        raise RegimeError(
+            f"{name} learns from {method_entry(name).regime} sets, and this one is {training.regime}: "
+            f"use -m {DEFAULT_METHOD[training.regime]}"
+        )
+    if training.regime == "contaminated":
+        run.progress.note(f"warning: {name} takes every unlabelled image as good; -m softpatch expects bad ones")
+    if training.regime == "weak":
+        run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are only scored")
+
+
+def _show_known_bad(inspector: Inspector, images: _Prepared, run: Run) -> None:
+    if images.anomalous is None or inspector.calibration.kind == "none":
+        return
+    scores, _ = inspector.scores(images.anomalous, run, "scoring known-bad images")
+    rejected = sum(inspector.calibration.decide(float(score)) == "reject" for score in scores)
+    run.progress.note(f"of {len(scores)} known-bad images this model rejects {rejected}")
+
+
+def _provenance(
+    training: TrainingSet,
+    images: _Prepared,
+    learned: int,
+    settings: FitSettings,
+    backbone: TimmBackbone,
+    run: Run,
+) -> dict[str, Any]:
+    """What a model was made from and by: no paths, no clock times finer than a day."""
+    digest = hashlib.sha256("".join(sorted(images.normal.keys)).encode()).hexdigest()
+    return {
+        "data": training.name,
+        "regime": training.regime,
+        "images": len(images.normal),
+        "images_learned": learned,
+        "groups": len(set(images.groups)),
+        "data_digest": digest,
+        "weights_digest": backbone.digest,
+        "seed": run.seed,
+        "precision": backbone.precision.name,
+        "calibration_wanted": settings.calibration,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in run.clock.seconds.items()},
+        "versions": {name: _version(name) for name in ("blemish", "torch", "timm")},
+        "python": platform.python_version(),
+        "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _changed(settings: FitSettings, changes: Mapping[str, Any]) -> FitSettings:
+    import dataclasses
+
+    from blemish.errors import ConfigError
+    from blemish.registry import nearest_name
+
+    known = [entry.name for entry in dataclasses.fields(FitSettings)]
+    for change in changes:
+        if change not in known:
+            raise ConfigError(f"fit has no setting {change!r}: {nearest_name(change, known)}")
+    return dataclasses.replace(settings, **changes)

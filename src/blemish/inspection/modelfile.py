@@ -1,0 +1,88 @@
+"""One model, one file: safetensors with the description in its header and a digest over everything.
+
+safetensors notices a file cut short, not a flipped bit; the SHA-256 over description and tensors does. Nothing is ever
+unpickled. The file is written under a temporary name and renamed, so a reader sees a whole model or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from blemish.errors import ModelFileError, OutputError
+from blemish.run import written_atomically
+
+SCHEMA = 1
+"""Raised when an older reader could not read what a newer writer wrote."""
+
+
+def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write a model file, whole or not at all.
+
+    Args:
+        path: where to; the suffix is the caller's choice, ``.blemish`` by custom.
+        tensors: everything learned, by name.
+        description: everything else, JSON-able and free of machine paths.
+
+    Raises:
+        OutputError: the folder is read-only or the disk is full.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(description, sort_keys=True)
+    header = {
+        "format": "blemish",
+        "schema": str(SCHEMA),
+        "description": text,
+        "sha256": _digest(contiguous, text),
+    }
+    with written_atomically(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata=header)
+        except SafetensorError as error:
+            raise OutputError(f"{path} was not written: {error}") from error
+
+
+def read_model(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the description in a model file, verified to the last bit.
+
+    Raises:
+        ModelFileError: the file is missing, is not a model, is damaged, or was written by a newer version.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}: make one with `blemish fit DATA -o {path.name}`")
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            header = file.metadata() or {}
+            _check_header(path, header)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path} is not a whole model file ({error}): copy it again or fit anew") from error
+    if _digest(tensors, header["description"]) != header["sha256"]:
+        raise ModelFileError(f"{path} is damaged: its content does not match its digest. Copy it again or fit anew.")
+    return tensors, json.loads(header["description"])
+
+
+def _check_header(path: Path, header: Mapping[str, str]) -> None:
+    if header.get("format") != "blemish" or not {"schema", "description", "sha256"} <= header.keys():
+        raise ModelFileError(f"{path} is a safetensors file, but not a Blemish model")
+    if not header["schema"].isdigit() or int(header["schema"]) > SCHEMA:
+        raise ModelFileError(
+            f"{path} has file version {header['schema']}; this Blemish reads up to {SCHEMA}. Update Blemish."
+        )
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""What an inspector says of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blemish.inspection.regions import Region
+from blemish.inspection.render import Scale, overlay
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Decision = Literal["ok", "review", "reject"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One image, judged.
+
+    Attributes:
+        source: the file's name as given, or None for an image from memory.
+        score: raw, higher is more anomalous; comparable only within one model.
+        p_value: the share of good parts expected to score at least this high; None without calibration.
+        decision: ``reject`` if p <= the false-reject rate, ``review`` if p <= five times it, else ``ok``; None
+            without calibration.
+        regions: what lies above the pixel threshold, worst first, in pixels of the original image.
+        size: height and width of the original image.
+    """
+
+    source: str | None
+    score: float
+    p_value: float | None
+    decision: Decision | None
+    regions: tuple[Region, ...]
+    size: tuple[int, int]
+    scale: Scale | None = field(repr=False)
+    pixels: NDArray[np.uint8] = field(repr=False, compare=False)
+    make_heatmap: Callable[[], NDArray[np.float32] | None] = field(repr=False, compare=False)
+
+    @cached_property
+    def heatmap(self) -> NDArray[np.float32] | None:
+        """``h w`` anomaly map at the original size, or None for a method without maps. Made when first asked for."""
+        return self.make_heatmap()
+
+    def overlay(self, truth: NDArray[np.bool_] | None = None) -> Image:
+        """The image with everything above the pixel threshold coloured on the model's one fixed scale.
+
+        A good part stays as it is. Without a calibration there is no threshold, and the picture stays plain.
+        """
+        from PIL import Image as PillowImage
+
+        if self.heatmap is None or self.scale is None:
+            return PillowImage.fromarray(self.pixels)
+        return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: everything but the pictures."""
+        return {
+            "path": self.source,
+            "decision": self.decision,
+            "score": self.score,
+            "p_value": self.p_value,
+            "regions": [region.as_dict() for region in self.regions],
+            "width": self.size[1],
+            "height": self.size[0],
+        }
