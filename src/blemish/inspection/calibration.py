@@ -1,48 +1,52 @@
-"""Thresholds from good parts only: what to hold out, and the calibration that turns scores into decisions."""
+"""Thresholds from good parts only: what their scores say of a new score.
+
+The unit is the part. A part is rejected if any of its images is, so its score is the largest of theirs, ``n`` counts
+parts, and what is promised is the share of good *parts* rejected, when new parts come with as many images as those
+calibrated on. An image alone is rejected no more often than its part, so for images the bound holds too, with room.
+
+Two ways lead to scores of parts that a model did not learn from (never use its own training images: a memory bank
+knows them by heart, and their scores are nearly zero):
+
+- ``holdout``: some parts are kept away from learning and the final model scores them. New good parts and held-out ones
+  are then alike, and split conformal prediction gives a promise.
+- ``crossfit``: every part is scored by a model fitted without its fold, and the final model learns from all. It differs
+  from those that gave the scores, so this is an estimate. Models that learned from less score good parts higher as a
+  rule, which errs towards fewer rejects; but no theorem says so of the model that is kept. (Cross-conformal prediction
+  and CV+ ask every fold's model about a new image, and even they prove only twice the rate: Barber et al., Predictive
+  inference with the jackknife+, Annals of Statistics 2021.)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from blemish.errors import CalibrationError, ConfigError, ModelFileError
+from blemish.inspection import promises
+from blemish.inspection.planning import Plan, Wanted, plan
 from blemish.inspection.promises import Kind
 
-Wanted = Literal["auto", "holdout", "crossfit", "none"]
 Decision = Literal["ok", "review", "reject"]
 Scores = NDArray[np.float64]
 
+REVIEW = 5
+"""A part goes to a person where p is at most this many times the rate."""
 
-@dataclass(frozen=True)
-class Plan:
-    """How a set of good parts will be used.
-
-    Attributes:
-        kind: hold some out, cross-fit over all, or learn from all and calibrate nothing.
-        held_out: parts (groups) to keep from learning; 0 unless ``holdout``.
-        folds: 0 unless ``crossfit``; a part's images all fall into one fold.
-        rate: the false-reject rate that this will give; None for ``none``.
-        reason: why, for people.
-    """
-
-    kind: Kind
-    held_out: int
-    folds: int
-    rate: float | None
-    reason: str
-
-
-def plan(n_groups: int, wanted: Wanted = "auto", false_reject: float | None = None) -> Plan:
-    """How to calibrate on ``n_groups`` good parts.
-
-    Raises:
-        CalibrationError: the parts cannot support what was asked for; the message says how many could.
-        ConfigError: ``wanted`` or ``false_reject`` is not a valid value.
-    """
-    raise NotImplementedError
+__all__ = [
+    "Calibration",
+    "Decision",
+    "Plan",
+    "Wanted",
+    "calibrate",
+    "count_rejected",
+    "part_scores",
+    "plan",
+    "uncalibrated",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,29 +75,42 @@ class Calibration:
         return len(self.scores)
 
     @property
+    def rejects(self) -> int:
+        """How many of the ``n + 1`` gaps between the scores lie above the threshold; 0 without calibration."""
+        return 0 if self.rate is None else promises.allowed_rejects(self.rate, self.n)
+
+    @property
+    def reviews(self) -> int:
+        """The same for the review threshold, rejects included; may exceed ``n``: then nothing is simply ok."""
+        return 0 if self.rate is None else promises.allowed_rejects(REVIEW * self.rate, self.n)
+
+    @property
     def threshold(self) -> float | None:
         """Rejected are scores above it; None without calibration."""
-        raise NotImplementedError
+        return None if self.rate is None else _value_below_gaps(self.scores, self.rejects)
 
     @property
     def review_threshold(self) -> float | None:
         """For a person to look at are scores above it; -inf where five times the rate is everything."""
-        raise NotImplementedError
+        return None if self.rate is None else _value_below_gaps(self.scores, self.reviews)
 
     @property
     def pixel_threshold(self) -> float | None:
-        """Outlined are map values above it: the share of good parts that show any region is that of rejects."""
-        raise NotImplementedError
+        """Outlined are map values above it; None for a method without maps.
+
+        The same quantile, of the parts' largest map values: a good part shows any region as rarely as it is rejected.
+        """
+        return None if self.peaks is None else _value_below_gaps(self.peaks, self.rejects)
 
     @property
     def expected_false_reject(self) -> float | None:
         """The share of good parts rejected, on average over calibrations; None without calibration."""
-        raise NotImplementedError
+        return None if self.rate is None else promises.expected_rate(self.rejects, self.n)
 
     @property
     def false_reject_bound(self) -> float | None:
         """What the share stays below with 95 % confidence; None without calibration."""
-        raise NotImplementedError
+        return None if self.rate is None else promises.rate_bound(self.rejects, self.n)
 
     def p_value(self, score: float) -> float:
         """The share of good parts at least as strange, the new one counted among them, in (0, 1].
@@ -101,19 +118,33 @@ class Calibration:
         Raises:
             CalibrationError: there is no calibration.
         """
-        raise NotImplementedError
+        return self._at_least_as_strange(score) / (self.n + 1)
 
     def decide(self, score: float) -> Decision:
         """``reject`` if p <= rate, ``review`` if p <= 5 rate, else ``ok``. For a part, give its largest score.
 
+        A score that is not a number is rejected: nothing good is known to look like it.
+
         Raises:
             CalibrationError: there is no calibration; the message says how to make one.
         """
-        raise NotImplementedError
+        # Counts, not p-values, are compared: 1/121 as a float must not fall on the wrong side of itself.
+        strange = self._at_least_as_strange(score)
+        if strange <= self.rejects:
+            return "reject"
+        return "review" if strange <= self.reviews else "ok"
+
+    def _at_least_as_strange(self, score: float) -> int:
+        if self.rate is None:
+            raise CalibrationError(
+                "this model was not calibrated, so it gives scores but neither p-values nor decisions: "
+                "run `blemish calibrate MODEL GOOD_IMAGES -o MODEL` with good images that it did not learn from"
+            )
+        return 1 + self.n - int(np.searchsorted(self.scores, score, side="left"))
 
     def sentence(self) -> str:
         """The promise or estimate in plain words, with its bound and the number of parts it rests on."""
-        raise NotImplementedError
+        return promises.promise(self.kind, self.rejects, self.n, self.images, self.trusted)
 
     def with_rate(self, false_reject: float) -> Calibration:
         """The same scores at another false-reject rate: nothing is refitted, nothing scored.
@@ -122,15 +153,16 @@ class Calibration:
             CalibrationError: the scores cannot support the rate, or there are none.
             ConfigError: the rate is not between 0 and 1.
         """
-        raise NotImplementedError
+        return replace(self, rate=promises.settle_rate(false_reject, self.n))
 
     def to_tensors(self) -> dict[str, Scores]:
         """Arrays for the model file: ``scores`` and, for a method with maps, ``peaks``. Empty for ``none``."""
-        raise NotImplementedError
+        tensors = {} if self.rate is None else {"scores": self.scores.copy()}
+        return tensors if self.peaks is None else {**tensors, "peaks": self.peaks.copy()}
 
     def meta(self) -> dict[str, Any]:
         """The rest, for JSON: ``kind``, ``rate``, ``images``, ``trusted``."""
-        raise NotImplementedError
+        return {"kind": self.kind, "rate": self.rate, "images": self.images, "trusted": self.trusted}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, ArrayLike], meta: Mapping[str, Any]) -> Calibration:
@@ -139,7 +171,35 @@ class Calibration:
         Raises:
             ModelFileError: they do not fit together.
         """
-        raise NotImplementedError
+        if meta.get("kind") == "none":
+            return uncalibrated()
+        try:
+            scores = _ascending(tensors["scores"])
+            peaks = _ascending(tensors["peaks"]) if "peaks" in tensors else None
+            if meta["kind"] not in ("holdout", "crossfit") or (peaks is not None and len(peaks) != len(scores)):
+                raise CalibrationError("its kind is unknown, or its arrays differ in length")
+            rate = promises.settle_rate(float(meta["rate"]), len(scores))
+            return cls(meta["kind"], scores, rate, peaks, int(meta["images"]), bool(meta["trusted"]))
+        except (KeyError, TypeError, ValueError, ConfigError, CalibrationError) as error:
+            raise ModelFileError(
+                f"the model file's calibration is not whole ({error}): copy the file again or calibrate it anew"
+            ) from error
+
+
+def _value_below_gaps(values: Scores, gaps: int) -> float:
+    """The value with ``gaps - 1`` of ``values`` (ascending) behind it: what lies above it lies in the last gaps."""
+    return -float("inf") if gaps > len(values) else float(values[len(values) - gaps])
+
+
+def _ascending(values: ArrayLike) -> Scores:
+    ordered = np.sort(np.array(values, dtype=np.float64).reshape(-1))
+    if not np.isfinite(ordered).all():
+        raise CalibrationError(
+            f"{np.count_nonzero(~np.isfinite(ordered))} of {len(ordered)} calibration scores are not finite: "
+            "the model is broken, or its images are. Look at the images, then fit anew."
+        )
+    ordered.flags.writeable = False
+    return ordered
 
 
 def uncalibrated() -> Calibration:
@@ -163,7 +223,7 @@ def calibrate(
     Args:
         kind: whether the final model scored them, or models fitted without their fold.
         scores: one an image.
-        groups: the part that each image shows; None if each is a part of its own.
+        groups: the part that each image shows; None, for all or for one, makes an image a part of its own.
         peaks: the largest map value of each image, or None for a method without maps.
         false_reject: the share of good parts that may be rejected; None for the default.
         trusted: False if nobody has looked at the images.
@@ -172,14 +232,36 @@ def calibrate(
         CalibrationError: the parts are too few for the rate, or scores are not finite.
         ConfigError: the rate is not between 0 and 1.
     """
-    raise NotImplementedError
+    images = np.asarray(scores).size
+    if peaks is not None and np.asarray(peaks).size != images:
+        raise CalibrationError(f"{images} scores and {np.asarray(peaks).size} map maxima: one each an image is needed")
+    by_part = _ascending(part_scores(scores, groups))
+    peaks_by_part = None if peaks is None else _ascending(part_scores(peaks, groups))
+    return Calibration(kind, by_part, promises.settle_rate(false_reject, len(by_part)), peaks_by_part, images, trusted)
 
 
-def part_scores(scores: ArrayLike, groups: Sequence[Hashable] | None) -> Scores:
-    """One score a part, the largest of its images', in the order in which parts first appear."""
-    raise NotImplementedError
+def part_scores(scores: ArrayLike, groups: Sequence[Hashable] | None = None) -> Scores:
+    """One score a part, the largest of its images', in the order in which parts first appear.
+
+    Raises:
+        CalibrationError: there is not one group for each score.
+    """
+    values = np.array(scores, dtype=np.float64).reshape(-1)
+    if groups is None:
+        return values
+    if len(groups) != len(values):
+        raise CalibrationError(f"{len(values)} scores and {len(groups)} groups: one group a score is needed")
+    numbers: dict[tuple[bool, Hashable], int] = {}
+    part = [
+        numbers.setdefault((group is None, image if group is None else group), len(numbers))
+        for image, group in enumerate(groups)
+    ]
+    worst = np.full(len(numbers), -np.inf)
+    np.maximum.at(worst, part, values)
+    return worst
 
 
-def count_rejected(rejected: Sequence[bool], groups: Sequence[Hashable] | None) -> tuple[int, int]:
-    """Parts with any image rejected, and all parts: for ``binomial_interval``."""
-    raise NotImplementedError
+def count_rejected(rejected: ArrayLike, groups: Sequence[Hashable] | None = None) -> tuple[int, int]:
+    """Parts with any image rejected, and all parts; the difference is the parts that pass, escapes among bad ones."""
+    by_part = part_scores(np.asarray(rejected, dtype=bool), groups)
+    return int(np.count_nonzero(by_part)), len(by_part)
