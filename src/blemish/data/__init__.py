@@ -5,9 +5,10 @@ Importing this package does not import torch. What does is imported by its own n
 """
 
 from blemish.data.images import MAX_PIXELS, Raster, full_scale, read_image
-from blemish.data.readers import read_globs, read_training, shared_files, survey
+from blemish.data.readers import read_globs, read_training, shared_files
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
+from blemish.data.surveying import survey
 
 __all__ = [
     "MAX_PIXELS",

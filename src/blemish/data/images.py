@@ -1,21 +1,67 @@
-"""Reading one image, whatever its format, into RGB pixels of known depth."""
+"""Reading one image, whatever its format, into RGB pixels of known depth.
+
+What becomes of each kind of image:
+
+* grey and 1-bit images are replicated to three channels (a view: no memory is spent on it);
+* 16-bit grey keeps its depth. 16-bit *colour* does not: Pillow reads it as 8 bits a channel. A PGM whose maximum is
+  below 65535 comes spread over 16 bits, also Pillow's way;
+* float images (TIFF, numpy) must lie in [0, 1];
+* transparency is laid over black, so that hidden colours under transparent pixels never matter;
+* CMYK, YCbCr, LAB and palettes become RGB; a rotation noted by the camera (EXIF) is applied;
+* of several frames (GIF, TIFF) the first is read.
+"""
 
 from __future__ import annotations
 
+import io
+import threading
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from blemish.errors import ImageError
 
 MAX_PIXELS = 100_000_000
+"""No larger image is decoded: one part of 10,000 x 10,000 pixels. Checked on the header, before any memory is taken."""
+
+MIN_SIDE = 8
+"""Fewer pixels a side show nothing that could be judged."""
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pbm"}
+    | {".pnm", ".gif"}
+)
+"""File names that count as images when a folder is read; the content decides when one is opened."""
+
+_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "DIB", "WEBP", "PPM", "GIF")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Raster:
-    """RGB pixels ``h w 3`` (uint8, uint16 or float32 in [0, 1]); ``bits`` 8, 16 or 32."""
+    """One decoded image.
+
+    Attributes:
+        pixels: ``h w 3`` in RGB order; not to be written to. uint8, uint16, or float32 in [0, 1].
+        bits: 8, 16 or 32, for these three.
+        grey: the three channels are one and the same.
+    """
 
     pixels: npt.NDArray[Any]
     bits: int
@@ -27,11 +73,203 @@ class Raster:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself: ``size`` (height, width, after any EXIF rotation) and ``bits`` a channel."""
+
+    size: tuple[int, int]
+    bits: int
+
+
 def read_image(source: Path | str | bytes | Image.Image | npt.NDArray[Any]) -> Raster:
-    """The image as RGB pixels."""
-    raise NotImplementedError
+    """The image as RGB pixels.
+
+    Args:
+        source: a path, the bytes of an image file, a PIL image, or an array ``h w``, ``h w 1``, ``h w 3`` (RGB order)
+            or ``h w 4`` of bool, uint8, uint16 or float in [0, 1].
+
+    Raises:
+        ImageError: missing, damaged, cut short, not an image, under 8 pixels a side or above ``MAX_PIXELS``.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _decoded(source, "the given PIL image")
+    if isinstance(source, bytes):
+        return decode(source, "the given bytes")
+    return decode(read_bytes(Path(source)), str(source))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened: {error.strerror or error}.") from error
+
+
+def decode(content: bytes, name: str) -> Raster:
+    """The image whose file holds ``content``; ``name`` is how errors call it.
+
+    Raises:
+        ImageError: as for ``read_image``.
+    """
+    try:
+        with _PILLOW_QUIET, Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            return _decoded(image, name)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def read_header(path: Path) -> Header:
+    """Size and depth from the first bytes of a file: quick, and no proof that the rest can be decoded.
+
+    Raises:
+        ImageError: the header cannot be read.
+    """
+    try:
+        with _PILLOW_QUIET, Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+            # Asking a PNG without EXIF for it would decode the whole file; a TIFF's size is turned already.
+            if "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
+                width, height = height, width
+            return Header((height, width), _bits(image.mode))
+    except Exception as error:
+        raise _unreadable(str(path), error) from error
 
 
 def full_scale(rasters: Iterable[Raster]) -> int:
-    """The smallest 2^n - 1 (n from 8 to 16) not below the largest value of the 16-bit images; 255 without any."""
-    raise NotImplementedError
+    """The value that counts as white in 16-bit images: the smallest 2^n - 1 not below any of theirs, n from 8 to 16.
+
+    It is fixed when a model learns, because a scale chosen for each image would hide that one is too bright.
+    Without 16-bit images it is 255.
+    """
+    largest = max((int(raster.pixels.max()) for raster in rasters if raster.bits == 16), default=0)
+    return max(255, (1 << largest.bit_length()) - 1)
+
+
+def _decoded(image: Image.Image, name: str) -> Raster:
+    _check_size(image.height, image.width, name)
+    try:
+        image.load()
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        turned = image if turn is None else image.transpose(turn)
+        if _bits(image.mode) == 8:
+            return _eight_bit(turned)
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    return _raster(_checked(np.asarray(turned)[..., None], name))
+
+
+def _eight_bit(image: Image.Image) -> Raster:
+    grey = image.mode in ("1", "L", "LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (image.mode == "P" and "transparency" in image.info):
+        colours = _over_black(np.asarray(image.convert("RGBA")))
+        return _raster(colours[..., :1] if grey else colours)
+    return _raster(np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image.convert("RGB")))
+
+
+def _checked(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Pixels of more than 8 bits, ``h w c``, as uint16 or as float32 in [0, 1]."""
+    limit = 1 if values.dtype.kind == "f" else 65535
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= limit):
+        raise ImageError(
+            f"{name} holds values from {low} to {high}: {values.dtype} pixels must lie in 0 to {limit}. Scale them."
+        )
+    return values.astype(np.float32 if limit == 1 else np.uint16, copy=False)
+
+
+def _from_array(array: npt.NDArray[Any]) -> Raster:
+    name = f"the given array of shape {array.shape} and type {array.dtype}"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name} is not an image: h w, h w 1, h w 3 or h w 4 (channels last) is needed.")
+    _check_size(array.shape[0], array.shape[1], name)
+    values = array[..., None] if array.ndim == 2 else array
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(255)
+    elif values.dtype.kind == "f" or values.dtype == np.uint16:
+        values = _checked(values, name)
+    elif values.dtype != np.uint8:
+        raise ImageError(f"{name} is not an image: uint8, uint16, bool or float in [0, 1] is needed.")
+    return _raster(_over_black(values) if values.shape[2] == 4 else values)
+
+
+def _raster(values: npt.NDArray[Any]) -> Raster:
+    bits = {"uint8": 8, "uint16": 16, "float32": 32}[values.dtype.name]
+    return Raster(np.broadcast_to(values, (*values.shape[:2], 3)), bits, grey=values.shape[2] == 1)
+
+
+def _over_black(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``h w 4`` laid over black, rounded to the nearest integer where the type is one."""
+    colours, alpha = values[..., :3], values[..., 3:]
+    if values.dtype.kind == "f":
+        return np.ascontiguousarray(colours * alpha)
+    white = np.iinfo(values.dtype).max
+    if (alpha == white).all():
+        return np.ascontiguousarray(colours)
+    blended = (colours.astype(np.uint32) * alpha.astype(np.uint32) + white // 2) // white
+    return np.asarray(blended.astype(values.dtype))
+
+
+def _bits(mode: str) -> int:
+    return 16 if mode.startswith("I") else 32 if mode == "F" else 8
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are taken for one part: "
+            "cut it into tiles or shrink it first."
+        )
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(f"{name} has {width} x {height} pixels: at least {MIN_SIDE} a side are needed.")
+
+
+def _unreadable(name: str, error: Exception) -> ImageError:
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(f"{name} claims more than the {MAX_PIXELS:,} pixels that are taken for one part: shrink it.")
+    if isinstance(error, UnidentifiedImageError):
+        kinds = "PNG, JPEG, TIFF, BMP, WebP, PPM, PGM or GIF"
+        return ImageError(f"{name} is not an image that Blemish reads: {kinds} is needed.")
+    if isinstance(error, OSError) and error.errno is not None:
+        return ImageError(f"{name} cannot be opened: {error.strerror or error}.")
+    # Damaged files make Pillow raise nearly anything: struct.error, KeyError, OverflowError, SyntaxError ...
+    return ImageError(f"{name} is damaged: {error or type(error).__name__}. Copy or export it again.")
+
+
+class _PillowQuiet:
+    """Silences Pillow's own warnings while any thread is inside: what matters is raised as an error here.
+
+    ``warnings.catch_warnings`` is not safe across threads, so the first one in saves and the last one out restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            self._inside += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.__exit__(kind, error, trace)
+
+
+_PILLOW_QUIET = _PillowQuiet()

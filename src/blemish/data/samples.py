@@ -50,7 +50,7 @@ class TrainingSet:
 
     @property
     def regime(self) -> Regime:
-        """Read from the labels: weak with any known-bad image, else contaminated with any unlabelled one, else clean."""
+        """Weak with any known-bad image, else contaminated with any unlabelled one, else clean."""
         labels = {sample.label for sample in self.samples}
         if "anomalous" in labels:
             return "weak"

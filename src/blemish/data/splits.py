@@ -47,7 +47,7 @@ def folds_by_group(groups: Sequence[str], folds: int, seed: int) -> list[list[in
     shuffled = _shuffled_groups(groups, seed, "folds")
     if not 2 <= folds <= len(shuffled):
         raise DataError(
-            f"{len(shuffled)} groups cannot be split into {folds} folds: from 2 to as many folds as groups are possible."
+            f"{len(shuffled)} groups cannot be split into {folds} folds: choose from 2 folds to one a group."
         )
     images = Counter(groups)
     filled = [0] * folds
