@@ -12,8 +12,8 @@ knows them by heart, and their scores are nearly zero):
 - ``crossfit``: every part is scored by a model fitted without its fold, and the final model learns from all. It differs
   from those that gave the scores, so this is an estimate. Models that learned from less score good parts higher as a
   rule, which errs towards fewer rejects; but no theorem says so of the model that is kept. (Cross-conformal prediction
-  and CV+ ask every fold's model about a new image, and even they prove only twice the rate: Barber et al., Predictive
-  inference with the jackknife+, Annals of Statistics 2021.)
+  and CV+ ask every fold's model about a new image, and even they prove only about twice the rate: Barber et al.,
+  Predictive inference with the jackknife+, Annals of Statistics 2021.)
 """
 
 from __future__ import annotations
