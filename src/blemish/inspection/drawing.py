@@ -46,7 +46,7 @@ def _thickened(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 
 def draw_dashes(picture: NDArray[np.uint8], truth: NDArray[np.bool_], zoom: int, width: int) -> None:
-    """Draw light blue and black dashes along the boundary of ``truth`` on ``picture``, which is ``zoom`` times larger."""
+    """Draw light blue and black dashes along the boundary of ``truth`` on ``picture``, ``zoom`` times its size."""
     bottom, right = picture.shape[0] - 1, picture.shape[1] - 1
     marks = np.zeros((bottom + 1, right + 1), dtype=np.uint8)
     for polygon in trace(truth):

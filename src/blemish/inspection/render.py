@@ -27,6 +27,7 @@ __all__ = ["Scale", "contact_sheet", "data_uri", "fixed_scale", "legend", "overl
 
 PAPER: Colour = (250, 250, 250)
 INK: Colour = (30, 30, 30)
+MOUNT: Colour = (228, 228, 228)
 
 _TEXT = 13  # pixels
 _GAP = 10
@@ -63,7 +64,7 @@ def overlay(
         )
     marked = np.zeros(values.shape, dtype=bool) if truth is None else np.asarray(truth) > 0
     if marked.shape != values.shape:
-        raise DataError(f"a mask of shape {marked.shape} was given with a map of shape {values.shape}; they must be equal")
+        raise DataError(f"a mask of shape {marked.shape} was given with a map of shape {values.shape}; make them equal")
     if zoom < 1:
         raise ConfigError(f"zoom {zoom}: a whole number, 1 or more, is needed")
     picture = _magnified(blended(image, scale.layer(values)), zoom)
@@ -110,9 +111,11 @@ def legend(
         shown = [(scale.threshold, f"{scale.threshold:.4g}"), (scale.top, f"{scale.top:.4g} and above")]
     pixels = (end - start) / (scale.top - scale.threshold)
     labels = _stacked([(start + (value - scale.threshold) * pixels, text) for value, text in shown], width)
-    row, bar = round(1.4 * _TEXT), _GAP + round(1.4 * _TEXT) * len(lines)
+    row = round(1.4 * _TEXT)
+    bar = _GAP + row * len(lines) + 4
     keys = bar + depth + _GAP + row * (1 + max((level for *_, level in labels), default=0)) + _GAP
-    page = Image.new("RGB", (width, keys + row + _GAP), PAPER)
+    meanings = _meanings(truth)
+    page = Image.new("RGB", (width, keys + (row + 4) * len(meanings) + _GAP), PAPER)
     draw = ImageDraw.Draw(page)
     for index, line in enumerate(lines):
         draw.text((_GAP, _GAP + row * index), line, INK, font)
@@ -120,7 +123,9 @@ def legend(
     for at, left, text, level in labels:
         draw.line([(at, bar + depth), (at, bar + depth + 4 + row * level)], INK)
         draw.text((left, bar + depth + 5 + row * level), text, INK, font)
-    _keys(page, keys, truth)
+    for index, (swatch, text) in enumerate(meanings):
+        page.paste(Image.fromarray(swatch), (_GAP, keys + (row + 4) * index))
+        draw.text((_GAP + swatch.shape[1] + 6, keys + (row + 4) * index), text, INK, font)
     return page
 
 
@@ -146,19 +151,16 @@ def _stacked(ticks: Sequence[tuple[float, str]], width: int) -> list[tuple[int, 
     return placed
 
 
-def _keys(page: Image.Image, top: int, truth: bool) -> None:
-    """The line styles and their meanings, drawn by what draws them on pictures."""
-    swatch = np.full((_TEXT + 4, 3 * _TEXT, 3), 128, dtype=np.uint8)
-    mask = np.zeros(swatch.shape[:2], dtype=bool)
+def _meanings(truth: bool) -> list[tuple[NDArray[np.uint8], str]]:
+    """Samples of what stands on pictures, drawn by what draws it there, and what each means."""
+    plain = np.full((_TEXT + 4, 3 * _TEXT, 3), 128, dtype=np.uint8)
+    mask = np.zeros(plain.shape[:2], dtype=bool)
     mask[5:-5, 5:-5] = True
-    found, marked = swatch, swatch.copy()
+    found, marked = plain.copy(), plain.copy()
     draw_line_around(found, mask, 1)
     draw_dashes(marked, mask, 1, 1)
-    left, draw = _GAP, ImageDraw.Draw(page)
-    for picture, text in ((found, "found"), (marked, "marked by a person"))[: 1 + truth]:
-        page.paste(Image.fromarray(picture), (left, top))
-        draw.text((left + 3 * _TEXT + 6, top), text, INK, _font())
-        left += 3 * _TEXT + 6 + round(_font().getlength(text)) + 2 * _GAP
+    meanings = [(plain, "no colour: the map is not above the threshold"), (found, "found by the model")]
+    return [*meanings, (marked, "marked by a person")] if truth else meanings
 
 
 def contact_sheet(
@@ -190,6 +192,7 @@ def contact_sheet(
     for index, (picture, caption) in enumerate(tiles):
         left, top = _GAP + wide * (index % columns), head + deep * (index // columns)
         small = _fitted(picture, tile)
+        page.paste(MOUNT, (left, top, left + tile[0], top + tile[1]))
         page.paste(small, (left + (tile[0] - small.width) // 2, top + (tile[1] - small.height) // 2))
         for line, text in enumerate(caption.split("\n")):
             draw.text((left, top + tile[1] + 2 + row * line), _shortened(text, font, tile[0]), INK, font)
