@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from blemish.contract import Label
-from blemish.data.images import IMAGE_SUFFIXES
+from blemish.data.images import EXTENSIONS
 from blemish.data.loading import PreparedImages
 from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError, OutputError
@@ -79,8 +79,6 @@ def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float
     label: Label = "normal"
     samples = [Sample(path, label, str(path), "good") for path in find_images(good)]
     images = PreparedImages(samples, inspector.preparation, progress=run.progress)
-    for path, reason in images.skipped:
-        run.progress.note(f"skipped {path}: {reason}")
     return inspector.calibrated(images, [sample.group for sample in images.samples], run, false_reject)
 
 
@@ -93,7 +91,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
         else:
             found.append(path)
     if not found:

@@ -131,8 +131,6 @@ class _Prepared:
         )
         normal = load(training.normal)
         anomalous = load(training.anomalous) if training.anomalous else None
-        for path, reason in (*normal.skipped, *(anomalous.skipped if anomalous else ())):
-            run.progress.note(f"skipped {path}: {reason}")
         return _Prepared(normal, anomalous, preparation)
 
     @property

@@ -205,7 +205,7 @@ class Inspector:
             regions=regions,
             size=size,
             scale=self.scale,
-            pixels=raster.display(),
+            make_pixels=lambda: _on_screen(raster, self.preparation.full_scale),
             make_heatmap=(lambda: full) if full is not None else heatmap,
         )
 
@@ -252,6 +252,14 @@ def _assemble(
         provenance=description["provenance"],
         smallest_area=description["smallest_area"],
     )
+
+
+def _on_screen(raster: Raster, full_scale: int) -> NDArray[np.uint8]:
+    """Eight bits a channel: deeper images at the model's full scale."""
+    if raster.bits == 8:
+        return raster.pixels
+    top = 1.0 if raster.bits == 32 else full_scale
+    return (np.clip(raster.pixels / top, 0, 1) * 255).round().astype(np.uint8)
 
 
 def _name(source: Source) -> str | None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blemish.inspection.calibration import Decision
 from blemish.inspection.regions import Region
 from blemish.inspection.render import Scale, overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Decision = Literal["ok", "review", "reject"]
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -40,13 +38,18 @@ class Verdict:
     regions: tuple[Region, ...]
     size: tuple[int, int]
     scale: Scale | None = field(repr=False)
-    pixels: NDArray[np.uint8] = field(repr=False, compare=False)
+    make_pixels: Callable[[], NDArray[np.uint8]] = field(repr=False, compare=False)
     make_heatmap: Callable[[], NDArray[np.float32] | None] = field(repr=False, compare=False)
 
     @cached_property
     def heatmap(self) -> NDArray[np.float32] | None:
         """``h w`` anomaly map at the original size, or None for a method without maps. Made when first asked for."""
         return self.make_heatmap()
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """``h w 3``, the image itself as a screen shows it."""
+        return self.make_pixels()
 
     def overlay(self, truth: NDArray[np.bool_] | None = None) -> Image:
         """The image with everything above the pixel threshold coloured on the model's one fixed scale.
