@@ -24,7 +24,8 @@ from blemish.backbones.network import (
     timm_name,
     unfilled_network,
 )
-from blemish.backbones.weights import digest_of, find_weights, select_tensors
+from blemish.backbones.tensors import digest_of, select_tensors
+from blemish.backbones.weights import find_weights
 from blemish.contract import Backbone, Level, rounded
 from blemish.errors import ModelFileError, WeightsError
 from blemish.run import Precision, choose_precision
@@ -69,6 +70,9 @@ class TimmBackbone(Backbone):
         name, levels, digest, source, mean, std, dense: as in ``BackboneSpec``.
         stages: of ``levels``.
     """
+
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(self, network: nn.Module, spec: BackboneSpec, precision: Precision | None = None) -> None:
         super().__init__()
@@ -220,10 +224,10 @@ def _parse(spec: Mapping[str, Any]) -> BackboneSpec:
     fields = {key: value for key, value in spec.items() if key != "stages"}
     try:
         fields["levels"] = tuple(Level(**level) for level in fields["levels"])
-        for key in ("places", "mean", "std"):
-            fields[key] = tuple(fields[key])
+        fields["places"] = tuple(fields["places"])
+        fields["mean"], fields["std"] = _rgb(fields["mean"]), _rgb(fields["std"])
         return BackboneSpec(**fields)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"the model file does not describe its backbone as this version does ({error}): fit the model again, "
             "or load it with the version of Blemish that wrote it"
@@ -240,7 +244,12 @@ def _facts(name: str, network: nn.Module, features: Sequence[Feature]) -> tuple[
     config = get_pretrained_cfg(timm_name(name))
     if config is None:  # an architecture that timm publishes no weights for
         return IMAGENET_MEAN, IMAGENET_STD, _probed(network, (224, 224))
-    return config.mean, config.std, _probed(network, config.input_size[-2:])
+    return _rgb(config.mean), _rgb(config.std), _probed(network, config.input_size[-2:])
+
+
+def _rgb(values: Sequence[float]) -> Rgb:
+    red, green, blue = values
+    return red, green, blue
 
 
 def _probed(network: nn.Module, size: Sequence[int]) -> list[bool]:

@@ -31,4 +31,5 @@ class FrozenTeacher:
     def _compute(self, images: Tensor) -> list[Tensor]:
         device = next(self.backbone.parameters()).device
         with torch.no_grad():
-            return self.backbone(images.to(device))
+            maps: list[Tensor] = self.backbone(images.to(device))
+        return maps
