@@ -20,8 +20,8 @@ from blemish.errors import ConfigError
 from blemish.inspection.regions import checked_map
 
 _ANCHORS = (
-    *((52, 18, 155), (122, 20, 190), (178, 30, 170), (220, 60, 125)),
-    *((245, 110, 75), (253, 170, 50), (250, 235, 60)),
+    *((40, 15, 130), (110, 35, 185), (175, 40, 165), (220, 65, 125)),
+    *((245, 112, 75), (253, 172, 50), (250, 235, 60)),
 )
 _FAINTEST, _STRONGEST = 0.45, 0.70  # the defect must stay visible under its colour
 _STEPS = 256

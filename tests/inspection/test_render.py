@@ -1,0 +1,293 @@
+"""Pictures: what must not change does not, one value has one colour, and every eye sees the same order."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blemish.errors import ConfigError, DataError, OutputError
+from blemish.inspection.drawing import CASING, LINE, TRUTH
+from blemish.inspection.regions import find_regions
+from blemish.inspection.render import (
+    Scale,
+    contact_sheet,
+    data_uri,
+    fixed_scale,
+    legend,
+    overlay,
+    png_bytes,
+    save_heatmap,
+)
+from blemish.inspection.scale import RAMP
+
+SCALE = Scale(1.0, 3.0)
+
+
+def picture(shape=(40, 50), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def bump(shape=(40, 50), place=(20, 30), radius=8.0, height=2.5):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    distance = np.hypot(y - place[0], x - place[1])
+    return (height * np.maximum(0, 1 - distance / (2 * radius))).astype(np.float32)
+
+
+def test_a_good_part_is_left_as_it_is():
+    image = picture()
+    heatmap = np.full(image.shape[:2], 1.0, np.float32)  # everywhere at the threshold, nowhere above
+    assert (np.asarray(overlay(image, heatmap, SCALE, find_regions(heatmap, 1.0))) == image).all()
+
+
+def test_only_pixels_above_the_threshold_change():
+    image, heatmap = picture(), bump()
+    before = image.copy()
+    drawn = np.asarray(overlay(image, heatmap, SCALE))
+    changed = (drawn != image).any(axis=2)
+    assert not changed[heatmap <= 1].any() and changed[heatmap > 1].mean() > 0.99
+    assert (image == before).all()
+
+
+def test_a_value_has_one_colour_on_every_map():
+    wild = np.random.default_rng(1).normal(0, 50, (7, 9)).astype(np.float32)
+    calm = np.full((3, 4), 0.2, np.float32)
+    wild[2, 2] = calm[1, 1] = 1.7
+    assert SCALE.layer(wild)[2, 2].tolist() == SCALE.layer(calm)[1, 1].tolist()
+    assert SCALE.layer(calm)[1, 1, 3] > 0
+
+
+def test_the_blend_is_the_stated_one():
+    image, heatmap = picture(), bump()
+    layer = SCALE.layer(heatmap).astype(float)
+    share = layer[..., 3:] / 255
+    expected = share * layer[..., :3] + (1 - share) * image
+    assert np.abs(np.asarray(overlay(image, heatmap, SCALE)) - expected).max() <= 0.5 + 1e-4
+
+
+def test_the_scale_runs_from_the_threshold_to_its_top():
+    layer = SCALE.layer(np.array([[1.0, 1.0001, 2.0, 2.9999, 3.0, 99.0]], np.float32))[0]
+    assert layer[0].tolist() == [0, 0, 0, 0]
+    assert layer[1].tolist() == RAMP[0].tolist()
+    assert layer[2].tolist() == RAMP[128].tolist()
+    assert layer[3].tolist() == layer[4].tolist() == layer[5].tolist() == RAMP[255].tolist()
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf")), (1e9, 1e9 + 1)])
+def test_a_scale_without_a_range_is_refused(ends):
+    with pytest.raises(ConfigError, match="fixed_scale"):
+        Scale(*ends)
+
+
+def test_the_top_follows_from_the_usual_good_part():
+    assert fixed_scale(5.0, [1.0, 4.0, 2.0]) == Scale(5.0, 11.0)  # the median is 2
+    assert fixed_scale(-5.0, [-8.0]) == Scale(-5.0, 1.0)
+
+
+@pytest.mark.parametrize(("threshold", "maxima"), [(4.0, []), (4.0, [4.0, 4.0]), (4.0, [9.0]), (0.0, []), (0.0, [0.0])])
+def test_a_scale_exists_where_good_parts_say_nothing(threshold, maxima):
+    scale = fixed_scale(threshold, maxima)
+    assert scale.top == threshold + (abs(threshold) / 2 or 1.0)
+
+
+def test_unusable_good_maxima_are_refused():
+    with pytest.raises(ConfigError, match="calibrate"):
+        fixed_scale(1.0, [0.5, float("nan")])
+
+
+@pytest.mark.parametrize("zoom", [1, 3])
+def test_lines_lie_outside_of_what_they_surround(zoom):
+    image, heatmap = np.full((40, 50, 3), 128, np.uint8), bump()
+    inside = (heatmap > 1).repeat(zoom, 0).repeat(zoom, 1)
+    plain = np.asarray(overlay(image, heatmap, SCALE, zoom=zoom))
+    lined = np.asarray(overlay(image, heatmap, SCALE, find_regions(heatmap, 1.0), zoom=zoom))
+    assert lined.shape == (40 * zoom, 50 * zoom, 3)
+    assert (lined[inside] == plain[inside]).all()
+    # One pixel of white, then one of black, around the region, and nothing beyond.
+    ring = np.zeros((4, *inside.shape), bool)
+    ring[0] = inside
+    for width in (1, 2, 3):
+        previous = np.pad(ring[width - 1], 1)
+        for dy in (0, 1, 2):
+            for dx in (0, 1, 2):
+                ring[width] |= previous[dy : dy + inside.shape[0], dx : dx + inside.shape[1]]
+    assert (lined[ring[1] & ~inside] == LINE).all()
+    assert (lined[ring[2] & ~ring[1]] == CASING).all()
+    assert (lined[~ring[2]] == 128).all()
+
+
+def test_small_regions_are_coloured_but_not_lined():
+    heatmap = bump()
+    heatmap[2, 2] = 2.0
+    image = np.full((40, 50, 3), 128, np.uint8)
+    drawn = np.asarray(overlay(image, heatmap, SCALE, find_regions(heatmap, 1.0, smallest_area=5)))
+    assert (drawn[2, 2] != 128).any() and (drawn[1, 1:4] == 128).all()
+
+
+def test_the_truth_is_dashed_along_its_boundary():
+    image, heatmap = np.full((60, 60, 3), 128, np.uint8), np.zeros((60, 60), np.float32)
+    truth = np.zeros((60, 60), bool)
+    truth[10:60, 10:60] = True  # up to the image's edge
+    drawn = np.asarray(overlay(image, heatmap, SCALE, truth=truth))
+    blue, black = (drawn == TRUTH).all(axis=2), (drawn == CASING).all(axis=2)
+    changed = (drawn != image).any(axis=2)
+    assert (changed == (blue | black)).all()
+    assert 0.4 < blue.sum() / changed.sum() < 0.6
+    assert not changed[13:56, 13:56].any() and not changed[:8].any() and not changed[:, :8].any()
+    assert changed[9:11, 12:56].any(axis=0).all() and changed[58:, 12:56].any(axis=0).all()
+
+
+def test_wrong_sizes_are_refused():
+    heatmap = np.zeros((4, 5), np.float32)
+    with pytest.raises(DataError, match=r"\(4, 6, 3\)"):
+        overlay(np.zeros((4, 6, 3), np.uint8), heatmap, SCALE)
+    with pytest.raises(DataError, match="float64"):
+        overlay(np.zeros((4, 5, 3)), heatmap, SCALE)
+    with pytest.raises(DataError, match="mask"):
+        overlay(np.zeros((4, 5, 3), np.uint8), heatmap, SCALE, truth=np.ones((5, 4)))
+    with pytest.raises(DataError, match="not finite"):
+        overlay(np.zeros((4, 5, 3), np.uint8), np.full((4, 5), np.nan), SCALE)
+    with pytest.raises(ConfigError, match="zoom"):
+        overlay(np.zeros((4, 5, 3), np.uint8), heatmap, SCALE, zoom=0)
+
+
+# Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency" (2009),
+# severity 1.0; they act on linear RGB.
+EYES = {
+    "usual": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+
+
+def cielab(colours, eye):
+    """CIELAB (D65) of sRGB 0..255 as that eye sees them."""
+    srgb = np.asarray(colours, float) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ EYES[eye].T, 0, 1)
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    ratio = seen @ matrix.T / np.array([0.9505, 1.0, 1.089])
+    bent = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
+    return np.stack(
+        [116 * bent[..., 1] - 16, 500 * (bent[..., 0] - bent[..., 1]), 200 * (bent[..., 1] - bent[..., 2])], axis=-1
+    )
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_every_eye_sees_the_ramp_grow_lighter_in_steps_it_can_tell_apart(eye):
+    steps = cielab(RAMP[np.linspace(0, 255, 9).round().astype(int), :3], eye)
+    assert (np.diff(steps[:, 0]) > 0).all()
+    assert steps[-1, 0] - steps[0, 0] > 50
+    # Twice the just noticeable difference of 2.3 for neighbours, and six times it two steps on.
+    assert np.linalg.norm(np.diff(steps, axis=0), axis=1).min() > 4.6
+    assert np.linalg.norm(steps[2:] - steps[:-2], axis=1).min() > 13.8
+
+
+@pytest.mark.parametrize("eye", EYES)
+@pytest.mark.parametrize("part", [(60, 60, 60), (200, 200, 200), (130, 85, 50), (150, 50, 40)])
+def test_every_colour_shows_on_grey_and_on_brown(eye, part):
+    image = np.broadcast_to(np.array(part, np.uint8), (1, 256, 3)).copy()
+    heatmap = np.linspace(1.001, 3, 256, dtype=np.float32)[None]
+    drawn = np.asarray(overlay(image, heatmap, SCALE))
+    difference = np.linalg.norm(cielab(drawn, eye) - cielab(image, eye), axis=-1)
+    assert difference.min() > 7  # three just noticeable differences, for the worst colour on the worst part
+
+
+def test_the_legend_explains_what_the_pictures_show():
+    sentence = "Coloured where the map exceeds 1; on average 1 good part in 121 does so, and 1 in 41 at the very most."
+    page = legend(SCALE, sentence)
+    assert page.width == 480
+    pixels = np.asarray(page).reshape(-1, 3)
+    assert (pixels == TRUTH).all(axis=1).sum() == 0
+    explained = legend(SCALE, sentence, truth=True)
+    assert (np.asarray(explained) == TRUTH).all(axis=2).any() and explained.height > page.height
+    assert legend(SCALE, sentence, width=240).height > page.height  # the sentence needs more lines
+
+
+def test_ticks_beyond_the_scale_are_left_out_and_crowded_ones_stacked():
+    one = legend(SCALE, "x", [(2.0, "1 in 100 good parts")])
+    with_strangers = legend(SCALE, "x", [(0.5, "below"), (2.0, "1 in 100 good parts"), (3.5, "beyond")])
+    assert one.tobytes() == with_strangers.tobytes()
+    crowd = legend(SCALE, "x", [(2.0 + 0.01 * i, "1 in 100 good parts") for i in range(4)])
+    apart = legend(SCALE, "x", [(1.4, "1 in 100"), (2.0, "1 in 200"), (2.8, "1 in 400")])
+    assert apart.size == one.size and crowd.height > one.height
+
+
+def tiles(count, size=(30, 20)):
+    return [(Image.new("RGB", size, (10 * i, 200, 0)), f"number {i}") for i in range(count)]
+
+
+def test_a_contact_sheet_has_the_rows_it_needs():
+    row = contact_sheet(tiles(3), columns=3, tile=(100, 80))
+    assert contact_sheet(tiles(3), columns=9, tile=(100, 80)).size == row.size
+    two = contact_sheet(tiles(4), columns=3, tile=(100, 80))
+    assert two.width == row.width == 3 * 110 + 10
+    three = contact_sheet(tiles(7), columns=3, tile=(100, 80))
+    assert three.height - two.height == two.height - row.height > 80
+    assert contact_sheet(tiles(3), columns=3, tile=(100, 80), title="Suspects").height > row.height
+    longer = [(image, text + "\nsecond line") for image, text in tiles(3)]
+    assert contact_sheet(longer, columns=3, tile=(100, 80)).height > row.height
+
+
+def test_a_contact_sheet_shows_every_picture_whole():
+    sheet = np.asarray(contact_sheet(tiles(4, size=(30, 20)), columns=2, tile=(100, 80)))
+    for i in range(4):
+        # 30 x 20 fits three times into 100 x 80.
+        assert (sheet == (10 * i, 200, 0)).all(axis=2).sum() == 90 * 60
+    large = np.asarray(contact_sheet(tiles(1, size=(400, 100)), tile=(100, 80)))
+    assert (large == (0, 200, 0)).all(axis=2).sum() == 100 * 25
+
+
+def test_long_captions_lose_their_middle_only():
+    plain = [(Image.new("L", (5, 5)), "x" * 400), (Image.new("1", (5, 5)), "")]
+    sheet = np.asarray(contact_sheet(plain, columns=2, tile=(100, 80)))
+    second_column = sheet[92:, 10 + 110 :]
+    assert sheet.shape[1] == 230 and (second_column == second_column[0, 0]).all()
+
+
+def test_an_empty_contact_sheet_is_a_page_and_senseless_ones_are_refused():
+    assert contact_sheet([], title="No suspects").height > 10
+    with pytest.raises(ConfigError, match="at least 1"):
+        contact_sheet(tiles(1), columns=0)
+    with pytest.raises(ConfigError, match="at least 1"):
+        contact_sheet(tiles(1), tile=(0, 10))
+
+
+def test_png_and_data_address_hold_the_picture():
+    image = Image.fromarray(picture())
+    again = Image.open(io.BytesIO(png_bytes(image)))
+    assert again.format == "PNG" and again.tobytes() == image.tobytes()
+    head, body = data_uri(image).split(",")
+    assert head == "data:image/png;base64" and base64.b64decode(body) == png_bytes(image)
+
+
+@pytest.mark.parametrize("name", ["map.tif", "map.TIFF", "new/map.npy"])
+def test_a_map_is_written_to_the_bit(tmp_path, name):
+    heatmap = np.random.default_rng(5).normal(size=(7, 11)).astype(np.float32)
+    save_heatmap(tmp_path / name, heatmap)
+    path = tmp_path / name
+    again = np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
+    assert again.dtype == np.float32 and again.tobytes() == heatmap.tobytes()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_map_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(ConfigError, match=r"\.tif, \.tiff or \.npy"):
+        save_heatmap(tmp_path / "map.png", np.zeros((2, 2)))
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OutputError, match=r"map\.npy was not written"):
+        save_heatmap(tmp_path / "file" / "map.npy", np.zeros((2, 2)))
+    (tmp_path / "map.npy").mkdir()
+    with pytest.raises(OutputError, match=r"map\.npy was not written"):
+        save_heatmap(tmp_path / "map.npy", np.zeros((2, 2)))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "map.npy"]
