@@ -1,0 +1,1 @@
+"""One paper a file, readable alone; methods never import each other."""

@@ -1,0 +1,103 @@
+"""Patch vectors: what a backbone sees around each cell of its finest feature map.
+
+The released PatchCore unfolds every neighbourhood to ``channels * 9`` numbers, interpolates coarse stages, and only
+then shortens each vector by adaptive average pooling, twice. Pooling works on channels and offsets, interpolation on
+positions, so they commute: here each stage is pooled on its own grid, by one grouped convolution that does the
+unfolding and both poolings, and is interpolated afterwards. The result is the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PatchVectors(nn.Module):
+    """Feature maps, finest first, to patch vectors ``b y x d`` on the grid of the finest.
+
+    Attributes:
+        width: ``d``, the size of a patch vector.
+    """
+
+    def __init__(self, channels: Sequence[int], patch_size: int, stage_width: int, width: int, inflate: bool) -> None:
+        """Build the pooling.
+
+        Args:
+            channels: of each stage.
+            patch_size: cells a side of the neighbourhood: odd. Cells outside the map count as zeros.
+            stage_width: numbers that each stage is pooled to, before the stages are joined.
+            width: numbers that a patch vector is pooled to at the end.
+            inflate: pool adaptively even where the stages together have fewer than ``width`` channels, which repeats
+                entries. Without it such stages keep their channels, averaged over the neighbourhood.
+        """
+        super().__init__()
+        self.pooling = nn.ModuleList()
+        self.final_width: int | None = None
+        if sum(channels) < width and not inflate:
+            self.pooling.extend(_NeighbourhoodMean(patch_size) for _ in channels)
+            self.width = sum(channels)
+            return
+        self.width = width
+        ratio, rest = divmod(len(channels) * stage_width, width)
+        joined = rest == 0 and stage_width % ratio == 0
+        if not joined:  # the last pooling straddles two stages, so it has to wait until they are joined
+            ratio, self.final_width = 1, width
+        self.pooling.extend(_AdaptivePooling(c, patch_size, stage_width, ratio) for c in channels)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Patch vectors ``b y x d`` of feature maps ``b c y x``, finest first."""
+        grid = features[0].shape[-2:]
+        stages = []
+        for pool, stage in zip(self.pooling, features, strict=True):
+            pooled = pool(stage)
+            if pooled.shape[-2:] != grid:
+                pooled = F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)
+            stages.append(pooled)
+        vectors = torch.cat(stages, dim=1).permute(0, 2, 3, 1)
+        if self.final_width is not None:
+            joined = F.adaptive_avg_pool1d(vectors.flatten(1, 2), self.final_width)
+            vectors = joined.reshape(len(vectors), *grid, self.final_width)
+        return vectors.contiguous()
+
+
+class _NeighbourhoodMean(nn.Module):
+    def __init__(self, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.avg_pool2d(features, self.patch_size, stride=1, padding=self.patch_size // 2)
+
+
+class _AdaptivePooling(nn.Module):
+    """Unfold, pool adaptively to ``stage_width``, then average every ``ratio`` entries: one grouped convolution."""
+
+    kernel: Tensor
+
+    def __init__(self, channels: int, patch_size: int, stage_width: int, ratio: int) -> None:
+        super().__init__()
+        # Windows never cross the border between two groups: with g groups, entry i * length / g is a whole number.
+        self.groups = gcd(channels, stage_width // ratio)
+        entries = channels // self.groups * patch_size**2
+        windows = _adaptive_windows(entries, stage_width // self.groups)
+        windows = windows.view(-1, ratio, entries).mean(dim=1)
+        kernel = windows.view(len(windows), -1, patch_size, patch_size).repeat(self.groups, 1, 1, 1)
+        self.register_buffer("kernel", kernel.float(), persistent=False)
+        self.padding = patch_size // 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.conv2d(features, self.kernel, padding=self.padding, groups=self.groups)
+
+
+def _adaptive_windows(entries: int, outputs: int) -> Tensor:
+    """``outputs entries``: the averages of adaptive pooling, from floor(i * e / o) up to ceil((i + 1) * e / o)."""
+    matrix = torch.zeros(outputs, entries, dtype=torch.float64)
+    for output in range(outputs):
+        first = output * entries // outputs
+        behind = -(-(output + 1) * entries // outputs)
+        matrix[output, first:behind] = 1 / (behind - first)
+    return matrix

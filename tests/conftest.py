@@ -1,0 +1,98 @@
+"""What every area's tests may use: a tiny seeded backbone, images made on the spot, a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blemish.contract import Backbone, Batch, Level, rounded
+
+
+class TinyBackbone(Backbone):
+    """Two to four convolutions with fixed random weights: features that cost nothing and still see texture."""
+
+    def __init__(self, layers: Sequence[int] = (2, 3), width: int = 8, signed: bool = True, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.signed = signed
+        self.convolutions = nn.ModuleList()
+        levels = []
+        for order, stage in enumerate(layers):
+            level = Level(stage=stage, channels=width * 2**order, stride=2 ** (stage + 1), signed=signed)
+            convolution = nn.Conv2d(3, level.channels, 3, stride=2, padding=1)
+            for weights in convolution.parameters():
+                weights.data.normal_(std=0.5, generator=generator)
+            self.convolutions.append(convolution)
+            levels.append(level)
+        self.levels = tuple(levels)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = []
+        for level, convolution in zip(self.levels, self.convolutions):
+            pooled = F.avg_pool2d(images - 0.5, level.stride // 2, ceil_mode=True, count_include_pad=False)
+            found = convolution(pooled)
+            features.append(rounded(found if self.signed else found.relu()))
+        return features
+
+
+class TinyImages:
+    """Images of one woven texture, each with its own noise: implements ``blemish.contract.Images``."""
+
+    def __init__(self, count: int, size: tuple[int, int] = (64, 64), seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.arange(size[0])[:, None] * 0.4
+        columns = torch.arange(size[1])[None] * 0.3
+        weave = 0.5 + 0.2 * torch.sin(rows) * torch.cos(columns)
+        noise = 0.05 * torch.randn(count, 3, *size, generator=generator)
+        self.images = (weave + noise).clamp(0, 1)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        chosen = list(indices)
+        return Batch(self.images[chosen], tuple(f"{self.seed}/{i}" for i in chosen))
+
+
+@pytest.fixture
+def tiny_backbone() -> Callable[..., TinyBackbone]:
+    """``tiny_backbone(layers=(2, 3), width=8, signed=True, seed=0)``: width doubles with each layer."""
+    return TinyBackbone
+
+
+@pytest.fixture
+def tiny_images() -> Callable[..., TinyImages]:
+    """``tiny_images(count, size=(64, 64), seed=0)``; the pixels are in ``.images``."""
+    return TinyImages
+
+
+@pytest.fixture
+def tiny_teacher() -> Callable[[Backbone], Callable[[Batch | Tensor], list[Tensor]]]:
+    """``tiny_teacher(backbone)`` computes features, as ``blemish.contract.Teacher`` does."""
+
+    def teacher_of(backbone: Backbone) -> Callable[[Batch | Tensor], list[Tensor]]:
+        def teach(given: Batch | Tensor) -> list[Tensor]:
+            with torch.no_grad():
+                return backbone(given.images if isinstance(given, Batch) else given)
+
+        return teach
+
+    return teacher_of
+
+
+@pytest.fixture
+def planted() -> Callable[[Tensor], Tensor]:
+    """``planted(images)``: copies with a dark blot at rows 20 to 32 and columns 28 to 40."""
+
+    def plant(images: Tensor) -> Tensor:
+        images = images.clone()
+        images[:, :, 20:32, 28:40] = 0.0
+        return images
+
+    return plant

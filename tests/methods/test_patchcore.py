@@ -1,0 +1,234 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
+from scipy.ndimage import gaussian_filter
+
+from blemish.contract import TrainingImages
+from blemish.errors import ConfigError, RegimeError
+from blemish.methods import patchcore
+from blemish.methods.patchcore import PatchCore, PatchCoreConfig
+from blemish.run import Run
+
+
+@pytest.fixture
+def fitted(tiny_backbone, tiny_images, tiny_teacher):
+    """``fitted(count, size, seed, layers, **settings)``: a PatchCore that has seen ``count`` tiny images."""
+
+    def fit(count=6, size=(64, 64), seed=0, layers=(2, 3), run=None, **settings):
+        backbone = tiny_backbone(layers)
+        method = PatchCore(backbone, size, PatchCoreConfig(layers=layers, **settings)).eval()
+        images = tiny_images(count, size)
+        method.fit(TrainingImages(images, tiny_images(0, size), "clean"), tiny_teacher(backbone), run or Run(seed=seed))
+        return method
+
+    return fit
+
+
+def patch_vectors(backbone, images):
+    """3x3 means with zeros counted, the deeper stage interpolated, joined: ``b cells d`` in float64 NumPy."""
+    shallow, deep = backbone(images)
+    shallow, deep = (F.avg_pool2d(stage.double(), 3, 1, 1) for stage in (shallow, deep))
+    deep = F.interpolate(deep, size=shallow.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.cat([shallow, deep], dim=1).flatten(2).transpose(1, 2).numpy()
+
+
+def remembered(method):
+    return (method.memory.points + method.memory.centre).double().numpy()
+
+
+def test_memory_is_unprojected_training_vectors_a_fraction_rounded_down(fitted, tiny_backbone, tiny_images):
+    method = fitted(count=6, fraction=0.05, projection_dim=4)
+    vectors = patch_vectors(tiny_backbone(), tiny_images(6).images).reshape(-1, 24)
+    kept = remembered(method)
+    assert kept.shape == (int(6 * 64 * 0.05), 24)
+    gaps = ((kept[:, None] - vectors[None]) ** 2).sum(axis=2)
+    assert gaps.min(axis=1).max() < 1e-9
+    assert len(set(gaps.argmin(axis=1))) == len(kept)
+
+
+def test_coreset_is_the_greedy_rule_on_the_projected_vectors(fitted, tiny_backbone, tiny_images):
+    run = Run(seed=3)
+    method = fitted(count=4, fraction=0.1, projection_dim=8, run=run)
+    vectors = patch_vectors(tiny_backbone(), tiny_images(4).images).reshape(-1, 24)
+    bound = 24**-0.5
+    matrix = torch.empty(24, 8).uniform_(-bound, bound, generator=run.generator("projection"))
+    short = vectors @ matrix.double().numpy()
+    drawn = torch.randperm(len(short), generator=run.generator("starting points"))[:10].numpy()
+    distances = np.linalg.norm(short[:, None] - short[None, drawn], axis=2).mean(axis=1)
+    picks = []
+    for _ in range(25):
+        picks.append(int(distances.argmax()))
+        distances = np.minimum(distances, np.linalg.norm(short - short[picks[-1]], axis=1))
+    np.testing.assert_allclose(remembered(method), vectors[picks], atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_score_and_map_are_as_defined(fitted, tiny_backbone, tiny_images, planted, k):
+    method = fitted(neighbours=k, fraction=0.1)
+    images = planted(tiny_images(2, seed=9).images)
+    vectors = patch_vectors(tiny_backbone(), images)
+    squared = ((vectors[:, :, None] - remembered(method)[None, None]) ** 2).sum(axis=3)
+    scores = np.sort(squared, axis=2)[:, :, :k].mean(axis=2)
+    prediction = method(images)
+    np.testing.assert_allclose(prediction.score.numpy(), scores.max(axis=1), rtol=1e-4)
+    coarse = torch.from_numpy(scores).view(2, 1, 8, 8)
+    large = F.interpolate(coarse, size=(64, 64), mode="bilinear", align_corners=False)[:, 0].numpy()
+    expected = np.stack([gaussian_filter(m, 4.0) for m in large])
+    np.testing.assert_allclose(prediction.map.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_planted_defect_scores_higher_and_lights_up_where_it_is(fitted, tiny_images, planted):
+    method = fitted(count=8, fraction=0.2)
+    good = tiny_images(4, seed=7).images
+    clean, bad = method(good), method(planted(good))
+    assert bad.score.min() > 2 * clean.score.max()
+    for heat in bad.map:
+        row, column = divmod(int(heat.argmax()), 64)
+        assert 16 <= row <= 36 and 24 <= column <= 44
+
+
+def test_reweighting_by_hand(fitted, tiny_backbone, tiny_images, planted):
+    plain, weighted = fitted(fraction=0.1), fitted(fraction=0.1, reweight=5)
+    images = planted(tiny_images(3, seed=4).images)
+    memory = remembered(plain)
+    expected = []
+    for vectors in patch_vectors(tiny_backbone(), images):
+        distances = np.linalg.norm(vectors[:, None] - memory[None], axis=2)
+        worst = distances.min(axis=1).argmax()
+        matched = memory[distances[worst].argmin()]
+        around = memory[np.linalg.norm(memory - matched, axis=1).argsort()[:5]]
+        rooted = np.exp(np.linalg.norm(vectors[worst] - around, axis=1))
+        expected.append((1 - rooted[0] / rooted.sum()) * distances[worst].min())
+    np.testing.assert_allclose(weighted(images).score.numpy(), expected, rtol=1e-4)
+    torch.testing.assert_close(weighted(images).map, plain(images).map)
+
+
+def test_reweighting_with_a_memory_of_one_leaves_the_score(fitted, tiny_images):
+    images = tiny_images(2, seed=3).images
+    plain, weighted = fitted(fraction=1e-6), fitted(fraction=1e-6, reweight=9)
+    assert len(plain.memory) == 1
+    torch.testing.assert_close(weighted(images).score, plain(images).score.sqrt())
+
+
+def test_same_seed_same_bits_another_seed_another_memory(fitted):
+    first, again, other = (fitted(seed=s, fraction=0.1, projection_dim=8).state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["memory.points"], other["memory.points"])
+
+
+def test_batches_change_nothing(fitted, tiny_images, monkeypatch):
+    method = fitted(count=10, fraction=0.05)
+    images = tiny_images(5, seed=2).images
+    together = method(images)
+    alone = [method(image[None]) for image in images]
+    torch.testing.assert_close(torch.cat([p.score for p in alone]), together.score)
+    torch.testing.assert_close(torch.cat([p.map for p in alone]), together.map)
+    monkeypatch.setattr(patchcore, "BATCH", 3)
+    torch.testing.assert_close(fitted(count=10, fraction=0.05).memory.points, method.memory.points)
+
+
+def test_restored_from_its_state_it_judges_the_same(fitted, tiny_backbone, tiny_images):
+    method = fitted(fraction=0.07)
+    images = tiny_images(2, seed=5).images
+    fresh = PatchCore(tiny_backbone(seed=1), (64, 64), method.config).eval()
+    fresh.restore(method.state_dict())
+    assert torch.equal(fresh(images).score, method(images).score)
+    assert torch.equal(fresh(images).map, method(images).map)
+
+
+@pytest.mark.parametrize("size", [(48, 96), (50, 70), (96, 33)])
+def test_sizes_that_are_not_square_or_not_a_multiple_of_the_stride(fitted, tiny_images, size):
+    prediction = fitted(count=3, size=size, fraction=0.1)(tiny_images(2, size, seed=1).images)
+    assert prediction.map.shape == (2, *size) and prediction.score.shape == (2,)
+    assert prediction.map.isfinite().all() and (prediction.map >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layers": (1, 2, 3)}, {"dims": "paper"}, {"coreset_start": "exact"}, {"patch_size": 5}]
+)
+def test_options_still_find_the_defect(fitted, tiny_images, planted, settings):
+    method = fitted(fraction=0.05, pretrain_dim=32, target_dim=48, **settings)
+    good = tiny_images(2, seed=8).images
+    assert method(planted(good)).score.min() > method(good).score.max()
+
+
+def test_wide_stages_are_pooled_to_the_target_and_narrow_ones_are_not(tiny_backbone):
+    wide = PatchCore(tiny_backbone(width=512), (32, 32), PatchCoreConfig())
+    narrow = PatchCore(tiny_backbone(width=40), (32, 32), PatchCoreConfig())
+    forced = PatchCore(tiny_backbone(width=40), (32, 32), PatchCoreConfig(dims="paper"))
+    assert [m.patches.width for m in (wide, narrow, forced)] == [1024, 120, 1024]
+
+
+def test_identical_images_are_remembered_once(tiny_backbone, tiny_images, tiny_teacher):
+    one = tiny_images(1)
+    many = tiny_images(5)
+    many.images = one.images.repeat(5, 1, 1, 1)
+    backbone = tiny_backbone()
+    method = PatchCore(backbone, (64, 64), PatchCoreConfig(fraction=1.0)).eval()
+    method.fit(TrainingImages(many, tiny_images(0), "clean"), tiny_teacher(backbone), Run())
+    assert 50 < len(method.memory) <= 64
+    assert float(method(one.images).score) < 1e-4
+
+
+def test_nothing_to_learn_from_and_nothing_learned_are_said(tiny_backbone, tiny_images, tiny_teacher):
+    backbone = tiny_backbone()
+    method = PatchCore(backbone, (64, 64), PatchCoreConfig())
+    with pytest.raises(RegimeError, match="good images"):
+        method.fit(TrainingImages(tiny_images(0), tiny_images(3), "weak"), tiny_teacher(backbone), Run())
+    with pytest.raises(ConfigError, match="call fit or restore"):
+        method(tiny_images(1).images)
+
+
+def test_stopping_passes_through_and_leaves_the_memory_empty(fitted, tiny_backbone, tiny_images, tiny_teacher):
+    class Stopped:
+        def track(self, items, title, total=None):
+            for done, item in enumerate(items):
+                if "choosing" in title and done == 3:
+                    raise KeyboardInterrupt
+                yield item
+
+        def note(self, text):
+            raise AssertionError(text)
+
+    backbone = tiny_backbone()
+    method = PatchCore(backbone, (64, 64), PatchCoreConfig(fraction=0.5))
+    with pytest.raises(KeyboardInterrupt):
+        method.fit(
+            TrainingImages(tiny_images(3), tiny_images(0), "clean"), tiny_teacher(backbone), Run(progress=Stopped())
+        )
+    assert len(method.memory) == 0
+
+
+def test_progress_is_reported_for_both_stages_with_totals(fitted):
+    seen = []
+
+    class Watching:
+        def track(self, items, title, total=None):
+            total = total if total is not None else len(items)
+            yielded = list(items)
+            seen.append((total, len(yielded)))
+            yield from yielded
+
+        def note(self, text):
+            seen.append(text)
+
+    fitted(count=10, fraction=0.1, run=Run(progress=Watching()))
+    assert seen == [(2, 2), (64, 64)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"fraction": 0.0}, {"fraction": 1.5}, {"layers": []}, {"patch_size": 2}, {"neighbours": 0}, {"sigma": -1}],
+)
+def test_settings_out_of_bounds_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        TypeAdapter(PatchCoreConfig).validate_python(wrong)
+
+
+def test_settings_survive_validation():
+    config = TypeAdapter(PatchCoreConfig).validate_python({"layers": [1, 2, 3], "fraction": 0.25})
+    assert config == dataclasses.replace(PatchCoreConfig(), layers=(1, 2, 3), fraction=0.25)

@@ -1,0 +1,132 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from blemish.errors import ConfigError
+from blemish.ops.coreset import farthest_first, first_distances, random_projection, size_of_coreset
+
+
+def points_of(n, m, seed=0):
+    return torch.randn(n, m, generator=torch.Generator().manual_seed(seed))
+
+
+def literal(points, count, first, weights=None):
+    """The greedy rule in float64, one pick at a time; also the covering radius after each pick."""
+    points = np.asarray(points, dtype=np.float64)
+    distances = np.sqrt(np.asarray(first, dtype=np.float64))
+    weights = np.ones(len(points)) if weights is None else np.asarray(weights, dtype=np.float64)
+    picks = []
+    for _ in range(count):
+        best = int(distances.argmax())
+        if distances[best] == 0:
+            break
+        picks.append(best)
+        distances = np.minimum(distances, weights * np.linalg.norm(points - points[best], axis=1))
+        distances[best] = 0
+    return picks
+
+
+def starts(points, start="approximate", seed=1):
+    return first_distances(points, start, 10, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("start", ["approximate", "exact"])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_picks_are_those_of_the_literal_rule(start, offset):
+    points = points_of(800, 24) + offset
+    first = starts(points, start)
+    assert list(farthest_first(points, 300, first)) == literal(points, 300, first)
+
+
+@pytest.mark.parametrize("block", [1, 2, 37, 500])
+def test_the_size_of_a_block_does_not_matter(block):
+    points = points_of(500, 12)
+    first = starts(points)
+    assert list(farthest_first(points, 120, first, block=block)) == literal(points, 120, first)
+
+
+def test_clustered_points_in_chunks_cover_as_well_as_the_literal_rule(monkeypatch):
+    monkeypatch.setattr("blemish.ops.coreset.ROWS", 100)
+    centres = points_of(30, 16, seed=2) * 5
+    points = centres.repeat(20, 1) + 0.05 * points_of(600, 16, seed=3)
+    first = starts(points)
+    found = list(farthest_first(points, 60, first, block=64))
+    assert found == literal(points, 60, first)
+    assert len({p % 30 for p in found[:31]}) == 30  # every cluster is visited before any is refined
+
+
+def test_the_lowest_index_is_taken_among_equals():
+    corners = torch.eye(40) * 4  # every two are equally far apart
+    assert list(farthest_first(corners, 12, torch.full((40,), 7.0), block=8)) == list(range(12))
+
+
+def test_duplicates_end_the_picks_early():
+    distinct = points_of(25, 10) * 3 + 1
+    points = distinct.repeat(8, 1)
+    picks = list(farthest_first(points, 100, starts(points)))
+    assert sorted(p % 25 for p in picks) == list(range(25))
+
+
+def test_equal_points_give_one_pick_or_none():
+    points = torch.ones(50, 4)
+    assert list(farthest_first(points, 5, torch.ones(50))) == [0]
+    assert list(farthest_first(points, 5, starts(points))) == []
+
+
+def test_approximate_start_is_the_mean_distance_to_random_points():
+    points = points_of(60, 7)
+    found = first_distances(points, "approximate", 10, torch.Generator().manual_seed(9))
+    drawn = torch.randperm(60, generator=torch.Generator().manual_seed(9))[:10]
+    means = [np.mean([np.linalg.norm(p - q) for q in points[drawn].numpy()]) for p in points.numpy()]
+    np.testing.assert_allclose(found.sqrt().numpy(), means, rtol=1e-5)
+
+
+def test_exact_start_is_the_norm_of_each_row_of_all_distances():
+    points = points_of(90, 5) + 3
+    rows = np.linalg.norm(points[:, None].numpy() - points[None].numpy(), axis=2)
+    found = first_distances(points, "exact", 10, torch.Generator())
+    np.testing.assert_allclose(found.sqrt().numpy(), np.linalg.norm(rows, axis=1), rtol=1e-5)
+
+
+def test_weights_multiply_distances_and_zero_excludes_all_but_a_first_pick():
+    points = points_of(300, 8)
+    weights = torch.rand(300, generator=torch.Generator().manual_seed(4))
+    weights[::3] = 0
+    first = starts(points)
+    found = list(farthest_first(points, 80, first, weights))
+    assert found == literal(points, 80, first, weights)
+    assert all(p % 3 for p in found[1:])
+
+
+def test_fewer_distances_than_points_are_refused():
+    with pytest.raises(ConfigError, match="20 points"):
+        next(farthest_first(points_of(20, 3), 2, torch.ones(19)))
+
+
+def test_picks_come_one_by_one_so_that_work_can_be_stopped():
+    points = points_of(200, 6)
+    first = starts(points)
+    assert list(islice(farthest_first(points, 200, first, block=16), 5)) == literal(points, 5, first)
+
+
+@pytest.mark.parametrize(("points", "fraction", "kept"), [(1000, 0.1, 100), (999, 0.1, 99), (30, 0.01, 1), (5, 1, 5)])
+def test_size_is_rounded_down_and_at_least_one(points, fraction, kept):
+    assert size_of_coreset(points, fraction) == kept
+
+
+def test_projection_is_a_fresh_linear_layers_weights():
+    matrix = random_projection(400, 128, torch.Generator().manual_seed(0))
+    assert matrix.shape == (400, 128)
+    assert float(matrix.abs().max()) <= 1 / 20
+    assert float(matrix.var()) == pytest.approx(1 / 400 / 3, rel=0.02)  # uniform in +-1/sqrt(d)
+    assert random_projection(128, 128, torch.Generator()) is None
+
+
+def test_the_callers_distances_are_left_alone():
+    points = points_of(100, 4)
+    first = starts(points)
+    before = first.clone()
+    list(farthest_first(points, 30, first))
+    assert torch.equal(first, before)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from blemish.ops import neighbours
+from blemish.ops.neighbours import Neighbours
+
+
+def points_of(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def brute_force(queries, points, k):
+    found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points.double().numpy())
+    distances, indices = found.kneighbors(queries.double().numpy())
+    return distances**2, indices
+
+
+@pytest.mark.parametrize("product", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 3, 9])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_equals_brute_force_in_float64(product, k, offset):
+    points, queries = points_of(700, 48) + offset, points_of(90, 48, seed=1) + offset
+    distances, indices = Neighbours(points)(queries, k, product)
+    expected, expected_indices = brute_force(queries, points, k)
+    assert (indices.numpy() == expected_indices).all()
+    np.testing.assert_allclose(distances.numpy(), expected, rtol=1e-5 if offset == 0 else 2e-4)
+
+
+@pytest.mark.parametrize("product", [torch.float32, torch.bfloat16])
+def test_crowds_that_the_product_cannot_tell_apart_are_measured_directly(product):
+    # 400 points within 1e-4 of each other, 100 away from the others: far below the rounding of either product
+    crowd = 100 + 1e-4 * points_of(400, 16)
+    points = torch.cat([crowd, points_of(300, 16, seed=1)])
+    queries = crowd[::7] + 1e-5 * points_of(58, 16, seed=2)
+    expected, _ = brute_force(queries, points, 2)
+    distances, indices = Neighbours(points)(queries, 2, product)
+    chosen = ((queries[:, None].double() - points[indices].double()) ** 2).sum(dim=2)
+    # vectors near 100 have a spacing of 7.6e-6, so what centring rounds is about a tenth of these distances
+    np.testing.assert_allclose(chosen.numpy(), expected, rtol=0.05, atol=1e-9)
+    np.testing.assert_allclose(distances.numpy(), expected, rtol=0.3, atol=2e-9)
+
+
+def test_duplicates_of_the_nearest_do_not_hide_it():
+    points = torch.cat([points_of(50, 8), points_of(1, 8, seed=5).repeat(300, 1)])
+    queries = points_of(1, 8, seed=5) + 0.01 * points_of(20, 8, seed=6)
+    distances, _ = Neighbours(points)(queries, 3)
+    np.testing.assert_allclose(distances.numpy(), brute_force(queries, points, 3)[0], rtol=1e-4)
+
+
+def test_the_check_is_what_makes_coarse_products_right():
+    points, queries = points_of(3000, 12), points_of(200, 12, seed=1)
+    memory = Neighbours(points)
+    by_product = memory._partial(queries - memory.centre, torch.bfloat16).argmin(dim=1)
+    expected = brute_force(queries, points, 1)[1][:, 0]
+    assert (by_product.numpy() != expected).any()  # bf16 alone is wrong here
+    assert (memory(queries, 1, torch.bfloat16)[1][:, 0].numpy() == expected).all()
+
+
+def test_portions_and_queries_alone_give_the_same(monkeypatch):
+    points, queries = points_of(200, 20), points_of(33, 20, seed=1)
+    memory = Neighbours(points)
+    together = memory(queries, 2)
+    monkeypatch.setattr(neighbours, "PRODUCT_BYTES", 4 * 200 * 5)
+    in_portions = memory(queries, 2)
+    torch.testing.assert_close(together[0], in_portions[0])
+    assert torch.equal(together[1], in_portions[1])
+    assert torch.equal(memory(queries[7:8], 2)[1], together[1][7:8])
+
+
+def test_all_points_where_there_are_fewer_than_asked_for():
+    distances, indices = Neighbours(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))(torch.tensor([[3.0, 3.0]]), k=5)
+    assert indices.tolist() == [[1, 0]]
+    torch.testing.assert_close(distances, torch.tensor([[1.0, 18.0]]))
+
+
+def test_a_query_that_is_a_point_is_at_zero():
+    points = points_of(64, 32) + 50
+    distances, indices = Neighbours(points)(points)
+    assert float(distances.max()) == 0.0
+    assert indices[:, 0].tolist() == list(range(64))
