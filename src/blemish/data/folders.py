@@ -15,7 +15,7 @@ _MANY = 10
 
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:
-    """Sorts as people count: ``2.png`` before ``10.png``. The name itself breaks ties, so the order is always the same."""
+    """Sorts as people count: ``2.png`` before ``10.png``. Ties are broken by the name itself."""
     name = path.as_posix()
     # Splitting at digits alternates text and number, so that equal places always compare alike.
     parts: list[str | int] = [

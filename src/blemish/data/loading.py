@@ -1,49 +1,204 @@
-"""Prepared training images: decoded once, in parallel, kept in memory within a budget."""
+"""Prepared training images: decoded once, in parallel, and kept in memory as far as a budget reaches.
+
+Every file is decoded when the set is built, because a damaged one has to be named before learning starts, not in its
+middle; what fits the budget stays, so that later epochs decode nothing. What does not fit is decoded again, in parallel
+within each batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from blemish.contract import Batch
-from blemish.data.preparation import Preparation
+from blemish.data.images import Raster, decode, full_scale, read_bytes, read_header
+from blemish.data.preparation import Preparation, stacked
 from blemish.data.samples import Sample
-from blemish.run import Progress
+from blemish.errors import DataError, ImageError
+from blemish.run import Progress, Silent
 
 BUDGET = 2 * 1024**3
+"""Bytes of prepared pixels kept: some 11,000 colour images of 256 px, or three times as many grey ones."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """One image: ``h w c`` as ``Preparation.resized`` gave it, its key, and the size it had."""
+
+    pixels: npt.NDArray[Any]
+    key: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What stays of one image: its pixels are None beyond the budget."""
+
+    sample: Sample
+    pixels: npt.NDArray[Any] | None
+    key: str
+    size: tuple[int, int]
 
 
 class PreparedImages:
-    """Implements ``contract.Images`` over files."""
+    """Training images at the network's input size, by index: implements ``contract.Images`` over files.
 
-    samples: tuple[Sample, ...]
-    skipped: tuple[tuple[Path, str], ...]
-    sizes: tuple[tuple[int, int], ...]
+    Args:
+        samples: which images; their order is kept.
+        preparation: how they are brought to the input size.
+        workers: threads that decode; as many as this process may use cores, unless given.
+        strict: fail on the first file that cannot be read, instead of skipping it.
+        progress: told of the decoding, and of each skipped file.
+        budget: bytes of prepared pixels to keep in memory.
+
+    Raises:
+        ImageError: ``strict``, and a file cannot be read.
+        DataError: no file can be read.
+    """
 
     def __init__(
         self,
         samples: Sequence[Sample],
         preparation: Preparation,
+        *,
         workers: int | None = None,
         strict: bool = False,
         progress: Progress | None = None,
         budget: int = BUDGET,
     ) -> None:
-        raise NotImplementedError
+        self.preparation = preparation
+        self._workers = workers if workers is not None else usable_cores()
+        kept: list[_Kept] = []
+        skipped: list[tuple[Path, str]] = []
+        progress = progress or Silent()
+        # Closed at once when a file or the user stops it, so that the rest is not decoded for nothing.
+        with contextlib.closing(_in_parallel(self._attempt, samples, self._workers)) as found:
+            for sample, got in zip(samples, progress.track(found, "decoding", total=len(samples))):
+                if isinstance(got, _Prepared):
+                    fits = got.pixels.nbytes <= budget
+                    # The first that does not fit ends the keeping: which images are kept is then easy to tell.
+                    budget = budget - got.pixels.nbytes if fits else 0
+                    kept.append(_Kept(sample, got.pixels if fits else None, got.key, got.size))
+                elif strict:
+                    raise got
+                else:
+                    skipped.append((sample.path, str(got)))
+                    progress.note(f"skipped: {got}")
+        if not kept:
+            reason = f": {skipped[0][1]}" if skipped else "."
+            raise DataError(f"none of the {len(samples)} images can be used{reason}")
+        self._kept = tuple(kept)
+        self.skipped = tuple(skipped)
 
     def __len__(self) -> int:
-        """How many images there are."""
-        raise NotImplementedError
+        """How many images there are, skipped ones left out."""
+        return len(self._kept)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """What is known of each image, skipped ones left out."""
+        return tuple(kept.sample for kept in self._kept)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The key of each image: a digest of its content and preparation."""
+        return tuple(kept.key for kept in self._kept)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each image before it was prepared."""
+        return tuple(kept.size for kept in self._kept)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The images at ``indices``, in that order."""
-        raise NotImplementedError
+        """The images at ``indices``, in that order.
+
+        Raises:
+            DataError: a file beyond the budget has vanished or changed since the set was built.
+        """
+        chosen = [self._kept[index] for index in indices]
+        missing = list(dict.fromkeys(kept for kept in chosen if kept.pixels is None))
+        read = dict(zip(missing, _in_parallel(self._again, missing, self._workers)))
+        pixels = [kept.pixels if kept.pixels is not None else read[kept] for kept in chosen]
+        return Batch(stacked(pixels), tuple(kept.key for kept in chosen))
 
     def subset(self, indices: Sequence[int]) -> PreparedImages:
-        """Some of the images, sharing the memory."""
-        raise NotImplementedError
+        """The images at ``indices`` as a set of their own, sharing the memory: for holding out and cross-fitting."""
+        part = copy.copy(self)
+        part._kept = tuple(self._kept[index] for index in indices)
+        part.skipped = ()
+        return part
+
+    def _attempt(self, sample: Sample) -> _Prepared | ImageError:
+        try:
+            return self._prepared(sample.path)
+        except ImageError as error:
+            return error
+
+    def _prepared(self, path: Path) -> _Prepared:
+        content = read_bytes(path)
+        raster = decode(content, str(path))
+        digest = hashlib.sha256(content)
+        digest.update(self.preparation.digest.encode())
+        try:
+            return _Prepared(self.preparation.resized(raster), digest.hexdigest(), raster.size)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error
+
+    def _again(self, kept: _Kept) -> npt.NDArray[Any]:
+        prepared = self._prepared(kept.sample.path)
+        if prepared.key != kept.key:
+            raise DataError(f"{kept.sample.path} changed while it was being learnt from: start again.")
+        return prepared.pixels
 
 
-def fitted_scale(samples: Sequence[Sample], workers: int | None = None) -> int:
-    """``full_scale`` over the 16-bit images among ``samples``: to be put into the ``Preparation`` before fitting."""
-    raise NotImplementedError
+def fitted_scale(samples: Iterable[Sample], workers: int | None = None) -> int:
+    """``full_scale`` over the 16-bit images among ``samples``: goes into the ``Preparation`` before fitting.
+
+    Files that cannot be read are left to ``PreparedImages``.
+    """
+    found = _in_parallel(_deep, list(samples), workers if workers is not None else usable_cores())
+    return full_scale(raster for raster in found if raster is not None)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _deep(sample: Sample) -> Raster | None:
+    """The image if it has 16 bits, shrunk to its brightest pixel so that a large set does not fill the memory."""
+    try:
+        if read_header(sample.path).bits != 16:
+            return None
+        raster = decode(read_bytes(sample.path), str(sample.path))
+    except ImageError:
+        return None
+    return Raster(np.full((1, 1, 3), raster.pixels.max()), raster.bits, raster.grey)
+
+
+def _in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:
+    """``work`` over ``items``, in order. Threads: Pillow decodes and resizes without holding the interpreter."""
+    if workers < 2 or len(items) < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(min(workers, len(items))) as pool:
+        try:
+            yield from pool.map(work, items)
+        finally:
+            # Reached on an error or when the user stops: without this the rest would still be decoded.
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -90,7 +90,7 @@ def inside(manifest: Path, written: str, line: int) -> Path:
             f"{manifest}, line {line}: {written!r} leaves the manifest's folder. Only files inside it may be named."
         )
     if not is_file:
-        raise ManifestError(f"{manifest}, line {line}: there is no file {written!r}. Paths are relative to the manifest.")
+        raise ManifestError(f"{manifest}, line {line}: there is no file {written!r} beside the manifest.")
     return path
 
 

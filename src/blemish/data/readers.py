@@ -134,7 +134,7 @@ def _strangers(root: Path, known: list[Path]) -> list[str]:
     ignored = beside + [name for name in deeper if not name.startswith("anomalous/")]
     loose = len(images_in(root)) if known else 0
     notes = [f"folders ignored in {root.name}: {', '.join(ignored[:5])}{' ...' * (len(ignored) > 5)}"] * bool(ignored)
-    return notes + [f"{loose} images directly in {root.name} were ignored: they are in no labelled folder"] * bool(loose)
+    return notes + [f"{loose} images directly in {root.name} were ignored: they have no label"] * bool(loose)
 
 
 def _nothing_normal(root: Path, samples: list[Sample]) -> str:
@@ -178,7 +178,8 @@ def _matched(patterns: Sequence[str]) -> list[Path]:
         if place.is_dir():
             images = images_in(place)
         else:
-            names = [pattern] if place.is_file() else glob.glob(pattern, recursive=True)
+            # Path.glob takes no absolute pattern.
+            names = [pattern] if place.is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207
             images = [Path(name) for name in names if is_image(Path(name))]
         if not images:
             raise DataError(f"the pattern {pattern!r} matches no image: quote it, and check it with ls.")
@@ -189,7 +190,8 @@ def _matched(patterns: Sequence[str]) -> list[Path]:
 def _common_name(paths: list[Path]) -> str:
     """The name of the deepest folder that holds all ``paths``."""
     parents = [path.resolve().parent for path in paths]
-    common = next(folder for folder in (parents[0], *parents[0].parents) if all(p.is_relative_to(folder) for p in parents))
+    above = (parents[0], *parents[0].parents)
+    common = next(folder for folder in above if all(parent.is_relative_to(folder) for parent in parents))
     return common.name or "images"
 
 

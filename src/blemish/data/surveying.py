@@ -47,8 +47,8 @@ def _differing(values: Mapping[Path, _Value], what: str, say: Callable[[_Value],
         return [f"the {len(values)} images have {len(numbers)} different {what}, such as {shown}"]
     odd = [path for path, value in values.items() if value != usual]
     named = ", ".join(path.name for path in odd[:_SHOWN]) + " ..." * (len(odd) > _SHOWN)
-    verb = "image is" if len(odd) == 1 else "images are"
+    verb = "is" if len(odd) == 1 else "are"
     others = {values[path] for path in odd}
     if len(others) == 1:
-        return [f"{len(odd)} of {len(values)} {verb} {say(others.pop())}, the rest {say(usual)}: {named}"]
-    return [f"{len(odd)} of {len(values)} {verb} not {say(usual)} as the rest: {named}"]
+        return [f"{len(odd)} of {len(values)} images {verb} {say(others.pop())}, the rest {say(usual)}: {named}"]
+    return [f"{len(odd)} of {len(values)} images {verb} not {say(usual)} as the rest: {named}"]
