@@ -1,0 +1,58 @@
+"""Trivial cues against plain arithmetic and scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from blemish.errors import DataError
+from blemish.metrics import CUES, cue_aurocs, cue_values, trivial_cue_aurocs
+
+
+def test_cues_of_a_ramp_are_known():
+    ramp = np.broadcast_to(np.arange(5.0) * 3, (4, 5))  # rises by 3 a column
+    values = cue_values(np.stack([ramp, ramp.T.reshape(4, 5) * 0 + 2]))
+    np.testing.assert_allclose(values["brightness"], [6.0, 2.0])
+    np.testing.assert_allclose(values["contrast"], [3 * math.sqrt(2), 0.0])
+    np.testing.assert_allclose(values["gradient"], [3.0, 0.0])
+
+
+def test_gradient_is_the_length_of_the_slope():
+    down, across = np.mgrid[:6, :6]
+    np.testing.assert_allclose(cue_values((3.0 * down + 4.0 * across)[None])["gradient"], [5.0])
+
+
+def test_colour_is_averaged_and_one_image_at_a_time_is_the_same():
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+    together = cue_values(images)
+    for cue in CUES:
+        np.testing.assert_allclose(together[cue], cue_values(images.astype(float).mean(axis=3))[cue])
+        np.testing.assert_allclose(together[cue], [cue_values(image[None])[cue][0] for image in images])
+
+
+def test_aurocs_are_those_of_the_values_and_not_folded():
+    rng = np.random.default_rng(1)
+    labels = np.arange(12) % 3 == 0
+    images = rng.random((12, 6, 6)) - 5.0 * labels[:, None, None]  # anomalous ones are darker
+    aurocs = trivial_cue_aurocs(images, labels)
+    assert list(aurocs) == list(CUES)
+    assert aurocs["brightness"] == 0.0
+    assert aurocs["contrast"] == pytest.approx(roc_auc_score(labels, images.std(axis=(1, 2))))
+    assert cue_aurocs(cue_values(images), labels) == aurocs
+
+
+def test_one_class_gives_nan():
+    images = np.random.default_rng(2).random((3, 4, 4))
+    assert all(math.isnan(value) for value in trivial_cue_aurocs(images, np.zeros(3, dtype=bool)).values())
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (0, 4, 4), (2, 1, 4), (2, 4, 4, 0), (1, 2, 4, 4, 3)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(DataError, match="thumbnails of shape"):
+        cue_values(np.zeros(shape))
+
+
+def test_lengths_that_differ_are_refused():
+    with pytest.raises(DataError, match="must match"):
+        trivial_cue_aurocs(np.zeros((3, 4, 4)), np.array([True, False]))

@@ -1,0 +1,270 @@
+"""AU-PRO and the other pixel metrics against brute force in float64, scikit-learn and scipy's labelling."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from blemish.errors import DataError
+from blemish.metrics import aupro, pixel_metrics
+from blemish.metrics.components import find_defects
+
+EIGHT = np.ones((3, 3))
+
+
+@st.composite
+def stacks(draw):
+    """Small maps with many, few or no equal values, and masks with touching corners, borders and empty images."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = tuple(draw(st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7))))
+    levels = draw(st.sampled_from([1, 2, 6, 10_000]))
+    maps = (rng.integers(0, levels, shape) * 0.1 - 1).astype(np.float32)
+    masks = rng.random(shape) < draw(st.sampled_from([0.05, 0.3, 0.6]))
+    masks[rng.random(shape[0]) < 0.3] = False
+    return maps, masks
+
+
+def with_both(maps, masks):
+    return masks.any() and not masks.all()
+
+
+def label_stack(masks):
+    labels, total = np.zeros(masks.shape, dtype=int), 0
+    for image, mask in enumerate(masks):
+        found, count = ndimage.label(mask, EIGHT)
+        labels[image] = np.where(found > 0, found + total, 0)
+        total += count
+    return labels, total
+
+
+def brute_aupro(maps, masks, limit):
+    """The definition: every distinct score is a threshold, every region is compared, trapezoids up to the limit."""
+    maps = maps.astype(np.float64)
+    labels, total = label_stack(masks)
+    fprs, pros = [0.0], [0.0]
+    for threshold in sorted(set(maps.ravel().tolist()), reverse=True):
+        flagged = maps >= threshold
+        fprs.append(flagged[~masks].mean())
+        pros.append(np.mean([flagged[labels == region].mean() for region in range(1, total + 1)]))
+    area = 0.0
+    for left, right, low, high in zip(fprs, fprs[1:], pros, pros[1:]):
+        if left >= limit:
+            break
+        end = min(right, limit)
+        at_end = low + (high - low) * (end - left) / (right - left) if right > left else high
+        area += (end - left) * (low + at_end) / 2
+    return area / limit
+
+
+def sorted_aupro(maps, masks, limit):
+    """The same curve for larger sets: one full float64 argsort, weighted cumulative sums, interpolation."""
+    labels, total = label_stack(masks)
+    areas = np.bincount(labels.ravel())
+    order = np.argsort(-maps.ravel().astype(np.float64), kind="stable")
+    scores, labels = maps.ravel()[order], labels.ravel()[order]
+    pro = np.cumsum(np.where(labels > 0, 1 / (areas[labels] * total), 0))
+    fpr = np.cumsum(labels == 0) / areas[0]
+    last = np.append(scores[1:] != scores[:-1], True)
+    fpr, pro = np.append(0, fpr[last]), np.append(0, pro[last])
+    inside = fpr < limit
+    return np.trapezoid(np.append(pro[inside], np.interp(limit, fpr, pro)), np.append(fpr[inside], limit)) / limit
+
+
+@settings(deadline=None)
+@given(stacks(), st.sampled_from([0.01, 0.05, 0.3, 0.77, 1.0]))
+def test_aupro_equals_the_definition(stack, limit):
+    maps, masks = stack
+    if with_both(maps, masks):
+        assert aupro(maps, masks, limit) == pytest.approx(brute_aupro(maps, masks, limit), abs=1e-9)
+    else:
+        assert math.isnan(aupro(maps, masks, limit))
+
+
+@settings(deadline=None)
+@given(stacks())
+def test_pixel_metrics_equal_scikit_learn_and_the_definition(stack):
+    maps, masks = stack
+    figures = pixel_metrics(maps, masks)
+    assert list(figures) == ["pixel_auroc", "pixel_ap", "pixel_fpr95", "aupro", "aupro_05"]
+    if not with_both(maps, masks):
+        assert all(math.isnan(value) for value in figures.values())
+        return
+    scores, truth = maps.ravel(), masks.ravel()
+    fprs, tprs, _ = roc_curve(truth, scores, drop_intermediate=False)
+    assert figures["pixel_auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+    assert figures["pixel_ap"] == pytest.approx(average_precision_score(truth, scores), abs=1e-9)
+    assert figures["pixel_fpr95"] == pytest.approx(fprs[np.argmax(tprs >= 0.95)], abs=1e-9)
+    assert figures["aupro"] == pytest.approx(brute_aupro(maps, masks, 0.3), abs=1e-9)
+    assert figures["aupro_05"] == pytest.approx(brute_aupro(maps, masks, 0.05), abs=1e-9)
+
+
+@settings(deadline=None)
+@given(stacks())
+def test_regions_are_those_of_scipy(stack):
+    _, masks = stack
+    labels, total = label_stack(masks)
+    defects = find_defects(masks)
+    theirs = labels.ravel()[defects.index]
+    assert defects.regions == total
+    np.testing.assert_array_equal(defects.index, np.flatnonzero(masks))
+    assert len(set(zip(theirs.tolist(), defects.region.tolist()))) == total
+    if total:
+        np.testing.assert_allclose(defects.weights(), 1 / (total * np.bincount(theirs)[theirs]))
+
+
+def test_regions_of_crooked_shapes_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    masks = ndimage.gaussian_filter(rng.normal(size=(6, 64, 97)), (0, 2, 2)) > 0.05
+    labels, total = label_stack(masks)
+    defects = find_defects(masks)
+    assert defects.regions == total > 20
+    assert len(set(zip(labels.ravel()[defects.index].tolist(), defects.region.tolist()))) == total
+
+
+@settings(deadline=None)
+@given(stacks(), st.integers(0, 2**32 - 1))
+def test_aupro_knows_only_ranks_and_no_order_of_images(stack, seed):
+    maps, masks = stack
+    rng = np.random.default_rng(seed)
+    ranks = np.unique(maps, return_inverse=True)[1].reshape(maps.shape)
+    stretched = np.cumsum(rng.integers(1, 1000, ranks.max() + 1))[ranks].astype(np.float32)
+    shuffle = rng.permutation(len(maps))
+    expected = aupro(maps, masks)
+    assert aupro(stretched, masks) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert aupro(maps[shuffle], masks[shuffle]) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert aupro(maps[:, ::-1, ::-1], masks[:, ::-1, ::-1]) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@settings(deadline=None)
+@given(stacks(), st.integers(2, 4))
+def test_repeating_the_set_changes_no_rate(stack, times):
+    maps, masks = stack
+    repeated = pixel_metrics(np.tile(maps, (times, 1, 1)), np.tile(masks, (times, 1, 1)))
+    assert repeated == pytest.approx(pixel_metrics(maps, masks), abs=1e-12, nan_ok=True)
+
+
+def test_tiling_side_by_side_changes_nothing_where_no_region_touches_an_edge():
+    rng = np.random.default_rng(5)
+    maps = rng.normal(size=(3, 20, 24)).astype(np.float32)
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[0, 2:6, 3:5] = masks[0, 10:12, 10:20] = masks[2, 1:18, 7:9] = True
+    assert aupro(np.tile(maps, (1, 2, 3)), np.tile(masks, (1, 2, 3))) == pytest.approx(aupro(maps, masks), abs=1e-12)
+
+
+def large_stack(seed=0):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((5, 256, 256), dtype=bool)
+    masks[1, 40:80, 100:110] = masks[1, 200:203, 5:90] = masks[3, :, :7] = masks[4, 250:, 250:] = True
+    maps = ndimage.gaussian_filter(rng.normal(size=masks.shape), (0, 3, 3)).astype(np.float32)
+    return maps + 0.1 * ndimage.gaussian_filter(masks.astype(np.float32), (0, 2, 2)), masks
+
+
+@pytest.mark.parametrize("digits", [None, 2, 1])
+def test_large_sets_sort_only_the_top_and_stay_exact(digits):
+    maps, masks = large_stack()
+    maps = maps if digits is None else maps.round(digits)
+    for limit, area in zip((0.3, 0.05, 0.9), aupro(maps, masks, (0.3, 0.05, 0.9))):
+        assert area == pytest.approx(sorted_aupro(maps, masks, limit), abs=1e-9)
+        assert aupro(maps, masks, limit) == pytest.approx(area, abs=1e-12)
+    assert pixel_metrics(maps, masks)["aupro"] == pytest.approx(aupro(maps, masks), abs=1e-12)
+
+
+@pytest.mark.parametrize("misled", [50.0, -50.0])
+@pytest.mark.parametrize("step", [97, 256, 1])
+def test_no_pattern_of_scores_misleads_the_search_for_the_limit(misled, step):
+    maps, masks = large_stack(1)
+    flat = maps.reshape(-1)
+    flat[::step] += misled  # the very pixels that a sample at equal steps would look at
+    assert aupro(maps, masks) == pytest.approx(sorted_aupro(maps, masks, 0.3), abs=1e-9)
+
+
+def test_many_defect_pixels_stay_exact():
+    maps, masks = large_stack(2)
+    masks |= ndimage.gaussian_filter(np.random.default_rng(3).normal(size=masks.shape), (0, 4, 4)) > 0
+    assert aupro(maps, masks) == pytest.approx(sorted_aupro(maps, masks, 0.3), abs=1e-9)
+
+
+def test_perfect_constant_and_worst_maps():
+    masks = np.zeros((2, 8, 8), dtype=bool)
+    masks[0, 1:3, 1:4] = masks[1, 6, 6] = True
+    for limit in (0.05, 0.3, 1.0):
+        assert aupro(masks.astype(np.float32), masks, limit) == pytest.approx(1.0, abs=1e-12)
+        assert aupro(np.full(masks.shape, 7.0), masks, limit) == pytest.approx(limit / 2, abs=1e-12)
+        assert aupro(-masks.astype(np.float32), masks, limit) == 0.0
+    constant = pixel_metrics(np.zeros(masks.shape, dtype=np.float32), masks)
+    assert constant["pixel_auroc"] == 0.5
+    assert constant["pixel_fpr95"] == 1.0
+
+
+def test_small_regions_weigh_as_much_as_large_ones():
+    masks = np.zeros((1, 10, 10), dtype=bool)
+    masks[0, :5] = masks[0, 9, 9] = True
+    maps = np.zeros((1, 10, 10), dtype=np.float32)
+    maps[0, 9, 9] = 1.0  # only the single pixel is found before any normal one
+    assert aupro(maps, masks, 0.3) == pytest.approx(0.5 + 0.5 * 0.3 / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("truth", [False, True])
+def test_masks_of_one_class_give_nan(truth):
+    maps, masks = np.random.default_rng(0).random((2, 5, 5)), np.full((2, 5, 5), truth)
+    assert math.isnan(aupro(maps, masks))
+    assert all(math.isnan(area) for area in aupro(maps, masks, (0.3, 0.05)))
+    assert all(math.isnan(value) for value in pixel_metrics(maps, masks).values())
+
+
+def test_images_of_different_sizes_are_taken_as_a_list():
+    maps, masks = large_stack(4)
+    maps, masks = maps[:, :60, :120], masks[:, :60, :120]
+    pieces = [(0, 60, 120), (1, 60, 110), (3, 55, 120), (4, 9, 9)]
+    listed = [maps[i, :h, :w] for i, h, w in pieces], [masks[i, :h, :w] for i, h, w in pieces]
+    # In one stack with -inf around them the same pixels have the same order; the padding adds only normal pixels.
+    scores = np.concatenate([part.ravel() for part in listed[0]])
+    truth = np.concatenate([part.ravel() for part in listed[1]])
+    assert pixel_metrics(*listed)["pixel_auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+    stacked = np.full(maps.shape, -np.inf, dtype=np.float32)
+    stacked_masks = np.zeros(masks.shape, dtype=bool)
+    for place, (part, mask) in enumerate(zip(*listed)):
+        stacked[place, : part.shape[0], : part.shape[1]] = part
+        stacked_masks[place, : part.shape[0], : part.shape[1]] = mask
+    normal_share = np.sum(~truth) / np.sum(~stacked_masks)
+    assert aupro(*listed, 0.3) == pytest.approx(aupro(stacked, stacked_masks, 0.3 * normal_share), abs=1e-12)
+    same = list(maps), list(masks)
+    assert aupro(*same) == pytest.approx(aupro(maps, masks), abs=1e-12)
+
+
+def test_the_input_is_left_as_it_was():
+    maps, masks = large_stack(6)
+    before = maps.copy(), masks.copy()
+    aupro(maps, masks)
+    pixel_metrics(maps, masks)
+    np.testing.assert_array_equal(maps, before[0])
+    np.testing.assert_array_equal(masks, before[1])
+
+
+@pytest.mark.parametrize("metric", [aupro, pixel_metrics])
+@pytest.mark.parametrize(
+    ("maps", "masks", "message"),
+    [
+        (np.full((1, 2, 2), np.nan), np.ones((1, 2, 2), dtype=bool), "NaN"),
+        (np.zeros((1, 2, 2)), np.ones((1, 2, 3), dtype=bool), "must match"),
+        (np.zeros((1, 2, 2)), np.full((1, 2, 2), 255, dtype=np.uint8), "masks > 0"),
+        (np.zeros((2, 2)), np.ones((2, 2), dtype=bool), "n h w"),
+        (np.zeros((0, 2, 2)), np.ones((0, 2, 2), dtype=bool), "no maps"),
+        ([np.zeros((2, 2))], [], "1 maps and 0 masks"),
+        ([], [], "no maps"),
+        ([np.zeros((1, 2, 2))], [np.zeros((1, 2, 2), dtype=bool)], "h w"),
+    ],
+)
+def test_misuse_is_refused(metric, maps, masks, message):
+    with pytest.raises(DataError, match=message):
+        metric(maps, masks)
+
+
+@pytest.mark.parametrize("limits", [0.0, -0.1, 1.1, math.nan, (), (0.3, 2.0)])
+def test_an_impossible_limit_is_refused(limits):
+    with pytest.raises(DataError, match="limit"):
+        aupro(np.zeros((1, 2, 2)), np.ones((1, 2, 2), dtype=bool), limits)

@@ -1,0 +1,193 @@
+"""Score metrics against scikit-learn and against counting in loops."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from blemish.errors import DataError
+from blemish.metrics import (
+    accuracy_oracle,
+    auroc,
+    average_precision,
+    f1_max_oracle,
+    fpr_at_tpr,
+    image_metrics,
+    rank,
+)
+
+METRICS = [
+    auroc,
+    average_precision,
+    fpr_at_tpr,
+    accuracy_oracle,
+    lambda scores, labels: f1_max_oracle(scores, labels)[0],
+]
+
+
+@st.composite
+def scored(draw):
+    """Scores with many, few or no equal values, and labels of both classes, in either float type."""
+    size = draw(st.integers(2, 60))
+    levels = draw(st.sampled_from([1, 2, 5, 1000]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    scores = (rng.integers(0, levels, size) - levels // 2) * rng.choice([0.1, 7.0])
+    labels = rng.random(size) < draw(st.sampled_from([0.1, 0.5, 0.9]))
+    labels[rng.choice(size, 2, replace=False)] = [True, False]
+    return scores.astype(draw(st.sampled_from([np.float32, np.float64]))), labels
+
+
+def counts_at(scores, labels, threshold):
+    flagged = [s >= threshold for s in scores]
+    tp = sum(f and y for f, y in zip(flagged, labels))
+    fp = sum(f and not y for f, y in zip(flagged, labels))
+    return tp, fp, sum(labels) - tp, len(labels) - sum(labels) - fp
+
+
+def brute_f1(scores, labels):
+    """(F1, threshold, accuracy) of every threshold, from the highest down; the first best one."""
+    best = (-1.0, None, None)
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        tp, fp, fn, tn = counts_at(scores.tolist(), labels.tolist(), threshold)
+        f1 = 2 * tp / (2 * tp + fp + fn)
+        if f1 > best[0]:
+            best = (f1, threshold, (tp + tn) / len(labels))
+    return best
+
+
+@settings(deadline=None)
+@given(scored())
+def test_auroc_counts_pairs_as_mann_whitney_and_scikit_learn(data):
+    scores, labels = data
+    pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
+    assert auroc(scores, labels) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(scored())
+def test_average_precision_is_scikit_learns(data):
+    scores, labels = data
+    assert average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(scored(), st.sampled_from([0.05, 0.3, 1 / 3, 0.5, 0.8, 0.95, 1.0]))
+def test_fpr_at_tpr_is_the_first_point_of_the_curve_that_finds_enough(data, tpr):
+    scores, labels = data
+    fprs, tprs, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert fpr_at_tpr(scores, labels, tpr) == pytest.approx(fprs[np.argmax(tprs >= tpr)], abs=1e-12)
+
+
+@pytest.mark.parametrize("positives", [20, 40, 60, 100, 140, 1000])
+def test_exactly_95_percent_found_is_enough(positives):
+    scores = np.arange(positives + 1.0)
+    labels = np.ones(positives + 1, dtype=bool)
+    place = positives // 20  # 95 % of the positives lie above the only negative
+    labels[place] = False
+    assert fpr_at_tpr(scores, labels) == 0.0
+    assert fpr_at_tpr(scores, labels, 0.95 + 1e-9) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tpr", "total"),
+    [(0.07, 100), (0.28, 25), (math.nextafter(1 / 3, 1), 3), (math.nextafter(1 / 6, 1), 6), (0.55, 20)],
+)
+def test_rounding_of_the_rate_moves_no_threshold(tpr, total):
+    # One negative just below each positive, so that the rate tells how many positives were asked for.
+    scores, labels = np.arange(2.0 * total), np.arange(2 * total) % 2 == 1
+    needed = next(count for count in range(1, total + 1) if count / total >= tpr)
+    assert fpr_at_tpr(scores, labels, tpr) == (needed - 1) / total
+
+
+@settings(deadline=None)
+@given(scored())
+def test_f1_and_accuracy_equal_a_search_over_all_thresholds(data):
+    scores, labels = data
+    f1, threshold, accuracy = brute_f1(scores, labels)
+    assert f1_max_oracle(scores, labels) == pytest.approx((f1, threshold), abs=1e-12)
+    assert accuracy_oracle(scores, labels) == pytest.approx(accuracy, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(scored(), st.integers(0, 2**32 - 1))
+def test_only_the_order_of_the_scores_matters(data, seed):
+    scores, labels = data
+    rng = np.random.default_rng(seed)
+    ranks = np.unique(scores, return_inverse=True)[1]
+    # Any strictly increasing table; whole numbers, so that rounding makes no new ties.
+    stretched = np.cumsum(rng.integers(1, 1000, ranks.max() + 1))[ranks].astype(np.float64)
+    shuffle = rng.permutation(scores.size)
+    for metric in METRICS:
+        assert metric(scores, labels) == metric(stretched, labels)
+        assert metric(scores, labels) == pytest.approx(metric(scores[shuffle], labels[shuffle]), abs=1e-12)
+
+
+def test_constant_scores_know_nothing():
+    scores, labels = np.full(10, 3.0), np.arange(10) < 4
+    assert auroc(scores, labels) == 0.5
+    assert average_precision(scores, labels) == pytest.approx(0.4)
+    assert fpr_at_tpr(scores, labels) == 1.0
+    assert f1_max_oracle(scores, labels) == (pytest.approx(8 / 14), 3.0)
+    assert accuracy_oracle(scores, labels) == pytest.approx(0.4)
+
+
+def test_infinite_scores_are_ranked():
+    scores = np.array([-np.inf, -np.inf, 1.0, np.inf, np.inf])
+    labels = np.array([True, False, False, True, False])
+    assert auroc(scores, labels) == pytest.approx((0.5 + 0 + 0 + 1 + 1 + 0.5) / 6)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_one_class_gives_nan_not_a_figure(label):
+    scores, labels = np.array([1.0, 2.0, 2.0]), np.full(3, label)
+    assert all(math.isnan(metric(scores, labels)) for metric in METRICS)
+    assert math.isnan(f1_max_oracle(scores, labels)[1])
+    assert all(math.isnan(value) for value in image_metrics(scores, labels).values())
+
+
+def test_image_metrics_are_the_single_ones():
+    rng = np.random.default_rng(3)
+    scores, labels = rng.normal(size=50).round(1), rng.random(50) < 0.3
+    assert image_metrics(scores, labels) == {
+        "image_auroc": auroc(scores, labels),
+        "image_ap": average_precision(scores, labels),
+        "image_f1_max_oracle": f1_max_oracle(scores, labels)[0],
+        "accuracy_oracle": accuracy_oracle(scores, labels),
+    }
+
+
+def test_a_ranking_counts_the_negatives_around_each_positive():
+    ranking = rank([1.0, 5.0, 2.0, 2.0, 3.0, 2.0], np.array([False, True, True, False, False, False]))
+    np.testing.assert_array_equal(ranking.scores, [2.0, 5.0])
+    np.testing.assert_array_equal(ranking.order, [1, 0])
+    np.testing.assert_array_equal(ranking.above, [1, 0])
+    np.testing.assert_array_equal(ranking.at_or_above, [3, 0])
+    assert ranking.negatives == 4
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        ([1.0, 2.0], [True], "must match"),
+        ([1.0, np.nan], [True, False], "NaN"),
+        ([], [], "no scores"),
+        ([1.0, 2.0], [0, 1], "must be bool"),
+        ([[1.0, 2.0]], [[True, False]], "one number an image"),
+        (["a", "b"], [True, False], "real numbers"),
+    ],
+)
+def test_misuse_is_refused(scores, labels, message):
+    labels = np.array(labels, dtype=bool) if not labels else np.array(labels)
+    for metric in METRICS:
+        with pytest.raises(DataError, match=message):
+            metric(np.array(scores), labels)
+
+
+@pytest.mark.parametrize("tpr", [0.0, -1.0, 1.01, math.nan])
+def test_an_impossible_rate_is_refused(tpr):
+    with pytest.raises(DataError, match="tpr"):
+        fpr_at_tpr([1.0, 2.0], np.array([True, False]), tpr)
