@@ -12,20 +12,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from blemish.run import Progress, Run
 
+FAILED, REJECTED = 1, 3
+
+
+class Commands(TyperGroup):
+    """Turns what Blemish raises on purpose into one line and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the command."""
+        from blemish.errors import BlemishError
+
+        try:
+            return super().invoke(ctx)
+        except BlemishError as error:
+            _say(f"blemish: {error}")
+        except KeyboardInterrupt:
+            _say("blemish: stopped; nothing half-written is left behind")
+        raise typer.Exit(FAILED)
+
+
 app = typer.Typer(
     name="blemish",
+    cls=Commands,
     help="Finds and outlines what is wrong in a picture, having learned what right looks like.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
+    pretty_exceptions_enable=False,
 )
-
-FAILED, REJECTED = 1, 3
-
 
 class Precision(StrEnum):
     """How networks compute."""
@@ -236,7 +255,7 @@ def backbones(as_json: AsJson = False) -> None:
     """The backbones there are, one line each. Example: blemish backbones"""
     from blemish.backbones.catalogue import BACKBONES
 
-    rows = {name: {"weights": e.weights, "licence": e.licence, "note": e.note} for name, e in BACKBONES.items()}
+    rows = {name: {"weights": e.origin, "licence": e.licence, "note": e.note} for name, e in BACKBONES.items()}
     _table(rows, as_json)
 
 
@@ -245,30 +264,12 @@ def datasets(as_json: AsJson = False) -> None:
     """The data sets that Blemish knows, one line each. Example: blemish datasets"""
     from blemish.data.demo import demo_datasets
 
-    _table(demo_datasets(), as_json)
+    _table({name: {"shows": shows, "source": source} for name, shows, source in demo_datasets()}, as_json)
 
 
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 failed for a stated reason, 2 wrong arguments, 3 a reject."""
-    from click.exceptions import Abort, ClickException
-
-    from blemish.errors import BlemishError
-
-    try:
-        code = app(standalone_mode=False)
-    except BlemishError as error:
-        _say(f"blemish: {error}")
-        code = FAILED
-    except ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, Abort):
-        _say("blemish: stopped; nothing half-written is left behind")
-        code = FAILED
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = FAILED
-    sys.exit(code if isinstance(code, int) else 0)
+    app()
 
 
 def _load(model: Path, device: str, threads: int | None, precision: Precision, smallest_area: int | None = None) -> Any:

@@ -55,10 +55,7 @@ def deliver(
         if overlays is not None:
             line["overlay"] = str(_write_picture(verdict, overlays / f"{stem}.png"))
         if maps is not None and verdict.heatmap is not None:
-            with written_atomically(maps / f"{stem}.tiff") as temporary:
-                target = temporary.with_suffix(".tiff")
-                save_heatmap(target, verdict.heatmap)
-                target.replace(temporary)
+            save_heatmap(maps / f"{stem}.tiff", verdict.heatmap)
             line["map"] = str(maps / f"{stem}.tiff")
         if table is not None:
             rows.append(verdict)

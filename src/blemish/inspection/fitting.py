@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blemish.backbones import FrozenTeacher, TimmBackbone, build_backbone
+from blemish.backbones.extractor import TimmBackbone, build_backbone
+from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Method, Regime, TrainingImages
 from blemish.data.loading import PreparedImages, fitted_scale
 from blemish.data.preparation import Family, Preparation
-from blemish.data.readers import read_training, shared_files, survey
+from blemish.data.readers import read_training, shared_files
 from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
+from blemish.data.surveying import survey
 from blemish.errors import RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
 from blemish.inspection.inspector import Inspector
@@ -109,7 +111,6 @@ def fit(
     learned = len(images.groups) if how.kind != "holdout" else len(kept)
     provenance = _provenance(training, images, learned, settings, backbone, run)
     fitted = inspector(method, calibration=calibration, provenance=provenance)
-    run.progress.note(calibration.sentence())
     _show_known_bad(fitted, images, run)
     return fitted
 

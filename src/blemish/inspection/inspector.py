@@ -9,14 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
-from blemish.backbones import rebuild
+from blemish.backbones.extractor import rebuild
 from blemish.contract import Images, Method, Prediction
 from blemish.data.images import Raster, read_image
 from blemish.data.preparation import Preparation
@@ -29,10 +30,8 @@ from blemish.inspection.verdict import Verdict
 from blemish.registry import make_config, method_class
 from blemish.run import Run, choose_device, choose_precision
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    Source = str | Path | bytes | Image | NDArray[Any]
+Source = str | Path | bytes | Image | NDArray[Any]
+"""What may be judged: a path, encoded bytes, a PIL image, an array ``h w`` or ``h w c`` in RGB order."""
 
 BACKBONE = "backbone."
 

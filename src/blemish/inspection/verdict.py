@@ -16,6 +16,9 @@ from blemish.inspection.render import Scale, overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+THIN_LINES = 400
+"""Pictures of smaller images are magnified to about this many pixels a side, so that outlines stay thin on them."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -60,7 +63,8 @@ class Verdict:
 
         if self.heatmap is None or self.scale is None:
             return PillowImage.fromarray(self.pixels)
-        return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth)
+        zoom = max(1, round(THIN_LINES / min(self.size)))
+        return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth, zoom=zoom)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: everything but the pictures."""
