@@ -68,7 +68,7 @@ def test_a_pixel_at_the_threshold_is_not_flagged():
     rng = np.random.default_rng(2)
     mask = np.zeros((12, 12), dtype=bool)
     mask[2:5, 3:7] = mask[9, 9:11] = True
-    one_map = np.minimum(rng.integers(0, 13, (12, 12)) + 6 * mask, 16) * 1.0
+    one_map = np.minimum(rng.integers(0, 17, (12, 12)) + 3 * mask, 16) * 1.0
     one_map[0, 0], one_map[2, 3] = 0.0, 16.0  # 16 steps between 0 and 16: every value is a threshold
     assert aupro_per_image(one_map[None], mask[None], steps=16) == pytest.approx(brute_one(one_map, mask, steps=16))
 
