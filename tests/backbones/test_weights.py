@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import threading
 import time
 from pathlib import Path
 
@@ -54,14 +55,28 @@ def test_offline_by_wish_is_quick_and_names_the_ways_out(nowhere, monkeypatch):
         assert part in message
 
 
+@pytest.fixture
+def silent_hub(monkeypatch):
+    """Every address hangs until the test is over."""
+    over = threading.Event()
+
+    def hang(*_, **__):
+        over.wait(10)
+        raise OSError("over")
+
+    monkeypatch.setattr(place.urllib.request, "urlopen", hang)
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("silent_hub")
 def test_a_hub_that_never_answers_costs_seconds(nowhere, monkeypatch):
     monkeypatch.setattr(place, "PROBE_SECONDS", 0.3)
-    monkeypatch.setattr(place.urllib.request, "urlopen", lambda *_, **__: time.sleep(3))
     monkeypatch.setattr(place, "_from_hub", lambda _id: pytest.fail("began a download"))
     began = time.monotonic()
     with pytest.raises(WeightsError, match="no answer"):
         find_weights("resnet18")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_a_download_that_breaks_off_is_reported(nowhere, monkeypatch):

@@ -24,6 +24,7 @@ from blemish.backbones.network import (
     timm_name,
     unfilled_network,
 )
+from blemish.backbones.plain import plain_network
 from blemish.backbones.tensors import digest_of, select_tensors
 from blemish.backbones.weights import find_weights
 from blemish.contract import Backbone, Level, rounded
@@ -45,7 +46,7 @@ class BackboneSpec:
         mean: subtracted from images in [0, 1].
         std: then divided by.
         dense: False for backbones of depthwise convolutions.
-        folded: whether BatchNorm is multiplied into the convolutions.
+        folded: whether the network is one of ``plain``, BatchNorm multiplied into the convolutions.
     """
 
     name: str
@@ -150,10 +151,11 @@ def build_backbone(
         empty = unfilled_network(name, features)
         found = find_weights(name, weights)
         tensors = select_tensors(found, empty.state_dict(), name)
-        network, source, digest = filled(empty, tensors, name, features, fold=False), found.source, digest_of(tensors)
+        network, source, digest = filled(empty, tensors, name, features), found.source, digest_of(tensors)
     dense = not has_depthwise(network)
     if fold:
-        fold_batchnorm(network)
+        stages = [feature.stage for feature in features]
+        network = plain_network(name, stages, fold_batchnorm(network).state_dict())
     mean, std, signed = _facts(name, network, features)
     spec = BackboneSpec(
         name=name,
@@ -206,14 +208,13 @@ def rebuild(
 
 
 def _network_from(wanted: BackboneSpec, state: Mapping[str, Tensor]) -> nn.Module:
-    features = [Feature(x.stage, x.channels, x.stride, place) for x, place in zip(wanted.levels, wanted.places)]
-    network = unfilled_network(wanted.name, features)
-    if wanted.folded:
-        fold_batchnorm(network)
     tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
     try:
-        return filled(network, tensors, wanted.name, features, wanted.folded)
-    except RuntimeError as error:
+        if wanted.folded:
+            return plain_network(wanted.name, [level.stage for level in wanted.levels], tensors)
+        features = [Feature(x.stage, x.channels, x.stride, place) for x, place in zip(wanted.levels, wanted.places)]
+        return filled(unfilled_network(wanted.name, features), tensors, wanted.name, features)
+    except (KeyError, RuntimeError, ValueError) as error:
         raise ModelFileError(
             f"the model file's backbone tensors are not those of {wanted.name}: fit the model again, "
             "or load it with the version of Blemish that wrote it"

@@ -102,9 +102,7 @@ def random_network(name: str, features: Sequence[Feature], seed: int) -> nn.Modu
     return _cut(network, features)
 
 
-def filled(
-    network: nn.Module, tensors: Mapping[str, Tensor], name: str, features: Sequence[Feature], fold: bool
-) -> nn.Module:
+def filled(network: nn.Module, tensors: Mapping[str, Tensor], name: str, features: Sequence[Feature]) -> nn.Module:
     """``network`` holding ``tensors`` (without copying them), whose names and shapes must be its own.
 
     Raises:
@@ -114,8 +112,6 @@ def filled(
     if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
         # Some architectures compute tables that they do not store (Swin's relative positions): build those for real.
         network = _cut(_create(name, features, on_meta=False), features)
-        if fold:
-            fold_batchnorm(network)
         network.load_state_dict(dict(tensors), strict=True)
     return network
 
