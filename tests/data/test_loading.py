@@ -1,0 +1,195 @@
+"""Prepared images: what comes back, what is skipped, what stays in memory."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blemish.data import loading, read_training
+from blemish.data.images import read_image
+from blemish.data.loading import PreparedImages, fitted_scale
+from blemish.data.preparation import Preparation
+from blemish.errors import DataError, ImageError
+
+RNG = np.random.default_rng(11)
+PREPARATION = Preparation(size=16)
+
+
+class Told:
+    """Keeps what it was told."""
+
+    def __init__(self):
+        self.notes = []
+        self.tracked = []
+
+    def track(self, items, title, total=None):
+        for item in items:
+            self.tracked.append((title, total))
+            yield item
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Grey, colour and oblong images, three to a group."""
+    good = tmp_path / "good"
+    good.mkdir()
+    for number in range(9):
+        shape = ((20, 20), (24, 18, 3), (16, 40))[number % 3]
+        Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(good / f"{number}.png")
+    rows = "".join(f"good/{number}.png,part {number // 3}\n" for number in range(9))
+    (tmp_path / "manifest.csv").write_text("path,group\n" + rows)
+    return tmp_path
+
+
+def prepared(sample, preparation=PREPARATION):
+    return preparation.prepare(read_image(sample.path))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("budget", [0, 3000, loading.BUDGET])
+@pytest.mark.parametrize("preparation", [PREPARATION, Preparation("opencv", 16), Preparation("letterbox", (8, 24))])
+def test_batches_equal_images_prepared_one_by_one(folder, workers, budget, preparation):
+    samples = read_training(folder).samples
+    images = PreparedImages(samples, preparation, workers=workers, budget=budget)
+    assert len(images) == 9
+    assert images.samples == samples
+    assert images.skipped == ()
+    assert images.sizes == tuple([(20, 20), (24, 18), (16, 40)] * 3)
+    order = [4, 0, 4, 8, 1]
+    batch = images.batch(order)
+    assert batch.images.dtype == torch.float32
+    assert torch.equal(batch.images, torch.stack([prepared(samples[index], preparation) for index in order]))
+    for index, key in zip(order, batch.keys):
+        content = samples[index].path.read_bytes() + preparation.digest.encode()
+        assert key == hashlib.sha256(content).hexdigest()
+
+
+def test_what_fits_the_budget_is_not_decoded_again(folder, monkeypatch):
+    samples = read_training(folder).samples
+    # 256 bytes grey, 768 colour: the first three fit into 1300, then nothing is kept.
+    images = PreparedImages(samples, PREPARATION, budget=1300)
+    read = []
+    original = loading.read_bytes
+    monkeypatch.setattr(loading, "read_bytes", lambda path: read.append(path.name) or original(path))
+    images.batch(range(3))
+    assert read == []
+    images.batch([5, 2, 5, 3])
+    assert sorted(read) == ["3.png", "5.png"]
+
+
+def test_exactly_filled_budget(folder, monkeypatch):
+    images = PreparedImages(read_training(folder).samples, PREPARATION, budget=256 + 768 + 256)
+    monkeypatch.setattr(loading, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
+    images.batch([0, 1, 2])
+
+
+def test_keys_follow_content_and_preparation(folder):
+    samples = read_training(folder).samples
+    (folder / "good/1.png").write_bytes((folder / "good/0.png").read_bytes())
+    keys = PreparedImages(samples, PREPARATION).batch(range(9)).keys
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 8
+    others = PreparedImages(samples, Preparation(size=24)).batch(range(9)).keys
+    assert set(keys).isdisjoint(others)
+
+
+def test_damaged_files_are_named_and_skipped(folder):
+    whole = (folder / "good/4.png").read_bytes()
+    (folder / "good/4.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "good/6.png").write_text("no image")
+    Image.new("L", (1, 1)).save(folder / "good/7.png")
+    samples = read_training(folder).samples
+    told = Told()
+    images = PreparedImages(samples, PREPARATION, progress=told)
+    assert [sample.path.name for sample in images.samples] == [f"{n}.png" for n in (0, 1, 2, 3, 5, 8)]
+    assert [path.name for path, _ in images.skipped] == ["4.png", "6.png", "7.png"]
+    assert "is damaged" in images.skipped[0][1] and "at least 8" in images.skipped[2][1]
+    assert len(told.notes) == 3 and "6.png is not an image" in told.notes[1]
+    assert told.tracked == [("decoding", 9)] * 9
+    assert torch.equal(images.batch([4]).images[0], prepared(samples[5]))
+    with pytest.raises(ImageError, match=r"4\.png is damaged"):
+        PreparedImages(samples, PREPARATION, strict=True)
+
+
+def test_nothing_left(folder):
+    samples = read_training(folder).samples[:1]
+    samples[0].path.write_text("no image")
+    with pytest.raises(DataError, match=r"none of the 1 images can be used: .*0\.png"):
+        PreparedImages(samples, PREPARATION)
+    with pytest.raises(DataError, match="none of the 0 images"):
+        PreparedImages((), PREPARATION)
+
+
+def test_subsets_share_the_memory(folder, monkeypatch):
+    samples = read_training(folder).samples
+    images = PreparedImages(samples, PREPARATION)
+    whole = images.batch(range(9))
+    monkeypatch.setattr(loading, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
+    part = images.subset([7, 2, 3])
+    assert (len(part), part.samples) == (3, (samples[7], samples[2], samples[3]))
+    assert part.sizes == (images.sizes[7], images.sizes[2], images.sizes[3])
+    found = part.subset([2, 0]).batch([1, 0])
+    assert torch.equal(found.images, whole.images[[7, 3]])
+    assert found.keys == (whole.keys[7], whole.keys[3])
+    assert len(images) == 9
+
+
+def test_a_file_that_changes_while_learning(folder):
+    samples = read_training(folder).samples
+    images = PreparedImages(samples, PREPARATION, budget=0)
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(samples[0].path)
+    with pytest.raises(DataError, match=r"0\.png changed"):
+        images.batch([0])
+    samples[1].path.unlink()
+    with pytest.raises(ImageError, match=r"1\.png cannot be opened"):
+        images.batch([1, 2])
+
+
+def test_given_pixels_are_not_changed_by_the_network(folder):
+    images = PreparedImages(read_training(folder).samples, Preparation("opencv", 16))
+    first = images.batch([1]).images
+    copy = first.clone()
+    first.zero_()
+    assert torch.equal(images.batch([1]).images, copy)
+
+
+def test_deep_images_take_the_fitted_scale(folder):
+    deep = RNG.integers(0, 3000, (20, 20), dtype=np.uint16)
+    deep[3, 4] = 3900
+    Image.fromarray(deep).save(folder / "good/9.png")
+    (folder / "good/10.png").write_bytes(b"no image")
+    samples = read_training(folder).samples
+    assert fitted_scale(samples) == fitted_scale(samples, workers=1) == 4095
+    assert fitted_scale(samples[:9]) == 255
+    scaled = Preparation(size=20, full_scale=4095)
+    images = PreparedImages(samples, scaled)
+    np.testing.assert_allclose(images.batch([9]).images[0, 2].numpy(), deep / 4095, atol=1e-6)
+    # Without the scale the deep one is named and skipped, like any file that does not fit.
+    unscaled = PreparedImages(samples, PREPARATION)
+    assert [path.name for path, _ in unscaled.skipped] == ["9.png", "10.png"]
+    assert "9.png: a 16-bit image" in unscaled.skipped[0][1]
+
+
+def test_stopping_early_ends_the_decoding(folder, monkeypatch):
+    """The rest is not decoded when somebody stops the work at the first image."""
+    samples = read_training(folder).samples * 50
+    decoded = []
+    original = loading.decode
+    monkeypatch.setattr(loading, "decode", lambda content, name: decoded.append(name) or original(content, name))
+
+    class Stops(Told):
+        def track(self, items, title, total=None):
+            for _ in items:
+                raise KeyboardInterrupt
+            yield
+
+    with pytest.raises(KeyboardInterrupt):
+        PreparedImages(samples, PREPARATION, workers=2, progress=Stops())
+    assert len(decoded) < len(samples)

@@ -1,0 +1,247 @@
+"""Folders, patterns and surveys, on files made on the spot."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blemish.data import read_globs, read_training, shared_files, survey
+from blemish.errors import DataError
+
+
+@pytest.fixture
+def make(tmp_path):
+    """``make("train/good/1.png", value=3, size=(8, 9))`` writes an image below the test's folder."""
+
+    def write(name: str, value: int = 0, size: tuple[int, int] = (12, 16), dtype: type = np.uint8) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(size, value, dtype)).save(path)
+        return path
+
+    return write
+
+
+def names(samples) -> list[str]:
+    return [sample.path.name for sample in samples]
+
+
+@pytest.mark.parametrize("below", ["train/", ""])
+def test_layout_folder(make, tmp_path, below):
+    for number in (10, 9, 1):
+        make(f"{below}good/{number}.png")
+    make(f"{below}unlabelled/u.png")
+    make(f"{below}anomalous/loose.png")
+    make(f"{below}anomalous/crack/c.png")
+    make("test/good/t.png")
+    make("test/crack/t.png")
+    make("ground_truth/crack/t_mask.png")
+    training = read_training(tmp_path)
+    assert names(training.samples) == ["1.png", "9.png", "10.png", "u.png", "loose.png", "c.png"]
+    assert [s.label for s in training.samples] == ["normal"] * 3 + ["unlabelled"] + ["anomalous"] * 2
+    assert [s.kind for s in training.samples] == ["good"] * 3 + ["unlabelled", "anomalous", "crack"]
+    assert names(training.normal) == ["1.png", "9.png", "10.png", "u.png"]
+    assert names(training.anomalous) == ["loose.png", "c.png"]
+    assert len(set(training.groups)) == 6
+    assert training.regime == "weak"
+    assert training.summary() == "3 good, 1 unlabelled, 2 known-bad images in 6 groups (anomalous 1, crack 1)"
+    assert (training.name, training.root, training.notes) == (tmp_path.name, tmp_path, ())
+
+
+@pytest.mark.parametrize(
+    ("folders", "regime"),
+    [
+        (("good",), "clean"),
+        (("unlabelled",), "contaminated"),
+        (("good", "unlabelled"), "contaminated"),
+        (("good", "anomalous"), "weak"),
+        (("unlabelled", "anomalous"), "weak"),
+    ],
+)
+def test_regime_is_read_from_the_labels(make, tmp_path, folders, regime):
+    for folder in folders:
+        make(f"train/{folder}/1.png")
+    assert read_training(tmp_path).regime == regime
+
+
+def test_plain_folder_counts_as_good_and_says_so(make, tmp_path):
+    make("2.png")
+    make("10.PNG")
+    make("deeper/3.png")
+    training = read_training(tmp_path)
+    assert names(training.samples) == ["2.png", "10.PNG"]
+    assert training.regime == "clean"
+    assert any("2 images count as good" in note for note in training.notes)
+    assert any("folders ignored" in note and "deeper" in note for note in training.notes)
+
+
+def test_nobody_has_looked(make, tmp_path):
+    make("2.png")
+    training = read_training(tmp_path, unlabelled=True)
+    assert training.regime == "contaminated"
+    assert [(s.label, s.kind) for s in training.samples] == [("unlabelled", "unlabelled")]
+    make("train/good/1.png")
+    make("train/anomalous/1.png")
+    assert [s.label for s in read_training(tmp_path, unlabelled=True).samples] == ["unlabelled", "anomalous"]
+
+
+def test_order_is_natural_and_the_same_in_any_creation_order(make, tmp_path):
+    wanted = ["a2.png", "A10.png", "b1_2.png", "b1_10.png", "b01_11.png", "part 3.png", "part 20.png", "ü.png"]
+    for name in random.Random(1).sample(wanted, len(wanted)):
+        make(f"good/{name}")
+    assert names(read_training(tmp_path).samples) == wanted
+
+
+def test_what_is_not_an_image_is_ignored(make, tmp_path):
+    make("good/1.png")
+    for name in ("Thumbs.db", ".DS_Store", "._1.png", "notes.txt", "1.json"):
+        (tmp_path / "good" / name).write_text("x")
+    (tmp_path / "good" / "folder.png").mkdir()
+    training = read_training(tmp_path)
+    assert names(training.samples) == ["1.png"]
+    assert not any("not images" in note for note in training.notes)
+    for number in range(12):
+        (tmp_path / "good" / f"{number}.dcm").write_text("x")
+    assert any("14 files in good are not images" in n and ".dcm 12" in n for n in read_training(tmp_path).notes)
+
+
+def test_unknown_folders_and_loose_images_are_named(make, tmp_path):
+    make("train/good/1.png")
+    make("train/bad/1.png")
+    make("train/loose.png")
+    notes = read_training(tmp_path).notes
+    assert any("folders ignored in train: bad" in note for note in notes)
+    assert any("1 images directly in train were ignored" in note for note in notes)
+
+
+def test_groups_come_from_a_manifest_inside(make, tmp_path):
+    for name in ("1", "2", "3"):
+        make(f"train/good/{name}.png")
+    (tmp_path / "manifest.csv").write_text(
+        "file,mask,split,label,group,source,note\ntrain/good/1.png,,test,crack,part a,,\ntrain/good/2.png,,,,part a,,\n"
+    )
+    training = read_training(tmp_path)
+    assert [s.group for s in training.samples] == ["part a", "part a", "train/good/3.png"]
+    assert training.regime == "clean"  # only its groups are used
+    assert any("no group for 1 images, such as 3.png" in note for note in training.notes)
+
+
+def test_manifest_inside_without_groups_changes_nothing(make, tmp_path):
+    make("good/1.png")
+    (tmp_path / "manifest.csv").write_text("name,size\nx,1\n")
+    assert [s.group for s in read_training(tmp_path).samples] == ["good/1.png"]
+
+
+def test_spaces_and_letters_of_any_alphabet(make, tmp_path):
+    make("Größe 7/train/good/Prüf teil 检查.png")
+    training = read_training(tmp_path / "Größe 7")
+    assert training.name == "Größe 7"
+    assert names(training.samples) == ["Prüf teil 检查.png"]
+
+
+def test_errors_say_what_was_found(make, tmp_path):
+    with pytest.raises(DataError, match="0 images and 0 files"):
+        read_training(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        read_training(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"not a \.csv manifest"):
+        read_training(tmp_path / "notes.txt")
+    make("bottle/train/good/1.png")
+    with pytest.raises(DataError, match=r"holds several sets .*bottle"):
+        read_training(tmp_path)
+    make("train/anomalous/1.png")
+    with pytest.raises(DataError, match="1 known-bad images and none that may be taken as normal"):
+        read_training(tmp_path)
+
+
+def test_a_folder_of_test_images_is_not_learnt_from(make, tmp_path):
+    make("test/good/1.png")
+    with pytest.raises(DataError, match=r"1 folders \(test\)"):
+        read_training(tmp_path)
+
+
+def test_patterns(make, tmp_path):
+    for name in ("OK/2.png", "OK/10.png", "OK/deep/1.png", "NG/1.png", "pile [1]/1.png"):
+        make(name)
+    training = read_globs([f"{tmp_path}/OK/**/*.png"], [f"{tmp_path}/NG/*"], [f"{tmp_path}/pile [1]"])
+    labels = [(str(s.path.relative_to(tmp_path)), s.label) for s in training.samples]
+    assert labels == [
+        ("OK/2.png", "normal"),
+        ("OK/10.png", "normal"),
+        ("OK/deep/1.png", "normal"),
+        ("pile [1]/1.png", "unlabelled"),
+        ("NG/1.png", "anomalous"),
+    ]
+    assert (training.regime, training.root, training.name) == ("weak", None, tmp_path.name)
+    # A file that two patterns of one label match is taken once.
+    assert len(read_globs([f"{tmp_path}/OK/*", f"{tmp_path}/OK/2.png"]).samples) == 2
+
+
+def test_patterns_that_cannot_be_meant(make, tmp_path):
+    make("OK/1.png")
+    with pytest.raises(DataError, match="matches no image"):
+        read_globs([f"{tmp_path}/OK/*.jpg"])
+    with pytest.raises(DataError, match="as normal and as anomalous"):
+        read_globs([f"{tmp_path}/OK/*"], [f"{tmp_path}/OK/1.png"])
+    with pytest.raises(DataError, match="--good or --unlabelled"):
+        read_globs([], [f"{tmp_path}/OK/*"])
+
+
+def test_identical_files_in_train_and_test(make, tmp_path):
+    same = make("train/good/1.png", value=7)
+    make("train/good/2.png", value=8)
+    twins = [make("test/crack/copy.png", value=7), make("test/good/another.png", value=7)]
+    make("test/good/3.png", value=9)  # as large as the others, of other content
+    training = read_training(tmp_path)
+    assert sorted(shared_files(training, tmp_path)) == sorted((same, twin) for twin in twins)
+    assert shared_files(training, tmp_path / "train") == []
+
+
+def test_identical_files_in_a_manifest(make, tmp_path):
+    make("a.png", value=7)
+    make("b.png", value=7)
+    manifest = tmp_path / "set.csv"
+    manifest.write_text("path,label,split\na.png,normal,train\nb.png,normal,test\n")
+    pairs = shared_files(read_training(manifest), manifest)
+    assert [(one.name, other.name) for one, other in pairs] == [("a.png", "b.png")]
+
+
+def test_survey_is_silent_on_equal_images(make, tmp_path):
+    for number in range(3):
+        make(f"good/{number}.png")
+    assert survey(read_training(tmp_path).samples) == []
+    assert survey(()) == []
+
+
+def test_survey_names_what_differs(make, tmp_path):
+    for number in range(9):
+        make(f"good/{number}.png")
+    make("good/wide.png", size=(12, 48))
+    make("good/deep.png", dtype=np.uint16)
+    (tmp_path / "good" / "broken.png").write_bytes(b"no image")
+    assert survey(read_training(tmp_path).samples) == [
+        "1 of 11 images is 16-bit, the rest 8-bit: deep.png",
+        "1 of 11 images is 4.0 times as wide as high, the rest 1.3 times as wide as high: wide.png",
+    ]
+
+
+def test_survey_tells_size_from_aspect(make, tmp_path):
+    for number in range(9):
+        make(f"good/{number}.png")
+    for number, scale in enumerate((2, 3, 4, 2)):
+        make(f"good/large{number}.png", size=(12 * scale, 16 * scale))
+    assert survey(read_training(tmp_path).samples) == [
+        "4 of 13 images are not 16 x 12 pixels as the rest: large0.png, large1.png, large2.png ..."
+    ]
+
+
+def test_survey_of_a_mixed_pile(make, tmp_path):
+    for number in range(6):
+        make(f"good/{number}.png", size=(12, 12 + 8 * number))
+    (line,) = survey(read_training(tmp_path).samples)
+    assert line.startswith("the 6 images have 6 different aspects")

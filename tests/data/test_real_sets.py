@@ -1,0 +1,88 @@
+"""The real image sets read as their own table says: counts, masks, groups. Skips where they are not at hand."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blemish.data import read_training, shared_files
+from blemish.data.images import read_header, read_image
+from blemish.data.loading import PreparedImages
+from blemish.data.preparation import Preparation
+from blemish.data.testset import load_mask, open_test_set
+
+pytestmark = pytest.mark.real
+
+# Set: good in train, good in test, bad in test by kind, whether there are masks. From the sets' own description.
+TABLE = {
+    "magnetic_tile": (241, 236, {"blowhole": 115, "break": 85, "crack": 57, "fray": 32, "uneven": 99}, True),
+    "mvtec_screw": (
+        320,
+        41,
+        {"manipulated_front": 24, "scratch_head": 24, "scratch_neck": 25, "thread_side": 23, "thread_top": 23},
+        True,
+    ),
+    "crackforest_patches": (96, 25, {"crack": 179}, True),
+    "deeppcb_g20085": (200, 63, {"defect": 62}, True),
+    "hazelnut_toy": (28, 6, {"colour": 17}, True),
+    "elpv_mono": (250, 150, {"defective": 157}, False),
+    "brain_mri": (52, 25, {"tumour": 132}, False),
+}
+
+
+def root(name: str) -> Path:
+    beside = Path(__file__).parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("BLEMISH_DATA", beside)) / name
+    if not folder.is_dir():
+        pytest.skip(f"the real set {name} is not here: set BLEMISH_DATA to the folder that holds it")
+    return folder
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_counts_are_those_of_the_table(name):
+    train_good, test_good, kinds, has_masks = TABLE[name]
+    training, tested = read_training(root(name)), open_test_set(root(name))
+    assert (len(training.samples), training.regime, training.notes) == (train_good, "clean", ())
+    assert sum(not sample.anomalous for sample in tested.samples) == test_good
+    assert Counter(sample.kind for sample in tested.samples if sample.anomalous) == kinds
+    assert (tested.has_masks, tested.notes) == (has_masks, ())
+    assert shared_files(training, root(name)) == []
+
+
+def test_groups_of_the_magnetic_tiles():
+    training, tested = read_training(root("magnetic_tile")), open_test_set(root("magnetic_tile"))
+    good = {sample.group for sample in tested.samples if not sample.anomalous}
+    bad = {sample.group for sample in tested.samples if sample.anomalous}
+    assert (len(training.groups), len(good), len(bad)) == (44, 43, 73)
+    assert len(set(training.groups) | good | bad) == 160
+
+
+def test_patches_of_one_photo_are_one_group():
+    training, tested = read_training(root("crackforest_patches")), open_test_set(root("crackforest_patches"))
+    assert len(training.groups) < len(training.samples)
+    assert set(training.groups).isdisjoint(sample.group for sample in tested.samples)
+    assert {sample.group for sample in tested.samples if sample.path.stem == "076_0_160"} == {"076"}
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row[3]])
+def test_masks_fit_their_images_and_are_not_empty(name):
+    for sample in open_test_set(root(name)).samples[::9]:
+        mask = load_mask(sample, read_header(sample.path).size)
+        assert mask.any() == sample.anomalous
+
+
+@pytest.mark.parametrize("family", ["stretch", "crop", "opencv", "letterbox"])
+def test_an_oblong_set_goes_through_each_family(family):
+    samples = read_training(root("magnetic_tile")).samples[:12]
+    preparation = Preparation(family, 64)
+    images = PreparedImages(samples, preparation)
+    batch = images.batch(range(12))
+    assert batch.images.shape == (12, 3, *preparation.input_size)
+    for index in (0, 11):
+        # Resizing keeps the brightness, within what cropping may take away.
+        mean = np.mean(read_image(samples[index].path).pixels) / 255
+        assert batch.images[index].mean().item() == pytest.approx(mean, abs=0.05)
