@@ -1,0 +1,96 @@
+"""Where networks run and how they compute: each automatic choice carries its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from blemish.errors import ConfigError
+
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How networks compute, and why.
+
+    Attributes:
+        dtype: float32, or bfloat16 for autocast; losses, norms, distances and maps are float32 either way.
+        channels_last: the memory format that convolutions run in.
+        reason: why, for people.
+    """
+
+    dtype: torch.dtype
+    channels_last: bool
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """``bf16`` or ``fp32``."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which convolutions run."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bf16 products are faster than fp32 ones here: AMX tiles on a CPU, tensor cores on a GPU."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return device.type == "cpu" and bool(supported())
+
+
+def choose_precision(device: torch.device, wanted: PrecisionName = "auto", dense: bool = True) -> Precision:
+    """The precision this processor gains from.
+
+    The rule is fixed by what the processor is, not timed at each start: a timing taken on a busy machine would make
+    the same seed give other bits. ``benchmarks/precision.py`` times the choice.
+
+    Args:
+        device: where networks run.
+        wanted: ``auto`` to choose, or a precision to insist on.
+        dense: False for backbones of depthwise convolutions, whose time goes into memory traffic, not products.
+
+    Raises:
+        ConfigError: ``wanted`` is not a precision.
+    """
+    if wanted not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"precision {wanted!r} is unknown: choose auto, fp32 or bf16")
+    if wanted != "auto":
+        dtype = torch.bfloat16 if wanted == "bf16" else torch.float32
+        return Precision(dtype, channels_last=True, reason="as asked")
+    if not has_bf16_units(device):
+        return Precision(torch.float32, True, f"this {device.type} has no bf16 matrix units")
+    if not dense:
+        return Precision(torch.float32, True, "depthwise convolutions gain little from bf16")
+    return Precision(torch.bfloat16, True, f"this {device.type} has bf16 matrix units")
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """``cuda`` where there is one, else ``cpu``; or what was asked for.
+
+    Raises:
+        ConfigError: the device is unknown or absent.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"device {wanted!r} is unknown: choose auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {wanted!r} was asked for, but torch sees no GPU: use --device cpu")
+    return device
+
+
+def set_threads(threads: int | None) -> int:
+    """Set torch's thread count where one is given; the count in force."""
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"--threads {threads}: at least 1 is needed")
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()

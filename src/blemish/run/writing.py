@@ -1,0 +1,52 @@
+"""Files that are whole or absent: a reader never sees half of one, whatever happens to the writer."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from blemish.errors import OutputError
+
+
+@contextlib.contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: the folder is read-only or missing, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(_cannot_write(path, error)) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(_cannot_write(path, error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path} was not written: the disk is full. Free some space, or write elsewhere with -o."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path} was not written: {path.parent} is not writable. Write elsewhere with -o."
+    return f"{path} was not written: {error.strerror or error}."
