@@ -46,7 +46,7 @@ class _Pixels:
         return int(self.scores.size - self.defects.index.size)
 
 
-def flatten(maps: Maps, masks: Masks) -> _Pixels:
+def _flatten(maps: Maps, masks: Masks) -> _Pixels:
     """The scores of all pixels in one row, and the defect pixels among them."""
     if isinstance(maps, np.ndarray) and isinstance(masks, np.ndarray):
         scores, flags = check_scores(maps, masks, "maps", "masks")
@@ -87,7 +87,7 @@ def aupro(maps: Maps, masks: Masks, limits: float | Iterable[float] = 0.3) -> fl
     """
     several = tuple(limits) if isinstance(limits, Iterable) else (float(limits),)
     _check_limits(several)
-    pixels = flatten(maps, masks)
+    pixels = _flatten(maps, masks)
     areas = _areas(_rank_up_to(pixels, max(several)), pixels.defects, several)
     return areas if isinstance(limits, Iterable) else areas[0]
 
@@ -97,7 +97,7 @@ def pixel_metrics(maps: Maps, masks: Masks) -> dict[str, float]:
 
     Arguments and errors as for `aupro`; every value is NaN where there is no defect or no normal pixel.
     """
-    pixels = flatten(maps, masks)
+    pixels = _flatten(maps, masks)
     ranking = rank_positives(pixels.scores, pixels.defects.index)
     wide, narrow = _areas(ranking, pixels.defects, (0.3, 0.05))
     return {
