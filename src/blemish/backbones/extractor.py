@@ -133,7 +133,7 @@ def build_backbone(
     Args:
         name: of the catalogue, or any timm architecture that offers feature maps.
         stages: 1 for stride 4, 2 for stride 8 and so on; for architectures of one stride, the n-th block.
-        weights: ``pretrained``, a ``.safetensors`` or ``.pth`` file, or ``random`` (which knows nothing: for tests).
+        weights: ``pretrained``, a ``.safetensors`` or ``.pth`` file, or ``random`` (from ``seed``; for tests only).
         seed: of random weights.
         precision: how to compute; by default what a CPU gains from.
 
@@ -143,33 +143,35 @@ def build_backbone(
     """
     features = choose_features(name, stages)
     is_random = str(weights) == "random"
-    fold = name in BACKBONES
-    if is_random:
-        network, source = random_network(name, features, seed), f"random, seed {seed}"
-        digest = digest_of(network.state_dict())
-    else:
-        empty = unfilled_network(name, features)
-        found = find_weights(name, weights)
-        tensors = select_tensors(found, empty.state_dict(), name)
-        network, source, digest = filled(empty, tensors, name, features), found.source, digest_of(tensors)
-    dense = not has_depthwise(network)
-    if fold:
-        stages = [feature.stage for feature in features]
-        network = plain_network(name, stages, fold_batchnorm(network).state_dict())
+    network, source = _random(name, features, seed) if is_random else _trained(name, features, weights)
     mean, std, signed = _facts(name, network, features)
     spec = BackboneSpec(
         name=name,
         levels=tuple(Level(f.stage, f.channels, f.stride, sign) for f, sign in zip(features, signed)),
         places=tuple(feature.index for feature in features),
-        digest=digest,
+        digest=digest_of(network.state_dict()),
         source=source,
         seed=seed if is_random else None,
         mean=mean,
         std=std,
-        dense=dense,
-        folded=fold,
+        dense=not has_depthwise(network),
+        folded=name in BACKBONES,
     )
+    if spec.folded:
+        network = plain_network(name, [f.stage for f in features], fold_batchnorm(network).state_dict())
     return TimmBackbone(network, spec, precision)
+
+
+def _random(name: str, features: Sequence[Feature], seed: int) -> tuple[nn.Module, str]:
+    return random_network(name, features, seed), f"random, seed {seed}"
+
+
+def _trained(name: str, features: Sequence[Feature], weights: str | Path) -> tuple[nn.Module, str]:
+    """The cut network with its trained tensors, and where they were found."""
+    network = unfilled_network(name, features)
+    found = find_weights(name, weights)
+    tensors = select_tensors(found, network.state_dict(), name)
+    return filled(network, tensors, name, features), found.source
 
 
 def rebuild(
