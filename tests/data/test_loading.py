@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 import numpy as np
 import pytest
@@ -82,6 +83,15 @@ def test_what_fits_the_budget_is_not_decoded_again(folder, monkeypatch):
     assert read == []
     images.batch([5, 2, 5, 3])
     assert sorted(read) == ["3.png", "5.png"]
+
+
+def test_keeping_ends_at_the_first_image_that_does_not_fit(folder, monkeypatch):
+    images = PreparedImages(read_training(folder).samples, PREPARATION, budget=256 + 300)
+    read = []
+    original = loading.read_bytes
+    monkeypatch.setattr(loading, "read_bytes", lambda path: read.append(path.name) or original(path))
+    images.batch(range(9))
+    assert sorted(read) == [f"{number}.png" for number in range(1, 9)]
 
 
 def test_exactly_filled_budget(folder, monkeypatch):
@@ -192,4 +202,6 @@ def test_stopping_early_ends_the_decoding(folder, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         PreparedImages(samples, PREPARATION, workers=2, progress=Stops())
-    assert len(decoded) < len(samples)
+    number = len(decoded)
+    time.sleep(0.05)
+    assert number == len(decoded) < len(samples)

@@ -224,6 +224,14 @@ def test_outside_a_crop_nothing_is_known():
     assert np.all(back[8:20, 72:184] == 5)
 
 
+@pytest.mark.parametrize("size", [(20, 80), (90, 33)])
+def test_nothing_leaks_in_from_the_padding(size):
+    preparation = Preparation("letterbox", 64)
+    content = preparation.prepare_mask(np.ones(size, np.bool_))
+    back = preparation.to_original(np.where(content, 1.0, 9.0), size)
+    np.testing.assert_array_equal(back, np.ones(size))
+
+
 def test_map_of_another_size_is_refused():
     with pytest.raises(DataError, match=r"\(10, 10\) was given, \(64, 64\) is needed"):
         Preparation(size=64).to_original(np.zeros((10, 10)), (20, 20))
