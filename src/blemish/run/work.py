@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from blemish.errors import Cancelled
-from blemish.run.checkpoints import Stateful
 from blemish.run.precision import Precision, choose_precision
 from blemish.run.progress import Progress, Silent
 from blemish.run.seeds import derive_seed
@@ -137,7 +137,7 @@ class Run:
         self,
         length: Length,
         *,
-        keep: Mapping[str, Stateful],
+        keep: Mapping[str, Any],
         title: str,
         images: int | None = None,
         batch_size: int | None = None,
@@ -150,7 +150,8 @@ class Run:
 
         Args:
             length: in epochs or steps, from ``Run.length``.
-            keep: everything that changes while training and is used after, by name: networks, every optimiser.
+            keep: everything that changes while training and is used after, by name: networks, every optimiser,
+                anything with ``state_dict`` and ``load_state_dict``.
             title: the training's name, in progress and in its checkpoint's; two trainings of one fit need two.
             images: how many there are to learn from.
             batch_size: of them in a step; an epoch has ``ceil(images / batch_size)`` steps.
