@@ -17,18 +17,21 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from blemish.run import Progress, Run
 
-FAILED, REJECTED = 1, 3
+FAILED, WRONG, REJECTED = 1, 2, 3
 
 
 class Commands(TyperGroup):
     """Turns what Blemish raises on purpose into one line and an exit code."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        from blemish.errors import BlemishError
+        from blemish.errors import BlemishError, ConfigError
 
         try:
             return super().invoke(ctx)
+        except ConfigError as error:
+            _say(f"blemish: {error}")
+            raise typer.Exit(WRONG) from None
         except BlemishError as error:
             _say(f"blemish: {error}")
         except KeyboardInterrupt:
@@ -96,6 +99,9 @@ Model = Annotated[Path, typer.Argument(help="A model file made by `blemish fit`.
 FalseReject = Annotated[
     float | None, typer.Option(help="Share of good parts that may be rejected, such as 0.01; default: 1 % or 1/(n+1).")
 ]
+Weights = Annotated[
+    str | None, typer.Option(help="The backbone's weights, for a model saved without them.", show_default=False)
+]
 Seed = Annotated[int, typer.Option(help="Everything random derives from it.")]
 
 
@@ -144,11 +150,13 @@ def fit(
     from blemish.errors import ConfigError
     from blemish.inspection.fitting import FitSettings
     from blemish.inspection.fitting import fit as learn
+    from blemish.run import check_writable
 
     patterns = good or anomalous or unlabelled
     if (data is None) == (not patterns):
         raise ConfigError("give either DATA or patterns: `blemish fit DATA` or `blemish fit --good 'OK/*.png'`")
     training = read_training(data, nobody_looked) if data else read_globs(good or (), anomalous or (), unlabelled or ())
+    check_writable(output)
     settings = FitSettings(
         method=method,
         options=_options(option or []),
@@ -175,6 +183,7 @@ def inspect(
     csv: Annotated[Path | None, typer.Option(help="File for regions, one row each.")] = None,
     fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = FailOn.never,
     smallest_area: Annotated[int | None, typer.Option(help="Ignore regions of fewer original pixels.")] = None,
+    weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
     precision: PrecisionOption = Precision.auto,
@@ -183,7 +192,7 @@ def inspect(
     """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
     from blemish.inspection.delivery import deliver
 
-    inspector = _load(model, device, threads, precision, smallest_area)
+    inspector = _load(model, device, threads, precision, weights, smallest_area)
     decisions, unreadable = deliver(inspector, images, typer.echo, _progress(quiet), output, maps, csv)
     bad = {"never": set(), "review": {"review", "reject"}, "reject": {"reject"}}[fail_on.value]
     if unreadable:
@@ -198,6 +207,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="A set with test images and, for pixel metrics, masks.")],
     at: Annotated[Resolution, typer.Option(help="Where pixel metrics are measured.")] = Resolution.input,
     per_image_pro: Annotated[bool, typer.Option("--per-image-pro", help="Also AU-PRO as the RD family does.")] = False,
+    weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
     precision: PrecisionOption = Precision.auto,
@@ -209,7 +219,7 @@ def evaluate(
     from blemish.inspection.evaluation import as_text
     from blemish.inspection.evaluation import evaluate as measure
 
-    inspector = _load(model, device, threads, precision)
+    inspector = _load(model, device, threads, precision, weights)
     found = measure(inspector, open_test_set(data), _run(quiet, device, threads), at.value, per_image_pro)
     _result(found.as_dict(), as_json, as_text(found))
 
@@ -220,6 +230,7 @@ def calibrate(
     good: Annotated[list[Path], typer.Argument(help="Good images that the model did not learn from, or folders.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The calibrated model to write.", show_default=False)],
     false_reject: FalseReject = None,
+    weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -228,16 +239,16 @@ def calibrate(
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
     from blemish.inspection.delivery import recalibrated
 
-    inspector = _load(model, device, threads, Precision.auto)
+    inspector = _load(model, device, threads, Precision.auto, weights)
     fresh = recalibrated(inspector, good, false_reject, _run(quiet, device, threads))
     fresh.save(output)
     _result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.calibration.sentence()}")
 
 
 @app.command()
-def info(model: Model, as_json: AsJson = False) -> None:
+def info(model: Model, weights: Weights = None, as_json: AsJson = False) -> None:
     """What a model is: method, data, promise, sizes, digests. Example: blemish info parts.blemish"""
-    inspector = _load(model, "cpu", None, Precision.auto)
+    inspector = _load(model, "cpu", None, Precision.auto, weights)
     found = inspector.info()
     _result(found, as_json, "\n".join(f"{key:18} {_plain(value)}" for key, value in found.items()))
 
@@ -272,14 +283,21 @@ def main() -> None:
     app()
 
 
-def _load(model: Path, device: str, threads: int | None, precision: Precision, smallest_area: int | None = None) -> Any:
+def _load(
+    model: Path,
+    device: str,
+    threads: int | None,
+    precision: Precision,
+    weights: str | None,
+    smallest_area: int | None = None,
+) -> Any:
     import dataclasses
 
     from blemish.inspection.inspector import load
     from blemish.run import set_threads
 
     set_threads(threads)
-    inspector = load(model, device, precision.value)
+    inspector = load(model, device, precision.value, weights)
     return inspector if smallest_area is None else dataclasses.replace(inspector, smallest_area=smallest_area)
 
 

@@ -159,7 +159,7 @@ def _read_rows(manifest: Path) -> TrainingSet:
         )
     categories = sorted({row.category for row in rows if row.category})
     notes = [f"{len(categories)} categories ({', '.join(categories[:5])}) are learnt as one"] * (len(categories) > 1)
-    return TrainingSet(manifest.stem, manifest.parent, tuple(samples), tuple(notes))
+    return TrainingSet(manifest.stem, manifest, tuple(samples), tuple(notes))
 
 
 def _label_then_name(sample: Sample) -> tuple[int, tuple[list[str | int], str]]:

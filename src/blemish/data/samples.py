@@ -38,7 +38,7 @@ class TrainingSet:
 
     Attributes:
         name: for people: the folder's or the manifest's name.
-        root: the folder the set was read from; None where it was given as patterns.
+        root: the folder or the manifest the set was read from; None where it was given as patterns.
         samples: the images, in natural order within each label.
         notes: what a person should be told before work starts, one line each.
     """

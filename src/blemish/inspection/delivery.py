@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from blemish.contract import Label
 from blemish.data.images import EXTENSIONS
@@ -29,7 +31,7 @@ def deliver(
 ) -> tuple[set[str], int]:
     """Judge images and write what was asked for; one JSON line each through ``say``.
 
-    An image that cannot be read gets a line with ``error`` and stops nothing.
+    An image that cannot be read gets a line with ``error`` and stops nothing. Nothing is written over an image judged.
 
     Returns:
         The decisions that occurred, and how many images could not be read.
@@ -40,9 +42,10 @@ def deliver(
     """
     images = find_images(paths)
     names = _distinct_names(images)
+    _spare_the_originals(names, overlays, maps)
     decisions: set[str] = set()
     unreadable: list[Source] = []
-    rows: list[Verdict] = []
+    rows: list[dict[str, Any]] = []
 
     def refuse(source: Source, error: ImageError) -> None:
         unreadable.append(source)
@@ -58,11 +61,11 @@ def deliver(
             save_heatmap(maps / f"{stem}.tiff", verdict.heatmap)
             line["map"] = str(maps / f"{stem}.tiff")
         if table is not None:
-            rows.append(verdict)
+            rows.append(verdict.as_dict())
         say(json.dumps(line))
     if table is not None:
         with written_atomically(table) as temporary:
-            temporary.write_text(regions_csv([row.as_dict() for row in rows]), encoding="utf-8")
+            temporary.write_text(regions_csv(rows), encoding="utf-8")
     return decisions, len(unreadable)
 
 
@@ -74,7 +77,7 @@ def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float
         CalibrationError: they are too few for the rate asked for.
     """
     label: Label = "normal"
-    samples = [Sample(path, label, str(path), "good") for path in find_images(good)]
+    samples = [Sample(path, label, str(path), "good") for path in dict.fromkeys(find_images(good))]
     images = PreparedImages(samples, inspector.preparation, progress=run.progress)
     return inspector.calibrated(images, [sample.group for sample in images.samples], run, false_reject)
 
@@ -97,11 +100,30 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:
-    """A file name for each image, led by its folder's where two images share one."""
-    stems = [path.stem for path in images]
-    return {
-        path: path.stem if stems.count(path.stem) == 1 else "_".join((*path.parts[-3:-1], path.stem)) for path in images
-    }
+    """A file name for each image: its stem, led by its folders' names or, at last, numbered where images share one."""
+    names: dict[Path, str] = {}
+    left = list(dict.fromkeys(images))
+    for depth in range(3):
+        tried = {path: "_".join((*_folders(path)[:depth][::-1], path.stem)) for path in left}
+        # Some file systems take a.png and A.png for one file.
+        times = Counter(name.casefold() for name in (*tried.values(), *names.values()))
+        names |= {path: name for path, name in tried.items() if times[name.casefold()] == 1}
+        left = [path for path in left if path not in names]
+    return names | {path: f"{path.stem}_{path.suffix[1:]}_{place}" for place, path in enumerate(left)}
+
+
+def _folders(path: Path) -> list[str]:
+    """The names of the folders that hold ``path``, the nearest first, as far as they can stand in a file's name."""
+    return [folder.name for folder in path.parents if folder.name not in ("", "..")]
+
+
+def _spare_the_originals(names: Mapping[Path, str], overlays: Path | None, maps: Path | None) -> None:
+    originals = {path.resolve() for path in names}
+    for folder, suffix in ((overlays, ".png"), (maps, ".tiff")):
+        written = [] if folder is None else [folder / f"{stem}{suffix}" for stem in names.values()]
+        for path in written:
+            if path.resolve() in originals:
+                raise OutputError(f"{path} is an image to be judged and would be written over: choose another folder")
 
 
 def _write_picture(verdict: Verdict, path: Path) -> Path:

@@ -30,7 +30,7 @@ from blemish.data.surveying import survey
 from blemish.errors import RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
 from blemish.inspection.inspector import Inspector
-from blemish.registry import DEFAULT_METHOD, make_config, method_class, method_entry
+from blemish.registry import DEFAULT_METHOD, METHODS, make_config, method_class, method_entry
 from blemish.run import PrecisionName, Run, choose_precision
 
 KNOWN_BAD = "known-bad"
@@ -93,6 +93,9 @@ def fit(
     _introduce(training, name, cls, run)
     with run.clock.stage("images"):
         images = _Prepared.of(training, settings, run)
+    copies = len(images.normal) - len(set(images.normal.keys))
+    if copies:
+        run.progress.note(f"warning: {copies} training images are copies of others, which lowers the threshold")
     how = plan(len(set(images.groups)), settings.calibration, settings.false_reject)
     run.progress.note(f"calibration: {how.reason}")
     backbone = build_backbone(settings.backbone, tuple(config.layers), settings.weights, run.seed)
@@ -212,17 +215,18 @@ def _introduce(training: TrainingSet, name: str, cls: type[Method], run: Run) ->
     if training.root is not None:
         for ours, theirs in shared_files(training, training.root):
             run.progress.note(f"warning: {ours.name} in train is byte for byte {theirs.name} in test")
-    run.progress.note(f"method: {name}, because the set is {training.regime}")
-    if training.regime in cls.regimes:
-        return
-    if method_entry(name).regime != "clean":
-        raise RegimeError(
-            f"{name} learns from {method_entry(name).regime} sets, and this one is {training.regime}: "
-            f"use -m {DEFAULT_METHOD[training.regime]}"
-        )
-    if training.regime == "contaminated":
-        run.progress.note(f"warning: {name} takes every unlabelled image as good; -m softpatch expects bad ones")
-    if training.regime == "weak":
+    home = method_entry(name).regime
+    run.progress.note(f"method: {name}; the set is {training.regime}")
+    if home != "clean":
+        if training.regime not in cls.regimes:
+            raise RegimeError(
+                f"{name} learns from {home} sets, and this one is {training.regime}: "
+                f"use -m {DEFAULT_METHOD[training.regime]}"
+            )
+    elif training.regime == "contaminated":
+        other = "; -m softpatch expects bad ones" if "softpatch" in METHODS else ""
+        run.progress.note(f"warning: {name} takes every unlabelled image as good{other}")
+    elif training.regime == "weak":
         run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are only scored")
 
 

@@ -73,10 +73,10 @@ def read_model(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict
 def _check_header(path: Path, header: Mapping[str, str]) -> None:
     if header.get("format") != "blemish" or not {"schema", "description", "sha256"} <= header.keys():
         raise ModelFileError(f"{path} is a safetensors file, but not a Blemish model")
-    if not header["schema"].isdigit() or int(header["schema"]) > SCHEMA:
-        raise ModelFileError(
-            f"{path} has file version {header['schema']}; this Blemish reads up to {SCHEMA}. Update Blemish."
-        )
+    if header["schema"] != str(SCHEMA):
+        newer = header["schema"].isdecimal() and int(header["schema"]) > SCHEMA
+        way_out = "Update Blemish." if newer else "Fit anew, or use the Blemish that wrote it."
+        raise ModelFileError(f"{path} has file version {header['schema']}; this Blemish reads {SCHEMA}. {way_out}")
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

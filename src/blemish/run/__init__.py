@@ -16,7 +16,7 @@ from blemish.run.progress import Bar, Lines, Progress, Silent, Title
 from blemish.run.seeds import derive_seed, torch_seeded
 from blemish.run.training import Epoch, Length
 from blemish.run.work import Clock, Journal, Run
-from blemish.run.writing import written_atomically
+from blemish.run.writing import check_writable, written_atomically
 
 __all__ = [
     "Bar",
@@ -32,6 +32,7 @@ __all__ = [
     "Silent",
     "Stateful",
     "Title",
+    "check_writable",
     "choose_device",
     "choose_precision",
     "derive_seed",

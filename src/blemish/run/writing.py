@@ -19,13 +19,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder is read-only or missing, or the disk is full.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
-    temporary = Path(name)
+    temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -36,6 +30,28 @@ def written_atomically(path: Path) -> Iterator[Path]:
         raise OutputError(_cannot_write(path, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before long work, and not after it, that its result cannot be written.
+
+    Raises:
+        OutputError: there is a folder of that name, or its folder is read-only or missing, or the disk is full.
+    """
+    _temporary(path).unlink()
+
+
+def _temporary(path: Path) -> Path:
+    """An empty file beside ``path``."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file, such as {path / 'parts.blemish'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(_cannot_write(path, error)) from error
+    return Path(name)
 
 
 def _umask() -> int:
