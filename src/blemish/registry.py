@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One line of ``blemish methods``."""
+    """One line of ``blemish methods``.
+
+    ``version`` grows when a change moves a method's figures: the bench then measures anew instead of trusting its rows.
+    """
 
     target: str
     regime: Regime
     idea: str
     paper: str
+    version: int = 1
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -35,6 +39,24 @@ METHODS: dict[str, MethodEntry] = {
         regime="clean",
         idea="a memory of normal patches; an image is as bad as its strangest patch",
         paper="Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022",
+    ),
+    "nkd": MethodEntry(
+        target="blemish.methods.nkd:NKD",
+        regime="clean",
+        idea="a student of the teacher's architecture agrees with it on normal images only",
+        paper="the baseline of FMAM's supplement; cf. Wang et al., Student-Teacher Feature Pyramid Matching, BMVC 2021",
+    ),
+    "rd": MethodEntry(
+        target="blemish.methods.rd:RD",
+        regime="clean",
+        idea="a student decodes the teacher's features from a narrow code, and only normal ones well",
+        paper="Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022",
+    ),
+    "fmam": MethodEntry(
+        target="blemish.methods.fmam:FMAM",
+        regime="clean",
+        idea="rd or nkd with a learned mapping on the student's features (its inside is our reading)",
+        paper="the supplement on FMAM; neither its main text nor code was found",
     ),
 }
 

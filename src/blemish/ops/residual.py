@@ -1,0 +1,140 @@
+"""Residual blocks that keep, halve or double the grid: what teachers' mirrors are built of.
+
+A block that doubles the grid has a 2x2 transposed convolution of stride 2 where its counterpart in a ResNet has a
+strided 3x3 one, and in its shortcut (reverse distillation, METHODS "Decoder"). Built on torch's meta device or not,
+nothing here draws random numbers worth keeping: ``initialise`` does, from one generator.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["batch", "instance"]
+Step = Literal["same", "down", "up"]
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """Which residual block a stage is made of.
+
+    Attributes:
+        bottleneck: 1x1, 3x3, 1x1 convolutions; otherwise two 3x3 ones.
+        squeeze: a bottleneck's width inside is its width outside divided by this: 4, and 2 for the wide ResNets.
+        norm: ``batch``, or ``instance`` with learned scale and shift.
+    """
+
+    bottleneck: bool
+    squeeze: int = 4
+    norm: Norm = "batch"
+
+
+def normalisation(norm: Norm, channels: int) -> nn.Module:
+    """The norm after a convolution."""
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=True)
+
+
+def convolution(ins: int, outs: int, size: int = 3, step: Step = "same") -> nn.Module:
+    """A convolution without bias that keeps, halves (rounding up) or doubles the grid."""
+    if step == "up":
+        return nn.ConvTranspose2d(ins, outs, kernel_size=2, stride=2, bias=False)
+    return nn.Conv2d(ins, outs, size, stride=2 if step == "down" else 1, padding=size // 2, bias=False)
+
+
+class Residual(nn.Module):
+    """One residual block: ``b ins y x`` to ``b outs y' x'``."""
+
+    def __init__(self, ins: int, outs: int, kind: BlockKind, step: Step = "same", ends_in_relu: bool = True) -> None:
+        """Build the block.
+
+        Args:
+            ins: channels that come in.
+            outs: channels that go out.
+            kind: basic or bottleneck, and its norm.
+            step: what happens to the grid.
+            ends_in_relu: False where what follows compares the output with features that can be negative.
+        """
+        super().__init__()
+        self.ends_in_relu = ends_in_relu
+        inner = outs // kind.squeeze if kind.bottleneck else outs
+        if kind.bottleneck:
+            layers = [convolution(ins, inner, 1), convolution(inner, inner, 3, step), convolution(inner, outs, 1)]
+        else:
+            layers = [convolution(ins, outs, 3, step), convolution(outs, outs, 3)]
+        self.convolutions = nn.ModuleList(layers)
+        widths = [inner] * (len(layers) - 1) + [outs]
+        self.norms = nn.ModuleList(normalisation(kind.norm, width) for width in widths)
+        self.shortcut: nn.Module = nn.Identity()
+        if step != "same" or ins != outs:
+            self.shortcut = nn.Sequential(convolution(ins, outs, 1, step), normalisation(kind.norm, outs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The block's output."""
+        found = features
+        last = len(self.convolutions) - 1
+        for place, (convolve, norm) in enumerate(zip(self.convolutions, self.norms)):
+            found = norm(convolve(found))
+            if place < last:
+                found = F.relu(found, inplace=True)
+        found = found + self.shortcut(features)
+        return F.relu(found, inplace=True) if self.ends_in_relu else found
+
+
+def residual_stage(
+    ins: int, outs: int, blocks: int, kind: BlockKind, step: Step, ends_in_relu: bool = True
+) -> nn.Sequential:
+    """``blocks`` residual blocks, the first of which takes the step."""
+    stage = nn.Sequential(Residual(ins, outs, kind, step, ends_in_relu or blocks > 1))
+    for place in range(1, blocks):
+        stage.append(Residual(outs, outs, kind, ends_in_relu=ends_in_relu or place < blocks - 1))
+    return stage
+
+
+def untrained(network: nn.Module) -> nn.Module:
+    """``network``, built on the meta device, with zeros for values and convolutions in channels-last order.
+
+    Building 84 million parameters at random takes longer than judging many images, and whoever loads a model or is
+    about to call ``initialise`` needs none of it.
+    """
+    network = network.to_empty(device="cpu").to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.zero_()
+    return network
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Fill ``network`` with fresh values, drawn on the CPU so that a seed means the same on every device.
+
+    Convolutions: Kaiming normal by fan-out (a group's own); transposed ones keep torch's default, as the released
+    code's loop over ``Conv2d`` leaves them; norms 1 and 0; biases 0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            _fill(module.weight, math.sqrt(2 * module.groups / _fan(module.weight, module.out_channels)), generator)
+        elif isinstance(module, nn.ConvTranspose2d):
+            bound = 1 / math.sqrt(_fan(module.weight, module.out_channels // module.groups))
+            drawn = torch.empty(module.weight.shape).uniform_(-bound, bound, generator=generator)
+            module.weight.copy_(drawn)
+        elif isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d)):
+            module.reset_running_stats()
+            if module.affine:
+                nn.init.ones_(module.weight)
+        else:
+            continue
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+def _fan(weight: Tensor, channels: int) -> int:
+    return channels * weight.shape[2] * weight.shape[3]
+
+
+def _fill(weight: Tensor, deviation: float, generator: torch.Generator) -> None:
+    weight.copy_(torch.empty(weight.shape).normal_(std=deviation, generator=generator))

@@ -1,0 +1,199 @@
+"""The mirrored student: published parameter counts, shapes, signs, fresh values."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blemish.contract import Level
+from blemish.errors import ConfigError
+from blemish.ops.residual import BlockKind, Residual, initialise, residual_stage
+from blemish.ops.reversal import Decoder, Reversal, build_reversal, mirror_of
+
+
+def resnet(name, stages=(1, 2, 3)):
+    expansion = 1 if name in ("resnet18", "resnet34") else 4
+    levels = tuple(Level(s, 64 * 2 ** (s - 1) * expansion, 2 ** (s + 1), False) for s in stages)
+    return SimpleNamespace(name=name, levels=levels)
+
+
+def lite(stages=(1, 2, 3)):
+    widths = {1: 24, 2: 40, 3: 112, 4: 320}
+    levels = tuple(Level(s, widths[s], 2 ** (s + 1), True) for s in stages)
+    return SimpleNamespace(name="efficientnet_lite0", levels=levels)
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def features(backbone, size, b=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    grids = [(-(-size[0] // x.stride), -(-size[1] // x.stride)) for x in backbone.levels]
+    return [torch.randn(b, x.channels, *g, generator=generator) for x, g in zip(backbone.levels, grids)]
+
+
+# Counted by instantiating the released modules, without the convolution that they never use.
+@pytest.mark.parametrize(
+    ("name", "bottleneck", "decoder"),
+    [
+        ("resnet18", 11_680_000, 3_703_168),
+        ("resnet34", 16_400_640, 5_770_624),
+        ("resnet50", 30_829_568, 15_821_824),
+        ("wide_resnet50_2", 58_885_120, 24_917_504),
+    ],
+)
+def test_parameter_counts_of_the_released_networks(name, bottleneck, decoder):
+    with torch.device("meta"):
+        student = Reversal(mirror_of(resnet(name)))
+    assert (count(student.bottleneck), count(student.decoder)) == (bottleneck, decoder)
+
+
+def test_parameter_counts_of_ckaads_autoencoders():
+    with torch.device("meta"):
+        assert count(Reversal(mirror_of(resnet("wide_resnet50_2"), "instance"))) == 83_802_624
+        assert count(Reversal(mirror_of(resnet("resnet18", (2, 3)), "instance"))) == 13_526_272
+
+
+def test_a_timm_tag_does_not_change_the_mirror():
+    tagged = resnet("wide_resnet50_2")
+    tagged.name = "wide_resnet50_2.tv2_in1k"
+    assert mirror_of(tagged) == mirror_of(resnet("wide_resnet50_2"))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 50), (33, 96)])
+@pytest.mark.parametrize("stages", [(1, 2, 3), (2, 3), (2,), (1, 2, 3, 4)])
+def test_maps_come_back_in_the_shapes_they_had(size, stages):
+    backbone = lite(stages)
+    student = build_reversal(backbone)
+    initialise(student, torch.Generator().manual_seed(0))
+    given = features(backbone, size)
+    assert [map_.shape for map_ in student(given)] == [map_.shape for map_ in given]
+
+
+def test_resnet18s_code_is_half_the_deepest_grid_and_twice_its_width():
+    backbone = resnet("resnet18")
+    student = build_reversal(backbone)
+    initialise(student, torch.Generator().manual_seed(0))
+    code = student.bottleneck([map_.relu() for map_ in features(backbone, (64, 64))])
+    assert code.shape == (2, 512, 2, 2)
+    assert [map_.shape[1:] for map_ in student.decoder(code, [(16, 16), (8, 8), (4, 4)])] == [
+        (64, 16, 16),
+        (128, 8, 8),
+        (256, 4, 4),
+    ]
+
+
+def test_only_levels_that_cannot_be_negative_end_in_a_relu():
+    signed = lite()
+    unsigned = SimpleNamespace(
+        name="", levels=tuple(Level(x.stage, x.channels, x.stride, False) for x in signed.levels)
+    )
+    for backbone, goes_below in ((signed, True), (unsigned, False), (resnet("resnet18"), False)):
+        student = build_reversal(backbone)
+        initialise(student, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            maps = student(features(backbone, (64, 64)))
+        assert all(bool((map_ < 0).any()) == goes_below for map_ in maps)
+
+
+def test_narrow_levels_are_decoded_at_64_channels():
+    decoder = Decoder(mirror_of(lite()))
+    widths = [stage[-1].convolutions[-1].out_channels for stage in decoder.stages]
+    assert widths == [112, 64, 64]
+    assert [head.out_channels for head in decoder.heads] == [112, 40, 24]
+
+
+def test_levels_of_one_grid_are_mirrored_too():
+    levels = tuple(Level(stage, 96, 16, True) for stage in (3, 6, 9))
+    backbone = SimpleNamespace(name="vit_tiny", levels=levels)
+    student = build_reversal(backbone)
+    initialise(student, torch.Generator().manual_seed(0))
+    given = features(backbone, (112, 112))
+    assert [map_.shape for map_ in student(given)] == [(2, 96, 7, 7)] * 3
+
+
+def test_a_gap_between_levels_is_refused():
+    with pytest.raises(ConfigError, match="without a gap"):
+        build_reversal(lite((1, 3)))
+
+
+def test_every_path_counts():
+    backbone = lite()
+    student = build_reversal(backbone)
+    initialise(student, torch.Generator().manual_seed(0))
+    student.eval()
+    given = features(backbone, (64, 64))
+    with torch.no_grad():
+        before = student.bottleneck(given)
+        for place in range(3):
+            other = list(given)
+            other[place] = other[place] + 1
+            assert not torch.allclose(student.bottleneck(other), before, atol=1e-3)
+
+
+def test_a_doubling_basic_block_by_hand():
+    block = Residual(6, 4, BlockKind(False), "up")
+    initialise(block, torch.Generator().manual_seed(1))
+    block.eval()
+    x = torch.randn(2, 6, 3, 3, generator=torch.Generator().manual_seed(2))
+    first, second = (convolution.weight for convolution in block.convolutions)
+    scale = (1 + 1e-5) ** -0.5  # fresh BatchNorm in eval mode divides by the root of 1 + eps
+    found = F.relu(F.conv_transpose2d(x, first, stride=2) * scale)
+    found = F.conv2d(found, second, padding=1) * scale
+    found = F.relu(found + F.conv_transpose2d(x, block.shortcut[0].weight, stride=2) * scale)
+    torch.testing.assert_close(block(x), found, rtol=1e-5, atol=1e-5)
+
+
+def test_a_halving_bottleneck_block_by_hand():
+    block = Residual(6, 16, BlockKind(True), "down", ends_in_relu=False)
+    initialise(block, torch.Generator().manual_seed(1))
+    block.eval()
+    x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(2))
+    one, two, three = (convolution.weight for convolution in block.convolutions)
+    assert [tuple(w.shape[:2]) for w in (one, two, three)] == [(4, 6), (4, 4), (16, 4)]
+    scale = (1 + 1e-5) ** -0.5
+    found = F.relu(F.conv2d(x, one) * scale)
+    found = F.relu(F.conv2d(found, two, stride=2, padding=1) * scale)
+    found = F.conv2d(found, three) * scale + F.conv2d(x, block.shortcut[0].weight, stride=2) * scale
+    torch.testing.assert_close(block(x), found, rtol=1e-5, atol=1e-5)
+
+
+def test_inner_blocks_of_a_stage_keep_their_relu():
+    stage = residual_stage(4, 4, 3, BlockKind(False), "same", ends_in_relu=False)
+    assert [block.ends_in_relu for block in stage] == [True, True, False]
+
+
+def test_fresh_values_follow_the_released_rule_and_the_seed():
+    student = build_reversal(resnet("resnet18"))
+    initialise(student, torch.Generator().manual_seed(5))
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    for module in student.modules():
+        if isinstance(module, nn.ConvTranspose2d) and module.weight.numel() > 10_000:
+            bound = (module.out_channels * 4) ** -0.5  # torch's default counts a weight's second axis as what comes in
+            assert 0.98 * bound < float(module.weight.detach().abs().max()) <= bound
+        elif isinstance(module, nn.Conv2d) and module.weight.numel() > 10_000:
+            expected = (2 / (module.out_channels * module.kernel_size[0] ** 2)) ** 0.5
+            assert float(module.weight.detach().std()) == pytest.approx(expected, rel=0.05)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert bool((module.weight == 1).all()) and bool((module.bias == 0).all())
+            assert bool((module.running_var == 1).all()) and bool((module.running_mean == 0).all())
+    initialise(student, torch.Generator().manual_seed(5))
+    assert all(torch.equal(state[name], value) for name, value in student.state_dict().items())
+    initialise(student, torch.Generator().manual_seed(6))
+    assert not torch.equal(state["bottleneck.paths.0.0.weight"], student.bottleneck.paths[0][0].weight)
+
+
+def test_bf16_stays_close_to_float32_and_gives_bf16_maps():
+    backbone = lite()
+    student = build_reversal(backbone)
+    initialise(student, torch.Generator().manual_seed(0))
+    given = [map_.to(torch.bfloat16).float() for map_ in features(backbone, (64, 64))]
+    with torch.no_grad():
+        exact = student(given)
+        with torch.autocast("cpu", torch.bfloat16):
+            short = student(given)
+    for a, b in zip(exact, short):
+        assert F.cosine_similarity(a.flatten(1), b.float().flatten(1)).min() > 0.999
