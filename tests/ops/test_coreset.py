@@ -130,3 +130,22 @@ def test_the_callers_distances_are_left_alone():
     before = first.clone()
     list(farthest_first(points, 30, first))
     assert torch.equal(first, before)
+
+
+def test_points_that_waited_make_up_for_all_picks_they_missed(monkeypatch):
+    monkeypatch.setattr("blemish.ops.coreset.BLOCK", 16)  # so that what was missed spans several portions
+    # one wide cloud and one narrow one: the narrow one's points wait until picks have become that fine
+    points = torch.cat([points_of(200, 6) * 10, points_of(200, 6, seed=1) + 3])
+    first = starts(points)
+    found = list(farthest_first(points, 250, first, block=16))
+    assert found == literal(points, 250, first)
+    assert sum(p >= 200 for p in found[:100]) < 10 < sum(p >= 200 for p in found)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lattices_full_of_ties_follow_the_lowest_index(seed):
+    # whole coordinates around a mean of zero: all distances are exact, and many are equal
+    half = torch.randint(-3, 4, (80, 3), generator=torch.Generator().manual_seed(seed)).float()
+    points = torch.cat([half, -half])
+    found = list(farthest_first(points, 160, torch.full((160,), 99.0), block=13))
+    assert found == literal(points, 160, torch.full((160,), 99.0))

@@ -1,10 +1,14 @@
 """A coreset: few points such that every other point has one of them close by (greedy k-centre).
 
 The greedy rule takes the point that is farthest from all points taken so far, again and again. Done literally, each
-pick reads all ``n`` points once, and memory traffic is all the time there is. Here picks are made in blocks: among
-the points that are farthest now, the greedy choice is replayed for as long as the best of them beats everything
-outside the block (distances only ever shrink, so nothing outside can have overtaken it); then one matrix product
-brings all distances up to date for the whole block of picks. The picks are those of the literal rule, up to rounding.
+pick reads all ``n`` points once, and memory traffic is all the time there is. Two things make it quick, and neither
+changes the picks, up to rounding:
+
+- Blocks. Among the points that are farthest now, the greedy choice is replayed for as long as the best of them beats
+  everything outside the block: distances only ever shrink, so nothing outside can have overtaken it. Then one matrix
+  product measures points against the whole block of picks.
+- Waiting. A point's old distance is a bound on its new one. While the bound lies below the distances at which picks
+  are being made, the point need not be measured; what it missed is made up for once picks have come down to it.
 """
 
 from __future__ import annotations
@@ -24,7 +28,10 @@ BLOCK = 1024
 """Farthest points among which the greedy choice is replayed."""
 
 ROWS = 2048
-"""Points whose distances are brought up to date at once: the product of a block then stays in the cache."""
+"""Points that are measured against a block of picks at once: their product then stays in the cache."""
+
+STEP = 0.95
+"""How far the threshold comes down at first, in squared distance, when too few points lie beyond it."""
 
 SAME = 2.0**-20
 """Squared distances below this part of a point's squared norm are rounding: the two points are the same."""
@@ -93,8 +100,8 @@ def farthest_first(
     """
     if len(distances) != len(points) or (weights is not None and len(weights) != len(points)):
         raise ConfigError(f"{len(points)} points need as many first distances and weights: give one for each point")
-    greedy = _Greedy(points, distances, weights)
     left = min(count, len(points))
+    greedy = _Greedy(points, left, distances, weights)
     while left > 0:
         picks = greedy.block(min(block, len(points)), left)
         if len(picks) == 0:
@@ -106,55 +113,90 @@ def farthest_first(
 
 
 class _Greedy:
-    """Points, and their squared distances to what was picked so far."""
+    """Points, and for each its squared distance to the picks it has met so far: never less than to all picks.
 
-    def __init__(self, points: Tensor, distances: Tensor, weights: Tensor | None) -> None:
+    A point whose bound lies below ``threshold`` cannot be the farthest, so it need not meet new picks until the
+    threshold has come down to it. On the features of real images that saves most of the work.
+    """
+
+    def __init__(self, points: Tensor, count: int, distances: Tensor, weights: Tensor | None) -> None:
         centred = points - points.mean(dim=0)
         norms = centred.square().sum(dim=1, keepdim=True)
         # One product gives squared distances: [x, |x|^2, 1] . [-2p, 1, |p|^2] = |x|^2 - 2 x.p + |p|^2.
         self.points = torch.cat([centred, norms, torch.ones_like(norms)], dim=1)
-        self.distances = distances.clone()
+        self.picks = self.points.new_empty(count, self.points.shape[1])
+        self.picked = 0
+        self.met = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+        self.bounds = distances.clone()
+        self.threshold = float(distances.max())
         self.same = norms.squeeze(1) * SAME
         self.factors = None if weights is None else weights.to(points).square()
-        self.product = torch.empty(0, device=points.device)
+        self.product = points.new_empty(ROWS * BLOCK)
+        self.gathered = points.new_empty(ROWS, self.points.shape[1])
 
     def block(self, size: int, left: int) -> Tensor:
         """The next picks, at most ``left``: indices in the order of picking."""
-        farthest, candidates = torch.topk(self.distances, size, sorted=False)
-        limit = float(farthest.min()) if size < len(self.points) else 0.0
-        candidates = candidates.sort().values
-        between = self._squared(self.points[candidates], self._mirrored(candidates), candidates)
-        positions = _replay(self.distances[candidates].cpu().numpy(), between.cpu().numpy(), limit, left)
-        if positions:
-            return candidates[positions]
-        # Every candidate is as far as something outside the block: the lowest index of all decides.
-        best = self.distances.argmax()
-        return best[None] if self.distances[best] > 0 else candidates[:0]
+        above = self._settled(size)
+        if len(above) == 0:
+            return above
+        candidates, limit = above, self.threshold
+        if len(above) > size:
+            farthest, chosen = torch.topk(self.bounds[above], size, sorted=False)
+            candidates, limit = above[chosen.sort().values], float(farthest.min())
+        between = self._between(candidates)
+        positions = _replay(self.bounds[candidates].cpu().numpy(), between.cpu().numpy(), limit, left)
+        self.threshold = max(self.threshold, limit * STEP)
+        # Where every candidate is as far as something outside the block, the lowest index of all decides.
+        return candidates[positions] if positions else above[self.bounds[above].argmax()][None]
 
     def take(self, picks: Tensor) -> None:
-        """Bring all distances up to date with new picks."""
-        mirrored = self._mirrored(picks)
-        if self.product.numel() < min(ROWS, len(self.points)) * len(picks):
-            self.product = self.points.new_empty(min(ROWS, len(self.points)) * len(picks))
-        for first in range(0, len(self.points), ROWS):
-            rows = slice(first, first + ROWS)
-            points = self.points[rows]
-            product = self.product[: len(points) * len(picks)].view(len(points), len(picks))
-            nearest = torch.mm(points, mirrored, out=product).amin(dim=1)
-            nearest.masked_fill_(nearest <= self.same[rows], 0)
-            if self.factors is not None:
-                nearest *= self.factors[rows]
-            torch.minimum(self.distances[rows], nearest, out=self.distances[rows])
-        self.distances[picks] = 0
+        """Add new picks; points meet them when they have to."""
+        self.picks[self.picked : self.picked + len(picks)] = self._mirrored(picks)
+        self.picked += len(picks)
+        self.bounds[picks] = 0
+
+    def _settled(self, size: int) -> Tensor:
+        """Indices, ascending, of all points beyond the threshold, which is lowered until they are at least ``size``."""
+        step = STEP
+        while True:
+            above = (self.bounds > self.threshold).nonzero().squeeze(1)
+            behind = above[self.met[above] < self.picked]
+            if len(behind):
+                self._meet(behind)
+                above = above[self.bounds[above] > self.threshold]
+            if len(above) >= size or self.threshold == 0:
+                return above
+            self.threshold = self.threshold * step if step > 0.1 else 0.0
+            step *= step
+
+    def _meet(self, indices: Tensor) -> None:
+        """Bring the bounds of some points up to date with all picks."""
+        for met in torch.unique(self.met[indices]).tolist():
+            group = indices[self.met[indices] == met]
+            for rows in torch.split(group, ROWS):
+                points = torch.index_select(self.points, 0, rows, out=self.gathered[: len(rows)])
+                bounds = self.bounds[rows]
+                for first in range(met, self.picked, BLOCK):
+                    mirrored = self.picks[first : min(first + BLOCK, self.picked)]
+                    torch.minimum(bounds, self._nearest(points, mirrored, rows), out=bounds)
+                self.bounds[rows] = bounds
+        self.met[indices] = self.picked
+
+    def _nearest(self, points: Tensor, mirrored: Tensor, rows: Tensor) -> Tensor:
+        product = self.product[: len(points) * len(mirrored)].view(len(points), len(mirrored))
+        nearest = torch.mm(points, mirrored.T, out=product).amin(dim=1)
+        nearest.masked_fill_(nearest <= self.same[rows], 0)
+        return nearest if self.factors is None else nearest * self.factors[rows]
 
     def _mirrored(self, indices: Tensor) -> Tensor:
         chosen = self.points[indices]
-        return torch.cat([-2 * chosen[:, :-2], chosen[:, -1:], chosen[:, -2:-1]], dim=1).T.contiguous()
+        return torch.cat([-2 * chosen[:, :-2], chosen[:, -1:], chosen[:, -2:-1]], dim=1)
 
-    def _squared(self, rows: Tensor, mirrored: Tensor, indices: Tensor) -> Tensor:
-        squared = rows @ mirrored
-        squared.masked_fill_(squared <= self.same[indices, None], 0)
-        return squared if self.factors is None else squared * self.factors[indices, None]
+    def _between(self, indices: Tensor) -> Tensor:
+        """``[j, i]``: the squared distance that point ``i`` has once ``j`` is picked."""
+        squared = self._mirrored(indices) @ self.points[indices].T
+        squared.masked_fill_(squared <= self.same[indices], 0)
+        return squared if self.factors is None else squared * self.factors[indices]
 
 
 def _replay(distances: np.ndarray, between: np.ndarray, limit: float, left: int) -> list[int]:
@@ -162,11 +204,10 @@ def _replay(distances: np.ndarray, between: np.ndarray, limit: float, left: int)
 
     Args:
         distances: of the candidates, in the order of their indices, so that the first maximum has the lowest index.
-        between: ``[i, j]`` is the squared distance that candidate ``i`` has once ``j`` is picked.
+        between: ``[j, i]`` is the squared distance that candidate ``i`` has once ``j`` is picked.
         limit: only what is strictly larger is sure to be the farthest of all.
         left: how many picks at most.
     """
-    columns = np.ascontiguousarray(between.T)
     distances = distances.copy()
     positions: list[int] = []
     while len(positions) < left:
@@ -174,6 +215,6 @@ def _replay(distances: np.ndarray, between: np.ndarray, limit: float, left: int)
         if distances[best] <= limit:
             break
         positions.append(best)
-        np.minimum(distances, columns[best], out=distances)
+        np.minimum(distances, between[best], out=distances)
         distances[best] = 0
     return positions
