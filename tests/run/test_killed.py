@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from blemish.run import Run
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from killed_training import train
-
-from blemish.run import Run
+from killed_training import train  # noqa: E402
 
 
 @pytest.fixture

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from blemish.contract import Backbone, Batch
+from blemish.backbones.cache import (
+    DISK_SHARE,
+    MEMORY_SHARE,
+    DiskStore,
+    Layout,
+    MemoryStore,
+    Store,
+    available_memory,
+    bytes_needed,
+)
+from blemish.backbones.tensors import digest_of
+from blemish.contract import Backbone, Batch, Images
+from blemish.run import Run
+
+CHUNK = 8
+"""Images seen at once while features are kept: always the same ones together, so that a fit that was killed and goes
+on keeps the same numbers, even where a processor rounds otherwise in other company."""
+
+FACT = "feature cache"
 
 
 class FrozenTeacher:
@@ -17,6 +39,7 @@ class FrozenTeacher:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
+        self._store: Store | None = None
 
     def __call__(self, given: Batch | Tensor) -> list[Tensor]:
         """Feature maps ``b c y x``, shallowest level first, float32 numbers that bf16 can hold."""
@@ -24,12 +47,113 @@ class FrozenTeacher:
             return self._of_batch(given)
         return self._compute(given)
 
+    def keep_features(
+        self, sets: Sequence[Images], run: Run, folder: Path | None = None, budget: int | None = None
+    ) -> None:
+        """See every image once and keep its features, where they fit; says what was decided and why.
+
+        Where they do not fit, or the disk turns out to be full, features are computed whenever they are asked for: the
+        same numbers, later. The backbone's precision must not change afterwards.
+
+        Args:
+            sets: the images, all of one size.
+            run: told of the decision; how it was taken is put down in its journal.
+            folder: keep them on disk, for later fits too; in memory by default.
+            budget: bytes that they may take; by default a quarter of the available memory, or half of the disk's
+                free space.
+        """
+        images = sum(len(part) for part in sets)
+        if images == 0:
+            return
+        probe = self._seen(next(part for part in sets if len(part)).batch([0]).images)
+        layouts = [Layout.of(map_) for map_ in probe]
+        try:
+            self._store = self._chosen(layouts, images, run, folder, budget)
+            if self._store is not None:
+                self._fill(self._store, sets, run)
+        except OSError as error:
+            self._store = None
+            run.journal.facts[FACT] = "off"
+            run.progress.note(
+                f"feature cache: off, because {folder} cannot take more ({error.strerror or error}); "
+                "features are computed at every use"
+            )
+
+    def _chosen(
+        self, layouts: Sequence[Layout], images: int, run: Run, folder: Path | None, budget: int | None
+    ) -> Store | None:
+        needed = bytes_needed(layouts, images)
+        on_disk = None if folder is None else DiskStore(folder, layouts, identity(self.backbone))
+        if on_disk is None:
+            place, limit, why = "memory", int(MEMORY_SHARE * available_memory()), "a quarter of the memory available"
+        else:
+            place, why = str(folder), "half of the disk's free space"
+            limit = int(DISK_SHARE * shutil.disk_usage(on_disk.folder).free) + on_disk.taken()
+        if budget is not None:
+            limit, why = budget, "the budget given"
+        sum_ = f"{images} images of {_size(needed // images)} make {_size(needed)}; {why} is {_size(limit)}"
+        if needed > limit:
+            hint = "; a folder on a disk may hold them (--cache DIR)" if on_disk is None else ""
+            run.journal.facts[FACT] = "off"
+            run.progress.note(f"feature cache: off: {sum_}{hint}")
+            return None
+        run.journal.facts[FACT] = "memory" if on_disk is None else "disk"
+        run.progress.note(f"feature cache: in {place}: {sum_}")
+        return MemoryStore(layouts, images) if on_disk is None else on_disk
+
+    def _fill(self, store: Store, sets: Sequence[Images], run: Run) -> None:
+        chunks = [
+            (part, range(start, min(start + CHUNK, len(part))))
+            for part in sets
+            for start in range(0, len(part), CHUNK)
+        ]
+        for part, indices in run.progress.track(chunks, "features of the training images"):
+            batch = part.batch(indices)
+            if not store.holds(batch.keys):
+                store.put(batch.keys, self._seen(batch.images))
+
     def _of_batch(self, batch: Batch) -> list[Tensor]:
-        # The one place where features may be served by ``batch.keys`` instead of computed.
-        return self._compute(batch.images)
+        if self._store is not None:
+            device = next(self.backbone.parameters()).device
+            found = self._store.get(batch.keys, device)
+            if found is not None:
+                return found
+        return self._seen(batch.images)
+
+    def _seen(self, images: Tensor) -> list[Tensor]:
+        """Features of images that may be kept: the same numbers in whatever company an image comes.
+
+        A single image is seen twice over, because torch convolves small ones by another algorithm when they are
+        alone, and that rounds otherwise.
+        """
+        if len(images) > 1:
+            return self._compute(images)
+        return [map_[:1] for map_ in self._compute(torch.cat([images, images]))]
 
     def _compute(self, images: Tensor) -> list[Tensor]:
         device = next(self.backbone.parameters()).device
         with torch.no_grad():
             maps: list[Tensor] = self.backbone(images.to(device))
         return maps
+
+
+def identity(backbone: Backbone) -> dict[str, str]:
+    """Everything that features depend on, beside the image and its preparation.
+
+    Versions and processor too: others may round otherwise, and then a fit would not repeat to the bit.
+    """
+    precision = getattr(backbone, "precision", None)
+    device = next(backbone.parameters()).device
+    return {
+        "backbone": str(getattr(backbone, "name", type(backbone).__name__)),
+        "stages": str([level.stage for level in backbone.levels]),
+        "weights": getattr(backbone, "digest", None) or digest_of(backbone.state_dict()),
+        "precision": "fp32" if precision is None else f"{precision.name} {precision.channels_last}",
+        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "torch": str(torch.__version__),
+    }
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
