@@ -1,0 +1,62 @@
+"""The trainable twin of a teacher."""
+
+import pytest
+import torch
+
+from blemish.backbones.extractor import build_backbone
+from blemish.backbones.student import CopiedStudent, Student, build_student
+
+
+def images(b=2, size=64):
+    return torch.rand(b, 3, size, size, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "swin_tiny_patch4_window7_224"])
+def test_a_student_gives_its_teachers_shapes_and_all_of_it_can_learn(name):
+    teacher = build_backbone(name, (1, 2), "random", seed=1)
+    student = build_student(teacher)
+    assert isinstance(student, Student)
+    student.reset(2)
+    size = 224 if "swin" in name else 64
+    maps = student.train()(images(1 if "swin" in name else 2, size))
+    assert [map_.shape for map_ in maps] == [map_.shape for map_ in teacher(images(len(maps[0]), size))]
+    sum(map_.square().mean() for map_ in maps).backward()
+    moved = [name for name, p in student.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert len(moved) <= 2  # a bias right before a norm has no gradient
+
+
+def test_with_its_teachers_values_a_student_gives_its_teachers_features():
+    teacher = build_backbone("resnet18", (1, 2, 3), "random", seed=5)
+    student = build_student(teacher)
+    student.reset(5)
+    for module in student.modules():  # a random teacher's residual branches end at a half, a student's at one
+        if isinstance(module, torch.nn.BatchNorm2d):
+            is_last = any(module is block.bn2 for n in "123" for block in getattr(student.network, f"layer{n}"))
+            torch.nn.init.constant_(module.weight, 0.5 if is_last else 1.0)
+    with torch.no_grad():
+        for ours, theirs in zip(student.eval()(images()), teacher(images())):
+            torch.testing.assert_close(ours, theirs, rtol=0.01, atol=1e-4)
+
+
+def test_resetting_is_fixed_by_the_seed_and_leaves_torchs_own_state_alone():
+    student = build_student(build_backbone("resnet18", (1,), "random"))
+    before = torch.get_rng_state()
+    student.reset(3)
+    first = {key: value.clone() for key, value in student.state_dict().items()}
+    student.reset(3)
+    assert all(torch.equal(first[key], value) for key, value in student.state_dict().items())
+    student.reset(4)
+    assert not torch.equal(first["network.conv1.weight"], student.network.conv1.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_backbones_are_copied_and_the_teacher_is_left_alone(tiny_backbone):
+    teacher = tiny_backbone((2, 3))
+    before = [p.clone() for p in teacher.parameters()]
+    student = build_student(teacher)
+    assert isinstance(student, CopiedStudent)
+    student.reset(1)
+    assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(before, teacher.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(before, student.parameters()))
+    student(images())[1].sum().backward()
+    assert all(p.requires_grad for p in student.parameters())
