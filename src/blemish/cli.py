@@ -254,6 +254,39 @@ def info(model: Model, weights: Weights = None, as_json: AsJson = False) -> None
 
 
 @app.command()
+def bench(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quick.toml.", show_default=False)],
+    results: Annotated[Path, typer.Option(help="Folder of the ledger that rows are added to.")] = Path("results"),
+    reports: Annotated[Path, typer.Option(help="Folder for the report; keep it out of git.")] = Path("reports"),
+    data: Annotated[Path | None, typer.Option(help="Folder the sets lie in; default: $BLEMISH_DATA.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--afresh", help="Skip jobs whose rows stand, or run them once more.")
+    ] = True,
+    only: Annotated[list[str] | None, typer.Option(help="Jobs whose title matches, such as '*screw*'.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time; they share the cores.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and their time, run nothing.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Methods x data sets x seeds, a ledger, a report. Example: blemish bench recipes/quick.toml --jobs 2"""
+    from blemish.bench.session import open_session
+    from blemish.report.bench import write_reports
+
+    session = open_session(recipe, results, data, only or (), afresh=not resume)
+    if dry_run:
+        typer.echo("\n".join(session.dry_run(jobs)))
+        return
+    tally = session.run(jobs, threads, device, _progress(quiet))
+    for path in write_reports(session.summary(), session.results, reports):
+        typer.echo(path)
+    for failure in tally.failed:
+        _say(f"failed: {failure}")
+    if tally.failed or not session.chosen:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def methods(as_json: AsJson = False) -> None:
     """The methods there are, one line each. Example: blemish methods"""
     from blemish.registry import METHODS

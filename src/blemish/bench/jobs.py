@@ -1,0 +1,214 @@
+"""From a recipe to jobs: one method, one set, one seed. A job is known by what it computes, not by who asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blemish.bench.recipes import DataEntry, Recipe, Variant
+from blemish.bench.sets import DEMO, Place, data_digest, demo_categories, demo_folder, locate, open_sets
+from blemish.errors import ConfigError, DataError
+from blemish.registry import make_config, method_class, method_entry
+
+Configuration = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A cell of the recipe: what is to be computed, whether or not the images are at hand.
+
+    Attributes:
+        label: the method's name in tables.
+        set_name: the set's name in tables.
+        configuration: all that the figures depend on but code and images; JSON values.
+    """
+
+    label: str
+    set_name: str
+    configuration: Configuration
+
+    @property
+    def signature(self) -> str:
+        """What rows of the ledger are matched by: the configuration and the method's version."""
+        return _digest(self.configuration)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A wish with its images: what one process computes.
+
+    Attributes:
+        recipe: who asked.
+        wish: what for.
+        folder: where the set lies on this machine; never in the ledger.
+        data_digest: of its images and masks.
+        weights: ``pretrained``, ``random`` or a file on this machine; the configuration holds the file's digest.
+    """
+
+    recipe: str
+    wish: Wish
+    folder: Path
+    data_digest: str
+    weights: str
+
+    @property
+    def key(self) -> str:
+        """Two jobs with one key would give one row: same configuration, images and method version."""
+        return _digest({**self.wish.configuration, "data_digest": self.data_digest})
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.wish.label} on {self.wish.set_name}, seed {self.wish.configuration['seed']}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "recipe": self.recipe,
+            "label": self.wish.label,
+            "set": self.wish.set_name,
+            "configuration": self.wish.configuration,
+            "folder": str(self.folder),
+            "data_digest": self.data_digest,
+            "weights": self.weights,
+        }
+
+    @staticmethod
+    def from_dict(given: Mapping[str, Any]) -> Job:
+        """What ``to_dict`` gave."""
+        wish = Wish(given["label"], given["set"], dict(given["configuration"]))
+        return Job(given["recipe"], wish, Path(given["folder"]), given["data_digest"], given["weights"])
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What the recipe names and this machine or this Blemish lacks."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a recipe here, and what is missing."""
+
+    jobs: tuple[Job, ...]
+    absent: tuple[Absent, ...]
+
+
+def wishes(recipe: Recipe) -> Iterator[Wish]:
+    """Every cell of a recipe whose method is built: set by set, so that jobs on one set can share features.
+
+    Raises:
+        ConfigError: an option that a method does not have.
+    """
+    for entry in recipe.data:
+        for category, set_name in _names(entry):
+            for seed in recipe.seeds:
+                for variant in recipe.methods:
+                    if variant.is_built:
+                        yield Wish(variant.label, set_name, _configuration(recipe, variant, entry, category, seed))
+
+
+def plan(recipe: Recipe, data: Path | None, runs: Path) -> Plan:
+    """The jobs of ``recipe`` on this machine.
+
+    Args:
+        recipe: validated.
+        data: the folder that sets lie in.
+        runs: where the demo set may be written.
+
+    Raises:
+        ConfigError: an option that a method does not have.
+    """
+    missing = [Absent(v.label, f"the method {v.method} is not built yet") for v in recipe.methods if not v.is_built]
+    found: dict[str, tuple[Path, str]] = {}
+    for entry in recipe.data:
+        for category, set_name in _names(entry):
+            place = _place(entry, category, data, runs)
+            try:
+                if isinstance(place, Place):
+                    found[set_name] = (place.folder, data_digest(*open_sets(place)))
+            except DataError as error:
+                place = str(error)
+            if isinstance(place, str):
+                missing.append(Absent(set_name, place))
+    weights = {variant.label: variant.weights or recipe.weights for variant in recipe.methods}
+    jobs = [
+        Job(recipe.name, wish, *found[wish.set_name], weights[wish.label])
+        for wish in wishes(recipe)
+        if wish.set_name in found
+    ]
+    return Plan(tuple(jobs), tuple(missing))
+
+
+def place_of(job: Job) -> Place:
+    """Where a job's images lie."""
+    return Place(job.folder, job.wish.configuration["alt_split"])
+
+
+def _names(entry: DataEntry) -> tuple[tuple[str, str], ...]:
+    if entry.set == DEMO and not entry.categories:
+        return tuple((category, f"{entry.label or DEMO}/{category}") for category in demo_categories())
+    return entry.names
+
+
+def _place(entry: DataEntry, category: str, data: Path | None, runs: Path) -> Place | str:
+    if entry.set != DEMO:
+        return locate(entry.set, category, entry.alt_split, data)
+    try:
+        return locate(DEMO, category, entry.alt_split, demo_folder(runs).parent)
+    except DataError as error:
+        return str(error)
+
+
+def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, category: str, seed: int) -> Configuration:
+    cls = method_class(variant.method)
+    known = {field.name for field in dataclasses.fields(cls.Config)}
+    lengths = {"epochs": recipe.epochs, "steps": recipe.steps}
+    options = {name: value for name, value in lengths.items() if value is not None and name in known}
+    try:
+        config = dataclasses.asdict(make_config(cls, options | variant.options))
+    except ConfigError as error:
+        raise ConfigError(f"recipe {recipe.name}, method {variant.label!r}: {error}") from None
+    # Nothing is selected where nothing is trained.
+    trains = bool(known & set(lengths))
+    protocol = recipe.protocol.model_dump(mode="json")
+    if protocol["selection"] == "last" or not trains:
+        protocol |= {"selection": "last", "select_by": []}
+    configuration = {
+        "method": variant.method,
+        "method_version": method_entry(variant.method).version,
+        "options": config,
+        "backbone": variant.backbone or recipe.backbone,
+        "weights": _weights(variant.weights or recipe.weights),
+        "precision": recipe.precision,
+        **recipe.preparation.model_dump(mode="json"),
+        **protocol,
+        "set": entry.set,
+        "category": category,
+        "alt_split": entry.alt_split,
+        "seed": seed,
+    }
+    normal: Configuration = json.loads(json.dumps(configuration))  # tuples become lists, as they come back from files
+    return normal
+
+
+def _weights(given: str) -> str:
+    """A file of weights stands by its content, so that its name and place do not matter."""
+    if given in ("pretrained", "random"):
+        return given
+    path = Path(given)
+    if not path.is_file():
+        raise ConfigError(f"weights {given!r}: pretrained, random or an existing file is needed")
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

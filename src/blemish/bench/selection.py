@@ -1,0 +1,86 @@
+"""Learning one job's model and judging the test set with it: once, at the end, unless the recipe names otherwise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from blemish.data.samples import TrainingSet
+from blemish.data.testset import TestSet
+from blemish.errors import ConfigError
+from blemish.inspection.evaluation import Evaluation, evaluate
+from blemish.inspection.fitting import FitSettings, fit
+from blemish.inspection.inspector import Inspector
+from blemish.run import Run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job's model and figures.
+
+    Attributes:
+        inspector: as training left it.
+        found: the figures that the row carries.
+        test_openings: how often the test set was judged.
+        epoch: the epoch that ``found`` is of, where the test set chose it; else None.
+        last: the figures of the last epoch in that case, to show what choosing added.
+    """
+
+    inspector: Inspector
+    found: Evaluation
+    test_openings: int = 1
+    epoch: int | None = None
+    last: dict[str, Any] | None = None
+
+
+def learn_and_judge(
+    training: TrainingSet, test: TestSet, settings: FitSettings, configuration: dict[str, Any], run: Run
+) -> Outcome:
+    """Fit, then judge the test set as the configuration says.
+
+    Raises:
+        BlemishError: whatever fitting and judging raise.
+    """
+    at, per_image = configuration["at"], configuration["per_image_pro"]
+    if configuration["selection"] == "last":
+        inspector = fit(training, settings, run)
+        return Outcome(inspector, evaluate(inspector, test, run, at, per_image))
+    watcher = _Watcher(test, run, configuration)
+    inspector = fit(training, settings, replace(run, on_epoch=watcher.on_epoch), watch=watcher.watch)
+    last = evaluate(inspector, test, run, at, per_image)
+    if watcher.best is None:
+        raise ConfigError(
+            f"{configuration['method']} ended without an epoch: best_on_test cannot choose one, use selection = 'last'"
+        )
+    return Outcome(inspector, watcher.best, watcher.openings + 1, watcher.epoch, last.as_dict())
+
+
+@dataclass
+class _Watcher:
+    """Judges the test set after each epoch and keeps the best figures: what honest training never does."""
+
+    test: TestSet
+    run: Run
+    configuration: dict[str, Any]
+    openings: int = 0
+    epoch: int | None = None
+    best: Evaluation | None = None
+    _value: float = -math.inf
+    _watched: list[Inspector] = field(default_factory=list)
+
+    def watch(self, inspector: Inspector) -> None:
+        """Told of the model that is about to learn."""
+        self._watched = [inspector]
+
+    def on_epoch(self, epoch: int, _: dict[str, float]) -> None:
+        """Judge, and remember if better; the mean leaves out figures that this set cannot give."""
+        (inspector,) = self._watched
+        inspector.method.eval()
+        found = evaluate(inspector, self.test, self.run, self.configuration["at"], self.configuration["per_image_pro"])
+        self.openings += 1
+        values = [found.metrics[name] for name in self.configuration["select_by"]]
+        known = [value for value in values if not math.isnan(value)]
+        value = sum(known) / len(known) if known else -math.inf
+        if value > self._value:
+            self._value, self.best, self.epoch = value, found, epoch

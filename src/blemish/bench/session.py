@@ -1,0 +1,142 @@
+"""One call of ``blemish bench``: which jobs there are, which still have to run, and what comes of them."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blemish.bench.estimates import estimate, spoken, time_left
+from blemish.bench.jobs import Job, Plan, plan
+from blemish.bench.ledger import FILE, Ledger, Row
+from blemish.bench.orders import Order
+from blemish.bench.recipes import Recipe, load_recipe
+from blemish.bench.runner import Launcher, Tally, run_orders
+from blemish.bench.sets import data_folder
+from blemish.bench.summary import Summary, summarise
+from blemish.bench.tables import markdown, result_tables
+from blemish.errors import ConfigError
+from blemish.run import Progress
+
+
+@dataclass(frozen=True)
+class Session:
+    """A recipe, its jobs on this machine, and where their rows go.
+
+    Attributes:
+        recipe: validated.
+        plan: its jobs, and what is missing.
+        chosen: the jobs that ``only`` leaves.
+        results: the folder of the ledger.
+        afresh: run jobs though their rows stand.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    chosen: tuple[Job, ...]
+    results: Path
+    afresh: bool = False
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where rows go."""
+        return Ledger(self.results / FILE)
+
+    def to_do(self) -> list[Job]:
+        """The chosen jobs without a finished row."""
+        done = {} if self.afresh else self.ledger.done()
+        return [job for job in self.chosen if job.key not in done]
+
+    def run(
+        self, at_once: int, threads: int | None, device: str, progress: Progress, launcher: Launcher | None = None
+    ) -> Tally:
+        """Do what there is to do.
+
+        Raises:
+            Cancelled: the user stopped it; finished jobs stand in the ledger.
+        """
+        for one in self.plan.absent:
+            progress.note(f"absent: {one.what}: {one.reason}")
+        jobs = self.to_do()
+        progress.note(f"{len(self.chosen) - len(jobs)} of {len(self.chosen)} jobs stand in the ledger already")
+        each = threads or max(1, _cores() // at_once)
+        orders = [
+            Order(job.key, job.title, job.to_dict(), self.results.resolve(), each, device, os.getpid(), self.afresh)
+            for job in jobs
+        ]
+        return run_orders(orders, self.results.resolve(), at_once, progress, launcher)
+
+    def dry_run(self, at_once: int) -> list[str]:
+        """What ``run`` would do, a line a job, with estimates from the ledger."""
+        rows = self.ledger.rows()
+        waiting = {job.key for job in self.to_do()}
+        lines, seconds = [], []
+        for job in self.chosen:
+            guess = estimate(job.wish.configuration, rows)
+            state = "stands in the ledger"
+            if job.key in waiting:
+                seconds.append(None if guess is None else guess.seconds)
+                state = "time unknown" if guess is None else f"about {spoken(guess.seconds)} ({_rows(guess.rows)})"
+            lines.append(f"{job.title}: {state}")
+        lines += [f"absent: {one.what}: {one.reason}" for one in self.plan.absent]
+        return [*lines, f"{len(waiting)} jobs to run, {at_once} at a time: {spoken(time_left(seconds, at_once))}"]
+
+    def summary(self) -> Summary:
+        """The figures that stand now."""
+        return summarise(self.recipe, self.ledger.rows(), self.plan.absent)
+
+
+def open_session(
+    recipe: Path, results: Path, data: Path | None = None, only: Sequence[str] = (), afresh: bool = False
+) -> Session:
+    """Read a recipe and look for its sets.
+
+    Args:
+        recipe: a TOML file.
+        results: the folder of the ledger.
+        data: the folder that sets lie in; None for the one that BLEMISH_DATA names.
+        only: patterns of job titles (``*screw*``); a pattern without a star matches anywhere in a title.
+        afresh: run jobs though their rows stand.
+
+    Raises:
+        ConfigError: the recipe does not hold together, or a pattern matches no job.
+    """
+    read = load_recipe(recipe)
+    (results / "runs").mkdir(parents=True, exist_ok=True)
+    planned = plan(read, data_folder(data), results / "runs")
+    chosen = [job for job in planned.jobs if not only or any(_matches(job.title, pattern) for pattern in only)]
+    if only and not chosen:
+        raise ConfigError(f"--only {' '.join(only)} matches no job: blemish bench {recipe} --dry-run lists them")
+    return Session(read, planned, tuple(chosen), results, afresh)
+
+
+def readme_tables(recipes: Iterable[Path], results: Path) -> str:
+    """The tables of every recipe that has rows, for the README."""
+    rows: list[Row] = Ledger(results / FILE).rows()
+    parts = []
+    for path in recipes:
+        summary = summarise(load_recipe(path), rows)
+        tables = result_tables(summary)
+        if summary.rows:
+            parts.append(f"### {summary.recipe.title or summary.recipe.name}\n\n{tables}\n\n`{path.as_posix()}`")
+    return "\n\n".join(parts)
+
+
+def report_text(summary: Summary) -> str:
+    """The Markdown report."""
+    return markdown(summary)
+
+
+def _matches(title: str, pattern: str) -> bool:
+    pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    return fnmatch.fnmatchcase(title.casefold(), pattern.casefold())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _rows(number: int) -> str:
+    return f"median of {number} rows" if number > 1 else "one row"

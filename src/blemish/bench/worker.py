@@ -1,0 +1,165 @@
+"""``python -m blemish.bench.worker ORDER``: one job in a process of its own, ending in one row of the ledger.
+
+A job holds a lock while it runs, so that two benches at once, or one resumed too early, never do it twice. Whatever
+goes wrong is a row as well; a process that is killed leaves none, and whoever started it writes that down.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from blemish.bench.ledger import FILE, Ledger, Row, held
+from blemish.bench.orders import EVIDENCE, LOCK, Order
+
+FAILED = 3
+"""Not 1: that is what Python itself ends with when it cannot even start the job, and no row is written."""
+REASON = 500
+"""Letters of a failure's reason that a row keeps."""
+
+
+def main(argv: list[str]) -> int:
+    """Do the job in the order file; 0 when its row stands, 3 when it failed for the reason in its row."""
+    order = Order.read(Path(argv[0]))
+    if order.parent:
+        _end_with(order.parent)
+    ledger = Ledger(order.results / FILE)
+    with held(order.folder / LOCK):
+        if not order.afresh and order.key in ledger.done():
+            return 0
+        row = attempt(order)
+        ledger.append(row)
+    return 0 if row["status"] == "done" else FAILED
+
+
+def attempt(order: Order) -> Row:
+    """The row of a job: done, or failed with the reason."""
+    began = time.perf_counter()
+    try:
+        row = _perform(order)
+    except Exception as error:  # one job's failure, of whatever kind, must not end the others
+        import traceback
+
+        traceback.print_exc()
+        row = failed_row(order, _reason(error))
+    seconds = {**row.get("seconds", {}), "total": round(time.perf_counter() - began, 3)}
+    return {**row, "seconds": seconds}
+
+
+def failed_row(order: Order, reason: str) -> Row:
+    """What the ledger says of a job that did not end well; the next run tries it again."""
+    job = order.job
+    return {
+        "key": order.key,
+        "status": "failed",
+        "reason": without_paths(reason)[:REASON],
+        **{name: job[name] for name in ("recipe", "label", "set", "configuration", "data_digest") if name in job},
+        "finished": now(),
+    }
+
+
+def without_paths(text: str) -> str:
+    """``text`` with every absolute path cut down to its last name: the ledger names no place of a machine."""
+    return re.sub(r"(?<![\w.:/])(?:/|[A-Za-z]:\\)[^\s'\"():;,]*[/\\]([^\s'\"():;,/\\]+)", r"\1", text)
+
+
+def now() -> str:
+    """This moment in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _reason(error: Exception) -> str:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return f"out of memory ({text}): give it fewer images, a smaller size, or run with fewer --jobs"
+    return text
+
+
+def _perform(order: Order) -> Row:
+    import dataclasses
+
+    from blemish.bench.evidence import gather, save_evidence
+    from blemish.bench.jobs import Job, place_of
+    from blemish.bench.machine import commit, machine, peak_memory_mib, source_digest, versions
+    from blemish.bench.selection import learn_and_judge
+    from blemish.bench.sets import open_sets
+    from blemish.inspection.fitting import FitSettings
+    from blemish.registry import method_entry
+    from blemish.run import Lines, Run, choose_device, set_threads
+
+    at_commit, dirty = commit()
+    job = Job.from_dict(order.job)
+    configuration = job.wish.configuration
+    threads = set_threads(order.threads)
+    run = Run(seed=configuration["seed"], device=choose_device(order.device), progress=Lines())
+    names = {field.name for field in dataclasses.fields(FitSettings)}
+    settings = {name: value for name, value in configuration.items() if name in names}
+    settings |= {"weights": job.weights, "size": _pair(configuration["size"])}
+    if "cache" in names:  # features of one set, computed by the first job that needs them
+        settings["cache"] = order.results / "runs" / "features"
+    training, test = open_sets(place_of(job))
+    outcome = learn_and_judge(training, test, FitSettings(**settings), configuration, run)
+    figures = outcome.found.as_dict()
+    provenance = outcome.inspector.provenance
+    save_evidence(order.folder / EVIDENCE, gather(outcome.found, outcome.inspector.preparation))
+    return {
+        "key": order.key,
+        "status": "done",
+        "recipe": job.recipe,
+        "label": job.wish.label,
+        "set": job.wish.set_name,
+        "configuration": configuration,
+        "seed": configuration["seed"],
+        "commit": at_commit,
+        "dirty": dirty,
+        "source_digest": source_digest(method_entry(configuration["method"]).target.partition(":")[0]),
+        "data_digest": job.data_digest,
+        "weights_digest": provenance.get("weights_digest"),
+        "learned_from": {name: provenance.get(name) for name in ("images", "groups")},
+        "machine": machine(),
+        "device": str(run.device),
+        "threads": threads,
+        "precision": provenance.get("precision"),
+        "seconds": {stage: round(seconds, 3) for stage, seconds in run.clock.seconds.items()},
+        "peak_memory_mib": peak_memory_mib(),
+        "peak_gpu_memory_mib": _gpu_peak(run.device.type),
+        "test_openings": outcome.test_openings,
+        "selected_epoch": outcome.epoch,
+        "metrics_of_last_epoch": outcome.last,
+        "metrics": {name: figures.pop(name) for name in outcome.found.metrics},
+        "kinds": figures.pop("kinds"),
+        "test": figures,
+        "versions": versions(),
+        "finished": now(),
+    }
+
+
+def _pair(size: Any) -> Any:
+    return tuple(size) if isinstance(size, list) else size
+
+
+def _gpu_peak(device: str) -> float | None:
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1024**2, 1) if device == "cuda" else None
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after ``parent`` is gone: a bench that was killed leaves nothing running."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
