@@ -5,6 +5,8 @@ Nothing heavy is imported until a command needs it, so that every ``--help`` ans
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import sys
 from enum import StrEnum
@@ -36,6 +38,10 @@ class Commands(TyperGroup):
             _say(f"blemish: {error}")
         except KeyboardInterrupt:
             _say("blemish: stopped; nothing half-written is left behind")
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _say(f"blemish: standard output cannot be written: {error.strerror}")
         raise typer.Exit(FAILED)
 
 
@@ -136,6 +142,13 @@ def fit(
     calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = Calibration.auto,
     false_reject: FalseReject = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="A method's own option, key=value.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images, for methods that are trained.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates of the weights, in place of --epochs.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was stopped or killed.")] = False,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Minutes after which to stop; --resume goes on.", show_default=False)
+    ] = None,
+    cache: Annotated[str, typer.Option(help="Where features are kept while learning: memory, off or DIR.")] = "memory",
     strict: Annotated[bool, typer.Option("--strict", help="A damaged training image is an error.")] = False,
     without_backbone: Annotated[bool, typer.Option("--without-backbone", help="Leave its weights out.")] = False,
     seed: Seed = 0,
@@ -168,9 +181,19 @@ def fit(
         false_reject=false_reject,
         precision=precision.value,
         strict=strict,
+        epochs=epochs,
+        steps=steps,
+        cache=cache,
     )
-    inspector = learn(training, settings, _run(quiet, device, threads, seed))
+    run = dataclasses.replace(
+        _run(quiet, device, threads, seed),
+        checkpoint=output.with_name(f"{output.name}.checkpoint"),
+        resume=resume,
+        time_limit=None if time_limit is None else 60 * time_limit,
+    )
+    inspector = learn(training, settings, run)
     inspector.save(output, with_backbone=not without_backbone)
+    run.forget_checkpoints()
     _result(inspector.info() | {"model": str(output)}, as_json, f"{output}: {inspector.calibration.sentence()}")
 
 
@@ -190,9 +213,12 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
+    from blemish.errors import CalibrationError
     from blemish.inspection.delivery import deliver
 
     inspector = _load(model, device, threads, precision, weights, smallest_area)
+    if fail_on is not FailOn.never and inspector.calibration.kind == "none":
+        raise CalibrationError(f"--fail-on {fail_on.value} needs decisions. {inspector.calibration.sentence()}")
     decisions, unreadable = deliver(inspector, images, typer.echo, _progress(quiet), output, maps, csv)
     bad = {"never": set(), "review": {"review", "reject"}, "reject": {"reject"}}[fail_on.value]
     if unreadable:
@@ -324,8 +350,6 @@ def _load(
     weights: str | None,
     smallest_area: int | None = None,
 ) -> Any:
-    import dataclasses
-
     from blemish.inspection.inspector import load
     from blemish.run import set_threads
 

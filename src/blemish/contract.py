@@ -120,10 +120,13 @@ class Method(nn.Module):
     Class attributes:
         Config: a frozen dataclass whose defaults are the paper's.
         regimes: the regimes in which the method finds the images it needs.
+        rereads_features: False where ``fit`` has no use for a teacher's kept features: it never asks for those of a
+            ``Batch``, and keeping them would be work for nothing.
     """
 
     Config: ClassVar[type[Any]]
     regimes: ClassVar[frozenset[Regime]]
+    rereads_features: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: Any) -> None:
         """Keep what is given; build the networks, untrained.

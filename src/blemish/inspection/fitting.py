@@ -5,10 +5,11 @@ No test image is opened here, and none could be: import-linter forbids this modu
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,18 +21,18 @@ from numpy.typing import NDArray
 
 from blemish.backbones.extractor import TimmBackbone, build_backbone
 from blemish.backbones.teacher import FrozenTeacher
-from blemish.contract import Method, Regime, TrainingImages
-from blemish.data.loading import PreparedImages, fitted_scale
-from blemish.data.preparation import Family, Preparation
+from blemish.contract import Method
+from blemish.data.preparation import Family
 from blemish.data.readers import read_training, shared_files
 from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
 from blemish.data.surveying import survey
-from blemish.errors import RegimeError
+from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
 from blemish.inspection.inspector import Inspector
-from blemish.registry import DEFAULT_METHOD, METHODS, make_config, method_class, method_entry
-from blemish.run import PrecisionName, Run, choose_precision
+from blemish.inspection.learning import IN_MEMORY, Learner, PreparedSet
+from blemish.registry import DEFAULT_METHOD, METHODS, make_config, method_class, method_entry, nearest_name
+from blemish.run import PrecisionName, Run, Silent, choose_precision
 
 KNOWN_BAD = "known-bad"
 
@@ -52,6 +53,10 @@ class FitSettings:
         false_reject: the share of good parts that may be rejected; None for the default.
         precision: ``auto``, ``fp32`` or ``bf16``.
         strict: a damaged training image is an error, not a note.
+        epochs: how long to train, in passes over the images; for methods that are trained.
+        steps: the same in updates of the weights; one of both at most.
+        cache: where features of training images are kept while learning: ``memory``, ``off``, or a folder, which
+            serves later fits too.
     """
 
     method: str | None = None
@@ -65,17 +70,26 @@ class FitSettings:
     false_reject: float | None = None
     precision: PrecisionName = "auto"
     strict: bool = False
+    epochs: int | None = None
+    steps: int | None = None
+    cache: str = IN_MEMORY
 
 
 def fit(
-    data: str | Path | TrainingSet, settings: FitSettings | None = None, run: Run | None = None, **changes: Any
+    data: str | Path | TrainingSet,
+    settings: FitSettings | None = None,
+    run: Run | None = None,
+    watch: Callable[[Inspector], None] | None = None,
+    **changes: Any,
 ) -> Inspector:
     """Learn what is normal from a folder, a manifest or a ``TrainingSet``.
 
     Args:
         data: an MVTec-AD-layout folder, a plain folder of images, a CSV manifest, or a set read before.
         settings: how; the defaults are meant to be right.
-        run: seed, device, progress. Silent on the CPU by default.
+        run: seed, device, progress, checkpoints. Silent on the CPU by default.
+        watch: told of the model, uncalibrated, that is about to learn from everything that will be learned from:
+            with ``run.on_epoch``, the way to follow it.
         changes: single settings by name, for short calls: ``fit("parts/", method="patchcore", size=320)``.
 
     Raises:
@@ -83,34 +97,46 @@ def fit(
         ConfigError: an unknown method, backbone, option or value.
         CalibrationError: the good parts cannot support the false-reject rate asked for.
         WeightsError: the backbone's weights are not on this machine.
+        Cancelled: Ctrl-C, or the run's time limit; the message says how to go on.
     """
-    settings = _changed(settings or FitSettings(), changes)
     run = run or Run()
+    with run.interruptible():
+        return _fit(data, settings, run, watch, changes)
+
+
+def _fit(
+    data: str | Path | TrainingSet,
+    settings: FitSettings | None,
+    run: Run,
+    watch: Callable[[Inspector], None] | None,
+    changes: Mapping[str, Any],
+) -> Inspector:
+    settings = _changed(settings or FitSettings(), changes)
     training = data if isinstance(data, TrainingSet) else read_training(Path(data))
     name = settings.method or DEFAULT_METHOD[training.regime]
     cls = method_class(name)
-    config = make_config(cls, settings.options)
+    config = make_config(cls, _options(name, cls, settings))
     _introduce(training, name, cls, run)
+    if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
+        run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
     with run.clock.stage("images"):
-        images = _Prepared.of(training, settings, run)
-    copies = len(images.normal) - len(set(images.normal.keys))
-    if copies:
-        run.progress.note(f"warning: {copies} training images are copies of others, which lowers the threshold")
+        images = PreparedSet.of(training, settings.resize, settings.size, settings.crop, settings.strict, run)
     how = plan(len(set(images.groups)), settings.calibration, settings.false_reject)
     run.progress.note(f"calibration: {how.reason}")
-    backbone = build_backbone(settings.backbone, tuple(config.layers), settings.weights, run.seed)
-    backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
-    run.progress.note(f"precision: {backbone.precision.name} ({backbone.precision.reason})")
-    backbone.to(run.device)
-    make = partial(_learn, cls, config, backbone, images, training.regime)
+    backbone, run = _built(settings, config, run)
+    learner = Learner(name, cls, config, images, FrozenTeacher(backbone))
     inspector = partial(Inspector, name=name, preparation=images.preparation, provenance={})
+    before = None if watch is None else lambda method: watch(inspector(method, calibration=uncalibrated()))
     if how.kind == "holdout":
         kept, held = split_by_group(images.groups, how.held_out, run.seed)
-        method = make(kept, run)
+        learner.keep_features(kept, False, settings.cache, run)
+        method = learner.learn(kept, run, before)
         calibration = _calibrate_held_out(inspector(method, calibration=uncalibrated()), images, held, settings, run)
     else:
-        calibration = _calibrate_folds(make, inspector, images, how, settings, run)
-        method = make(range(len(images.normal)), run)
+        everything = range(len(images.normal))
+        learner.keep_features(everything, how.kind == "crossfit", settings.cache, run)
+        calibration = _calibrate_folds(learner, inspector, how, settings, run)
+        method = learner.learn(everything, run, before)
     learned = len(images.groups) if how.kind != "holdout" else len(kept)
     provenance = _provenance(training, images, learned, settings, backbone, run)
     fitted = inspector(method, calibration=calibration, provenance=provenance)
@@ -118,50 +144,34 @@ def fit(
     return fitted
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A training set, decoded and prepared."""
-
-    normal: PreparedImages
-    anomalous: PreparedImages | None
-    preparation: Preparation
-
-    @staticmethod
-    def of(training: TrainingSet, settings: FitSettings, run: Run) -> _Prepared:
-        scale = fitted_scale(training.samples)
-        preparation = Preparation(settings.resize, settings.size, settings.crop, scale)
-        load = partial(
-            PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress
-        )
-        normal = load(training.normal)
-        anomalous = load(training.anomalous) if training.anomalous else None
-        return _Prepared(normal, anomalous, preparation)
-
-    @property
-    def groups(self) -> list[str]:
-        return [sample.group for sample in self.normal.samples]
+def _built(settings: FitSettings, config: Any, run: Run) -> tuple[TimmBackbone, Run]:
+    """The backbone, and the run with the precision of what is trained on it; both are said with their reasons."""
+    backbone = build_backbone(settings.backbone, tuple(config.layers), settings.weights, run.seed)
+    backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
+    run.progress.note(f"precision: {backbone.precision.name} ({backbone.precision.reason})")
+    # Students are made of dense convolutions, whatever their teacher is made of.
+    trained = choose_precision(run.device, settings.precision, dense=True)
+    if trained.name != backbone.precision.name:
+        run.progress.note(f"precision of what is trained: {trained.name} ({trained.reason})")
+    return backbone.to(run.device), dataclasses.replace(run, precision=trained)
 
 
-def _learn(
-    cls: type[Method],
-    config: Any,
-    backbone: TimmBackbone,
-    images: _Prepared,
-    regime: Regime,
-    indices: Sequence[int],
-    run: Run,
-) -> Method:
-    """A method learned from some of the normal images and, in the weak regime, all of the known-bad ones."""
-    method = cls(backbone, images.preparation.input_size, config).to(run.device)
-    normal = images.normal.subset(indices)
-    anomalous = images.anomalous or images.normal.subset(())
-    with run.clock.stage("fit"):
-        method.fit(TrainingImages(normal, anomalous, regime), FrozenTeacher(backbone), run)
-    return method.eval()
+def _options(name: str, cls: type[Method], settings: FitSettings) -> Mapping[str, Any]:
+    """The method's options, with the length of training among them where one is given."""
+    if settings.epochs is None and settings.steps is None:
+        return settings.options
+    if settings.epochs is not None and settings.steps is not None:
+        raise ConfigError(f"epochs={settings.epochs} and steps={settings.steps}: give one of both")
+    known = {entry.name for entry in dataclasses.fields(cls.Config)}
+    if not {"epochs", "steps"} <= known:
+        raise ConfigError(f"{name} is not trained in epochs or steps: leave --epochs and --steps out")
+    if settings.steps is not None:
+        return {**settings.options, "steps": settings.steps}
+    return {**settings.options, "epochs": settings.epochs, "steps": None}
 
 
 def _calibrate_held_out(
-    inspector: Inspector, images: _Prepared, held: Sequence[int], settings: FitSettings, run: Run
+    inspector: Inspector, images: PreparedSet, held: Sequence[int], settings: FitSettings, run: Run
 ) -> Calibration:
     with run.clock.stage("calibration"):
         scores, peaks = inspector.scores(images.normal.subset(held), run, "scoring held-out images")
@@ -175,23 +185,26 @@ def _calibrate_held_out(
     )
 
 
-def _calibrate_folds(
-    make: Any, inspector: Any, images: _Prepared, how: Plan, settings: FitSettings, run: Run
-) -> Calibration:
+def _calibrate_folds(learner: Learner, inspector: Any, how: Plan, settings: FitSettings, run: Run) -> Calibration:
     """Scores of every image by a model that never saw its part."""
     if how.kind == "none":
         return uncalibrated()
-    scores = np.empty(len(images.normal))
-    peaks: NDArray[Any] | None = None
+    images = learner.images
     everything = range(len(images.normal))
-    for fold in run.progress.track(folds_by_group(images.groups, how.folds, run.seed), "cross-fitting"):
-        quiet = Run(run.seed, run.device, run.precision, clock=run.clock)
-        method = make(sorted(set(everything) - set(fold)), quiet)
+    scores = np.empty(len(everything))
+    peaks: NDArray[Any] | None = None
+    silent = dataclasses.replace(run, progress=Silent())
+    folds = folds_by_group(images.groups, how.folds, run.seed)
+    # A fold that takes hours shows its own epochs; where it takes moments, one bar for all folds is enough.
+    shown = folds if learner.is_trained else run.progress.track(folds, "cross-fitting")
+    for number, fold in enumerate(shown, start=1):
+        part = (run if learner.is_trained else silent).scoped(f"fold {number} of {len(folds)}")
+        method = learner.learn(sorted(set(everything) - set(fold)), part)
         with run.clock.stage("calibration"):
-            found, highest = inspector(method, calibration=uncalibrated()).scores(images.normal.subset(fold), quiet)
+            found, highest = inspector(method, calibration=uncalibrated()).scores(images.normal.subset(fold), silent)
         scores[fold] = found
         if highest is not None:
-            peaks = np.empty(len(images.normal)) if peaks is None else peaks
+            peaks = np.empty(len(everything)) if peaks is None else peaks
             peaks[fold] = highest
     return calibrate(
         "crossfit",
@@ -203,7 +216,7 @@ def _calibrate_folds(
     )
 
 
-def _looked_at(images: _Prepared, indices: Sequence[int]) -> bool:
+def _looked_at(images: PreparedSet, indices: Sequence[int]) -> bool:
     return all(images.normal.samples[i].label == "normal" for i in indices)
 
 
@@ -230,7 +243,7 @@ def _introduce(training: TrainingSet, name: str, cls: type[Method], run: Run) ->
         run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are only scored")
 
 
-def _show_known_bad(inspector: Inspector, images: _Prepared, run: Run) -> None:
+def _show_known_bad(inspector: Inspector, images: PreparedSet, run: Run) -> None:
     if images.anomalous is None or inspector.calibration.kind == "none":
         return
     scores, _ = inspector.scores(images.anomalous, run, "scoring known-bad images")
@@ -240,7 +253,7 @@ def _show_known_bad(inspector: Inspector, images: _Prepared, run: Run) -> None:
 
 def _provenance(
     training: TrainingSet,
-    images: _Prepared,
+    images: PreparedSet,
     learned: int,
     settings: FitSettings,
     backbone: TimmBackbone,
@@ -274,11 +287,6 @@ def _version(name: str) -> str:
 
 
 def _changed(settings: FitSettings, changes: Mapping[str, Any]) -> FitSettings:
-    import dataclasses
-
-    from blemish.errors import ConfigError
-    from blemish.registry import nearest_name
-
     known = [entry.name for entry in dataclasses.fields(FitSettings)]
     for change in changes:
         if change not in known:

@@ -151,7 +151,7 @@ class _Loop:
     def __init__(self, run: Run, plan: Plan, keep: Mapping[str, Stateful]) -> None:
         self.run, self.plan, self.keep = run, plan, keep
         self.of, self.total_steps = plan.length.count(plan.epoch_steps)
-        self.name = f"{run.scope}: {plan.title}" if run.scope else plan.title
+        self.name = f"{plan.title} ({run.scope})" if run.scope else plan.title
         self.curve: list[dict[str, float]] = []
         self.keeper: Keeper | None = None
         if run.checkpoint is not None:
@@ -245,7 +245,7 @@ class _Loop:
         is_late = not is_last and run.time_limit is not None and run.clock.elapsed() + seconds > run.time_limit
         self._keep(epoch.number, must=is_last or is_late)
         if is_late:
-            raise Cancelled(f"stopped at the time limit of {run.time_limit:.0f} s, {run.journal.way_on(run)}")
+            raise Cancelled(f"stopped at the time limit of {run.time_limit:g} s; {run.journal.way_on(run.checkpoint)}")
 
     def _keep(self, done: int, must: bool) -> None:
         if self.keeper is None or not (must or self.keeper.is_due()):

@@ -57,13 +57,16 @@ class Journal:
         self.at = ""
         self.kept = ""
 
-    def way_on(self, run: Run) -> str:
-        """Where a stopped run was and how to go on from there, in words."""
-        where = f"in {self.at}" if self.at else "before any training"
+    def way_on(self, folder: Path | None) -> str:
+        """What is kept of a stopped run and how to go on from there, in words.
+
+        Args:
+            folder: of the checkpoints.
+        """
         if not self.kept:
-            return f"{where}; nothing was kept"
+            return "nothing was kept"
         return (
-            f"{where}; all up to {self.kept} is kept in {run.checkpoint}: "
+            f"all up to {self.kept} is kept in {folder}: "
             "the same command with --resume (in Python: Run(resume=True)) goes on from there"
         )
 
@@ -174,7 +177,8 @@ class Run:
         try:
             yield
         except KeyboardInterrupt:
-            raise Cancelled(f"stopped {self.journal.way_on(self)}") from None
+            where = f"in {self.journal.at}" if self.journal.at else "before any training"
+            raise Cancelled(f"stopped {where}; {self.journal.way_on(self.checkpoint)}") from None
 
     def forget_checkpoints(self) -> None:
         """Remove the checkpoints: the work is done and written. Other files in their folder are left alone."""
