@@ -150,9 +150,9 @@ def _judge(
 def _load(inspector: Inspector, sample: TestSample) -> tuple[TestSample, Raster, Tensor] | str:
     try:
         raster = read_image(sample.path)
+        return sample, raster, inspector.preparation.prepare(raster)
     except DataError as error:
         return f"left out {sample.path.name}: {error}"
-    return sample, raster, inspector.preparation.prepare(raster)
 
 
 def _one(

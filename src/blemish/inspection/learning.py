@@ -49,6 +49,9 @@ class PreparedSet:
         preparation = Preparation(family, size, crop, fitted_scale(training.samples))
         load = partial(PreparedImages, preparation=preparation, strict=strict, progress=run.progress)
         normal = load(training.normal)
+        copies = len(normal) - len(set(normal.keys))
+        if copies:
+            run.progress.note(f"warning: {copies} training images are copies of others, which lowers the threshold")
         anomalous = load(training.anomalous) if training.anomalous else None
         return PreparedSet(normal, anomalous, preparation, training.regime)
 
