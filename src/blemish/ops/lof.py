@@ -1,0 +1,78 @@
+"""How far a point stands off from its neighbourhood: local outlier factors, for many small sets of points at once.
+
+A point's local reachability density is one over the mean distance to its ``k`` nearest others, where no distance
+counts as less than the other's own distance to its ``k``-th. Its factor is the mean density of those others over its
+own: about 1 inside a cluster, whatever the cluster's scale, and the larger the emptier its surroundings are.
+
+Breunig, Kriegel, Ng, Sander: LOF: Identifying Density-Based Local Outliers, SIGMOD 2000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+PORTION_BYTES = 2**26
+"""Sets are taken in portions, so that what is held for one stays about this small."""
+
+TINY = 1e-10
+"""Added to every mean distance, as scikit-learn does, so that densities stay finite."""
+
+LEAST = 1e-3
+"""Mean distances below this part of the median one count as that much: see ``local_outlier_factors``."""
+
+
+def local_outlier_factors(points: Tensor, k: int = 5, least: float = LEAST) -> Tensor:
+    """The factor of each point within its own set, ``p n``; ones for sets of fewer than two points.
+
+    Args:
+        points: ``p n d``: ``p`` sets of ``n`` points each.
+        k: neighbours looked at; all others where there are fewer.
+        least: more than ``k`` equal points have an endless density, and whatever lies near them a factor of billions.
+            So mean distances of less than this part of the median over all sets are taken for that much. With 0 the
+            factors are those of scikit-learn.
+    """
+    p, n, _ = points.shape
+    if n < 2:
+        return points.new_ones(p, n)
+    found = list(nearest_others(points, k))
+    distances = torch.cat([near for near, _ in found])
+    indices = torch.cat([index for _, index in found])
+    farthest = _of_neighbours(distances[..., -1], indices)
+    reach = torch.maximum(distances, farthest).mean(dim=2) + TINY
+    apart = reach[reach > 2 * TINY]
+    if len(apart):
+        reach = reach.clamp(min=least * float(apart.median()))
+    density = 1 / reach
+    return _of_neighbours(density, indices).mean(dim=2) / density
+
+
+def nearest_others(points: Tensor, k: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Distances and indices ``p n k`` of the nearest other points of each set, nearest first, in portions of sets.
+
+    Args:
+        points: ``p n d``, ``n`` at least 2.
+        k: how many; all others where there are fewer.
+    """
+    _, n, d = points.shape
+    k = min(k, n - 1)
+    for part in torch.split(points, max(1, PORTION_BYTES // (8 * n * n + 4 * n * k * d))):
+        # In float32 the product of a set with both tight and distant points would lose the order of the tight ones.
+        exact = part.double()
+        exact -= exact.mean(dim=1, keepdim=True)
+        norms = exact.square().sum(dim=2)
+        squared = torch.baddbmm(norms[:, None, :], exact, exact.transpose(1, 2), alpha=-2)
+        squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        indices = squared.topk(k, dim=2, largest=False).indices
+        sets = torch.arange(len(part), device=part.device)[:, None, None]
+        distances = (part[:, :, None] - part[sets, indices]).square().sum(dim=3).sqrt()
+        distances, order = distances.sort(dim=2, stable=True)
+        yield distances, indices.gather(2, order)
+
+
+def _of_neighbours(values: Tensor, indices: Tensor) -> Tensor:
+    """``p n k``: for each point, ``values`` (``p n``) of its neighbours."""
+    p, n, k = indices.shape
+    return values.gather(1, indices.reshape(p, n * k)).view(p, n, k)
