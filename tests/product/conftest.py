@@ -1,0 +1,129 @@
+"""Made-up parts in the layout of MVTec AD, and an inspector that has learned them: made once for all tests here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from blemish.cli import app
+from blemish.inspection.fitting import fit
+from blemish.inspection.inspector import Inspector
+
+SIDE = 64
+Pixels = NDArray[np.uint8]
+
+
+def woven(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Pixels:
+    """A good part, ``h w 3``: one weave, its phase and noise from ``seed``."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    phase = rng.uniform(0, 2 * np.pi, 2)
+    weave = 120 + 35 * np.sin(0.8 * rows + phase[0]) * np.cos(0.7 * columns + phase[1])
+    tint = np.array([1.0, 0.9, 0.75])
+    pixels = weave[..., None] * tint + rng.normal(0, 4, (*size, 3))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The folder of the set, and what was planted where."""
+
+    root: Path
+    squares: dict[str, tuple[int, int, int, int]]
+
+    @property
+    def good(self) -> Path:
+        """The folder of good training images."""
+        return self.root / "train" / "good"
+
+    @property
+    def bad(self) -> list[Path]:
+        """The bad test images."""
+        return sorted((self.root / "test" / "square").iterdir()) + sorted((self.root / "test" / "scratch").iterdir())
+
+
+def write(path: Path, pixels: NDArray[Any]) -> Path:
+    """An image file, its folder made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def make_parts(root: Path) -> Parts:
+    """12 good to learn from; 5 good, 3 with a square and 3 with a scratch to test on; masks for the bad ones."""
+    for i in range(12):
+        write(root / "train" / "good" / f"{i:03}.png", woven(i))
+    for i in range(5):
+        write(root / "test" / "good" / f"{i:03}.png", woven(100 + i))
+    squares = {}
+    for i in range(3):
+        pixels, mask = woven(200 + i), np.zeros((SIDE, SIDE), np.uint8)
+        top, left = 12 + 9 * i, 34 - 8 * i
+        squares[f"{i:03}.png"] = (top, left, top + 14, left + 14)
+        pixels[top : top + 14, left : left + 14] = (20, 20, 160)
+        mask[top : top + 14, left : left + 14] = 255
+        write(root / "test" / "square" / f"{i:03}.png", pixels)
+        write(root / "ground_truth" / "square" / f"{i:03}_mask.png", mask)
+    for i in range(3):
+        pixels, mask = woven(300 + i), np.zeros((SIDE, SIDE), np.uint8)
+        for step in range(40):
+            row, column = 12 + step, 10 + 6 * i + step // 2
+            pixels[row, column : column + 3] = 255
+            mask[row, column : column + 3] = 255
+        write(root / "test" / "scratch" / f"{i:03}.png", pixels)
+        write(root / "ground_truth" / "scratch" / f"{i:03}_mask.png", mask)
+    return Parts(root, squares)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """The set, written once; tests read it and leave it as it is."""
+    return make_parts(tmp_path_factory.mktemp("product") / "parts")
+
+
+@pytest.fixture(scope="session")
+def inspector(parts: Parts) -> Inspector:
+    """PatchCore on the embedded backbone at 64 pixels, calibrated by cross-fitting."""
+    return fit(parts.root, size=SIDE, options={"fraction": 0.5})
+
+
+@pytest.fixture(scope="session")
+def model(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inspector's file."""
+    return inspector.save(tmp_path_factory.mktemp("model") / "parts.blemish")
+
+
+@pytest.fixture(scope="session")
+def blemish() -> Callable[..., Result]:
+    """``blemish("fit", folder, ...)`` runs the command line in this process; output and error streams are apart."""
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quick_fit() -> list[str]:
+    """Arguments that make ``fit`` quick: a small input and a backbone of random weights."""
+    return ["--size", str(SIDE), "--backbone", "resnet18", "--weights", "random", "--threads", "1"]
+
+
+@pytest.fixture
+def texture() -> Callable[..., Pixels]:
+    """``texture(seed, size=(64, 64))``: a good part."""
+    return woven
+
+
+@pytest.fixture
+def save() -> Callable[[Path, NDArray[Any]], Path]:
+    """``save(path, pixels)``: an image file, its folder made."""
+    return write

@@ -1,0 +1,272 @@
+"""Every command as a person types it: what it prints where, what it writes, how it exits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blemish.inspection.inspector import load
+
+
+def shell(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as after a fresh installation."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+def test_fit_of_a_folder_says_all_on_the_error_stream_and_the_outcome_on_the_output(
+    blemish, parts, quick_fit, tmp_path
+):
+    model = tmp_path / "new folder" / "parts.blemish"
+    done = blemish("fit", parts.root, "-o", model, *quick_fit, "--set", "fraction=0.5", "--set", "layers=2,3")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{model}: {load(model).calibration.sentence()}\n"
+    assert "12 good, 0 unlabelled, 0 known-bad images" in done.stderr
+    assert "calibration: 5-fold cross-fitting" in done.stderr
+    config = load(model).method.config
+    assert (config.fraction, config.layers) == (0.5, (2, 3))
+    assert [path.name for path in model.parent.iterdir()] == ["parts.blemish"]
+
+
+def test_fit_of_patterns(blemish, parts, quick_fit, tmp_path):
+    good, bad = parts.good / "00*.png", parts.root / "test" / "*" / "001.png"
+    model = tmp_path / "weak.blemish"
+    done = blemish("fit", "--good", good, "--anomalous", bad, "-o", model, *quick_fit, "--json", "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["regime"], found["images"], found["model"]) == ("weak", 10, str(model))
+
+
+def test_fit_of_a_manifest_reads_its_training_rows_and_its_groups(blemish, texture, save, quick_fit, tmp_path):
+    lines = ["path,label,split,group"]
+    for i in range(12):
+        save(tmp_path / f"{i}.png", texture(i))
+        lines.append(f"{i}.png,{'good' if i < 10 else 'anomalous'},{'train' if i < 10 else 'test'},part{i // 2}")
+    (tmp_path / "set.csv").write_text("\n".join(lines))
+    done = blemish("fit", tmp_path / "set.csv", "-o", tmp_path / "m.blemish", *quick_fit, "--json", "-q")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["images"], found["groups"], found["regime"]) == (10, 5, "clean")
+
+
+def test_inspect_prints_one_json_line_an_image_in_order(blemish, parts, model, inspector):
+    good = sorted((parts.root / "test" / "good").iterdir())
+    done = blemish("inspect", model, *good, *parts.bad)
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["path"] for line in lines] == [str(path) for path in (*good, *parts.bad)]
+    assert {line["decision"] for line in lines[5:]} == {"reject"}
+    assert set(lines[0]) == {"path", "decision", "score", "p_value", "regions", "width", "height"}
+    for line, path in zip(lines, (*good, *parts.bad)):
+        verdict = inspector(path)
+        assert line["score"] == pytest.approx(verdict.score, rel=1e-4)
+        assert line["decision"] == verdict.decision
+        assert [r["box"] for r in line["regions"]] == [list(r.box) for r in verdict.regions]
+
+
+def test_inspect_writes_overlays_maps_and_a_table(blemish, parts, model, inspector, tmp_path):
+    folders = parts.root / "test" / "square", parts.root / "test" / "scratch"
+    done = blemish(
+        *("inspect", model, *folders, "-o", tmp_path / "pictures"),
+        *("--maps", tmp_path / "maps", "--csv", tmp_path / "regions.csv"),
+    )
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    # The folders share file names, so the pictures are led by the folders' names.
+    wanted = {f"{kind}_{i:03}" for kind in ("square", "scratch") for i in range(3)}
+    assert {Path(line["overlay"]).stem for line in lines} == {Path(line["map"]).stem for line in lines} == wanted
+    for line in lines:
+        heatmap = np.asarray(Image.open(line["map"]))
+        np.testing.assert_allclose(heatmap, inspector(line["path"]).heatmap, rtol=1e-4)
+        with Image.open(line["overlay"]) as picture:
+            assert min(picture.size) >= 64
+    with (tmp_path / "regions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(max(1, len(line["regions"])) for line in lines)
+
+
+def test_pictures_of_images_that_share_all_names_do_not_replace_each_other(
+    blemish, model, texture, save, tmp_path
+):
+    images = [tmp_path / "new" / name for name in ("part.png", "part.bmp", "PART.png")]
+    for i, path in enumerate(images):
+        save(path, texture(i))
+    done = blemish("inspect", model, *images, "-o", tmp_path / "out", "-q")
+    assert done.exit_code == 0, done.output
+    assert len({name.name.casefold() for name in (tmp_path / "out").iterdir()}) == 3
+
+
+def test_inspect_never_writes_over_the_images_it_judges(blemish, model, texture, save, tmp_path):
+    image = save(tmp_path / "part.png", texture(3))
+    before = image.read_bytes()
+    done = blemish("inspect", model, image, "-o", tmp_path)
+    assert done.exit_code == 1
+    assert "written over" in done.stderr
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "images", "code"),
+    [
+        ("never", "bad", 0),
+        ("reject", "bad", 3),
+        ("review", "bad", 3),
+        ("reject", "good", 0),
+    ],
+)
+def test_fail_on(blemish, parts, model, inspector, fail_on, images, code):
+    chosen = parts.bad[:2] if images == "bad" else [parts.root / "test" / "good" / "001.png"]
+    assert {inspector(path).decision for path in chosen} == {"reject" if images == "bad" else "ok"}
+    assert blemish("inspect", model, *chosen, "--fail-on", fail_on, "-q").exit_code == code
+
+
+def test_an_unreadable_image_is_one_error_line_and_the_others_are_judged(blemish, parts, model, tmp_path):
+    broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
+    broken.write_bytes(b"no image at all")
+    done = blemish("inspect", model, parts.bad[0], broken, missing, parts.bad[1], "--fail-on", "reject", "-q")
+    assert done.exit_code == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    by_path = {line["path"]: line for line in lines}
+    assert len(lines) == 4
+    assert set(by_path[str(broken)]) == set(by_path[str(missing)]) == {"path", "error"}
+    assert {by_path[str(path)]["decision"] for path in parts.bad[:2]} == {"reject"}
+
+
+def test_evaluate_gives_the_named_figures_as_one_object(blemish, parts, model):
+    done = blemish("evaluate", model, parts.root, "--json", "--per-image-pro")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    figures = "image_auroc image_ap image_f1_max_oracle accuracy_oracle pixel_auroc pixel_ap pixel_fpr95 aupro aupro_05"
+    rates = "false_reject_rate escape_rate"
+    for name in (*figures.split(), *rates.split(), "aupro_per_image"):
+        assert 0 <= found[name] <= 1, name
+    for name in ("false_reject", "escape"):
+        low, high = found[f"{name}_interval"]
+        assert low <= found[f"{name}_rate"] <= high
+    assert (found["images"], found["anomalous"], set(found["kinds"])) == (11, 6, {"square", "scratch"})
+    assert found["image_auroc"] == 1.0
+    assert found["pixel_auroc"] > 0.8
+    assert found["escape_rate"] == 0.0
+
+
+def test_evaluate_in_words_and_at_the_original_size(blemish, parts, model):
+    done = blemish("evaluate", model, parts.root, "--at", "original", "-q")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "image_auroc                1.0000" in done.stdout
+    assert "95 % interval" in done.stdout
+
+
+def test_calibrate_gives_a_new_threshold_and_keeps_what_was_learned(blemish, parts, model, inspector, tmp_path):
+    fresh = tmp_path / "fresh.blemish"
+    good = parts.root / "test" / "good"
+    done = blemish("calibrate", model, good, "-o", fresh, "--false-reject", "0.2", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["threshold"] == pytest.approx(load(fresh).calibration.threshold)
+    scores = sorted(inspector(path).score for path in good.iterdir())
+    assert load(fresh).calibration.scores == pytest.approx(scores, rel=1e-4)
+    assert load(fresh).calibration.kind == "holdout"
+    assert load(fresh)(parts.bad[0]).score == inspector(parts.bad[0]).score
+
+
+def test_calibrate_counts_an_image_that_is_given_twice_once(blemish, parts, model, tmp_path):
+    good = parts.root / "test" / "good"
+    done = blemish("calibrate", model, good, good / "000.png", "-o", tmp_path / "fresh.blemish", "-q")
+    assert done.exit_code == 0, done.output
+    assert load(tmp_path / "fresh.blemish").calibration.n == 5
+
+
+def test_info_says_what_a_model_is(blemish, model, inspector):
+    found = json.loads(blemish("info", model, "--json").stdout)
+    assert found["method"] == "patchcore"
+    assert found["promise"] == inspector.calibration.sentence()
+    assert found["backbone"]["name"] == "efficientnet_lite0"
+    assert found["weights_digest"] == found["backbone"]["digest"]
+    assert (found["images"], found["seed"], found["regime"]) == (12, 0, "clean")
+    assert str(model.parent) not in json.dumps(found)
+    assert inspector.calibration.sentence() in blemish("info", model).stdout
+
+
+def test_a_model_without_its_backbone_takes_the_weights_by_name(blemish, parts, inspector, tmp_path):
+    light = inspector.save(tmp_path / "light.blemish", with_backbone=False)
+    assert light.stat().st_size < inspector.save(tmp_path / "whole.blemish").stat().st_size / 2
+    judged = blemish("inspect", light, parts.bad[0], "-q")
+    assert json.loads(judged.stdout)["score"] == inspector(parts.bad[0]).score
+    refused = blemish("inspect", light, parts.bad[0], "--weights", tmp_path / "missing.safetensors")
+    assert refused.exit_code == 1
+    assert "missing.safetensors" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "parts", "--good", "x/*.png"],
+        ["fit"],
+        ["fit", "parts", "--size", "large"],
+        ["inspect"],
+        ["nonsense"],
+        ["fit", "parts", "--calibration", "sometimes"],
+        ["evaluate", "a.blemish", "b", "--at", "somewhere"],
+    ],
+)
+def test_wrong_arguments_exit_with_two(blemish, arguments):
+    done = blemish(*arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr
+
+
+@pytest.mark.parametrize("command", ["methods", "backbones", "datasets"])
+def test_lists_are_the_same_in_words_and_as_json(blemish, command):
+    rows = json.loads(blemish(command, "--json").stdout)
+    text = blemish(command)
+    assert (text.exit_code, text.stderr) == (0, "")
+    assert [line.split()[0] for line in text.stdout.splitlines()] == list(rows)
+    for line, row in zip(text.stdout.splitlines(), rows.values()):
+        assert all(value in line for value in row.values())
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import blemish",
+        "from blemish.cli import main; sys.argv = ['blemish', '--help']; main()",
+        "from blemish.cli import main; sys.argv = ['blemish', 'fit', '--help']; main()",
+        "from blemish.cli import main; sys.argv = ['blemish', 'methods']; main()",
+        "from blemish.cli import main; sys.argv = ['blemish', 'backbones']; main()",
+        "from blemish.cli import main; sys.argv = ['blemish', 'datasets']; main()",
+    ],
+)
+def test_answers_at_once(program):
+    """Under half a second, the interpreter's own start included; torch and timm would cost seconds.
+
+    Processor seconds are counted, which for a program of one thread are the seconds of a machine with nothing else to
+    do: the clock on the wall also measures whatever else is running.
+    """
+    watched = f"import sys, atexit\natexit.register(lambda: sys.stderr.write(' '.join(sys.modules)))\n{program}"
+    seconds: list[float] = []
+    while len(seconds) < 5 and (not seconds or min(seconds) >= 0.5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = shell("-c", watched)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        assert done.returncode == 0, done.stderr
+    assert not {"torch", "timm", "torchvision", "scipy", "safetensors"} & set(done.stderr.split())
+    assert min(seconds) < 0.5
+
+
+def test_the_installed_command_runs_a_whole_inspection(parts, model):
+    """One real process: results on standard output, all else on standard error, exit code 3 for a reject."""
+    program = "from blemish.cli import main; main()"
+    done = shell("-c", program, "inspect", str(model), str(parts.bad[0]), "--fail-on", "reject")
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["decision"] == "reject"
+    assert "inspecting: 1 done" in done.stderr
