@@ -73,9 +73,8 @@ def adam_first_step(value, gradient, rate=0.005, betas=(0.5, 0.999), eps=1e-8):
 def loss_by_hand(name, teacher, student):
     total = 0.0
     for t, s in zip(teacher, student):
-        if name == "layer":
-            t, s = t.flatten(1), s.flatten(1)
-        cosine = (t * s).sum(dim=1) / (t.square().sum(dim=1).sqrt() * s.square().sum(dim=1).sqrt())
+        a, b = (t.flatten(1), s.flatten(1)) if name == "layer" else (t, s)
+        cosine = (a * b).sum(dim=1) / (a.square().sum(dim=1).sqrt() * b.square().sum(dim=1).sqrt())
         total = total + (1 - cosine).mean()
     return total
 

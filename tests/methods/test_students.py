@@ -13,7 +13,7 @@ from blemish.contract import TrainingImages
 from blemish.errors import Cancelled, ConfigError, RegimeError
 from blemish.methods.fmam import FMAM, FMAMConfig
 from blemish.methods.nkd import NKD, NKDConfig
-from blemish.methods.rd import RD, RDConfig
+from blemish.methods.rd import RDConfig
 from blemish.registry import METHODS, make_config, method_class
 from blemish.run import Precision, Run
 

@@ -65,10 +65,8 @@ def test_gradients_are_those_of_torchs_cosine_similarity(name):
     LOSSES[name](teacher, ours).backward()
     expected = torch.zeros((), dtype=torch.float64)
     for t, s in zip(teacher, theirs):
-        t = t.double()
-        if name == "layer":
-            t, s = t.flatten(1), s.flatten(1)
-        expected = expected + (1 - F.cosine_similarity(t, s, dim=1)).mean()
+        a, b = (t.double().flatten(1), s.flatten(1)) if name == "layer" else (t.double(), s)
+        expected = expected + (1 - F.cosine_similarity(a, b, dim=1)).mean()
     expected.backward()
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-5, atol=1e-7)

@@ -18,7 +18,7 @@ image scores. It does not say what the module is. Everything inside it here is O
 - ``memory``: every feature vector asks a learned table of prototypes and is joined with their answer, which keeps the
   student to combinations of what good images hold.
 - ``bottleneck``: ``conv`` on what the reverse student's bottleneck is given, in place of what it gives back.
-All else is reverse distillation's, so that runs with and without compare; for one seed the student starts alike in both.
+All else is reverse distillation's, so that runs with and without compare; one seed starts the student alike in both.
 """
 
 from __future__ import annotations
