@@ -12,7 +12,7 @@ from blemish.data.testset import load_mask, open_test_set
 from blemish.inspection.evaluation import Evaluation, Judged, evaluate
 from blemish.inspection.fitting import FitSettings, fit
 from blemish.inspection.inspector import Inspector
-from blemish.inspection.render import legend
+from blemish.inspection.render import data_uri, legend
 from blemish.report.charts import score_histogram
 from blemish.report.page import charts, commands, figure, heading, paragraph, pictures, promise, table, write_page
 from blemish.run import Run
@@ -144,8 +144,8 @@ def _section(one: _Lesson) -> Iterator[str]:
     yield from _row(one, "False alarms", alarms[:SHOWN], f"{len(alarms)} of {len(good)} good crops")
     yield from _row(one, "Good, and left alone", quiet[:SHOWN], f"{len(quiet)} of {len(good)}, strangest first")
     if one.inspector.scale is not None:
-        picture = legend(one.inspector.scale, "colour: how far above the threshold", truth=True)
-        yield pictures([figure(picture, "Legend", "one fixed scale for all pictures of this model", "legend")])
+        picture = legend(one.inspector.scale, "One fixed scale for all pictures of this model", truth=True)
+        yield f"<p class='legend'><img alt='Legend' src='{data_uri(picture)}'></p>"
 
 
 def _row(one: _Lesson, title: str, some: Sequence[Judged], caption: str) -> Iterator[str]:
@@ -161,7 +161,8 @@ def _picture(inspector: Inspector, judged: Judged) -> str:
     if judged.sample.mask is not None:
         truth = load_mask(judged.sample, read_image(judged.sample.path).size)
     title = f"{verdict.decision}: {judged.sample.kind}"
-    caption = f"score {verdict.score:.3g}, p {verdict.p_value:.3f}, {len(verdict.regions)} regions"
+    count = len(verdict.regions)
+    caption = f"score {verdict.score:,.0f}, p {verdict.p_value:.2f}, {count} region{'s' * (count != 1)}"
     return figure(verdict.overlay(truth), title, caption, verdict.decision or "")
 
 
