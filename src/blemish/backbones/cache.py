@@ -75,7 +75,7 @@ class Layout:
         return ordered.to(torch.bfloat16).contiguous().cpu()
 
     def map(self, rows: Tensor, device: torch.device) -> Tensor:
-        """The map ``b c y x``, float32, as the backbone gave it; never the kept memory itself."""
+        """The map ``b c y x``, float32, as the backbone gave it, from rows that are a copy."""
         found = rows.to(device).to(torch.float32)
         return found.permute(0, 3, 1, 2) if self.channels_last else found
 
@@ -120,8 +120,15 @@ class MemoryStore:
         """The maps of a batch, or None if one is missing."""
         if not self.holds(keys):
             return None
-        rows = torch.tensor([self._rows[key] for key in keys])
-        return [layout.map(level[rows], device) for layout, level in zip(self._layouts, self._levels)]
+        # Widened while they are gathered, in one pass over memory; but what goes to a GPU travels as bf16.
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        maps = []
+        for layout, level in zip(self._layouts, self._levels):
+            batch = torch.empty((len(keys), *layout.shape), dtype=dtype)
+            for i, key in enumerate(keys):
+                batch[i].copy_(level[self._rows[key]])
+            maps.append(layout.map(batch, device))
+        return maps
 
 
 class DiskStore:
