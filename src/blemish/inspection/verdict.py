@@ -17,7 +17,7 @@ from blemish.inspection.render import Scale, overlay
 if TYPE_CHECKING:
     from PIL.Image import Image
 THIN_LINES = 400
-"""Pictures of smaller images are magnified to about this many pixels a side, so that outlines stay thin on them."""
+"""Pictures of smaller images are magnified until their longer side has about this many pixels: outlines stay thin."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Verdict:
 
         if self.heatmap is None or self.scale is None:
             return PillowImage.fromarray(self.pixels)
-        zoom = max(1, round(THIN_LINES / min(self.size)))
+        zoom = max(1, round(THIN_LINES / max(self.size)))
         return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth, zoom=zoom)
 
     def as_dict(self) -> dict[str, Any]:

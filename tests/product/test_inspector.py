@@ -1,0 +1,337 @@
+"""The inspector from Python: the same verdict whatever the way in, before and after saving, alone or among many."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import blemish
+from blemish.data.images import read_image
+from blemish.errors import ImageError, ModelFileError, WeightsError
+from blemish.inspection.evaluation import evaluate
+from blemish.inspection.fitting import fit
+from blemish.inspection.inspector import load
+from blemish.inspection.planning import PROMISE_FROM
+
+QUICK = {"size": 64, "backbone": "resnet18", "weights": "random", "options": {"fraction": 0.05}}
+BATCHED = 1e-4
+"""Relative difference that batched products may make; ``many`` states about 1e-5."""
+
+
+def alike(ours, theirs):
+    """Equal in everything that counts, to the bit."""
+    assert ours.score == theirs.score
+    assert (ours.p_value, ours.decision, ours.regions, ours.size) == (
+        theirs.p_value,
+        theirs.decision,
+        theirs.regions,
+        theirs.size,
+    )
+    np.testing.assert_array_equal(ours.heatmap, theirs.heatmap)
+    np.testing.assert_array_equal(np.asarray(ours.overlay()), np.asarray(theirs.overlay()))
+
+
+# Ways in
+
+
+def test_path_text_bytes_pillow_and_array_give_one_verdict(inspector, parts):
+    path = parts.bad[0]
+    expected = inspector(path)
+    assert expected.source == str(path)
+    pixels = np.asarray(Image.open(path))
+    for given in (str(path), path.read_bytes(), Image.open(path), pixels, np.ascontiguousarray(pixels)):
+        verdict = inspector(given)
+        alike(verdict, expected)
+        assert verdict.source == (given if isinstance(given, str) else None)
+
+
+def test_grey_images_of_every_form_are_one(inspector, texture):
+    grey = texture(5)[..., 0]
+    expected = inspector(np.repeat(grey[..., None], 3, axis=2))
+    for given in (grey, grey[..., None], Image.fromarray(grey)):
+        alike(inspector(given), expected)
+
+
+def test_transparent_images_lie_over_black(inspector, texture):
+    colours = texture(5)
+    opaque = np.dstack([colours, np.full((64, 64), 255, np.uint8)])
+    alike(inspector(opaque), inspector(colours))
+    clear = opaque.copy()
+    clear[20:30, 20:30, 3] = 0
+    covered = colours.copy()
+    covered[20:30, 20:30] = 0
+    alike(inspector(clear), inspector(covered))
+
+
+def test_sixteen_bits_on_the_scale_that_was_learned(texture, save, tmp_path):
+    """12-bit images fit a scale of 4095: the same picture at 8 bits and at 12 scores nearly alike."""
+    for i in range(6):
+        save(tmp_path / "good" / f"{i}.png", texture(i)[..., 0].astype(np.uint16) * 16)
+    deep = fit(tmp_path, **QUICK)
+    assert deep.preparation.full_scale == 4095
+    part = texture(9)[..., 0].astype(np.uint16) * 16
+    spoiled = part.copy()
+    spoiled[20:40, 20:40] = 4000
+    alike(deep(part), deep(Image.fromarray(part)))
+    assert deep(spoiled).score > deep(part).score
+    # On a screen the learned scale is white, so that pictures of one model are comparable.
+    assert np.abs(deep(part).pixels[..., 0].astype(float) - part / 4095 * 255).max() <= 0.5
+
+
+def test_an_image_of_more_bits_than_any_in_training_is_refused(inspector, texture):
+    with pytest.raises(ImageError, match="no training image held values above 255"):
+        inspector(texture(1)[..., 0].astype(np.uint16) * 200)
+
+
+@pytest.mark.parametrize("given", [np.zeros((64, 64, 2), np.uint8), np.zeros(64), np.full((64, 64), -1), b"text"])
+def test_what_is_no_image_is_refused(inspector, given):
+    with pytest.raises(ImageError):
+        inspector(given)
+
+
+# What comes out
+
+
+def test_heat_map_regions_and_picture_are_in_the_original_image_s_own_pixels(inspector, parts):
+    """The image is enlarged to 160 x 96 pixels; the network still sees 64 x 64."""
+    for name, (top, left, bottom, right) in parts.squares.items():
+        image = Image.open(parts.root / "test" / "square" / name).resize((160, 96), Image.Resampling.BICUBIC)
+        verdict = inspector(image)
+        assert verdict.size == (96, 160)
+        assert verdict.heatmap is not None
+        assert verdict.heatmap.shape == (96, 160)
+        assert verdict.decision == "reject"
+        x, y = verdict.regions[0].peak
+        tolerance = 6  # a patch of 8 pixels at the network's size
+        assert (left - tolerance) * 2.5 <= x <= (right + tolerance) * 2.5
+        assert (top - tolerance) * 1.5 <= y <= (bottom + tolerance) * 1.5
+        assert verdict.heatmap[y, x] == pytest.approx(verdict.heatmap.max())
+        x0, y0, x1, y1 = verdict.regions[0].box
+        inside = verdict.heatmap[y0:y1, x0:x1] > inspector.calibration.pixel_threshold
+        assert inside.any(axis=0).all()
+        assert inside.any(axis=1).all()
+
+
+def test_regions_are_what_lies_above_the_pixel_threshold(inspector, parts):
+    verdict = inspector(parts.bad[3])
+    above = verdict.heatmap > np.float32(inspector.calibration.pixel_threshold)
+    assert sum(region.area for region in verdict.regions) == np.count_nonzero(above)
+
+
+def test_smallest_area_leaves_small_regions_out_and_changes_nothing_else(inspector, parts):
+    verdict = inspector(parts.bad[0])
+    areas = [region.area for region in verdict.regions]
+    stricter = dataclasses.replace(inspector, smallest_area=max(areas) + 1)(parts.bad[0])
+    assert stricter.regions == ()
+    assert (stricter.score, stricter.decision) == (verdict.score, verdict.decision)
+    kept = dataclasses.replace(inspector, smallest_area=max(areas))(parts.bad[0])
+    assert [region.area for region in kept.regions] == [max(areas)]
+
+
+def test_the_picture_of_a_good_part_is_the_image_itself_magnified(inspector, parts):
+    path = parts.root / "test" / "good" / "001.png"
+    verdict = inspector(path)
+    assert verdict.decision == "ok"
+    assert verdict.regions == ()
+    picture, pixels = np.asarray(verdict.overlay()), np.asarray(Image.open(path))
+    zoom = picture.shape[0] // 64
+    assert zoom * 64 == picture.shape[0] == picture.shape[1]
+    np.testing.assert_array_equal(picture, pixels.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+def test_the_picture_of_a_bad_part_is_coloured_where_the_map_is_above_the_threshold(inspector, parts):
+    verdict = inspector(parts.bad[0])
+    picture = np.asarray(verdict.overlay())
+    zoom = picture.shape[0] // 64
+    above = verdict.heatmap > inspector.calibration.pixel_threshold
+    middle = picture[zoom // 2 :: zoom, zoom // 2 :: zoom]
+    changed = (middle != verdict.pixels).any(axis=2)
+    assert changed[above].mean() > 0.99
+
+
+def test_pictures_of_long_thin_parts_stay_of_a_reasonable_size(inspector):
+    rng = np.random.default_rng(0)
+    picture = inspector(rng.integers(0, 255, (8, 1200, 3), dtype=np.uint8)).overlay()
+    assert picture.size == (1200, 8)
+
+
+def test_p_values_and_decisions_follow_the_calibration(inspector, parts):
+    scores = inspector.calibration.scores
+    for path in [*parts.bad, *(parts.root / "test" / "good").iterdir()]:
+        verdict = inspector(path)
+        expected = (1 + np.count_nonzero(scores >= verdict.score)) / (len(scores) + 1)
+        assert verdict.p_value == pytest.approx(expected)
+        assert verdict.decision == ("reject" if expected <= 1 / 13 else "review" if expected <= 5 / 13 else "ok")
+
+
+# Many at once
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_many_is_single_calls_in_order(inspector, parts, batch_size):
+    images = [*parts.bad, *sorted((parts.root / "test" / "good").iterdir())]
+    single = [inspector(path) for path in images]
+    many = list(inspector.many(images, batch_size=batch_size))
+    assert [verdict.source for verdict in many] == [str(path) for path in images]
+    for one, other in zip(many, single):
+        assert one.score == pytest.approx(other.score, rel=BATCHED)
+        assert (one.decision, one.p_value) == (other.decision, other.p_value)
+        np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=BATCHED, atol=BATCHED * other.heatmap.max())
+
+
+def test_many_takes_images_of_different_sizes_and_kinds_and_any_iterable(inspector, parts, texture):
+    mixed = [texture(1, (64, 64)), parts.bad[0], texture(2, (50, 90)), parts.bad[1].read_bytes()]
+    verdicts = list(inspector.many(iter(mixed), batch_size=3))
+    assert [verdict.size for verdict in verdicts] == [(64, 64), (64, 64), (50, 90), (64, 64)]
+    assert list(inspector.many([])) == []
+
+
+def test_many_without_a_handler_raises_and_with_one_goes_on(inspector, parts):
+    images = [parts.bad[0], b"broken", parts.bad[1]]
+    with pytest.raises(ImageError):
+        list(inspector.many(images))
+    failed = []
+    judged = list(inspector.many(images, batch_size=1, on_error=lambda source, error: failed.append(source)))
+    assert (failed, len(judged)) == ([b"broken"], 2)
+
+
+def test_many_reads_no_further_ahead_than_it_needs(inspector, texture):
+    """A camera gives images one by one: taking one verdict must not ask for all of them."""
+    taken = []
+
+    def camera():
+        for i in range(100):
+            taken.append(i)
+            yield texture(i)
+
+    verdicts = inspector.many(camera(), batch_size=2)
+    next(verdicts)
+    verdicts.close()
+    assert len(taken) <= 8
+
+
+def test_threads_do_not_disturb_each_other(inspector, parts):
+    images = [*parts.bad, *sorted((parts.root / "test" / "good").iterdir())]
+    fresh = dataclasses.replace(inspector)  # nothing cached yet
+    expected = [inspector(path) for path in images]
+    with ThreadPoolExecutor(8) as pool:
+        rounds = list(pool.map(lambda _: [fresh(path) for path in images], range(8)))
+    for verdicts in rounds:
+        for one, other in zip(verdicts, expected):
+            alike(one, other)
+
+
+# Saving and loading
+
+
+def test_a_loaded_inspector_is_the_saved_one_to_the_bit(inspector, model, parts):
+    again = blemish.load(model)
+    assert again.info() == inspector.info()
+    for path in [*parts.bad[::2], *sorted((parts.root / "test" / "good").iterdir())[:3]]:
+        alike(again(path), inspector(path))
+
+
+def test_settings_made_after_fitting_are_saved(inspector, tmp_path):
+    path = dataclasses.replace(inspector, smallest_area=17).save(tmp_path / "m.blemish")
+    assert load(path).smallest_area == 17
+
+
+def test_the_same_seed_writes_the_same_model_to_the_bit_but_for_the_seconds(parts, tmp_path):
+    first, second = (fit(parts.root, **QUICK) for _ in range(2))
+    same = dict(first.provenance) | {"seconds": {}}
+    assert same == dict(second.provenance) | {"seconds": {}}
+    digests = set()
+    for learned in (first, second):
+        path = dataclasses.replace(learned, provenance=same).save(tmp_path / "model.blemish")
+        with safe_open(path, framework="pt") as file:
+            digests.add(file.metadata()["sha256"])
+    assert len(digests) == 1
+
+
+def test_a_file_without_backbone_accepts_only_the_weights_it_learned_with(parts, tmp_path):
+    learned = fit(parts.root, **QUICK, calibration="none")
+    light = learned.save(tmp_path / "light.blemish", with_backbone=False)
+    alike(load(light)(parts.bad[0]), learned(parts.bad[0]))
+    tensors = {name.removeprefix("network."): t for name, t in learned.method.backbone.state_dict().items()}
+    name = next(name for name, t in tensors.items() if t.ndim == 4)
+    torch.save({name: tensors[name] * 2}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError):
+        load(light, weights=str(tmp_path / "other.pth"))
+
+
+def test_a_model_made_of_something_else_is_a_model_file_error(inspector, tmp_path, monkeypatch):
+    odd = dataclasses.replace(inspector, name="no-such-method").save(tmp_path / "odd.blemish")
+    with pytest.raises((ModelFileError, blemish.BlemishError), match="no-such-method"):
+        load(odd)
+
+
+# Calibration
+
+
+def test_from_150_parts_on_some_are_held_out_for_a_promise(texture, save, tmp_path):
+    """Tiny images, so that the real threshold for a promise can be crossed."""
+    for i in range(PROMISE_FROM):
+        save(tmp_path / "good" / f"{i}.png", texture(i, (16, 16)))
+    learned = fit(tmp_path, **{**QUICK, "size": 32, "options": {"fraction": 0.01, "layers": [2]}})
+    calibration = learned.calibration
+    assert (calibration.kind, calibration.n) == ("holdout", 50)
+    assert (learned.provenance["images"], learned.provenance["images_learned"]) == (150, 100)
+    assert "This promise rests on 50 good parts that the model did not learn from" in calibration.sentence()
+
+
+def test_held_out_images_are_scored_by_the_model_itself(parts):
+    """Every calibration score is one that the final model gives to a file of the training folder."""
+    learned = fit(parts.root, **QUICK, calibration="holdout")
+    scores = {round(learned(path).score, 4) for path in parts.good.iterdir()}
+    assert learned.calibration.n == 5
+    assert {round(float(score), 4) for score in learned.calibration.scores} <= scores
+
+
+def test_images_of_one_part_are_one_part_in_calibration(texture, save, tmp_path):
+    lines = ["path,label,group"]
+    for i in range(12):
+        save(tmp_path / f"{i}.png", texture(i // 2))
+        lines.append(f"{i}.png,normal,part{i // 2}")
+    (tmp_path / "set.csv").write_text("\n".join(lines))
+    learned = fit(tmp_path / "set.csv", **QUICK)
+    assert (learned.calibration.n, learned.calibration.images) == (6, 12)
+    # The two photographs of a part are equal: had one stayed in the memory, the other's score would be nothing.
+    assert learned.calibration.scores.min() > 0.01
+
+
+def test_without_calibration_there_are_scores_and_maps_and_nothing_else(parts):
+    learned = fit(parts.root, **QUICK, calibration="none")
+    verdict = learned(parts.bad[0])
+    assert (verdict.decision, verdict.p_value, verdict.regions) == (None, None, ())
+    assert verdict.heatmap is not None
+    np.testing.assert_array_equal(np.asarray(verdict.overlay()), verdict.pixels)
+    assert learned.calibration.sentence().startswith("No promise")
+
+
+def test_a_new_threshold_does_not_need_a_new_fit(inspector, parts):
+    from blemish.inspection.delivery import recalibrated
+
+    good = sorted((parts.root / "test" / "good").iterdir())
+    fresh = recalibrated(inspector, good, 0.2, blemish.Run())
+    assert fresh.method is inspector.method
+    expected = sorted(inspector(path).score for path in good)
+    assert fresh.calibration.scores == pytest.approx(expected, rel=BATCHED)
+    assert (fresh.calibration.rate, fresh.calibration.rejects) == (0.2, 1)
+    assert inspector.calibration.n == 12
+
+
+def test_evaluation_judges_as_single_calls_do(inspector, parts):
+    from blemish.data.testset import open_test_set
+
+    found = evaluate(inspector, open_test_set(parts.root), blemish.Run())
+    for one in found.judged:
+        assert one.score == pytest.approx(inspector(one.sample.path).score, rel=BATCHED)
+        assert read_image(one.sample.path).size == (64, 64)
+    wrong = sum(inspector(path).decision == "reject" for path in (parts.root / "test" / "good").iterdir())
+    assert found.decisions["false_reject_count"] == wrong
