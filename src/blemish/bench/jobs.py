@@ -16,6 +16,8 @@ from blemish.errors import ConfigError, DataError
 from blemish.registry import make_config, method_class, method_entry
 
 Configuration = dict[str, Any]
+LENGTHS = frozenset({"epochs", "steps"})
+"""Options of every method that is trained."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +172,13 @@ def _place(entry: DataEntry, category: str, data: Path | None, runs: Path) -> Pl
 def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, category: str, seed: int) -> Configuration:
     cls = method_class(variant.method)
     known = {field.name for field in dataclasses.fields(cls.Config)}
-    lengths = {"epochs": recipe.epochs, "steps": recipe.steps}
-    options = {name: value for name, value in lengths.items() if value is not None and name in known}
+    length = _length(recipe) if known >= LENGTHS else {}
     try:
-        config = dataclasses.asdict(make_config(cls, options | variant.options))
+        config = dataclasses.asdict(make_config(cls, length | variant.options))
     except ConfigError as error:
         raise ConfigError(f"recipe {recipe.name}, method {variant.label!r}: {error}") from None
     # Nothing is selected where nothing is trained.
-    trains = bool(known & set(lengths))
+    trains = known >= LENGTHS
     protocol = recipe.protocol.model_dump(mode="json")
     if protocol["selection"] == "last" or not trains:
         protocol |= {"selection": "last", "select_by": []}
@@ -197,6 +198,13 @@ def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, category:
     }
     normal: Configuration = json.loads(json.dumps(configuration))  # tuples become lists, as they come back from files
     return normal
+
+
+def _length(recipe: Recipe) -> dict[str, int | None]:
+    """The recipe's length of training as a method's options: one kind of length rules out the other."""
+    if recipe.steps is not None:
+        return {"steps": recipe.steps}
+    return {} if recipe.epochs is None else {"epochs": recipe.epochs, "steps": None}
 
 
 def _weights(given: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ORDER, LOG, EVIDENCE, LOCK = "order.json", "log.txt", "evidence.npz", "lock"
+EVIDENCE, LOCK = "evidence.npz", "lock"
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,15 @@ class Order:
         """The job's own folder, which git ignores."""
         return job_folder(self.results, self.key)
 
+    @property
+    def log(self) -> Path:
+        """Where the process says what it does; of this bench's own, as another may be waiting for the same job."""
+        return self.folder / f"log-{self.parent}.txt"
+
     def write(self) -> Path:
         """The order as a file in the job's folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / ORDER
+        path = self.folder / f"order-{self.parent}.json"
         path.write_text(json.dumps({**self.__dict__, "results": str(self.results)}), encoding="utf-8")
         return path
 

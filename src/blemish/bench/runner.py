@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from blemish.bench.estimates import estimate, spoken, time_left
 from blemish.bench.ledger import FILE, Ledger, Row
-from blemish.bench.orders import LOG, Order
+from blemish.bench.orders import Order
 from blemish.bench.worker import FAILED, failed_row
 from blemish.errors import Cancelled
 
@@ -63,7 +63,7 @@ class LocalLauncher:
         threads = str(order.threads)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
         path = order.write()
-        with (order.folder / LOG).open("wb") as log:
+        with order.log.open("wb") as log:
             process = subprocess.Popen(
                 [*self.command, str(path)],
                 stdin=subprocess.DEVNULL,
@@ -169,8 +169,7 @@ def _row_of(order: Order, code: int, ledger: Ledger) -> Row:
 
 
 def _how_it_died(code: int, order: Order) -> str:
-    log = order.folder / LOG
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    lines = order.log.read_text(encoding="utf-8", errors="replace").splitlines() if order.log.is_file() else []
     said = " | ".join(line.strip() for line in lines[-TAIL:] if line.strip())
     last = f"; it last said: {said}" if said else ""
     if code == -signal.SIGKILL:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from blemish.bench.estimates import spoken
@@ -28,7 +27,7 @@ def shown(spread: Spread | None) -> str:
     return f"{spread.mean:.3f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.3f}")
 
 
-def heading(summary: Summary, label: str) -> str:
+def column(summary: Summary, label: str) -> str:
     """A method's name at the head of a column, marked where the test set chose its epoch."""
     return f"{label} {CHOSEN}" if summary.is_chosen_on_test(label) else label
 
@@ -36,7 +35,7 @@ def heading(summary: Summary, label: str) -> str:
 def metric_table(summary: Summary, metric: str) -> Table:
     """Sets by methods; beside an image AUROC stands the trivial one."""
     beside = metric == "image_auroc"
-    header = ("set", *(("trivial",) if beside else ()), *(heading(summary, label) for label in summary.labels))
+    header = ("set", *(("trivial",) if beside else ()), *(column(summary, label) for label in summary.labels))
     rows = []
     for name in summary.sets:
         figures = [shown(summary.spread(label, name, metric)) for label in summary.labels]
@@ -79,7 +78,7 @@ def _printed(one: Printed, summary: Summary) -> tuple[str, ...]:
     if one.sets is not None and theirs is not None and one.sets != theirs:
         name = f"{name} (paper: {theirs} sets, ours: {one.sets})"
     difference = "not run" if one.ours is None else f"{one.ours.mean - one.paper:+.3f}"
-    return heading(summary, one.label), METRICS[one.metric], name, f"{one.paper:.3f}", shown(one.ours), difference
+    return column(summary, one.label), METRICS[one.metric], name, f"{one.paper:.3f}", shown(one.ours), difference
 
 
 def timing_table(summary: Summary) -> Table:
@@ -97,20 +96,24 @@ def timing_table(summary: Summary) -> Table:
     return header, rows
 
 
-def kind_table(summary: Summary, set_name: str) -> Table:
-    """Image AUROC, pixel AUROC and AU-PRO of each kind of defect, means over seeds."""
-    names = ("image_auroc", "pixel_auroc", "aupro")
-    header = ("kind", "images", *(f"{heading(summary, la)}: {METRICS[n]}" for n in names for la in summary.labels))
+KIND_METRICS = ("image_auroc", "pixel_auroc", "aupro")
+"""What is measured of each kind of defect."""
+
+
+def kind_table(summary: Summary, set_name: str, metric: str) -> Table:
+    """One figure of each kind of defect against all good images; without rows where the set cannot give it."""
+    header = (METRICS[metric], "images", *(column(summary, label) for label in summary.labels))
     cells = {label: summary.cells.get((label, set_name), ()) for label in summary.labels}
     kinds = sorted({kind for rows in cells.values() for row in rows for kind in row["kinds"]})
     found = []
     for kind in kinds:
         count = next(row["kinds"][kind]["images"] for rows in cells.values() for row in rows if kind in row["kinds"])
         figures = []
-        for metric, label in itertools.product(names, summary.labels):
+        for label in summary.labels:
             values = [row["kinds"][kind].get(metric) for row in cells[label] if kind in row["kinds"]]
             figures.append(shown(Spread.of([value for value in values if value is not None])))
-        found.append((kind, f"{count:.0f}", *figures))
+        if any(figure != "–" for figure in figures):
+            found.append((kind, f"{count:.0f}", *figures))
     return header, found
 
 
@@ -128,7 +131,7 @@ def made_with(summary: Summary) -> str:
     rows = summary.rows
     if not rows:
         return "Nothing has been measured yet."
-    commits = sorted({(row["commit"] or "an installed package")[:10] for row in rows})
+    commits = sorted({row["commit"][:10] if row["commit"] else "none (an installed package)" for row in rows})
     machines = sorted({f"{row['machine']['processor']}, {row['device']}" for row in rows})
     precisions = sorted({str(row["precision"]) for row in rows})
     torch = sorted({row["versions"]["torch"] for row in rows})
@@ -150,8 +153,8 @@ def protocol_lines(summary: Summary) -> list[str]:
     size = recipe.preparation.size
     side = f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
     lines = [
-        f"Regime {protocol.regime}; backbone {recipe.backbone}; images resized by {recipe.preparation.resize} to {side};"
-        f" seeds {', '.join(map(str, recipe.seeds))}.",
+        f"Regime {protocol.regime}; backbone {recipe.backbone}; resized by {recipe.preparation.resize} to {side}; "
+        f"seeds {', '.join(map(str, recipe.seeds))}.",
         "Metrics are taken from raw scores and maps"
         + (" at the network's input size." if protocol.at == "input" else " at each image's own size."),
         "The model is the one that training left; no test image was seen before."
@@ -200,7 +203,8 @@ def markdown(summary: Summary) -> str:
         parts += list(_section("Beside the paper", words, markdown_table(paper_table(summary))))
     parts += list(_section("Pair by pair", [PAIRED_MEANS], _unless_empty(pair_table(summary))))
     for name in summary.sets:
-        parts += list(_section(f"Kinds of defect: {name}", [], _unless_empty(kind_table(summary, name))))
+        kinds = [_unless_empty(kind_table(summary, name, metric)) for metric in KIND_METRICS]
+        parts += list(_section(f"Kinds of defect: {name}", [], "\n\n".join(table for table in kinds if table)))
     parts += list(_section("Time", [TIMED_MEANS], _unless_empty(timing_table(summary))))
     parts += list(_section("Without a figure", [], _unless_empty(missing_table(summary))))
     parts += ["## Protocol", "\n".join(f"- {line}" for line in protocol_lines(summary))]

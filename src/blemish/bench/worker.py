@@ -102,7 +102,7 @@ def _perform(order: Order) -> Row:
     settings = {name: value for name, value in configuration.items() if name in names}
     settings |= {"weights": job.weights, "size": _pair(configuration["size"])}
     if "cache" in names:  # features of one set, computed by the first job that needs them
-        settings["cache"] = order.results / "runs" / "features"
+        settings["cache"] = str(order.results / "runs" / "features")
     training, test = open_sets(place_of(job))
     outcome = learn_and_judge(training, test, FitSettings(**settings), configuration, run)
     figures = outcome.found.as_dict()
@@ -156,7 +156,7 @@ def _end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(FAILED)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -1,21 +1,265 @@
-"""The bench's report: Markdown, and one page with pictures. Both go where git does not look."""
+"""The bench's report: Markdown, and one page with pictures. Both go where git does not look.
+
+The page is for a stranger: first what was compared and the figures, then set by set what lies behind them, last how it
+was measured.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from blemish.bench.evidence import Evidence, Picture, load_evidence
+from blemish.bench.orders import EVIDENCE, job_folder
+from blemish.bench.recipes import METRICS
+from blemish.bench.summary import Pairing, Summary
+from blemish.bench.tables import (
+    KIND_METRICS,
+    PAIRED_MEANS,
+    TIMED_MEANS,
+    Table,
+    column,
+    footnotes,
+    kind_table,
+    made_with,
+    markdown,
+    metric_table,
+    missing_table,
+    pair_table,
+    paper_table,
+    protocol_lines,
+    timing_table,
+)
+from blemish.errors import DataError
+from blemish.inspection.render import Scale, fixed_scale, overlay
+from blemish.report import page
+from blemish.report.charts import curves, dot_plot, score_histogram
 from blemish.run import written_atomically
 
-if TYPE_CHECKING:
-    from blemish.bench.summary import Summary
+QUIET = 0.75
+"""Colours on the page begin where this share of good images has no pixel; no figure depends on it."""
 
 
 def write_reports(summary: Summary, results: Path, reports: Path) -> list[Path]:
-    """Write the report of a recipe; the files."""
-    from blemish.bench.tables import markdown
+    """Write both reports of a recipe; the files.
 
-    path = reports / f"{summary.recipe.name}.md"
-    with written_atomically(path) as temporary:
+    Args:
+        summary: the figures.
+        results: the folder of the ledger, beside which jobs left their pictures.
+        reports: where to; created if need be.
+
+    Raises:
+        OutputError: the folder is read-only or the disk is full.
+    """
+    text = reports / f"{summary.recipe.name}.md"
+    with written_atomically(text) as temporary:
         temporary.write_text(markdown(summary), encoding="utf-8")
-    return [path]
+    title = summary.recipe.title or summary.recipe.name
+    return [text, page.write_page(reports / f"{summary.recipe.name}.html", title, _body(summary, results))]
+
+
+def _body(summary: Summary, results: Path) -> Iterator[str]:
+    recipe = summary.recipe
+    yield page.heading(recipe.title or recipe.name, 1)
+    yield page.paragraph(" ".join(recipe.about.split()))
+    yield page.paragraph(made_with(summary), "soft")
+    missing = missing_table(summary)[1]
+    if missing:
+        yield page.warning(f"{len(missing)} entries of the recipe have no figure; the reasons stand further down.")
+    for line in (*summary.warnings, *footnotes(summary)):
+        yield page.warning(f"{line}.")
+    sets = [name for name in summary.sets if any(place[1] == name for place in summary.cells)]
+    yield page.contents(
+        [("figures", "Figures"), *([("paper", "Beside the paper")] * bool(recipe.paper)), ("pairs", "Pair by pair")]
+        + [(_anchor(name), name) for name in sets]
+        + [("time", "Time"), *([("missing", "Without a figure")] * bool(missing)), ("protocol", "Protocol")]
+    )
+    yield from _figures(summary)
+    yield from _paper(summary)
+    yield from _pairs(summary)
+    for name in sets:
+        yield from _set(summary, name, results)
+    yield page.heading("Time", anchor="time")
+    yield page.paragraph(TIMED_MEANS, "soft")
+    yield _table(timing_table(summary))
+    if missing:
+        yield page.heading("Without a figure", anchor="missing")
+        yield page.table(missing_table(summary)[0], missing, words=(1, 2))
+    yield page.heading("Protocol", anchor="protocol")
+    yield page.bullets(protocol_lines(summary))
+
+
+def _figures(summary: Summary) -> Iterator[str]:
+    yield page.heading("Figures", anchor="figures")
+    yield page.paragraph("Mean ± standard deviation over seeds. 1 is perfect; 0.5 is chance for an AUROC.", "soft")
+    for metric in summary.recipe.metrics:
+        table = metric_table(summary, metric)
+        if table[1]:
+            yield page.charts([_dots(summary, metric)])
+            yield _table(table)
+
+
+def _dots(summary: Summary, metric: str) -> str:
+    rows: dict[str, dict[str, tuple[float, float]]] = {}
+    for name in summary.sets:
+        for label in summary.labels:
+            found = summary.spread(label, name, metric)
+            if found is not None:
+                rows.setdefault(name, {})[column(summary, label)] = (found.mean, found.deviation or 0.0)
+    return dot_plot(rows, f"{METRICS[metric]} by set", f"{METRICS[metric]}; lines: ± standard deviation over seeds")
+
+
+def _paper(summary: Summary) -> Iterator[str]:
+    paper = summary.recipe.paper
+    if paper is None:
+        return
+    yield page.heading("Beside the paper", anchor="paper")
+    yield page.paragraph(f"{paper.citation}. As fractions.")
+    departures = summary.departures()
+    if departures:
+        yield page.paragraph("Our runs differ from the paper's in:")
+        yield page.bullets(departures)
+    yield _table(paper_table(summary))
+
+
+def _pairs(summary: Summary) -> Iterator[str]:
+    table = pair_table(summary)
+    yield page.heading("Pair by pair", anchor="pairs")
+    if not table[1]:
+        yield page.paragraph("There is nothing to compare: fewer than two methods have figures on one set.")
+        return
+    yield page.bullets(_said(one) for one in summary.pairings(summary.recipe.metrics[0]))
+    yield page.paragraph(PAIRED_MEANS, "soft")
+    yield _table(table)
+
+
+def _said(one: Pairing) -> str:
+    better, worse = one.better_worse
+    reach = "" if one.interval is None else f" (95 % interval {one.interval[0]:+.4f} to {one.interval[1]:+.4f})"
+    return (
+        f"{one.label} against {one.against}: {METRICS[one.metric]} differs by {one.mean:+.4f} on average over "
+        f"{len(one.by_set)} sets{reach}; better on {better}, worse on {worse}."
+    )
+
+
+def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:
+    yield page.heading(name, anchor=_anchor(name))
+    notes = [entry.note for entry in summary.recipe.data if name in {own for _, own in entry.names} and entry.note]
+    cue = summary.trivial(name)
+    if cue is not None:
+        notes.append(f"trivial AUROC {cue[1]:.2f}, by {cue[0]}")
+    yield page.paragraph("; ".join(notes)[:1].upper() + "; ".join(notes)[1:] + "." if notes else "", "soft")
+    evidence = _evidence(summary, name, results)
+    if not evidence:
+        yield page.paragraph("No job left its scores and pictures here: run the recipe with --afresh for them.", "soft")
+    else:
+        label = _shown_method(summary, evidence)
+        one = evidence[label]
+        yield page.charts([_histogram(one, column(summary, label)), _roc(summary, evidence)])
+    kinds = [kind_table(summary, name, metric) for metric in KIND_METRICS]
+    if any(table[1] for table in kinds):
+        yield page.heading("By kind of defect", 3)
+        yield page.paragraph("Each kind against all good images; means over seeds.", "soft")
+        yield page.beside(_table(table) for table in kinds if table[1])
+    if evidence:
+        yield from _pictures(one, column(summary, label))
+
+
+def _shown_method(summary: Summary, evidence: dict[str, Evidence]) -> str:
+    """Whose scores and pictures stand for the set: the reference's, if it has any."""
+    reference = summary.recipe.compared_with
+    return reference if reference in evidence else next(iter(evidence))
+
+
+def _evidence(summary: Summary, set_name: str, results: Path) -> dict[str, Evidence]:
+    """By method, of the first seed that left any."""
+    found: dict[str, Evidence] = {}
+    for label in summary.labels:
+        for row in sorted(summary.cells.get((label, set_name), ()), key=lambda row: int(row["seed"])):
+            try:
+                found[label] = load_evidence(job_folder(results, row["key"]) / EVIDENCE)
+            except DataError:  # measured on another machine: its figures stand, its pictures are there
+                continue
+            break
+    return found
+
+
+def _histogram(one: Evidence, label: str) -> str:
+    return score_histogram(one.scores[~one.labels], one.scores[one.labels], {}, f"Scores: {label}, one seed")
+
+
+def _roc(summary: Summary, evidence: dict[str, Evidence]) -> str:
+    lines = {}
+    for label, one in evidence.items():
+        if one.labels.any() and not one.labels.all():
+            lines[column(summary, label)] = roc_curve(one)
+    if not lines:
+        return ""
+    return curves(lines, "ROC, one seed", "good images rejected", "bad images found", (0.0, 1.0))
+
+
+def roc_curve(one: Evidence) -> tuple[list[float], list[float]]:
+    """Share of good images rejected and of bad ones found, threshold by threshold, highest first."""
+    order = np.argsort(-one.scores, kind="stable")
+    scores, labels = one.scores[order], one.labels[order]
+    last_of_ties = np.append(scores[1:] != scores[:-1], True)
+    found, rejected = np.cumsum(labels)[last_of_ties], np.cumsum(~labels)[last_of_ties]
+    return [0.0, *(rejected / (~labels).sum())], [0.0, *(found / labels.sum())]
+
+
+def _pictures(one: Evidence, label: str) -> Iterator[str]:
+    scale = _scale(one)
+    good, bad = one.scores[~one.labels], one.scores[one.labels]
+    for title, some in (("Bad images, lowest scores", one.misses), ("Good images, highest scores", one.alarms)):
+        if not some:
+            continue
+        yield page.heading(f"{title}: {label}", 3)
+        yield page.pictures((_figure(picture, scale, good, bad) for picture in some), "wide")
+    if scale is not None:
+        yield page.paragraph(
+            f"Left the picture, right the map over it, dashed what a person marked. Colour begins where {QUIET:.0%} of "
+            "the good test images have none: chosen for this page, no figure depends on it.",
+            "soft",
+        )
+
+
+def _scale(one: Evidence) -> Scale | None:
+    if not one.good_peaks.size:
+        return None
+    return fixed_scale(float(np.quantile(one.good_peaks, QUIET)), one.good_peaks)
+
+
+def _figure(picture: Picture, scale: Scale | None, good: NDArray[np.float64], bad: NDArray[np.float64]) -> str:
+    if picture.kind == "good":
+        share = f"{(bad < picture.score).mean():.0%} of bad images score lower" if bad.size else ""
+    else:
+        share = f"{(good > picture.score).mean():.0%} of good images score higher" if good.size else ""
+    caption = f"score {picture.score:.4g}; {share}; {picture.name}"
+    return page.figure(_side_by_side(picture, scale), picture.kind, caption, "", lossy=True)
+
+
+def _side_by_side(picture: Picture, scale: Scale | None) -> Image.Image:
+    """The picture with the truth on it, and the same under the map."""
+    if picture.heat is None or scale is None:
+        return Image.fromarray(picture.pixels)
+    dark = np.full(picture.heat.shape, scale.threshold)
+    halves: Sequence[Image.Image] = [
+        overlay(picture.pixels, heat, scale, truth=picture.truth) for heat in (dark, picture.heat)
+    ]
+    both = Image.new("RGB", (2 * halves[0].width + 4, halves[0].height), "white")
+    both.paste(halves[0], (0, 0))
+    both.paste(halves[1], (halves[0].width + 4, 0))
+    return both
+
+
+def _table(table: Table) -> str:
+    return page.table(*table)
+
+
+def _anchor(name: str) -> str:
+    return "set-" + re.sub(r"[^a-z0-9]+", "-", name.casefold())

@@ -69,10 +69,10 @@ def curves(
     for tick in _ticks(floor, ceiling):
         y = bottom - (tick - floor) / (ceiling - floor) * (bottom - TOP)
         parts += [_line(LEFT, y, WIDTH - RIGHT, y, LINE), _text(LEFT - 6, y + 4, _number(tick), SOFT, 11, "end")]
-    for i, (name, (x, y)) in enumerate(points.items()):
+    for i, (name, (xs, ys)) in enumerate(points.items()):
         colour = SERIES[i % len(SERIES)]
-        finite = np.isfinite(y)
-        line = " ".join(at(a, b) for a, b in zip(x[finite], y[finite]))
+        finite = np.isfinite(ys)
+        line = " ".join(at(a, b) for a, b in zip(xs[finite], ys[finite]))
         dash = "" if i < 4 else " stroke-dasharray='5 3'"
         parts.append(f"<polyline points='{line}' fill='none' stroke='{colour}' stroke-width='2'{dash}/>")
         parts.append(_text(WIDTH - RIGHT - 4, bottom - 8 - 15 * (len(points) - 1 - i), name, colour, 12, "end"))
@@ -80,9 +80,62 @@ def curves(
     return _svg(parts, title)
 
 
-def _svg(parts: Sequence[str], title: str) -> str:
+Dot = tuple[float, float]
+"""A value and its standard deviation (0 for none)."""
+
+
+def dot_plot(rows: Mapping[str, Mapping[str, Dot]], title: str, x_label: str) -> str:
+    """Named rows of dots, one colour and shape for each series, with the spread as a line through the dot.
+
+    Args:
+        rows: row's name, series' name, its dot; a series may be absent from a row.
+        title: above all.
+        x_label: under the axis.
+    """
+    series = list(dict.fromkeys(name for dots in rows.values() for name in dots))
+    ends = [value + sign * spread for dots in rows.values() for value, spread in dots.values() for sign in (-1, 1)]
+    low, high = _span(np.array(ends))
+    low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)  # no dot on the edge
+    left, step = 210, 16 + 8 * len(series)
+    top = 44 + 16 * len(series)
+    width, height = 760, top + step * len(rows) + BOTTOM
+
+    def at(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - 24)
+
+    parts = [_text(12, 20, title, INK, 14, weight="600")]
+    for i, name in enumerate(series):
+        parts += [_mark(i, left + 4, 36 + 16 * i), _text(left + 16, 40 + 16 * i, name, INK, 12)]
+    for tick in _ticks(low, high):
+        parts += [_line(at(tick), top, at(tick), height - BOTTOM, LINE)]
+        parts.append(_text(at(tick), height - BOTTOM + 16, _number(tick), SOFT, 11, "middle"))
+    for row, (name, dots) in enumerate(rows.items()):
+        above = top + step * row
+        parts.append(_line(12, above, width - 12, above, LINE))
+        parts.append(_text(left - 12, above + step / 2 + 4, name, INK, 12.5, "end"))
+        for i, label in enumerate(series):
+            if label in dots:
+                value, spread = dots[label]
+                y = above + 12 + 8 * i
+                parts.append(_line(at(value - spread), y, at(value + spread), y, SERIES[i % len(SERIES)]))
+                parts.append(_mark(i, at(value), y))
+    parts.append(_line(left, height - BOTTOM, width - 24, height - BOTTOM, SOFT))
+    parts.append(_text((left + width - 24) / 2, height - 10, x_label, SOFT, 12, "middle"))
+    return _svg(parts, title, width, height)
+
+
+def _mark(series: int, x: float, y: float) -> str:
+    """A dot, square or diamond: series differ in shape as well as in colour."""
+    colour = SERIES[series % len(SERIES)]
+    if series % 3 == 0:
+        return f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{colour}'/>"
+    turn = f" transform='rotate(45 {x:.1f} {y:.1f})'" if series % 3 == 2 else ""
+    return f"<rect x='{x - 3.5:.1f}' y='{y - 3.5:.1f}' width='7' height='7' fill='{colour}'{turn}/>"
+
+
+def _svg(parts: Sequence[str], title: str, width: float = WIDTH, height: float = HEIGHT) -> str:
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}' "
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' "
         f"role='img' aria-label='{escape(title, quote=True)}' font-family='system-ui, sans-serif'>"
         + "".join(parts)
         + "</svg>"
@@ -127,7 +180,7 @@ def _line(x0: float, y0: float, x1: float, y1: float, colour: str, dash: str = "
 
 
 def _text(
-    x: float, y: float, text: str, colour: str, size: int, anchor: str = "start", weight: str = "400"
+    x: float, y: float, text: str, colour: str, size: float, anchor: str = "start", weight: str = "400"
 ) -> str:
     return (
         f"<text x='{x:.1f}' y='{y:.1f}' fill='{colour}' font-size='{size}' text-anchor='{anchor}' "

@@ -5,6 +5,8 @@ Text goes through ``escape`` before it meets markup; a file name may hold anythi
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -32,7 +34,11 @@ th, td { padding: 7px 13px; border-bottom: 1px solid var(--line); text-align: ri
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 td.words { text-align: left; white-space: normal; min-width: 16em; }
 .scroll { overflow-x: auto; }
+.warning { border-left: 4px solid var(--bad); background: var(--paper); padding: 8px 18px; margin: 10px 0;
+           max-width: 46em; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 22px; align-items: flex-start; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 14px; margin: 12px 0; }
+.pictures.wide { grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
 figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 figure img { display: block; width: 100%; image-rendering: auto; }
 figcaption { padding: 7px 10px; font-size: 13px; line-height: 1.35; color: var(--soft); }
@@ -100,17 +106,44 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], words: Sequen
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
-def figure(picture: Image.Image, title: str, caption: str, css: str = "") -> str:
-    """A picture with two lines under it."""
+def figure(picture: Image.Image, title: str, caption: str, css: str = "", lossy: bool = False) -> str:
+    """A picture with two lines under it; ``lossy`` makes a page of many photographs five times smaller."""
+    source = _jpeg_uri(picture) if lossy else data_uri(picture)
     return (
-        f"<figure class='{css}'><img alt='{escape(title, quote=True)}' src='{data_uri(picture)}'>"
+        f"<figure class='{css}'><img alt='{escape(title, quote=True)}' src='{source}'>"
         f"<figcaption><b>{escape(title)}</b><br>{escape(caption)}</figcaption></figure>"
     )
 
 
-def pictures(figures: Iterable[str]) -> str:
-    """Figures in a grid."""
-    return f"<div class='pictures'>{''.join(figures)}</div>"
+def _jpeg_uri(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, format="JPEG", quality=88, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def pictures(figures: Iterable[str], css: str = "") -> str:
+    """Figures in a grid; of broad pictures with ``css="wide"``."""
+    return f"<div class='pictures {css}'>{''.join(figures)}</div>"
+
+
+def beside(parts: Iterable[str]) -> str:
+    """Tables side by side where they fit."""
+    return f"<div class='beside'>{''.join(parts)}</div>"
+
+
+def warning(text: str) -> str:
+    """What a reader must not miss."""
+    return f"<div class='warning'>{escape(text)}</div>"
+
+
+def contents(links: Iterable[tuple[str, str]]) -> str:
+    """Links to anchors of the page: (anchor, text) each."""
+    return "<nav>" + "".join(f"<a href='#{escape(a, quote=True)}'>{escape(text)}</a>" for a, text in links) + "</nav>"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list of sentences."""
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
 def charts(drawings: Iterable[str]) -> str:

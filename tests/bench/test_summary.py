@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from blemish.bench.estimates import estimate, spoken, time_left
+from blemish.bench.evidence import Evidence
+from blemish.bench.jobs import wishes
+from blemish.bench.recipes import Recipe
+from blemish.bench.summary import summarise
+from blemish.bench.tables import CHOSEN, markdown, metric_table, paper_table, result_tables
+from blemish.metrics import auroc
+from blemish.report.bench import roc_curve
+
+SETS = ("a", "b", "c", "d")
+MACHINE = {"processor": "some", "cores": 2, "memory_gib": 4.0, "system": "Linux", "python": "3.11"}
+
+
+def recipe_of(**changes):
+    given = {
+        "name": "mine",
+        "methods": [
+            {"label": "one", "method": "patchcore", "options": {"fraction": 0.01}},
+            {"label": "ten", "method": "patchcore", "options": {"fraction": 0.1}},
+            {"label": "later", "method": "devnet"},
+        ],
+        "data": [{"set": name} for name in SETS],
+        "seeds": [0, 1, 2],
+        "reference": "ten",
+        **changes,
+    }
+    return Recipe.model_validate(given)
+
+
+def row_of(wish, value, **changes):
+    metrics = {"image_auroc": value, "pixel_auroc": value / 2, "aupro": None, "aupro_05": None}
+    metrics |= {"trivial_brightness_auroc": 0.1, "trivial_contrast_auroc": 0.7, "trivial_gradient_auroc": 0.5}
+    return {
+        "key": f"{wish.signature}/{value}",
+        "status": "done",
+        "label": "written by another recipe",
+        "set": wish.set_name,
+        "configuration": wish.configuration,
+        "seed": wish.configuration["seed"],
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "source_digest": "s",
+        "data_digest": wish.set_name,
+        "machine": MACHINE,
+        "device": "cpu",
+        "threads": 1,
+        "precision": "fp32",
+        "seconds": {"fit": value, "total": 10 * value},
+        "peak_memory_mib": 100.0,
+        "test_openings": 1,
+        "metrics": metrics,
+        "kinds": {"scratch": {"images": 3.0, "image_auroc": value, "pixel_auroc": None, "aupro": None}},
+        "test": {"images": 9, "anomalous": 3},
+        "learned_from": {"images": 20, "groups": 20},
+        "versions": {"torch": "2"},
+        "finished": "2026-01-01T00:00:00+00:00",
+        **changes,
+    }
+
+
+@pytest.fixture
+def measured():
+    """Random figures: by (label, set, seed), and the rows that hold them."""
+    rng = np.random.default_rng(0)
+    figures, rows = {}, []
+    for wish in wishes(recipe_of()):
+        figures[wish.label, wish.set_name, wish.configuration["seed"]] = value = rng.uniform(0.6, 1.0)
+        rows.append(row_of(wish, value))
+    return figures, rows
+
+
+def test_cells_and_averages(measured):
+    figures, rows = measured
+    summary = summarise(recipe_of(), rows)
+    table = {key: np.array([[figures[key, s, seed] for seed in range(3)] for s in SETS]) for key in ("one", "ten")}
+    for label, (number, name) in itertools.product(table, enumerate(SETS)):
+        found = summary.spread(label, name, "image_auroc")
+        assert found.mean == pytest.approx(table[label][number].mean())
+        assert found.deviation == pytest.approx(table[label][number].std(ddof=1))
+    spread, count = summary.average("one", "image_auroc")
+    assert count == 4
+    assert spread.mean == pytest.approx(table["one"].mean())
+    assert spread.deviation == pytest.approx(table["one"].mean(axis=0).std(ddof=1)), "the spread is of whole tables"
+    assert summary.spread("one", "a", "aupro") is None
+    assert summary.trivial("a") == ("brightness", pytest.approx(0.9)), "0.1 separates as well as 0.9"
+
+
+def test_pairs_use_shared_seeds_only_and_count_each_set_once(measured):
+    figures, rows = measured
+    lost = [r for r in rows if not (r["set"] == "b" and r["configuration"]["options"]["fraction"] == 0.1
+                                    and r["seed"] == 2)]  # fmt: skip
+    (pairing,) = summarise(recipe_of(), lost).pairings("image_auroc")
+    wanted = [
+        np.mean([figures["one", name, seed] - figures["ten", name, seed] for seed in range(2 if name == "b" else 3)])
+        for name in SETS
+    ]
+    assert (pairing.label, pairing.against, pairing.pairs) == ("one", "ten", 11)
+    assert list(pairing.by_set.values()) == pytest.approx(wanted)
+    assert pairing.mean == pytest.approx(np.mean(wanted))
+    interval = stats.ttest_1samp(wanted, 0).confidence_interval(0.95)
+    assert pairing.interval == pytest.approx((interval.low, interval.high))
+    assert pairing.better_worse == (sum(d > 0 for d in wanted), sum(d < 0 for d in wanted))
+
+
+def test_rows_of_another_configuration_or_version_do_not_stand(measured):
+    _, rows = measured
+    old = [{**row, "configuration": {**row["configuration"], "method_version": 0}} for row in rows]
+    larger = [{**row, "configuration": {**row["configuration"], "size": 320}} for row in rows]
+    summary = summarise(recipe_of(), [*old, *larger])
+    assert summary.rows == []
+    assert len(summary.open) == 2 * 4 * 3
+
+
+def test_failures_stand_only_until_the_job_succeeds(measured):
+    _, rows = measured
+    failed = {**rows[0], "status": "failed", "reason": "out of memory"}
+    assert [row["reason"] for row in summarise(recipe_of(), [failed, *rows[1:]]).failed] == ["out of memory"]
+    again = summarise(recipe_of(), [failed, *rows])
+    assert again.failed == ()
+    assert "out of memory" in markdown(summarise(recipe_of(), [failed, *rows[1:]]))
+
+
+def test_a_papers_figures_stand_beside_ours(measured):
+    figures, rows = measured
+    paper = {
+        "citation": "Somebody 2020",
+        "sets": 15,
+        "setting": {"backbone": "wide_resnet50_2", "size": 256},
+        "figures": {"one": {"image_auroc": {"average": 90.0, "a": 80.0, "zipper": 70.0}}},
+    }
+    summary = summarise(recipe_of(paper=paper), rows)
+    _, table = paper_table(summary)
+    ours = np.mean([figures["one", "a", seed] for seed in range(3)])
+    assert [line[2] for line in table] == ["average (paper: 15 sets, ours: 4)", "a"], "what was not run is left out"
+    assert table[1][3] == "0.800"
+    assert float(table[1][5]) == pytest.approx(ours - 0.8, abs=5e-4)
+    assert summary.departures() == ["backbone: wide_resnet50_2 in the paper, efficientnet_lite0 here"]
+
+
+def test_the_trivial_figure_stands_beside_every_image_auroc_and_absent_methods_are_named(measured):
+    _, rows = measured
+    summary = summarise(recipe_of(), rows)
+    header, table = metric_table(summary, "image_auroc")
+    assert header[:2] == ("set", "trivial")
+    assert all(line[1] == "0.90 (brightness)" for line in table[:4])
+    assert metric_table(summary, "pixel_auroc")[0][1] == "one"
+    assert "| later | absent | the method devnet is not built yet |" in markdown(summary)
+
+
+def test_best_on_test_and_oracles_are_marked(measured):
+    _, rows = measured
+    assert CHOSEN not in markdown(summarise(recipe_of(), rows))
+    chosen = summarise(recipe_of(metrics=["image_f1_max_oracle", "image_auroc"]), rows)
+    for row in chosen.rows:
+        row["metrics"]["image_f1_max_oracle"] = 0.9
+        row["configuration"]["selection"] = "best_on_test"
+    text = result_tables(chosen)
+    assert f"one {CHOSEN} | ten {CHOSEN}" in text
+    assert "by looking at the test set" in text
+    assert "image F1 (oracle)" in text
+    assert "oracle: with the threshold that is best on the test labels" in text
+
+
+def test_rows_of_different_code_or_images_are_warned_of(measured):
+    _, rows = measured
+    rows[0]["source_digest"], rows[-1]["data_digest"], rows[1]["dirty"] = "other", "other", True
+    warnings = " ".join(summarise(recipe_of(), rows).warnings)
+    assert "one: the rows come from 2 states of the code" in warnings
+    assert "d: the rows are of 2 different states of the images" in warnings
+    assert "1 of 24 rows were measured with changes" in warnings
+
+
+def test_estimates_come_from_the_most_similar_rows(measured):
+    _, rows = measured
+    configuration = rows[0]["configuration"]
+    same = [row["seconds"]["total"] for row in rows
+            if (row["set"], row["configuration"]["options"]["fraction"]) == ("a", 0.01)]  # fmt: skip
+    assert estimate(configuration, rows).seconds == pytest.approx(np.median(same))
+    other = {**configuration, "set": "elsewhere"}
+    assert estimate(other, rows).seconds == pytest.approx(np.median([row["seconds"]["total"] for row in rows]))
+    assert estimate({"method": "rd"}, rows) is None
+    assert time_left([10.0, None, 20.0], 2) == pytest.approx(22.5)
+    assert time_left([10.0, 90.0], 2) == 90.0, "the longest job cannot be split"
+    assert [spoken(s) for s in (None, 42.4, 600, 9000)] == ["unknown", "42 s", "10 min", "2.5 h"]
+
+
+def test_the_roc_curves_area_is_the_auroc():
+    rng = np.random.default_rng(1)
+    scores, labels = rng.integers(0, 12, 80).astype(float), rng.random(80) < 0.4
+    x, y = roc_curve(Evidence(scores, labels, np.empty(0), (), ()))
+    assert np.trapezoid(y, x) == pytest.approx(auroc(scores, labels))
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
