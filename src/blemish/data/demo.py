@@ -9,12 +9,15 @@ The photographs and their good crops are real; every defect is painted (``painti
 96 pixels wide, painted at that size and then doubled, so that a defect is no sharper than the photograph. A good test
 crop, and the unpainted twin of a bad one (``clean_twin``), differ from the photograph by the doubling alone.
 
-How the difficulty was set: strengths are relative to each photograph's own darkest and lightest colours and contrast,
-and ``tone`` alternates, so that as many defects lighten as darken. The parts of the photographs were chosen so that a
-nearest-neighbour memory finds the test part no stranger than the training part. Strengths were then set so that this
-memory ranks good against bad with an area under the curve between .85 and .99, faint discolouration being the hardest
-and mean brightness alone no better than chance. The set shows that things work; it is made, by us, and it is small:
-quote no figure of it as evidence of how a method does in a factory or a clinic.
+How the difficulty was set: by looking, and by one trial. Strengths are relative to each photograph's own darkest and
+lightest colours and contrast; ``boldness`` makes defects larger and stronger on busy surfaces, where the same paint is
+lost; ``tone`` alternates, so that about as many defects lighten as darken (holes cannot). Which end of a photograph
+became the test part was chosen so that its good crops look no stranger, to a nearest-neighbour memory of
+EfficientNet-Lite0 patches, than unseen training crops. Boldness was then set so that this memory's image AUROC lies
+between .85 and .99: seed 0 gave .96 on brick, .89 on grass, .87 on gravel, .89 on tissue; faint defects alone .62 to
+.75, the hardest kind in every category; mean brightness, contrast and gradient alone .37 to .59. Test crops thus took
+part in the design. The set shows that things work; it is ours, and small: quote no figure of it as evidence of how a
+method does in a factory or a clinic.
 """
 
 from __future__ import annotations
@@ -190,7 +193,7 @@ def _bad(
         painted = PAINTERS[kind](crop, scene, tone, rng)
         inside = _enlarged(painted.cover) > VISIBLE
         change = np.abs(painted.image - crop).mean(axis=-1)[painted.cover > VISIBLE]
-        if inside.sum() >= 60 and change.mean() > 0.25 * scene.contrast * (0.5 if kind == "faint" else 1):
+        if inside.sum() >= 60 and change.mean() > (0.12 if kind == "faint" else 0.35) * scene.contrast:
             break
     whole = np.where(inside[..., None], _enlarged(painted.image), _enlarged(crop))
     mask = Image.fromarray(inside.astype(np.uint8) * 255)

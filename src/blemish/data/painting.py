@@ -137,8 +137,9 @@ def faint(crop: Array, scene: Scene, tone: int, rng: np.random.Generator) -> Pai
     """A broad patch a shade too dark or too light, and a little washed out; it has no edge to speak of."""
     depth = _blob(crop.shape[0], scene.boldness * rng.uniform(12, 17), 0.15, rng)
     body = _soft(depth - 3, 9.0)
-    amount = scene.contrast * scene.boldness * rng.uniform(0.35, 0.6)
-    shade = crop * (1 + tone * amount / max(float(crop.mean()), 0.1))
+    amount = scene.contrast * scene.boldness * rng.uniform(0.3, 0.5)
+    end = scene.light if tone > 0 else np.zeros(3)
+    shade = crop + amount / max(abs(float(end.mean() - crop.mean())), 0.15) * (end - crop)
     pale = shade + 0.4 * (shade.mean(axis=-1, keepdims=True) - shade)
     washed = pale + 0.3 * scene.boldness * (_blurred(pale, 1.5) - pale)
     return Painted(_mix(crop, washed, body), body)

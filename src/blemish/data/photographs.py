@@ -99,7 +99,7 @@ DEMO_CATEGORIES: dict[str, Photograph] = {
         test="top",
         foreign="grass",
         spill=(0.2, 0.14, 0.4),
-        boldness=1.5,
+        boldness=1.65,
         pit="light",
     ),
 }
