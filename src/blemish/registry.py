@@ -58,9 +58,15 @@ METHODS: dict[str, MethodEntry] = {
         idea="rd or nkd with a learned mapping on the student's features (its inside is our reading)",
         paper="the supplement on FMAM; neither its main text nor code was found",
     ),
+    "softpatch": MethodEntry(
+        target="blemish.methods.softpatch:SoftPatch",
+        regime="contaminated",
+        idea="patchcore whose memory leaves out patches that stand off from other images' at their place",
+        paper="Jiang et al., SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022",
+    ),
 }
 
-DEFAULT_METHOD: dict[Regime, str] = {"clean": "patchcore", "contaminated": "patchcore", "weak": "patchcore"}
+DEFAULT_METHOD: dict[Regime, str] = {"clean": "patchcore", "contaminated": "softpatch", "weak": "patchcore"}
 
 
 def nearest_name(given: str, names: Iterable[str]) -> str:

@@ -9,10 +9,8 @@ from blemish.ops.lof import local_outlier_factors, nearest_others
 
 def reference(points, k):
     """scikit-learn's factors, set by set."""
-    found = []
-    for one in points.double().numpy():
-        found.append(-LocalOutlierFactor(n_neighbors=min(k, len(one) - 1)).fit(one).negative_outlier_factor_)
-    return np.stack(found)
+    models = [LocalOutlierFactor(n_neighbors=min(k, points.shape[1] - 1)).fit(one) for one in points.double().numpy()]
+    return -np.stack([model.negative_outlier_factor_ for model in models])
 
 
 def drawn(*shape, seed=0, offset=0.0):
@@ -50,12 +48,19 @@ def test_portions_change_nothing(monkeypatch):
     points = drawn(9, 20, 6, seed=5)
     whole = local_outlier_factors(points)
     monkeypatch.setattr(lof, "PORTION_BYTES", 1)
-    assert torch.equal(local_outlier_factors(points), whole)
+    seen = []
+
+    def watch(parts):
+        seen.append(len(parts))
+        return parts
+
+    assert torch.equal(local_outlier_factors(points, watch=watch), whole)
+    assert seen == [9]
 
 
 def test_neighbours_are_the_nearest_of_all_others():
     points = drawn(3, 30, 5, seed=6)
-    (distances, indices), = nearest_others(points, 4)
+    distances, indices = nearest_others(points, 4)
     between = torch.cdist(points.double(), points.double())
     between.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     expected = between.sort(dim=2)

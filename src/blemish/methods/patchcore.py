@@ -29,11 +29,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
+from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
 from blemish.ops.coreset import Start, farthest_first, first_distances, random_projection, size_of_coreset
 from blemish.ops.neighbours import Neighbours
-from blemish.ops.patches import PatchVectors
+from blemish.ops.patches import PatchVectors, describe_patches
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
@@ -103,7 +103,8 @@ class PatchCore(Method):
         """
         if len(training.normal) == 0:
             raise RegimeError("patchcore learns from good images and was given none: add some to the training set")
-        vectors, shortened = self._collect(training.normal, teacher, run)
+        projection = random_projection(self.patches.width, self.config.projection_dim, run.generator("projection"))
+        vectors, shortened = describe_patches(training.normal, teacher, self.patches, projection, run, BATCH)
         first = first_distances(
             shortened, self.config.coreset_start, self.config.starting_points, run.generator("starting points")
         )
@@ -111,31 +112,6 @@ class PatchCore(Method):
         picks = farthest_first(shortened, count, first)
         kept = torch.tensor(list(run.progress.track(picks, "choosing patches to remember", total=count)))
         self.memory = Neighbours(vectors[kept]).to(run.device)
-
-    def _collect(self, images: Images, teacher: Teacher, run: Run) -> tuple[Tensor, Tensor]:
-        """All patch vectors ``n d``, on the CPU, and what the coreset is chosen by, ``n m``, on the run's device.
-
-        Both are written into place batch by batch, so that a large set is never held twice.
-        """
-        projection = random_projection(self.patches.width, self.config.projection_dim, run.generator("projection"))
-        projection = None if projection is None else projection.to(run.device)
-        vectors = shortened = torch.empty(0)
-        done = 0
-        starts = range(0, len(images), BATCH)
-        for start in run.progress.track(starts, "describing patches"):
-            batch = images.batch(range(start, min(start + BATCH, len(images))))
-            found = self.patches(teacher(batch))
-            if done == 0:
-                total = found[0, ..., 0].numel() * len(images)
-                vectors = torch.empty(total, self.patches.width)
-                shortened = vectors if projection is None else found.new_empty(total, projection.shape[1])
-            found = found.flatten(0, 2)
-            rows = slice(done, done + len(found))
-            vectors[rows] = found.cpu()
-            if projection is not None:
-                torch.mm(found, projection, out=shortened[rows])
-            done += len(found)
-        return vectors, shortened.to(run.device)
 
     def forward(self, images: Tensor) -> Prediction:
         """Judge images ``b 3 h w``.

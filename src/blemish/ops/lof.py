@@ -9,7 +9,7 @@ Breunig, Kriegel, Ng, Sander: LOF: Identifying Density-Based Local Outliers, SIG
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,11 @@ LEAST = 1e-3
 """Mean distances below this part of the median one count as that much: see ``local_outlier_factors``."""
 
 
-def local_outlier_factors(points: Tensor, k: int = 5, least: float = LEAST) -> Tensor:
+Watch = Callable[[Sequence[Tensor]], Iterable[Tensor]]
+"""Passes on what it is given, one after another, and may tell somebody how far that went."""
+
+
+def local_outlier_factors(points: Tensor, k: int = 5, least: float = LEAST, watch: Watch = iter) -> Tensor:
     """The factor of each point within its own set, ``p n``; ones for sets of fewer than two points.
 
     Args:
@@ -33,13 +37,12 @@ def local_outlier_factors(points: Tensor, k: int = 5, least: float = LEAST) -> T
         least: more than ``k`` equal points have an endless density, and whatever lies near them a factor of billions.
             So mean distances of less than this part of the median over all sets are taken for that much. With 0 the
             factors are those of scikit-learn.
+        watch: is handed the portions that the sets are taken in.
     """
     p, n, _ = points.shape
     if n < 2:
         return points.new_ones(p, n)
-    found = list(nearest_others(points, k))
-    distances = torch.cat([near for near, _ in found])
-    indices = torch.cat([index for _, index in found])
+    distances, indices = nearest_others(points, k, watch)
     farthest = _of_neighbours(distances[..., -1], indices)
     reach = torch.maximum(distances, farthest).mean(dim=2) + TINY
     apart = reach[reach > 2 * TINY]
@@ -49,27 +52,33 @@ def local_outlier_factors(points: Tensor, k: int = 5, least: float = LEAST) -> T
     return _of_neighbours(density, indices).mean(dim=2) / density
 
 
-def nearest_others(points: Tensor, k: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Distances and indices ``p n k`` of the nearest other points of each set, nearest first, in portions of sets.
+def nearest_others(points: Tensor, k: int, watch: Watch = iter) -> tuple[Tensor, Tensor]:
+    """Distances and indices ``p n k`` of the nearest other points of each set, nearest first.
 
     Args:
         points: ``p n d``, ``n`` at least 2.
         k: how many; all others where there are fewer.
+        watch: is handed the portions that the sets are taken in.
     """
     _, n, d = points.shape
     k = min(k, n - 1)
-    for part in torch.split(points, max(1, PORTION_BYTES // (8 * n * n + 4 * n * k * d))):
-        # In float32 the product of a set with both tight and distant points would lose the order of the tight ones.
-        exact = part.double()
-        exact -= exact.mean(dim=1, keepdim=True)
-        norms = exact.square().sum(dim=2)
-        squared = torch.baddbmm(norms[:, None, :], exact, exact.transpose(1, 2), alpha=-2)
-        squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-        indices = squared.topk(k, dim=2, largest=False).indices
-        sets = torch.arange(len(part), device=part.device)[:, None, None]
-        distances = (part[:, :, None] - part[sets, indices]).square().sum(dim=3).sqrt()
-        distances, order = distances.sort(dim=2, stable=True)
-        yield distances, indices.gather(2, order)
+    portions = torch.split(points, max(1, PORTION_BYTES // (8 * n * n + 4 * n * k * d)))
+    found = [_nearest(part, k) for part in watch(portions)]
+    return torch.cat([near for near, _ in found]), torch.cat([index for _, index in found])
+
+
+def _nearest(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    # In float32 the product of a set with both tight and distant points would lose the order of the tight ones.
+    exact = points.double()
+    exact -= exact.mean(dim=1, keepdim=True)
+    norms = exact.square().sum(dim=2)
+    squared = torch.baddbmm(norms[:, None, :], exact, exact.transpose(1, 2), alpha=-2)
+    squared.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    indices = squared.topk(k, dim=2, largest=False).indices
+    sets = torch.arange(len(points), device=points.device)[:, None, None]
+    distances = (points[:, :, None] - points[sets, indices]).square().sum(dim=3).sqrt()
+    distances, order = distances.sort(dim=2, stable=True)
+    return distances, indices.gather(2, order)
 
 
 def _of_neighbours(values: Tensor, indices: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blemish.contract import Images, Teacher
+from blemish.run import Run
+
 
 class PatchVectors(nn.Module):
     """Feature maps, finest first, to patch vectors ``b y x d`` on the grid of the finest.
@@ -62,6 +65,41 @@ class PatchVectors(nn.Module):
             joined = F.adaptive_avg_pool1d(vectors.flatten(1, 2), self.final_width)
             vectors = joined.reshape(len(vectors), *grid, self.final_width)
         return vectors.contiguous()
+
+
+def describe_patches(
+    images: Images, teacher: Teacher, patches: PatchVectors, projection: Tensor | None, run: Run, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """All patch vectors ``n d``, on the CPU, and what a coreset is chosen by, ``n m``, on the run's device.
+
+    Image by image, and within an image row by row. Both are written into place batch by batch, so that a large set is
+    never held twice.
+
+    Args:
+        images: at least one.
+        teacher: gives their features.
+        patches: makes vectors of the features.
+        projection: ``d m``, shortens the vectors; None where they are short enough.
+        run: owns progress and device.
+        batch_size: images described at once; the vectors do not depend on it.
+    """
+    projection = None if projection is None else projection.to(run.device)
+    vectors = shortened = torch.empty(0)
+    done = 0
+    for start in run.progress.track(range(0, len(images), batch_size), "describing patches"):
+        batch = images.batch(range(start, min(start + batch_size, len(images))))
+        found = patches(teacher(batch))
+        if done == 0:
+            total = found[0, ..., 0].numel() * len(images)
+            vectors = torch.empty(total, patches.width)
+            shortened = vectors if projection is None else found.new_empty(total, projection.shape[1])
+        found = found.flatten(0, 2)
+        rows = slice(done, done + len(found))
+        vectors[rows] = found.cpu()
+        if projection is not None:
+            torch.mm(found, projection, out=shortened[rows])
+        done += len(found)
+    return vectors, shortened.to(run.device)
 
 
 class _NeighbourhoodMean(nn.Module):

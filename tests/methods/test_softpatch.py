@@ -1,0 +1,202 @@
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import mahalanobis
+from sklearn.neighbors import LocalOutlierFactor
+
+from blemish.contract import TrainingImages
+from blemish.errors import ConfigError, RegimeError
+from blemish.methods import softpatch
+from blemish.methods.patchcore import PatchCore, PatchCoreConfig
+from blemish.methods.softpatch import SoftPatch, SoftPatchConfig, gaussian_distances, nearest_distances
+from blemish.run import Run
+
+GOOD, BAD = 14, 2
+
+
+@pytest.fixture
+def pile(tiny_images, planted):
+    """Fourteen good images and, as the last two, bad ones whose blots differ in place."""
+    images = tiny_images(GOOD + BAD)
+    images.images[-2:-1] = planted(images.images[-2:-1])
+    images.images[-1:] = planted(images.images[-1:].flip(2)).flip(2)
+    return images
+
+
+@pytest.fixture
+def learned(tiny_backbone, tiny_images, tiny_teacher, pile):
+    """``learned(cls=SoftPatch, seed=0, **settings)``: a method that has seen the pile."""
+
+    def learn(cls=SoftPatch, seed=0, images=None, **settings):
+        backbone = tiny_backbone()
+        method = cls(backbone, (64, 64), cls.Config(**settings)).eval()
+        given = TrainingImages(images or pile, tiny_images(0), "contaminated")
+        method.fit(given, tiny_teacher(backbone), Run(seed=seed))
+        return method
+
+    return learn
+
+
+@pytest.fixture
+def patches(tiny_backbone, pile):
+    """Patch vectors of the pile, ``images cells d``, in float64 NumPy: PatchCore's, which has tests of its own."""
+    backbone = tiny_backbone()
+    vectors = PatchCore(backbone, (64, 64), PatchCoreConfig()).patches(backbone(pile.images))
+    return vectors.flatten(1, 2).double().numpy()
+
+
+def factors(patches, k=5):
+    """``images cells``: scikit-learn's local outlier factors, place by place."""
+    places = [-LocalOutlierFactor(n_neighbors=k).fit(one).negative_outlier_factor_ for one in patches.swapaxes(0, 1)]
+    return np.stack(places, axis=1)
+
+
+def remembered(method):
+    return (method.memory.points + method.memory.centre).double().numpy()
+
+
+def sources(method, patches):
+    """The number, image by image, of the patch that each remembered vector is."""
+    flat = patches.reshape(-1, patches.shape[2])
+    gaps = ((remembered(method)[:, None] - flat[None]) ** 2).sum(axis=2)
+    assert gaps.min(axis=1).max() < 1e-8
+    return gaps.argmin(axis=1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_left_out_patches_never_enter_the_memory_after_the_first_pick(learned, patches, seed):
+    method = learned(fraction=0.5, seed=seed)
+    weights = factors(patches).ravel()
+    left_out = weights > np.quantile(weights, 0.85)
+    chosen = sources(method, patches)
+    assert len(chosen) == len(weights) // 2 == len(set(chosen))
+    assert not left_out[chosen[1:]].any()
+    assert left_out.sum() == 154  # of 1,024, the quantile interpolated
+
+
+def test_without_a_threshold_they_do_enter(learned, patches):
+    weights = factors(patches).ravel()
+    chosen = sources(learned(fraction=0.5, threshold=0.0), patches)
+    assert (weights > np.quantile(weights, 0.85))[chosen].sum() > 20
+
+
+def test_the_first_pick_is_the_farthest_whatever_its_weight(learned, patches):
+    """As released: weights act on the distances to picks, and the first one is made before there are any."""
+    flat = patches.reshape(-1, patches.shape[2])
+    drawn = torch.randperm(len(flat), generator=Run(seed=0).generator("starting points"))[:10].numpy()
+    distances = np.linalg.norm(flat[:, None] - flat[None, drawn], axis=2).mean(axis=1)
+    first = sources(learned(fraction=0.1), patches)[0]
+    assert first == distances.argmax()
+    weights = factors(patches).ravel()
+    assert weights[first] > np.quantile(weights, 0.85)
+
+
+def test_patchcore_remembers_the_planted_defects_and_softpatch_does_not(learned, pile, patches):
+    cells = np.zeros((GOOD + BAD, 8, 8), bool)
+    cells[-2, 2:5, 3:6] = cells[-1, 3:6, 3:6] = True  # whose neighbourhoods lie mostly within the blots
+    blots = np.flatnonzero(cells)
+    # The first pick is not protected, as released; every other one is.
+    soft = set(sources(learned(fraction=0.1), patches)[1:])
+    plain = set(sources(learned(PatchCore, fraction=0.1), patches))
+    assert len(plain & set(blots)) >= 3
+    assert not soft & set(blots)
+
+
+def test_a_defect_that_lay_in_the_pile_is_found_again(learned, pile):
+    """Both of another image's blots score high for SoftPatch; PatchCore has learned them."""
+    soft, plain = learned(fraction=0.2)(pile.images).score, learned(PatchCore, fraction=0.2)(pile.images).score
+    assert soft[-BAD:].min() > soft[:GOOD].max()
+    assert (soft[-BAD:].min() / soft[:GOOD].median()) > 3 * (plain[-BAD:].min() / plain[:GOOD].median())
+
+
+def test_weights_are_scikit_learns_and_enter_score_and_map(learned, tiny_backbone, tiny_images, planted, patches):
+    method, hard = learned(fraction=0.3), learned(fraction=0.3, soft=False)
+    weights = factors(patches).ravel()[sources(method, patches)]
+    np.testing.assert_allclose(method.weights.numpy(), weights, rtol=1e-4)
+    images = planted(tiny_images(2, seed=9).images)
+    backbone = tiny_backbone()
+    vectors = method.patches(backbone(images)).flatten(1, 2).double().numpy()
+    squared = ((vectors[:, :, None] - remembered(method)[None, None]) ** 2).sum(axis=3)
+    for one, factor in ((method, weights[squared.argmin(axis=2)]), (hard, 1.0)):
+        scores = squared.min(axis=2) * factor
+        found = one(images)
+        np.testing.assert_allclose(found.score.numpy(), scores.max(axis=1), rtol=1e-4)
+        coarse = torch.from_numpy(scores).view(2, 1, 8, 8)
+        large = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
+        expected = np.stack([gaussian_filter(m, 4.0) for m in large.numpy()])
+        np.testing.assert_allclose(found.map.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_are_projected_once_for_weights_and_choice(learned, patches):
+    method = learned(fraction=0.25, projection_dim=6)
+    bound = 24**-0.5
+    matrix = torch.empty(24, 6).uniform_(-bound, bound, generator=Run(seed=0).generator("projection"))
+    short = patches @ matrix.double().numpy()
+    weights = factors(short).ravel()
+    chosen = sources(method, patches)
+    np.testing.assert_allclose(method.weights.numpy(), weights[chosen], rtol=1e-3)
+    assert not (weights > np.quantile(weights, 0.85))[chosen[1:]].any()
+
+
+def test_other_weightings():
+    points = torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(0))
+    between = torch.cdist(points, points)
+    between.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    torch.testing.assert_close(nearest_distances(points), between.amin(dim=2))
+    expected = np.empty((3, 12))
+    for p, one in enumerate(points.double().numpy()):
+        inverse = np.linalg.inv(np.cov(one, rowvar=False) + 0.01 * np.eye(4))
+        expected[p] = [mahalanobis(row, one.mean(axis=0), inverse) for row in one]
+    np.testing.assert_allclose(gaussian_distances(points).numpy(), expected, rtol=1e-5)
+    assert not nearest_distances(points[:, :1]).any() and not gaussian_distances(points[:, :1]).any()
+
+
+@pytest.mark.parametrize("weighting", ["nearest", "gaussian"])
+def test_other_weightings_are_at_least_one_and_find_the_defect(learned, tiny_images, planted, weighting):
+    method = learned(fraction=0.2, weighting=weighting)
+    assert method.weights.min() >= 1
+    good = tiny_images(4, seed=8).images
+    assert method(planted(good)).score.min() > method(good).score.max()
+
+
+def test_same_seed_same_bits_and_restored_the_same(learned, tiny_backbone, tiny_images):
+    first, again, other = (learned(fraction=0.1, seed=s, projection_dim=8).state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["memory.points"], other["memory.points"])
+    method = learned(fraction=0.1)
+    fresh = SoftPatch(tiny_backbone(seed=1), (64, 64), method.config).eval()
+    fresh.restore(method.state_dict())
+    images = tiny_images(2, seed=5).images
+    assert torch.equal(fresh(images).score, method(images).score)
+    assert torch.equal(fresh(images).map, method(images).map)
+
+
+def test_batches_change_nothing(learned, tiny_images, monkeypatch):
+    method = learned(fraction=0.1)
+    images = tiny_images(3, seed=2).images
+    torch.testing.assert_close(torch.cat([method(one[None]).score for one in images]), method(images).score)
+    monkeypatch.setattr(softpatch, "BATCH", 3)
+    torch.testing.assert_close(learned(fraction=0.1).memory.points, method.memory.points)
+
+
+def test_one_image_is_a_pile_too(learned, tiny_images):
+    method = learned(images=tiny_images(1), fraction=0.5)
+    assert torch.equal(method.weights, torch.ones(32))
+
+
+def test_what_it_cannot_learn_from_is_said(tiny_backbone, tiny_images, tiny_teacher):
+    backbone = tiny_backbone()
+    method = SoftPatch(backbone, (64, 64), SoftPatchConfig())
+    for images, regime in ((tiny_images(0), "contaminated"), (tiny_images(3), "clean")):
+        with pytest.raises(RegimeError, match="-m patchcore"):
+            method.fit(TrainingImages(images, tiny_images(0), regime), tiny_teacher(backbone), Run())
+    with pytest.raises(ConfigError, match="call fit or restore"):
+        method(tiny_images(1).images)
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 1.0}, {"threshold": -0.1}, {"lof_k": 0}, {"weighting": "knn"}])
+def test_settings_out_of_bounds_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        TypeAdapter(SoftPatchConfig).validate_python(wrong)
