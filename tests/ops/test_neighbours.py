@@ -80,3 +80,13 @@ def test_a_query_that_is_a_point_is_at_zero():
     distances, indices = Neighbours(points)(points)
     assert float(distances.max()) == 0.0
     assert indices[:, 0].tolist() == list(range(64))
+
+
+@pytest.mark.parametrize("n", [1, 40, 511, 2048, 4999])
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_smallest_finds_what_a_full_sort_finds(n, count):
+    values = points_of(7, n)
+    count = min(count, n)
+    found, places = neighbours.smallest(values, count)
+    np.testing.assert_array_equal(found.numpy(), np.sort(values.numpy(), axis=1)[:, :count])
+    np.testing.assert_array_equal(values.gather(1, places).numpy(), found.numpy())

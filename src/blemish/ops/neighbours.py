@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blemish.run import has_bf16_units
 
-CANDIDATES = 16
+CANDIDATES = {torch.float32: 4, torch.bfloat16: 16}
 """Points proposed for each query at first: the product's rounding makes the first alone unsure."""
 
 MORE_CANDIDATES = 256
@@ -21,6 +21,9 @@ MORE_CANDIDATES = 256
 
 PRODUCT_BYTES = 2**25
 """Queries are taken in portions, so that the product with all points stays about this small."""
+
+STRIDES = 16
+"""The smallest of many numbers are looked for among the smallest of this many interleaved parts."""
 
 
 class Neighbours(nn.Module):
@@ -62,13 +65,13 @@ class Neighbours(nn.Module):
             product = torch.bfloat16 if has_bf16_units(self.points.device) else torch.float32
         centred = queries.float() - self.centre
         if torch.compiler.is_compiling():
-            return self._propose(centred, min(k, len(self)), product, CANDIDATES)[:2]
+            return self._propose(centred, min(k, len(self)), product, CANDIDATES[product])[:2]
         portion = max(1, PRODUCT_BYTES // (4 * max(1, len(self))))
         found = [self._checked(part, min(k, len(self)), product) for part in torch.split(centred, portion)]
         return torch.cat([d for d, _ in found]), torch.cat([i for _, i in found])
 
     def _checked(self, queries: Tensor, k: int, product: torch.dtype) -> tuple[Tensor, Tensor]:
-        distances, indices, sure = self._propose(queries, k, product, CANDIDATES)
+        distances, indices, sure = self._propose(queries, k, product, CANDIDATES[product])
         for attempt in (self._propose_more, self._direct):
             unsure = (~sure).nonzero().squeeze(1)
             if len(unsure) == 0:
@@ -83,7 +86,7 @@ class Neighbours(nn.Module):
         """The nearest among the product's candidates; sure where all others are too far even with its rounding."""
         partial = self._partial(queries, product)
         width = min(len(self), k - 1 + more)
-        proposed, candidates = partial.topk(width, dim=1, largest=False)
+        proposed, candidates = smallest(partial, width)
         distances, order = self._differences(queries, candidates).sort(dim=1)
         distances, indices = distances[:, :k], candidates.gather(1, order[:, :k])
         farthest = distances[:, -1:]
@@ -119,3 +122,26 @@ class Neighbours(nn.Module):
         float32 = (queries.shape[1] + 8) * 2.0**-24
         unit = float32 if product == torch.float32 else float32 + 3.1 * 2.0**-8
         return 2 * unit * norm * reach + 3 * float32 * reach**2
+
+
+def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` smallest numbers of each row, ascending, and where they are: ``topk``, several times as fast.
+
+    A row's ``count`` smallest numbers lie in the ``count`` columns of interleaved parts whose minima are smallest:
+    one quick pass for the minima leaves few numbers to look at. Ties are broken in any way.
+
+    Args:
+        values: ``q n``.
+        count: at most ``n``.
+    """
+    length = values.shape[1] // STRIDES
+    if length < 8 * count or length < 2 * STRIDES:
+        return values.topk(count, dim=1, largest=False)
+    covered = STRIDES * length
+    columns = values[:, :covered].unflatten(1, (STRIDES, length)).amin(dim=1).topk(count, dim=1, largest=False).indices
+    rows = torch.arange(0, covered, length, device=values.device)
+    places = (columns[:, None] + rows[:, None]).flatten(1)
+    rest = torch.arange(covered, values.shape[1], device=values.device).expand(len(values), -1)
+    places = torch.cat([places, rest], dim=1)
+    found, order = values.gather(1, places).topk(count, dim=1, largest=False)
+    return found, places.gather(1, order)

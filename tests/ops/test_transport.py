@@ -1,0 +1,121 @@
+"""Sinkhorn divergences against an independent solver and geomloss; what each form of SSOT is, and is worth."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from blemish.ops.transport import RELEASED, Cooling, paired_transport, released_transport, sinkhorn_divergence
+
+
+def random(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def entropic_cost(x, y, epsilon):
+    """OT with entropy relative to the product measure, by plain alternating updates in the log domain."""
+    costs = 0.5 * ((x[:, None] - y[None]) ** 2).sum(axis=-1)
+    f, g = np.zeros(len(x)), np.zeros(len(y))
+    for _ in range(5000):
+        f = -epsilon * (np.logaddexp.reduce((g[None] - costs) / epsilon, axis=1) - np.log(len(y)))
+        g = -epsilon * (np.logaddexp.reduce((f[:, None] - costs) / epsilon, axis=0) - np.log(len(x)))
+    plan = np.exp((f[:, None] + g[None] - costs) / epsilon) / (len(x) * len(y))
+    assert plan.sum() == pytest.approx(1)
+    entropy = (plan * np.log(np.maximum(plan, 1e-300) * len(x) * len(y))).sum()
+    return (plan * costs).sum() + epsilon * entropy
+
+
+@pytest.mark.parametrize("blur", [0.2, 0.5])
+def test_the_divergence_is_that_of_an_independent_solver(blur):
+    x, y = F.normalize(random(0, 2, 7, 3), dim=-1), F.normalize(random(1, 2, 5, 3) + 0.5, dim=-1)
+    found = sinkhorn_divergence(x, y, Cooling(blur=blur, scaling=0.99))
+    for value, a, b in zip(found, x.double().numpy(), y.double().numpy()):
+        across, own_a, own_b = (entropic_cost(p, q, blur**2) for p, q in ((a, b), (a, a), (b, b)))
+        assert float(value) == pytest.approx(across - own_a / 2 - own_b / 2, rel=2e-3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"blur": 0.1, "diameter": 3.0, "scaling": 0.8}])
+def test_value_and_gradient_are_geomlosss(settings):
+    import geomloss
+
+    cooling = Cooling(**settings)
+    theirs = geomloss.SamplesLoss(
+        "sinkhorn",
+        p=2,
+        blur=cooling.blur,
+        scaling=cooling.scaling,
+        diameter=cooling.diameter,
+        backend="tensorized",
+    )
+    x, y = F.normalize(random(2, 3, 12, 8), dim=-1), F.normalize(random(3, 3, 9, 8) + 0.3, dim=-1)
+    results = []
+    for divergence in (theirs, lambda a, b: sinkhorn_divergence(a, b, cooling)):
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        value = divergence(a, b)
+        value.sum().backward()
+        results.append((value.detach(), a.grad, b.grad))
+    for expected, found in zip(*results):
+        assert float(expected.abs().max()) > 1e-3
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_single_points_are_half_their_squared_distance_apart():
+    x, y = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[0.6, 0.2]]])
+    assert float(sinkhorn_divergence(x, y)) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_temperatures_fall_from_the_diameter_to_the_blur():
+    for cooling in (Cooling(), RELEASED):
+        found = cooling.temperatures()
+        assert found[0] == cooling.diameter**2 and found[-1] == pytest.approx(0.0025)
+        assert found == sorted(found, reverse=True)
+        np.testing.assert_allclose(np.divide(found[2:-1], found[1:-2]), cooling.scaling**2)
+
+
+@pytest.mark.parametrize("images", [2, 7, 16])
+def test_the_released_form_vanishes_with_its_gradient_and_the_paired_one_does_not(images):
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(4)).roll(1)
+    maps = [random(level, images, 8 * 2**level, 16 // 2**level, 16 // 2**level).requires_grad_() for level in range(3)]
+    released = released_transport(maps, order)
+    gradients = torch.autograd.grad(released, maps)
+    assert abs(float(released.detach())) < 1e-6
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-6
+
+    partners = torch.arange(images).roll(1)
+    paired = paired_transport(maps, partners, torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(paired, maps)
+    assert float(paired.detach()) > 0.01
+    assert min(float(gradient.abs().max()) for gradient in gradients) > 1e-5
+
+
+def test_even_in_the_released_form_different_points_would_differ_by_next_to_nothing():
+    one, other = (random(seed, 6, 4096).softmax(dim=1)[None] for seed in (5, 6))
+    assert abs(float(sinkhorn_divergence(one, other, RELEASED))) < 1e-4
+    assert float(sinkhorn_divergence(one * 500, other * 500, RELEASED)) > 1  # the solver sees a difference where one is
+
+
+def test_paired_is_the_mean_divergence_of_unit_vectors_over_pairs_and_levels():
+    maps = [random(7, 3, 5, 4, 6), random(8, 3, 9, 2, 3)]
+    partners = torch.tensor([2, 0, 1])
+    expected = []
+    for map_ in maps:
+        clouds = F.normalize(map_.permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
+        expected.append([float(sinkhorn_divergence(clouds[[i]], clouds[[j]])) for i, j in enumerate(partners.tolist())])
+    found = paired_transport(maps, partners, torch.Generator().manual_seed(0), locations=24)
+    assert float(found) == pytest.approx(np.mean([np.mean(level) for level in expected]), rel=1e-4)
+
+
+def test_paired_needs_no_more_than_so_many_places_the_same_for_all_images():
+    map_ = random(9, 4, 6, 8, 8).requires_grad_()
+    value = paired_transport([map_], torch.tensor([1, 2, 3, 0]), torch.Generator().manual_seed(3), locations=10)
+    touched = torch.autograd.grad(value, map_)[0].abs().sum(dim=1) > 0
+    assert int(touched[0].sum()) == 10 and all(torch.equal(one, touched[0]) for one in touched)
+
+
+def test_bf16_maps_are_compared_in_float32():
+    map_ = random(10, 4, 16, 4, 4)
+    partners = torch.tensor([1, 0, 3, 2])
+    exact = paired_transport([map_.bfloat16().float()], partners, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        short = paired_transport([map_.bfloat16()], partners, torch.Generator().manual_seed(0))
+    assert short.dtype == torch.float32 and float(short) == pytest.approx(float(exact), rel=1e-6)
