@@ -1,4 +1,4 @@
-"""The whole way: a recipe, real processes, the ledger, the report; figures equal to those of fit and evaluate by hand."""
+"""The whole way: a recipe, real processes, the ledger, the report; figures equal to those of ``fit`` by hand."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from blemish.bench.recipes import Recipe, load_recipe
 from blemish.bench.runner import Launcher, Tally, run_orders
 from blemish.bench.sets import data_folder
 from blemish.bench.summary import Summary, summarise
-from blemish.bench.tables import markdown, result_tables
+from blemish.bench.tables import made_with, pair_sentences, result_tables
 from blemish.errors import ConfigError
 from blemish.run import Progress
+
+IN_README = 3
+"""How many of a recipe's metrics the README shows."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +115,22 @@ def open_session(
     return Session(read, planned, tuple(chosen), results, afresh)
 
 
-def readme_tables(recipes: Iterable[Path], results: Path) -> str:
-    """The tables of every recipe that has rows, for the README."""
-    rows: list[Row] = Ledger(results / FILE).rows()
+def readme_tables(root: Path) -> str:
+    """The figures of every recipe of a repository that has rows in its ledger, for the README.
+
+    ``quick.toml`` is left out: its set shows that things work, and is no evidence of more.
+    """
+    rows: list[Row] = Ledger(root / "results" / FILE).rows()
     parts = []
-    for path in recipes:
+    for path in sorted((root / "recipes").rglob("*.toml")):
         summary = summarise(load_recipe(path), rows)
-        tables = result_tables(summary)
-        if summary.rows:
-            parts.append(f"### {summary.recipe.title or summary.recipe.name}\n\n{tables}\n\n`{path.as_posix()}`")
-    return "\n\n".join(parts)
-
-
-def report_text(summary: Summary) -> str:
-    """The Markdown report."""
-    return markdown(summary)
+        if path.stem != "quick" and summary.rows:
+            command = f"`blemish bench {path.relative_to(root).as_posix()} --data DIR`"
+            compared = "\n".join(f"- {line}" for line in pair_sentences(summary))
+            tables = result_tables(summary, summary.recipe.metrics[:IN_README])
+            made = f"{made_with(summary)} The same on your machine: {command}"
+            parts += [f"### {summary.recipe.title}", tables, compared, made]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _matches(title: str, pattern: str) -> bool:

@@ -65,6 +65,20 @@ def _paired(one: Pairing) -> tuple[str, ...]:
     return (*names, f"{one.mean:+.4f}", interval, f"{better} / {worse}", str(len(one.by_set)), str(one.pairs))
 
 
+def pair_sentences(summary: Summary) -> list[str]:
+    """The comparisons on the recipe's first metric, in words."""
+    return [_said(one) for one in summary.pairings(summary.recipe.metrics[0])]
+
+
+def _said(one: Pairing) -> str:
+    better, worse = one.better_worse
+    reach = "" if one.interval is None else f" (95 % interval {one.interval[0]:+.4f} to {one.interval[1]:+.4f})"
+    return (
+        f"{one.label} against {one.against}: {METRICS[one.metric]} differs by {one.mean:+.4f} on average over "
+        f"{len(one.by_set)} sets{reach}; better on {better}, worse on {worse}."
+    )
+
+
 def paper_table(summary: Summary) -> Table:
     """The paper's figures beside ours; measured ones first, as fractions."""
     header = ("method", "metric", "set", "paper", "ours", "difference")
@@ -182,10 +196,10 @@ def markdown_table(table: Table) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def result_tables(summary: Summary) -> str:
-    """The figures alone, for a README: one table a metric."""
+def result_tables(summary: Summary, metrics: Sequence[str] = ()) -> str:
+    """The figures alone: one table a metric, all of the recipe's unless given."""
     parts = []
-    for metric in summary.recipe.metrics:
+    for metric in metrics or summary.recipe.metrics:
         table = metric_table(summary, metric)
         if table[1]:
             parts += [f"**{METRICS[metric]}**", markdown_table(table)]
@@ -201,13 +215,14 @@ def markdown(summary: Summary) -> str:
     if recipe.paper is not None:
         words = [f"{recipe.paper.citation}, as fractions.", *_marked(summary.departures())]
         parts += list(_section("Beside the paper", words, markdown_table(paper_table(summary))))
-    parts += list(_section("Pair by pair", [PAIRED_MEANS], _unless_empty(pair_table(summary))))
+    compared = [_listed(pair_sentences(summary)), PAIRED_MEANS]
+    parts += list(_section("Pair by pair", compared, _unless_empty(pair_table(summary))))
     for name in summary.sets:
         kinds = [_unless_empty(kind_table(summary, name, metric)) for metric in KIND_METRICS]
         parts += list(_section(f"Kinds of defect: {name}", [], "\n\n".join(table for table in kinds if table)))
     parts += list(_section("Time", [TIMED_MEANS], _unless_empty(timing_table(summary))))
     parts += list(_section("Without a figure", [], _unless_empty(missing_table(summary))))
-    parts += ["## Protocol", "\n".join(f"- {line}" for line in protocol_lines(summary))]
+    parts += ["## Protocol", _listed(protocol_lines(summary))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -219,8 +234,12 @@ PAIRED_MEANS = (
 
 
 def _marked(departures: Iterable[str]) -> list[str]:
-    lines = [f"- {line}" for line in departures]
-    return ["Differences in protocol:\n" + "\n".join(lines)] if lines else []
+    lines = list(departures)
+    return ["Differences in protocol:", _listed(lines)] if lines else []
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _section(title: str, words: Sequence[str], table: str) -> Iterator[str]:

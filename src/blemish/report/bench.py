@@ -17,7 +17,7 @@ from PIL import Image
 from blemish.bench.evidence import Evidence, Picture, load_evidence
 from blemish.bench.orders import EVIDENCE, job_folder
 from blemish.bench.recipes import METRICS
-from blemish.bench.summary import Pairing, Summary
+from blemish.bench.summary import Summary
 from blemish.bench.tables import (
     KIND_METRICS,
     PAIRED_MEANS,
@@ -30,6 +30,7 @@ from blemish.bench.tables import (
     markdown,
     metric_table,
     missing_table,
+    pair_sentences,
     pair_table,
     paper_table,
     protocol_lines,
@@ -133,18 +134,9 @@ def _pairs(summary: Summary) -> Iterator[str]:
     if not table[1]:
         yield page.paragraph("There is nothing to compare: fewer than two methods have figures on one set.")
         return
-    yield page.bullets(_said(one) for one in summary.pairings(summary.recipe.metrics[0]))
+    yield page.bullets(pair_sentences(summary))
     yield page.paragraph(PAIRED_MEANS, "soft")
     yield _table(table)
-
-
-def _said(one: Pairing) -> str:
-    better, worse = one.better_worse
-    reach = "" if one.interval is None else f" (95 % interval {one.interval[0]:+.4f} to {one.interval[1]:+.4f})"
-    return (
-        f"{one.label} against {one.against}: {METRICS[one.metric]} differs by {one.mean:+.4f} on average over "
-        f"{len(one.by_set)} sets{reach}; better on {better}, worse on {worse}."
-    )
 
 
 def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from blemish.bench.jobs import wishes
+from blemish.bench.recipes import load_recipe
+from blemish.bench.session import readme_tables
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "scripts" / "readme_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_shows_what_the_ledger_holds(script):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == script.fresh(readme, readme_tables(ROOT)), "run python scripts/readme_table.py"
+
+
+def test_only_what_is_between_the_markers_changes(script):
+    before = f"top\n{script.BEGIN}\nold\n{script.END}\nbottom\n"
+    once = script.fresh(before, "| new |")
+    assert once == f"top\n{script.BEGIN}\n\n| new |\n\n{script.END}\nbottom\n"
+    assert script.fresh(once, "| new |") == once
+    with pytest.raises(SystemExit, match=r"README\.md has no"):
+        script.fresh("no markers", "")
+
+
+def test_a_new_row_makes_the_table_another_one(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    shutil.copy(ROOT / "recipes" / "quick.toml", tmp_path / "recipes" / "mine.toml")
+    (tmp_path / "results").mkdir()
+    assert readme_tables(tmp_path) == ""
+    wish = next(wishes(load_recipe(tmp_path / "recipes" / "mine.toml")))
+    row = {
+        "key": "k", "status": "done", "set": wish.set_name, "configuration": wish.configuration, "seed": 0,
+        "commit": None, "device": "cpu", "machine": {"processor": "some"}, "precision": "fp32", "data_digest": "d",
+        "versions": {"torch": "2"}, "finished": "2026-01-01T00:00:00+00:00", "seconds": {"total": 5.0},
+        "test_openings": 1, "metrics": {"image_auroc": 0.8765}, "kinds": {},
+    }  # fmt: skip
+    (tmp_path / "results" / "ledger.jsonl").write_text(json.dumps(row) + "\n")
+    tables = readme_tables(tmp_path)
+    assert "| demo/brick | – | 0.876 | – |" in tables or "| demo/brick | – | 0.877 | – |" in tables
+    assert "blemish bench recipes/mine.toml" in tables
