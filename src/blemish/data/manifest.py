@@ -7,7 +7,7 @@ leave its folder, not even through a link: a manifest from a stranger must not m
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ _LABELS: dict[str, Label] = {
     "anomalous": "anomalous",
 }
 _SPLITS = ("train", "test")
+COLUMNS = ("path", "label", "split", "mask", "category", "kind", "group")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,64 @@ def read_manifest(manifest: Path) -> tuple[Row, ...]:
     if not rows:
         raise ManifestError(f"{manifest} lists no image: one line an image is needed below the header.")
     return tuple(rows)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What ``write_manifest`` says of one image.
+
+    Attributes:
+        path: the image.
+        label: what is known of it.
+        split: ``train`` or ``test``.
+        kind: the defect's name; for others the label's.
+        group: the part it shows.
+        mask: where the defect is, of a test image.
+    """
+
+    path: Path
+    label: Label
+    split: str
+    kind: str
+    group: str
+    mask: Path | None = None
+
+
+def write_manifest(manifest: Path, entries: Iterable[Entry]) -> Path:
+    """Write a manifest that ``read_manifest`` takes, whole or not at all; its path.
+
+    Raises:
+        ManifestError: an image lies outside the manifest's folder, where no manifest may point.
+        OutputError: the file cannot be written.
+    """
+    # Imports torch, which reading a manifest does not need.
+    from blemish.run import written_atomically
+
+    rows = [
+        (
+            _relative(manifest, entry.path),
+            entry.label,
+            entry.split,
+            _relative(manifest, entry.mask) if entry.mask else "",
+            "",
+            entry.kind,
+            entry.group,
+        )
+        for entry in entries
+    ]
+    with written_atomically(manifest) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    return manifest
+
+
+def _relative(manifest: Path, path: Path) -> str:
+    folder, target = manifest.parent.resolve(), path.resolve()
+    if not target.is_relative_to(folder):
+        raise ManifestError(
+            f"a manifest names files inside its own folder, and {path} is not in {folder}: write it to a folder that "
+            f"holds the images, such as {path.parent / manifest.name}."
+        )
+    return target.relative_to(folder).as_posix()
 
 
 def inside(manifest: Path, written: str, line: int) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def split_by_group(groups: Sequence[str], held: int | float, seed: int) -> tuple
     Raises:
         DataError: that would leave one side without a group.
     """
-    shuffled = _shuffled_groups(groups, seed, "split")
+    shuffled = shuffled_names(groups, seed, "split")
     number = held if isinstance(held, int) else max(1, round(held * len(shuffled)))
     if not 0 < number < len(shuffled):
         raise DataError(
@@ -44,7 +44,7 @@ def folds_by_group(groups: Sequence[str], folds: int, seed: int) -> list[list[in
     Raises:
         DataError: fewer than two folds, or fewer groups than folds.
     """
-    shuffled = _shuffled_groups(groups, seed, "folds")
+    shuffled = shuffled_names(groups, seed, "folds")
     if not 2 <= folds <= len(shuffled):
         raise DataError(
             f"{len(shuffled)} groups cannot be split into {folds} folds: choose from 2 folds to one a group."
@@ -60,8 +60,9 @@ def folds_by_group(groups: Sequence[str], folds: int, seed: int) -> list[list[in
     return [[index for index, group in enumerate(groups) if fold_of[group] == fold] for fold in range(folds)]
 
 
-def _shuffled_groups(groups: Sequence[str], seed: int, purpose: str) -> list[str]:
-    names = sorted(set(groups))
+def shuffled_names(names: Iterable[str], seed: int, purpose: str) -> list[str]:
+    """Each name once, in an order that depends on the seed, the purpose and the names alone."""
+    ordered = sorted(set(names))
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(names))
-    return [names[place] for place in order]
+    order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(ordered))
+    return [ordered[place] for place in order]
