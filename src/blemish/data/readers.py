@@ -53,6 +53,11 @@ def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
 def read_globs(good: Sequence[str], anomalous: Sequence[str] = (), unlabelled: Sequence[str] = ()) -> TrainingSet:
     """The training images that patterns such as ``OK/**/*.png`` match; a folder stands for the images in it.
 
+    Args:
+        good: patterns of images that are known to be good.
+        anomalous: patterns of images that are known to be bad.
+        unlabelled: patterns of images that nobody has looked at.
+
     Raises:
         DataError: a pattern matches no image, an image has two labels, or none may be taken as normal.
     """
