@@ -52,6 +52,12 @@ METHODS: dict[str, MethodEntry] = {
         idea="a student decodes the teacher's features from a narrow code, and only normal ones well",
         paper="Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022",
     ),
+    "rdpp": MethodEntry(
+        target="blemish.methods.rdpp:RDPP",
+        regime="clean",
+        idea="rd behind projections that learn to undo pretended defects made of noise",
+        paper="Tien et al., Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023",
+    ),
     "fmam": MethodEntry(
         target="blemish.methods.fmam:FMAM",
         regime="clean",

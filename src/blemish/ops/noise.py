@@ -1,0 +1,152 @@
+"""Patches of simplex noise: what a student-to-be is shown as a pretended defect.
+
+The noise is OpenSimplex in three dimensions (Spencer, 2014), computed here from its definition and for all points at
+once: every point of a stretched cubic lattice has a gradient, and each that lies within sqrt(2) of a place adds
+``(2 - distance^2)^4 * (gradient . offset)`` to it. The usual programs search the nearest lattice points by cases and
+leave some out whose part is below 1e-4; they take seconds for one field, this takes tenths.
+
+Six such fields, each of half the wavelength and .6 of the amplitude of the one before, are summed. A field is made once
+for a training and patches are cut from it at random places, because noise made anew for each image would take longer
+than a training step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blemish.errors import ConfigError
+
+WAVELENGTH = 32.0
+"""Pixels, of the first octave."""
+OCTAVES = 6
+PERSISTENCE = 0.6
+"""Amplitude of each octave, as a share of the one before."""
+PUBLISHED_SIZE = 256
+"""Side, in pixels, of the images for which sides and wavelength are published."""
+
+_STRETCH, _SQUISH = -1 / 6, 1 / 3
+_NORM = 103.0
+_GRADIENTS = np.array(
+    [
+        [sign * (11 if axis == longest else 4) for axis, sign in enumerate((sx, sy, sz))]
+        for sz, sy, sx, longest in product((1, -1), (1, -1), (-1, 1), range(3))
+    ],
+    dtype=np.float64,
+)
+_REACHED = {(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1), (0, 0, 2), (0, 1, 2), (-1, 1, 1), (-1, 0, 1)}
+_NEIGHBOURS = np.array([step for step in product((-1, 0, 1, 2), repeat=3) if tuple(sorted(step)) in _REACHED])
+"""Lattice points, seen from a place's cell, that can lie within sqrt(2) of it: 26 of 64."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Which patches are cut and where they go.
+
+    Attributes:
+        sides: smallest and largest height and width, in pixels, both included.
+        strength: the noise is multiplied by it and added to images in [0, 1].
+        at_origin: always cut at the field's first row and column, as the released code in effect does.
+    """
+
+    sides: tuple[int, int] = (10, 31)
+    strength: float = 0.2
+    at_origin: bool = False
+
+
+def simplex_noise(
+    x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64], permutation: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Noise within about [-1, 1] on the grid spanned by three axes: ``len(z) len(y) len(x)``.
+
+    Args:
+        x: coordinates along the last axis; a wavelength is 1 or so.
+        y: along the middle one.
+        z: along the first one.
+        permutation: the numbers 0 to 255 in any order: what a seed stands for.
+    """
+    depth, row, column = np.meshgrid(z, y, x, indexing="ij")
+    places = np.stack([column.ravel(), row.ravel(), depth.ravel()])
+    cells = np.floor(places + _STRETCH * places.sum(axis=0)).astype(np.int64)
+    within = places - (cells + _SQUISH * cells.sum(axis=0))
+    steps = _NEIGHBOURS + _SQUISH * _NEIGHBOURS.sum(axis=1, keepdims=True)
+    weights = 2 - (within**2).sum(axis=0) + 2 * steps @ within - (steps**2).sum(axis=1, keepdims=True)
+    which, place = np.nonzero(weights > 0)  # about six points for each place
+    hashed = np.zeros(len(which), dtype=np.int64)
+    for along, onward in zip(cells, _NEIGHBOURS.T):
+        hashed = permutation[(hashed + along[place] + onward[which]) & 255]
+    slopes = (_GRADIENTS[hashed % 24] * (within.T[place] - steps[which])).sum(axis=1)
+    total = np.bincount(place, weights[which, place] ** 4 * slopes, minlength=places.shape[1])
+    return (total / _NORM).reshape(depth.shape)
+
+
+def octave_noise(
+    shape: tuple[int, int, int], permutation: NDArray[np.int64], wavelength: float = WAVELENGTH
+) -> NDArray[np.float64]:
+    """Six octaves summed, within about [-2.4, 2.4], at whole coordinates from 0: channels, rows, columns."""
+    depth, rows, columns = (np.arange(count, dtype=np.float64) for count in shape)
+    total, amplitude = np.zeros(shape), 1.0
+    for octave in range(OCTAVES):
+        scale = 2.0**octave / wavelength
+        total += amplitude * simplex_noise(columns * scale, rows * scale, depth * scale, permutation)
+        amplitude *= PERSISTENCE
+    return total
+
+
+def noise_field(generator: torch.Generator, side: int, wavelength: float = WAVELENGTH) -> Tensor:
+    """``3 side side``, float32: one field of six octaves; every channel is another slice of it.
+
+    Args:
+        generator: chooses which field.
+        side: rows and columns.
+        wavelength: of the first octave, in pixels.
+    """
+    permutation = torch.randperm(256, generator=generator).numpy()
+    return torch.from_numpy(octave_noise((3, side, side), permutation, wavelength)).float()
+
+
+def check_patches(size: tuple[int, int], patches: Patches) -> None:
+    """Whether patches fit into images of ``size``.
+
+    Raises:
+        ConfigError: they do not, or the sides are not a range.
+    """
+    least, most = patches.sides
+    if not 1 <= least <= most:
+        raise ConfigError(f"noise patches with sides from {least} to {most}: give two numbers of pixels, smaller first")
+    if min(size) < least + 2:
+        raise ConfigError(
+            f"noise patches of at least {least} pixels do not fit into images of {size[0]} x {size[1]}: "
+            f"use images of at least {least + 2} pixels, or smaller patches"
+        )
+
+
+def with_noise(images: Tensor, field: Tensor, generator: torch.Generator, patches: Patches) -> Tensor:
+    """Copies of ``images``, each with one patch of noise added; values may leave [0, 1] (nothing is clipped).
+
+    Height and width are drawn apart, each uniform over ``sides`` (up to the image's own less 2); the corner is uniform
+    from row and column 1 up to the last at which the patch stays one pixel inside.
+
+    Args:
+        images: ``b 3 h w`` in [0, 1].
+        field: ``3 s s`` with s no smaller than the largest side.
+        generator: draws sides and places.
+        patches: which patches.
+    """
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    noisy = images.clone()
+    for image in noisy:
+        shape = [draw(patches.sides[0], min(patches.sides[1], length - 2)) for length in image.shape[1:]]
+        top, left = (draw(1, length - side - 1) for length, side in zip(image.shape[1:], shape))
+        row, column = (0 if patches.at_origin else draw(0, field.shape[-1] - side) for side in shape)
+        cut = field[:, row : row + shape[0], column : column + shape[1]]
+        image[:, top : top + shape[0], left : left + shape[1]] += patches.strength * cut.to(image.device)
+    return noisy
