@@ -117,4 +117,5 @@ def make_config(method: type[Method], options: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{method.__name__} option {where}={first['input']!r}: {first['msg']}") from None
+        hint = f"; one alone is written {where}=[{first['input']}]" if first["type"] == "tuple_type" else ""
+        raise ConfigError(f"{method.__name__} option {where}={first['input']!r}: {first['msg']}{hint}") from None

@@ -367,6 +367,9 @@ def test_a_file_that_is_no_model(blemish, parts):
         (["--set", "fractoin=0.1"], ["'fractoin'", "did you mean 'fraction'?"]),
         (["--set", "fraction=lots"], ["fraction='lots'", "valid number"]),
         (["--set", "fraction"], ["key=value"]),
+        (["--set", "layers=2"], ["layers=2", "one alone is written layers=[2]"]),
+        (["--device", "tpu"], ["'tpu'", "auto, cpu or cuda"]),
+        (["--epochs", "3"], ["patchcore is not trained in epochs"]),
         (["--size", "0"], ["size 0"]),
         (["--false-reject", "1.5"], ["1.5", "below 1"]),
         (["--calibration", "none", "--false-reject", "0.1"], ["needs a calibration"]),
@@ -375,6 +378,14 @@ def test_a_file_that_is_no_model(blemish, parts):
 def test_wrong_values_are_wrong_arguments(blemish, parts, tmp_path, arguments, words):
     refused(blemish("fit", parts.root, "-o", tmp_path / "m.blemish", *arguments), *words, code=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_weights(blemish, parts, tmp_path):
+    command = ("fit", parts.root, "-o", tmp_path / "m.blemish", "--backbone", "resnet18", "--weights")
+    refused(blemish(*command, tmp_path / "absent.pth"), "no weights file", "absent.pth")
+    (tmp_path / "w.pth").write_bytes(parts.bad[0].read_bytes())
+    line = refused(blemish(*command, tmp_path / "w.pth"), "w.pth cannot be read as weights")
+    assert "weights_only" not in line
 
 
 def test_an_unknown_setting_from_python_names_the_nearest(parts):

@@ -45,7 +45,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (*_UNREADABLE, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # The first sentence alone: torch goes on with advice to unpickle whatever the file holds.
+        reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"{path} cannot be read as weights ({reason}): give a .safetensors or .pth file of named tensors, "
             "whole and saved without other Python objects"
