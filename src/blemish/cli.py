@@ -280,6 +280,79 @@ def info(model: Model, weights: Weights = None, as_json: AsJson = False) -> None
 
 
 @app.command()
+def audit(
+    data: Annotated[Path, typer.Argument(help="A folder that is supposed to be good, or a manifest.")],
+    method: Annotated[str | None, typer.Option("-m", "--method", help="See `blemish methods`.")] = None,
+    clean: Annotated[Path | None, typer.Option(help="Manifest to write, of all images that are not suspect.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page with pictures.")] = Path("audit.html"),
+    backbone: Annotated[str, typer.Option(help="See `blemish backbones`.")] = "efficientnet_lite0",
+    weights: Annotated[str, typer.Option(help="pretrained, a file, or random (for tests).")] = "pretrained",
+    size: Annotated[int, typer.Option(help="Pixels of a side of what the network sees.")] = 256,
+    resize: Annotated[Resize, typer.Option(help="How images come to that size.")] = Resize.stretch,
+    option: Annotated[list[str] | None, typer.Option("--set", help="A method's own option, key=value.")] = None,
+    shown: Annotated[int, typer.Option(min=0, help="Most suspicious images with maps on the page.")] = 60,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: PrecisionOption = Precision.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="All images, one JSON object a line.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which images of a good folder are not, worst first. Example: blemish audit parts/ --clean parts/clean.csv"""
+    from blemish.data.readers import read_training, refuse_to_replace
+    from blemish.inspection.audit import audit as search
+    from blemish.inspection.audit import write_clean
+    from blemish.inspection.fitting import FitSettings
+    from blemish.report.audit import write_audit
+    from blemish.run import check_writable
+
+    training = read_training(data)
+    for path in filter(None, (output, clean)):
+        refuse_to_replace(path, training.root)
+        check_writable(path)
+    settings = FitSettings(
+        method=method,
+        options=_options(option or []),
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        resize=resize.value,
+        precision=precision.value,
+    )
+    found = search(training, settings, _run(quiet, device, threads, seed), shown)
+    page = write_audit(found, output)
+    written = [page] if clean is None else [page, write_clean(found, clean)]
+    if as_json:
+        for one in found.judged:
+            typer.echo(json.dumps(one.as_dict()))
+        return
+    for one in found.suspects:
+        typer.echo(f"{one.rank:5}  {one.score:10.4g}  {one.sample.path}")
+    typer.echo(found.sentence())
+    for path in written:
+        typer.echo(f"written: {path}")
+
+
+@app.command()
+def contaminate(
+    data: Annotated[Path, typer.Argument(help="A set with good training images and bad test images.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The manifest to write, beside the images.")],
+    ratio: Annotated[float, typer.Option(help="Bad images for each training image.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Fixes which parts are drawn.")] = 0,
+) -> None:
+    """An unlabelled pile with known bad ones in it. Example: blemish contaminate parts/ -o parts/pile.csv"""
+    from blemish.data.protocols import contaminate as draw
+    from blemish.data.protocols import write_contaminated
+    from blemish.data.readers import read_training
+    from blemish.data.testset import open_test_set
+
+    found = draw(read_training(data), open_test_set(data), ratio, seed)
+    pile, overlap = write_contaminated(found, output)
+    typer.echo(f"{pile}: {len(found.drawn)} of {len(found.training.samples)} training images are bad; no overlap")
+    typer.echo(f"{overlap}: the test set with overlap, for the same model")
+
+
+@app.command()
 def bench(
     recipe: Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quick.toml.", show_default=False)],
     results: Annotated[Path, typer.Option(help="Folder of the ledger that rows are added to.")] = Path("results"),

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from blemish.data.manifest import Entry, write_manifest
+from blemish.data.readers import refuse_to_replace
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import shuffled_names
 from blemish.data.testset import TestSample, TestSet
-from blemish.errors import ConfigError, DataError, ManifestError
+from blemish.errors import ConfigError, DataError
 
 OVERLAP = "-overlap"
 """What the name of the second manifest ends in."""
@@ -99,19 +100,6 @@ def write_contaminated(found: Contaminated, manifest: Path) -> tuple[Path, Path]
     # The larger one first: where it fails, nothing is written.
     write_manifest(manifest, [*pile, *_entries(found.no_overlap.samples)])
     return manifest, write_manifest(second, _entries(found.overlap.samples))
-
-
-def refuse_to_replace(manifest: Path, root: Path | None) -> None:
-    """Never write over the manifest that a set was read by, or that names its groups.
-
-    Raises:
-        ManifestError: this would.
-    """
-    if root is None:
-        return
-    source = root / "manifest.csv" if root.is_dir() else root
-    if source.is_file() and manifest.resolve() == source.resolve():
-        raise ManifestError(f"{manifest} is what this set is read by and would be replaced: choose another name.")
 
 
 def _entries(samples: Iterable[TestSample]) -> list[Entry]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from blemish.data.folders import Groups, folders_in, found_in, ignored_note, images_in, is_image, natural_key
 from blemish.data.manifest import read_manifest
 from blemish.data.samples import Sample, TrainingSet
-from blemish.errors import DataError
+from blemish.errors import DataError, ManifestError
 
 if TYPE_CHECKING:
     from blemish.contract import Label
@@ -98,6 +98,19 @@ def shared_files(training: TrainingSet, data: Path) -> list[tuple[Path, Path]]:
         same_size = by_size.get(sample.path.stat().st_size, [])
         pairs += [(sample.path, path) for path in same_size if digest(path) == digest(sample.path)]
     return pairs
+
+
+def refuse_to_replace(manifest: Path, root: Path | None) -> None:
+    """Never write over the manifest that a set was read by, or that names its groups.
+
+    Raises:
+        ManifestError: this would.
+    """
+    if root is None:
+        return
+    source = root / "manifest.csv" if root.is_dir() else root
+    if source.is_file() and manifest.resolve() == source.resolve():
+        raise ManifestError(f"{manifest} is what this set is read by and would be replaced: choose another name.")
 
 
 def _read_folder(data: Path) -> TrainingSet:

@@ -115,7 +115,7 @@ def _fit(
     training = data if isinstance(data, TrainingSet) else read_training(Path(data))
     name = settings.method or DEFAULT_METHOD[training.regime]
     cls = method_class(name)
-    config = make_config(cls, _options(name, cls, settings))
+    config = make_config(cls, method_options(name, cls, settings))
     _introduce(training, name, cls, run)
     if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
         run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
@@ -123,7 +123,7 @@ def _fit(
         images = PreparedSet.of(training, settings.resize, settings.size, settings.crop, settings.strict, run)
     how = plan(len(set(images.groups)), settings.calibration, settings.false_reject)
     run.progress.note(f"calibration: {how.reason}")
-    backbone, run = _built(settings, config, run)
+    backbone, run = build_for(settings, config, run)
     learner = Learner(name, cls, config, images, FrozenTeacher(backbone))
     inspector = partial(Inspector, name=name, preparation=images.preparation, provenance={})
     before = None if watch is None else lambda method: watch(inspector(method, calibration=uncalibrated()))
@@ -144,7 +144,7 @@ def _fit(
     return fitted
 
 
-def _built(settings: FitSettings, config: Any, run: Run) -> tuple[TimmBackbone, Run]:
+def build_for(settings: FitSettings, config: Any, run: Run) -> tuple[TimmBackbone, Run]:
     """The backbone, and the run with the precision of what is trained on it; both are said with their reasons."""
     backbone = build_backbone(settings.backbone, tuple(config.layers), settings.weights, run.seed)
     backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
@@ -156,7 +156,7 @@ def _built(settings: FitSettings, config: Any, run: Run) -> tuple[TimmBackbone, 
     return backbone.to(run.device), dataclasses.replace(run, precision=trained)
 
 
-def _options(name: str, cls: type[Method], settings: FitSettings) -> Mapping[str, Any]:
+def method_options(name: str, cls: type[Method], settings: FitSettings) -> Mapping[str, Any]:
     """The method's options, with the length of training among them where one is given."""
     if settings.epochs is None and settings.steps is None:
         return settings.options

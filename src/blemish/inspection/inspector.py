@@ -204,7 +204,7 @@ class Inspector:
             regions=regions,
             size=size,
             scale=self.scale,
-            make_pixels=lambda: _on_screen(raster, self.preparation.full_scale),
+            make_pixels=lambda: on_screen(raster, self.preparation.full_scale),
             make_heatmap=(lambda: full) if full is not None else heatmap,
         )
 
@@ -253,7 +253,7 @@ def _assemble(
     )
 
 
-def _on_screen(raster: Raster, full_scale: int) -> NDArray[np.uint8]:
+def on_screen(raster: Raster, full_scale: int) -> NDArray[np.uint8]:
     """Eight bits a channel: deeper images at the model's full scale."""
     if raster.bits == 8:
         return raster.pixels
