@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from blemish.bench.estimates import estimate, spoken, time_left
+from blemish.bench.estimates import Forecast, estimate, spoken
 from blemish.bench.evidence import Evidence
 from blemish.bench.jobs import wishes
 from blemish.bench.recipes import Recipe
@@ -141,7 +141,7 @@ def test_a_papers_figures_stand_beside_ours(measured):
     ours = np.mean([figures["one", "a", seed] for seed in range(3)])
     assert [line[2] for line in table] == ["average (paper: 15 sets, ours: 4)", "a"], "what was not run is left out"
     assert table[1][3] == "0.800"
-    assert float(table[1][5]) == pytest.approx(ours - 0.8, abs=5e-4)
+    assert float(table[1][5].replace("−", "-")) == pytest.approx(ours - 0.8, abs=5e-4)
     assert summary.departures() == ["backbone: wide_resnet50_2 in the paper, efficientnet_lite0 here"]
 
 
@@ -187,9 +187,22 @@ def test_estimates_come_from_the_most_similar_rows(measured):
     other = {**configuration, "set": "elsewhere"}
     assert estimate(other, rows).seconds == pytest.approx(np.median([row["seconds"]["total"] for row in rows]))
     assert estimate({"method": "rd"}, rows) is None
-    assert time_left([10.0, None, 20.0], 2) == pytest.approx(22.5)
-    assert time_left([10.0, 90.0], 2) == 90.0, "the longest job cannot be split"
     assert [spoken(s) for s in (None, 42.4, 600, 9000)] == ["unknown", "42 s", "10 min", "2.5 h"]
+
+
+def test_a_forecast_learns_from_what_jobs_took():
+    forecast = Forecast({"a": 10.0, "b": 20.0, "c": None, "d": 30.0})
+    assert forecast.left(2) == pytest.approx((10 + 20 + 20 + 30) / 2), "unknown ones count as the mean of the others"
+    assert forecast.left(4) == 30.0, "the longest job cannot be split"
+    forecast.finish("a", 20.0)
+    assert forecast.left(1) == pytest.approx(2 * 20 + 20 + 2 * 30), "everything takes twice as long as foretold"
+    unknown = Forecast({"a": None, "b": None, "c": None})
+    assert unknown.left(1) is None
+    unknown.finish("b", 7.0)
+    assert unknown.left(2) == 7.0
+    for key in "ac":
+        unknown.finish(key, 7.0)
+    assert unknown.left(2) == 0.0
 
 
 def test_the_roc_curves_area_is_the_auroc():

@@ -5,7 +5,7 @@ This module imports neither torch nor anything that does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -44,16 +44,37 @@ def estimate(configuration: Mapping[str, Any], rows: Iterable[Row]) -> Estimate 
     return None
 
 
-def time_left(estimates: Sequence[float | None], at_once: int) -> float | None:
-    """Seconds until all jobs are done, ``at_once`` of them at a time; None where nothing is known.
+class Forecast:
+    """Time left of many jobs: estimates, corrected by what the finished ones really took."""
 
-    A job without an estimate counts as the mean of the others.
-    """
-    known = [seconds for seconds in estimates if seconds is not None]
-    if not known:
-        return None if estimates else 0.0
-    total = sum(known) / len(known) * len(estimates)
-    return max(total / at_once, *known)
+    def __init__(self, guesses: Mapping[str, float | None]) -> None:
+        """Take the estimate of each job by its key; None where nothing is known."""
+        self._guesses = dict(guesses)
+        self._taken: list[float] = []
+        self._foretold: list[tuple[float, float]] = []
+
+    def finish(self, key: str, seconds: float) -> None:
+        """A job is done and took so long."""
+        guess = self._guesses.pop(key, None)
+        self._taken.append(seconds)
+        if guess is not None:
+            self._foretold.append((guess, seconds))
+
+    def left(self, at_once: int) -> float | None:
+        """Seconds until all are done, ``at_once`` at a time; None where nothing is known.
+
+        A job without an estimate counts as the mean of what was finished, else of the others.
+        """
+        if not self._guesses:
+            return 0.0
+        foretold = sum(guess for guess, _ in self._foretold)
+        pace = sum(taken for _, taken in self._foretold) / foretold if foretold else 1.0
+        known = [pace * guess for guess in self._guesses.values() if guess is not None]
+        typical = self._taken or known
+        if not typical:
+            return None
+        unknown = (len(self._guesses) - len(known)) * sum(typical) / len(typical)
+        return max([(sum(known) + unknown) / at_once, *(known or [min(typical)])])
 
 
 def spoken(seconds: float | None) -> str:

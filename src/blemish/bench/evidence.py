@@ -21,7 +21,7 @@ from blemish.errors import DataError
 from blemish.inspection.evaluation import Evaluation, Judged
 from blemish.run import written_atomically
 
-SHOWN = 4
+SHOWN = 6
 """Misses and false alarms kept of each job."""
 SIDE = 224
 """Pixels of the longer side that pictures are kept at."""

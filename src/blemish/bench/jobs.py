@@ -50,6 +50,7 @@ class Job:
         folder: where the set lies on this machine; never in the ledger.
         data_digest: of its images and masks.
         weights: ``pretrained``, ``random`` or a file on this machine; the configuration holds the file's digest.
+        siblings: what else the model that this job learns is judged on.
     """
 
     recipe: str
@@ -57,6 +58,7 @@ class Job:
     folder: Path
     data_digest: str
     weights: str
+    siblings: tuple[Job, ...] = ()
 
     @property
     def key(self) -> str:
@@ -78,13 +80,16 @@ class Job:
             "folder": str(self.folder),
             "data_digest": self.data_digest,
             "weights": self.weights,
+            "siblings": [one.to_dict() for one in self.siblings],
+            "family": min([self.key, *(one.key for one in self.siblings)]),
         }
 
     @staticmethod
     def from_dict(given: Mapping[str, Any]) -> Job:
         """What ``to_dict`` gave."""
         wish = Wish(given["label"], given["set"], dict(given["configuration"]))
-        return Job(given["recipe"], wish, Path(given["folder"]), given["data_digest"], given["weights"])
+        siblings = tuple(Job.from_dict(one) for one in given.get("siblings", ()))
+        return Job(given["recipe"], wish, Path(given["folder"]), given["data_digest"], given["weights"], siblings)
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,12 @@ def wishes(recipe: Recipe) -> Iterator[Wish]:
         ConfigError: an option that a method does not have.
     """
     for entry in recipe.data:
-        for category, set_name in _names(entry):
+        for category, set_name in names_of(entry):
             for seed in recipe.seeds:
                 for variant in recipe.methods:
-                    if variant.is_built:
-                        yield Wish(variant.label, set_name, _configuration(recipe, variant, entry, category, seed))
+                    for overlap in recipe.protocol.overlaps if variant.is_built else ():
+                        made = _configuration(recipe, variant, entry, category, seed, overlap)
+                        yield Wish(variant.label, _judged_on(set_name, overlap), made)
 
 
 def plan(recipe: Recipe, data: Path | None, runs: Path) -> Plan:
@@ -129,32 +135,68 @@ def plan(recipe: Recipe, data: Path | None, runs: Path) -> Plan:
         ConfigError: an option that a method does not have.
     """
     missing = [Absent(v.label, f"the method {v.method} is not built yet") for v in recipe.methods if not v.is_built]
-    found: dict[str, tuple[Path, str]] = {}
+    found: dict[tuple[str, int], tuple[Path, str]] = {}
     for entry in recipe.data:
-        for category, set_name in _names(entry):
+        for category, set_name in names_of(entry):
             place = _place(entry, category, data, runs)
             try:
                 if isinstance(place, Place):
-                    found[set_name] = (place.folder, data_digest(*open_sets(place)))
+                    found |= _found(recipe, place, set_name)
             except DataError as error:
                 place = str(error)
             if isinstance(place, str):
                 missing.append(Absent(set_name, place))
     weights = {variant.label: variant.weights or recipe.weights for variant in recipe.methods}
     jobs = [
-        Job(recipe.name, wish, *found[wish.set_name], weights[wish.label])
+        Job(recipe.name, wish, *found[wish.set_name, wish.configuration["seed"]], weights[wish.label])
         for wish in wishes(recipe)
-        if wish.set_name in found
+        if (wish.set_name, wish.configuration["seed"]) in found
     ]
-    return Plan(tuple(jobs), tuple(missing))
+    return Plan(_with_siblings(jobs), tuple(missing))
 
 
 def place_of(job: Job) -> Place:
     """Where a job's images lie."""
-    return Place(job.folder, job.wish.configuration["alt_split"])
+    made = job.wish.configuration
+    return Place(
+        job.folder, made["alt_split"], made.get("contaminate"), bool(made.get("overlap")), made["seed"]
+    )
 
 
-def _names(entry: DataEntry) -> tuple[tuple[str, str], ...]:
+def _judged_on(set_name: str, overlap: bool | None) -> str:
+    return set_name if overlap is None else f"{set_name}, {'overlap' if overlap else 'no overlap'}"
+
+
+def _found(recipe: Recipe, place: Place, set_name: str) -> dict[tuple[str, int], tuple[Path, str]]:
+    """The folder and the images' digest of a set, by the name it is judged under and the seed that draws from it."""
+    protocol = recipe.protocol
+    if protocol.contaminate is None:
+        one = (place.folder, data_digest(*open_sets(place)))
+        return {(set_name, seed): one for seed in recipe.seeds}
+    found = {}
+    for overlap in protocol.overlap:
+        for seed in recipe.seeds:
+            drawn = dataclasses.replace(place, contaminate=protocol.contaminate, overlap=overlap, seed=seed)
+            found[_judged_on(set_name, overlap), seed] = (place.folder, data_digest(*open_sets(drawn)))
+    return found
+
+
+def _with_siblings(jobs: list[Job]) -> tuple[Job, ...]:
+    """Jobs that differ in their test set alone know each other, so that the first to run judges for the others too."""
+    families: dict[str, list[Job]] = {}
+    for job in jobs:
+        shared = {name: value for name, value in job.wish.configuration.items() if name != "overlap"}
+        # Whoever chooses an epoch on its test set has no model in common with the other.
+        alone = "overlap" not in job.wish.configuration or shared["selection"] != "last"
+        families.setdefault(job.key if alone else _digest(shared), []).append(job)
+    siblings: dict[str, tuple[Job, ...]] = {}
+    for family in families.values():
+        siblings |= {job.key: tuple(one for one in family if one.key != job.key) for job in family}
+    return tuple(dataclasses.replace(job, siblings=siblings[job.key]) for job in jobs)
+
+
+def names_of(entry: DataEntry) -> tuple[tuple[str, str], ...]:
+    """(category, name in tables) of each set that an entry stands for; all of the demo set's where it names none."""
     if entry.set == DEMO and not entry.categories:
         return tuple((category, f"{entry.label or DEMO}/{category}") for category in demo_categories())
     return entry.names
@@ -169,7 +211,9 @@ def _place(entry: DataEntry, category: str, data: Path | None, runs: Path) -> Pl
         return str(error)
 
 
-def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, category: str, seed: int) -> Configuration:
+def _configuration(
+    recipe: Recipe, variant: Variant, entry: DataEntry, category: str, seed: int, overlap: bool | None
+) -> Configuration:
     cls = method_class(variant.method)
     known = {field.name for field in dataclasses.fields(cls.Config)}
     length = _length(recipe) if known >= LENGTHS else {}
@@ -179,7 +223,9 @@ def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, category:
         raise ConfigError(f"recipe {recipe.name}, method {variant.label!r}: {error}") from None
     # Nothing is selected where nothing is trained.
     trains = known >= LENGTHS
-    protocol = recipe.protocol.model_dump(mode="json")
+    protocol = recipe.protocol.model_dump(mode="json", exclude={"contaminate", "overlap"})
+    if overlap is not None:  # absent elsewhere, so that rows from before there was such a protocol still stand
+        protocol |= {"contaminate": recipe.protocol.contaminate, "overlap": overlap}
     if protocol["selection"] == "last" or not trains:
         protocol |= {"selection": "last", "select_by": []}
     configuration = {

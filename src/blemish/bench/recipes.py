@@ -121,11 +121,14 @@ class Preparation(_Section):
 class Protocol(_Section):
     """What training and testing may see.
 
-    Protocols that draw from the test set (contaminate, reveal) come with the methods that need them; their keys
-    belong here, and ``blemish.bench.sets.open_sets`` is where they take effect.
+    Protocols that draw from the test set come with the methods that need them; their keys belong here, and
+    ``blemish.bench.sets.open_sets`` is where they take effect.
 
     Attributes:
-        regime: ``clean``: good training images only.
+        regime: ``clean``: good training images only; ``contaminated``: a pile with bad ones in it.
+        contaminate: so many bad test images for each training image join the pile, drawn by group and by the job's
+            seed, the same for all methods; None for none.
+        overlap: False judges without the drawn groups, True with them; with both, one model is judged twice.
         selection: ``last``: the model as training left it; ``best_on_test``: the best epoch by a look at the test set,
             as some papers do, to show what that adds. It is marked in every table.
         select_by: the metrics whose mean picks that epoch.
@@ -134,12 +137,37 @@ class Protocol(_Section):
         per_image_pro: also AU-PRO as the RD family computes it.
     """
 
-    regime: Literal["clean"] = "clean"
+    regime: Literal["clean", "contaminated"] = "clean"
+    contaminate: Annotated[float, Field(gt=0, le=1)] | None = None
+    overlap: Annotated[tuple[bool, ...], Field(min_length=1, max_length=2)] = (False,)
     selection: Literal["last", "best_on_test"] = "last"
     select_by: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")
     calibration: Literal["none", "auto", "holdout", "crossfit"] = "none"
     at: Literal["input", "original"] = "input"
     per_image_pro: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _contaminated(cls, given: Any) -> Any:
+        """What is contaminated needs no second word for it."""
+        if isinstance(given, dict) and given.get("contaminate") is not None:
+            return {"regime": "contaminated", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _check(self) -> Protocol:
+        if self.contaminate is not None and self.regime != "contaminated":
+            raise ValueError(f"contaminate = {self.contaminate} makes no {self.regime} set: leave regime out")
+        if self.contaminate is None and self.overlap != (False,):
+            raise ValueError("overlap is about drawn images: give contaminate as well, such as 0.1")
+        if len(set(self.overlap)) != len(self.overlap):
+            raise ValueError("overlap names one test set twice: [false], [true] or [false, true]")
+        return self
+
+    @property
+    def overlaps(self) -> tuple[bool | None, ...]:
+        """The test sets that a model is judged on; one None where nothing is drawn."""
+        return (None,) if self.contaminate is None else self.overlap
 
 
 class Paper(_Section):

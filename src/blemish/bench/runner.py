@@ -11,12 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from blemish.bench.estimates import estimate, spoken, time_left
+from blemish.bench.estimates import Forecast, estimate, spoken
 from blemish.bench.ledger import FILE, Ledger, Row
 from blemish.bench.orders import Order
 from blemish.bench.worker import FAILED, failed_row
@@ -108,29 +108,20 @@ def run_orders(
     for order in orders:
         found = estimate(order.job.get("configuration", {}), rows)
         guesses[order.key] = None if found is None else found.seconds
+    forecast = Forecast(guesses)
     failed: list[str] = []
     done = 0
     ends = _ends(orders, launcher or LocalLauncher(), at_once)
     for order, code, seconds in progress.track(ends, "jobs", total=len(orders)):
         row = _row_of(order, code, ledger)
-        guesses.pop(order.key, None)
+        forecast.finish(order.key, seconds)
         if row["status"] == "done":
             done += 1
-            guesses = _learned(guesses, order, orders, seconds)
         else:
             failed.append(f"{order.title}: {row['reason']}")
-        left = time_left(list(guesses.values()), at_once)
-        progress.note(f"{done + len(failed)} of {len(orders)}: {_told(order, row, seconds)}; {spoken(left)} left")
+        left = spoken(forecast.left(at_once))
+        progress.note(f"{done + len(failed)} of {len(orders)}: {_told(order, row, seconds)}; {left} left")
     return Tally(done, tuple(failed))
-
-
-def _learned(
-    guesses: Mapping[str, float | None], order: Order, orders: Sequence[Order], seconds: float
-) -> dict[str, float | None]:
-    """Jobs that nothing is known of take as long as the one just done, if it is of the same method."""
-    method = order.job.get("configuration", {}).get("method")
-    same = {one.key for one in orders if one.job.get("configuration", {}).get("method") == method}
-    return {key: seconds if guess is None and key in same else guess for key, guess in guesses.items()}
 
 
 def _ends(orders: Sequence[Order], launcher: Launcher, at_once: int) -> Iterator[tuple[Order, int, float]]:

@@ -56,6 +56,12 @@ def learn_and_judge(
     return Outcome(inspector, watcher.best, watcher.openings + 1, watcher.epoch, last.as_dict())
 
 
+def judge_again(outcome: Outcome, test: TestSet, configuration: dict[str, Any], run: Run) -> Outcome:
+    """The same model judged on another test set."""
+    found = evaluate(outcome.inspector, test, run, configuration["at"], configuration["per_image_pro"])
+    return replace(outcome, found=found)
+
+
 @dataclass
 class _Watcher:
     """Judges the test set after each epoch and keeps the best figures: what honest training never does."""

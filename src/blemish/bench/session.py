@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blemish.bench.estimates import estimate, spoken, time_left
+from blemish.bench.estimates import Forecast, estimate, spoken
 from blemish.bench.jobs import Job, Plan, plan
 from blemish.bench.ledger import FILE, Ledger, Row
 from blemish.bench.orders import Order
@@ -75,16 +75,17 @@ class Session:
         """What ``run`` would do, a line a job, with estimates from the ledger."""
         rows = self.ledger.rows()
         waiting = {job.key for job in self.to_do()}
-        lines, seconds = [], []
+        lines: list[str] = []
+        guesses: dict[str, float | None] = {}
         for job in self.chosen:
             guess = estimate(job.wish.configuration, rows)
             state = "stands in the ledger"
             if job.key in waiting:
-                seconds.append(None if guess is None else guess.seconds)
+                guesses[job.key] = None if guess is None else guess.seconds
                 state = "time unknown" if guess is None else f"about {spoken(guess.seconds)} ({_rows(guess.rows)})"
             lines.append(f"{job.title}: {state}")
         lines += [f"absent: {one.what}: {one.reason}" for one in self.plan.absent]
-        return [*lines, f"{len(waiting)} jobs to run, {at_once} at a time: {spoken(time_left(seconds, at_once))}"]
+        return [*lines, f"{len(waiting)} jobs to run, {at_once} at a time: {spoken(Forecast(guesses).left(at_once))}"]
 
     def summary(self) -> Summary:
         """The figures that stand now."""

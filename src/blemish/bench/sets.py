@@ -7,10 +7,12 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from blemish.bench.ledger import held
 from blemish.data.demo import DEMO_CATEGORIES, write_demo
+from blemish.data.protocols import contaminate
 from blemish.data.readers import read_training
 from blemish.data.resplit import resplit
 from blemish.data.samples import TrainingSet
@@ -28,10 +30,16 @@ class Place:
     Attributes:
         folder: a folder in layout, or a manifest.
         alt_split: a file in it that moves training images to the test set, or empty.
+        contaminate: bad test images for each training image that join the pile; None for none.
+        overlap: whether they stay in the test set.
+        seed: draws them.
     """
 
     folder: Path
     alt_split: str = ""
+    contaminate: float | None = None
+    overlap: bool = False
+    seed: int = 0
 
 
 def data_folder(given: Path | None) -> Path | None:
@@ -68,14 +76,15 @@ def locate(name: str, category: str, alt_split: str, root: Path | None) -> Place
 def open_sets(place: Place) -> tuple[TrainingSet, TestSet]:
     """The images to learn from and those to judge, as the protocol splits them.
 
-    Drawing by seed (contaminate, reveal) belongs here once a method needs it.
-
     Raises:
         DataError: they are not what they should be.
     """
     training, test = read_training(place.folder), open_test_set(place.folder)
     if place.alt_split:
         training, test = resplit(training, test, place.folder / place.alt_split)
+    if place.contaminate is not None:
+        drawn = contaminate(training, test, place.contaminate, place.seed)
+        training, test = drawn.training, drawn.test(place.overlap)
     return training, test
 
 
@@ -89,6 +98,12 @@ def data_digest(training: TrainingSet, test: TestSet) -> str:
 
 
 def _content(path: Path) -> str:
+    about = path.stat()
+    return _hashed(path, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=None)  # the same images stand in the draws of all seeds
+def _hashed(path: Path, changed: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

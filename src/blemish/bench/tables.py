@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from blemish.bench.estimates import spoken
+from blemish.bench.jobs import names_of
 from blemish.bench.recipes import METRICS
 from blemish.bench.summary import Pairing, Printed, Spread, Summary
 
@@ -25,6 +26,11 @@ def shown(spread: Spread | None) -> str:
     if spread is None:
         return "–"
     return f"{spread.mean:.3f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.3f}")
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """``+0.0012`` or ``−0.0012``."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def column(summary: Summary, label: str) -> str:
@@ -60,9 +66,9 @@ def pair_table(summary: Summary) -> Table:
 
 def _paired(one: Pairing) -> tuple[str, ...]:
     better, worse = one.better_worse
-    interval = "–" if one.interval is None else f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
+    interval = "–" if one.interval is None else f"{signed(one.interval[0])} to {signed(one.interval[1])}"
     names = f"{one.label} – {one.against}", METRICS[one.metric]
-    return (*names, f"{one.mean:+.4f}", interval, f"{better} / {worse}", str(len(one.by_set)), str(one.pairs))
+    return (*names, signed(one.mean), interval, f"{better} / {worse}", str(len(one.by_set)), str(one.pairs))
 
 
 def pair_sentences(summary: Summary) -> list[str]:
@@ -72,9 +78,9 @@ def pair_sentences(summary: Summary) -> list[str]:
 
 def _said(one: Pairing) -> str:
     better, worse = one.better_worse
-    reach = "" if one.interval is None else f" (95 % interval {one.interval[0]:+.4f} to {one.interval[1]:+.4f})"
+    reach = "" if one.interval is None else f" (95 % interval {signed(one.interval[0])} to {signed(one.interval[1])})"
     return (
-        f"{one.label} against {one.against}: {METRICS[one.metric]} differs by {one.mean:+.4f} on average over "
+        f"{one.label} against {one.against}: {METRICS[one.metric]} differs by {signed(one.mean)} on average over "
         f"{len(one.by_set)} sets{reach}; better on {better}, worse on {worse}."
     )
 
@@ -91,7 +97,7 @@ def _printed(one: Printed, summary: Summary) -> tuple[str, ...]:
     theirs = summary.recipe.paper.sets if summary.recipe.paper else None
     if one.sets is not None and theirs is not None and one.sets != theirs:
         name = f"{name} (paper: {theirs} sets, ours: {one.sets})"
-    difference = "not run" if one.ours is None else f"{one.ours.mean - one.paper:+.3f}"
+    difference = "not run" if one.ours is None else signed(one.ours.mean - one.paper, 3)
     return column(summary, one.label), METRICS[one.metric], name, f"{one.paper:.3f}", shown(one.ours), difference
 
 
@@ -145,7 +151,9 @@ def made_with(summary: Summary) -> str:
     rows = summary.rows
     if not rows:
         return "Nothing has been measured yet."
-    commits = sorted({row["commit"][:10] if row["commit"] else "none (an installed package)" for row in rows})
+    newest = max(rows, key=lambda row: str(row["finished"]))["commit"]
+    others = len({row["commit"] for row in rows}) - 1
+    commit = (newest[:10] if newest else "none (an installed package)") + f" and {others} before" * (others > 0)
     machines = sorted({f"{row['machine']['processor']}, {row['device']}" for row in rows})
     precisions = sorted({str(row["precision"]) for row in rows})
     torch = sorted({row["versions"]["torch"] for row in rows})
@@ -153,7 +161,7 @@ def made_with(summary: Summary) -> str:
     total = spoken(sum(row["seconds"]["total"] for row in rows))
     openings = sum(row["test_openings"] for row in rows)
     return (
-        f"{len(rows)} runs, {total} in all, the last on {last}; commit {', '.join(commits)}; {'; '.join(machines)}; "
+        f"{len(rows)} runs, {total} in all, the last on {last}; commit {commit}; {'; '.join(machines)}; "
         f"{', '.join(precisions)}; torch {', '.join(torch)}. Test sets were opened {openings} times for them."
     )
 
@@ -178,7 +186,7 @@ def protocol_lines(summary: Summary) -> list[str]:
     ]
     if known:
         lines.append("Images: " + "; ".join(known) + ".")
-    notes = [f"{name}: {entry.note}" for entry in recipe.data if entry.note for _, name in entry.names]
+    notes = [f"{name}: {entry.note}" for entry in recipe.data if entry.note for _, name in names_of(entry)]
     return [*lines, *([f"On the sets: {'; '.join(notes)}."] if notes else [])]
 
 

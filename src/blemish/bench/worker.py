@@ -13,10 +13,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blemish.bench.ledger import FILE, Ledger, Row, held
-from blemish.bench.orders import EVIDENCE, LOCK, Order
+from blemish.bench.orders import EVIDENCE, LOCK, Order, job_folder
+
+if TYPE_CHECKING:
+    from blemish.bench.jobs import Job
+    from blemish.bench.selection import Outcome
+    from blemish.run import Run
 
 FAILED = 3
 """Not 1: that is what Python itself ends with when it cannot even start the job, and no row is written."""
@@ -30,7 +35,10 @@ def main(argv: list[str]) -> int:
     if order.parent:
         _end_with(order.parent)
     ledger = Ledger(order.results / FILE)
-    with held(order.folder / LOCK):
+    # Jobs that share a model share a lock: the second finds its row written by the first.
+    family = job_folder(order.results, order.job.get("family", order.key))
+    family.mkdir(parents=True, exist_ok=True)
+    with held(family / LOCK):
         if not order.afresh and order.key in ledger.done():
             return 0
         row = attempt(order)
@@ -82,18 +90,18 @@ def _reason(error: Exception) -> str:
 
 
 def _perform(order: Order) -> Row:
+    """The row of the order's job; those of jobs that are judged by the same model go into the ledger at once."""
     import dataclasses
 
-    from blemish.bench.evidence import gather, save_evidence
     from blemish.bench.jobs import Job, place_of
-    from blemish.bench.machine import commit, machine, peak_memory_mib, source_digest, versions
-    from blemish.bench.selection import learn_and_judge
+    from blemish.bench.machine import commit
+    from blemish.bench.selection import judge_again, learn_and_judge
     from blemish.bench.sets import open_sets
     from blemish.inspection.fitting import FitSettings
-    from blemish.registry import method_entry
     from blemish.run import Lines, Run, choose_device, set_threads
 
-    at_commit, dirty = commit()
+    made_at = commit()
+    began = time.perf_counter()
     job = Job.from_dict(order.job)
     configuration = job.wish.configuration
     threads = set_threads(order.threads)
@@ -105,11 +113,30 @@ def _perform(order: Order) -> Row:
         settings["cache"] = str(order.results / "runs" / "features")
     training, test = open_sets(place_of(job))
     outcome = learn_and_judge(training, test, FitSettings(**settings), configuration, run)
+    ledger = Ledger(order.results / FILE)
+    for other in job.siblings:
+        again = judge_again(outcome, open_sets(place_of(other))[1], other.wish.configuration, run)
+        row = _row(other, again, run, threads, made_at, order.results)
+        seconds = {**row["seconds"], "total": round(time.perf_counter() - began, 3)}
+        ledger.append({**row, "seconds": seconds, "learned_by": order.key})
+    return _row(job, outcome, run, threads, made_at, order.results)
+
+
+def _row(job: Job, outcome: Outcome, run: Run, threads: int, made_at: tuple[str, bool], results: Path) -> Row:
+    """What the ledger says of a job that is done; its evidence goes into the job's folder."""
+    from blemish.bench.evidence import gather, save_evidence
+    from blemish.bench.machine import machine, peak_memory_mib, source_digest, versions
+    from blemish.registry import method_entry
+
+    at_commit, dirty = made_at
+    configuration = job.wish.configuration
     figures = outcome.found.as_dict()
     provenance = outcome.inspector.provenance
-    save_evidence(order.folder / EVIDENCE, gather(outcome.found, outcome.inspector.preparation))
+    folder = job_folder(results, job.key)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_evidence(folder / EVIDENCE, gather(outcome.found, outcome.inspector.preparation))
     return {
-        "key": order.key,
+        "key": job.key,
         "status": "done",
         "recipe": job.recipe,
         "label": job.wish.label,

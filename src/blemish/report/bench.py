@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from blemish.bench.evidence import Evidence, Picture, load_evidence
+from blemish.bench.jobs import names_of
 from blemish.bench.orders import EVIDENCE, job_folder
 from blemish.bench.recipes import METRICS
 from blemish.bench.summary import Summary
@@ -69,6 +70,8 @@ def _body(summary: Summary, results: Path) -> Iterator[str]:
     yield page.heading(recipe.title or recipe.name, 1)
     yield page.paragraph(" ".join(recipe.about.split()))
     yield page.paragraph(made_with(summary), "soft")
+    for line in pair_sentences(summary):
+        yield page.promise(line)
     missing = missing_table(summary)[1]
     if missing:
         yield page.warning(f"{len(missing)} entries of the recipe have no figure; the reasons stand further down.")
@@ -134,14 +137,13 @@ def _pairs(summary: Summary) -> Iterator[str]:
     if not table[1]:
         yield page.paragraph("There is nothing to compare: fewer than two methods have figures on one set.")
         return
-    yield page.bullets(pair_sentences(summary))
     yield page.paragraph(PAIRED_MEANS, "soft")
     yield _table(table)
 
 
 def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:
     yield page.heading(name, anchor=_anchor(name))
-    notes = [entry.note for entry in summary.recipe.data if name in {own for _, own in entry.names} and entry.note]
+    notes = [entry.note for entry in summary.recipe.data if name in {own for _, own in names_of(entry)} and entry.note]
     cue = summary.trivial(name)
     if cue is not None:
         notes.append(f"trivial AUROC {cue[1]:.2f}, by {cue[0]}")
