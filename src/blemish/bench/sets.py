@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from blemish.bench.ledger import held
@@ -102,7 +102,7 @@ def _content(path: Path) -> str:
     return _hashed(path, about.st_mtime_ns, about.st_size)
 
 
-@lru_cache(maxsize=None)  # the same images stand in the draws of all seeds
+@cache  # the same images stand in the draws of all seeds
 def _hashed(path: Path, changed: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from blemish.bench.selection import Outcome
     from blemish.run import Run
 
+Commit = tuple[str | None, bool | None]
+"""Of the source in use, and whether files differ from it."""
+
 FAILED = 3
 """Not 1: that is what Python itself ends with when it cannot even start the job, and no row is written."""
 REASON = 500
@@ -122,7 +125,7 @@ def _perform(order: Order) -> Row:
     return _row(job, outcome, run, threads, made_at, order.results)
 
 
-def _row(job: Job, outcome: Outcome, run: Run, threads: int, made_at: tuple[str, bool], results: Path) -> Row:
+def _row(job: Job, outcome: Outcome, run: Run, threads: int, made_at: Commit, results: Path) -> Row:
     """What the ledger says of a job that is done; its evidence goes into the job's folder."""
     from blemish.bench.evidence import gather, save_evidence
     from blemish.bench.machine import machine, peak_memory_mib, source_digest, versions
