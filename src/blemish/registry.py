@@ -70,9 +70,16 @@ METHODS: dict[str, MethodEntry] = {
         idea="patchcore whose memory leaves out patches that stand off from other images' at their place",
         paper="Jiang et al., SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022",
     ),
+    "ckaad": MethodEntry(
+        target="blemish.methods.ckaad:CKAAD",
+        regime="weak",
+        idea="rd kept normal by a discriminator that a few known-bad images sharpen",
+        paper="Fang et al., Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial "
+        "Learning, AAAI 2025",
+    ),
 }
 
-DEFAULT_METHOD: dict[Regime, str] = {"clean": "patchcore", "contaminated": "softpatch", "weak": "patchcore"}
+DEFAULT_METHOD: dict[Regime, str] = {"clean": "patchcore", "contaminated": "softpatch", "weak": "ckaad"}
 
 
 def nearest_name(given: str, names: Iterable[str]) -> str:

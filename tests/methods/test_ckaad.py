@@ -1,0 +1,238 @@
+"""CKAAD's game: who moves when, what stands still meanwhile, and what is left of it without a bad image."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from blemish.contract import TrainingImages
+from blemish.errors import ConfigError, RegimeError
+from blemish.methods import ckaad
+from blemish.methods.ckaad import CKAAD, Adversary, CKAADConfig
+from blemish.methods.rd import RD, RDConfig
+from blemish.ops.discrepancy import anomaly_map, layer_loss
+from blemish.ops.residual import initialise
+from blemish.run import Precision, Run, Silent
+
+FP32 = Precision(torch.float32, channels_last=True, reason="test")
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def fitted(tiny_backbone, tiny_images, tiny_teacher):
+    """``fitted(bad=0, run=None, **config)``: a CKAAD after a few steps, and its run."""
+
+    def fit(bad=0, run=None, regime=None, **config):
+        run = run or Run(seed=3, precision=FP32)
+        backbone = tiny_backbone()
+        method = CKAAD(backbone, (64, 64), CKAADConfig(**{"steps": 3, "batch_size": 4, "layers": (2, 3), **config}))
+        images = TrainingImages(tiny_images(8), tiny_images(bad, seed=9), regime or ("weak" if bad else "clean"))
+        method.fit(images, tiny_teacher(backbone), run)
+        return method, run
+
+    return fit
+
+
+def same(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("strategy", ["reconsub", "gan", "ckaimg", "ckapatch"])
+def test_without_a_bad_image_every_strategy_is_recon_step_for_step_and_says_so(strategy, fitted):
+    plain, recon_run = fitted(strategy="recon")
+    said = Notes()
+    method, run = fitted(strategy=strategy, run=Run(seed=3, precision=FP32, progress=said))
+    assert same(plain.state_dict(), method.state_dict())
+    assert run.curves == recon_run.curves
+    assert any("recon" in text for text in said.said)
+
+
+def test_recon_takes_no_notice_of_bad_images(fitted):
+    assert same(fitted(strategy="recon")[0].state_dict(), fitted(bad=3, strategy="recon")[0].state_dict())
+
+
+def test_recon_with_batch_norm_is_reverse_distillation(fitted, tiny_backbone, tiny_images, tiny_teacher):
+    method, run = fitted(strategy="recon", norm="batch", steps=4)
+    backbone, rd_run = tiny_backbone(), Run(seed=3, precision=FP32)
+    rd = RD(backbone, (64, 64), RDConfig(steps=4, batch_size=4, layers=(2, 3)))
+    rd.fit(TrainingImages(tiny_images(8), tiny_images(0), "clean"), tiny_teacher(backbone), rd_run)
+    assert same(rd.state_dict(), method.state_dict())
+    assert [epoch["loss"] for epoch in rd_run.curves["rd"]] == [epoch["recon"] for epoch in run.curves["ckaad"]]
+
+
+def game(tiny_backbone, strategy="ckapatch", **changes):
+    """Networks, features of 3 normal and 2 bad images, and what was made of them."""
+    config = CKAADConfig(strategy=strategy, layers=(2, 3), **changes)
+    backbone, run = tiny_backbone(), Run(seed=5, precision=FP32)
+    method = CKAAD(backbone, (64, 64), config)
+    initialise(method.student, run.generator("student"))
+    generator = torch.Generator().manual_seed(1)
+    given = backbone(torch.rand(5, 3, 64, 64, generator=generator))
+    return method.student, Adversary(backbone, (4, 4), config, run), given, method.student(given)
+
+
+@pytest.mark.parametrize("strategy", ["gan", "ckaimg", "ckapatch"])
+def test_each_step_leaves_the_other_network_untouched(strategy, tiny_backbone):
+    student, adversary, given, made = game(tiny_backbone, strategy)
+    ours, theirs = copy.deepcopy(student.state_dict()), copy.deepcopy(adversary.network.state_dict())
+
+    adversary.learn(given, made, 3)
+    assert same(student.state_dict(), ours)
+    assert all(parameter.grad is None for parameter in student.parameters())
+    assert not same(adversary.network.state_dict(), theirs)
+
+    theirs = copy.deepcopy(adversary.network.state_dict())
+    adversary.optimiser.zero_grad(set_to_none=True)
+    adversary.energy(made).backward()
+    assert same(adversary.network.state_dict(), theirs)
+    assert all(parameter.grad is None for parameter in adversary.network.parameters())
+    assert all(parameter.requires_grad for parameter in adversary.network.parameters())
+    assert any(parameter.grad.abs().sum() > 0 for parameter in student.parameters())
+
+
+def test_the_gradient_of_the_discriminator_is_clipped(tiny_backbone):
+    _, adversary, given, made = game(tiny_backbone, clip=1e-3)
+    adversary.learn(given, made, 3)
+    norm = torch.stack([parameter.grad.norm() for parameter in adversary.network.parameters()]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_energies_named_by_whose_they_are(tiny_backbone):
+    _, adversary, given, made = game(tiny_backbone)
+    with torch.no_grad():
+        by_hand = [np.abs(output.numpy()) for output in adversary.network(given)]
+        of_made = [np.abs(output.numpy()) for output in adversary.network(made)]
+    told = {name: float(value) for name, value in adversary.learn(given, made, 3).items()}
+    assert told["energy_normal"] == pytest.approx(sum(e[:3].mean() for e in by_hand), rel=1e-5)
+    assert told["energy_anomalous"] == pytest.approx(sum(e[3:].mean() for e in by_hand), rel=1e-5)
+    assert told["energy_generated"] == pytest.approx(sum(e.mean() for e in of_made), rel=1e-5)
+    loss = sum(
+        e[:3].mean() + 0.5 * np.maximum(0, 5 - e[3:]).mean() + 0.5 * np.maximum(0, 5 - m).mean()
+        for e, m in zip(by_hand, of_made)
+    )
+    assert told["discriminator"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_discriminator_learns_to_tell_bad_from_normal(tiny_backbone):
+    """Features of another direction, seen again and again: their energy rises above the normal ones'."""
+    _, adversary, given, made = game(tiny_backbone, discriminator_rate=0.01)
+    given = [torch.cat([map_[:3], -map_[3:]]) for map_ in given]
+    for _ in range(60):
+        told = adversary.learn(given, made, 3)
+    assert float(told["energy_anomalous"]) > 2 * float(told["energy_normal"])
+
+
+def test_the_auto_encoder_s_loss_is_recon_of_the_good_plus_lambda_energies(tiny_backbone):
+    student, adversary, given, made = game(tiny_backbone)
+    method = CKAAD(tiny_backbone(), (64, 64), CKAADConfig(layers=(2, 3)))
+    method.student = student
+    run = Run(seed=5, precision=FP32)
+    logged = {}
+
+    class Page:
+        def log(self, **values):
+            logged.update(values)
+
+    loss = method._loss([m[:3] for m in given], [m[3:] for m in given], adversary, run, Page())
+    with torch.no_grad():  # the discriminator has moved already: the loss is against where it is now
+        recon = layer_loss([m[:3] for m in given], [m[:3] for m in made])
+        energy = sum(output.abs().mean() for output in adversary.network(made))
+    assert float(loss.detach()) == pytest.approx(float(recon + 0.02 * energy), rel=1e-5)
+    assert float(logged["recon"]) == pytest.approx(float(recon), rel=1e-6)
+
+
+def test_reconsub_pushes_the_bad_apart_up_to_a_limit(fitted, monkeypatch):
+    _, run = fitted(bad=2, strategy="reconsub")
+    for epoch in run.curves["ckaad"]:
+        pushed = min(epoch["recon_anomalous"], 2.0)
+        assert epoch["loss"] == pytest.approx(epoch["recon"] - 0.1 * pushed, rel=1e-3)
+    monkeypatch.setattr(ckaad, "layer_loss", lambda one, other: 30.0 * layer_loss(one, other))
+    _, run = fitted(bad=2, strategy="reconsub", steps=1)
+    (epoch,) = run.curves["ckaad"]
+    assert epoch["recon_anomalous"] > 2
+    assert epoch["loss"] == pytest.approx(epoch["recon"] - 0.2, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["gan", "ckaimg", "ckapatch"])
+def test_energies_are_kept_epoch_by_epoch(strategy, fitted):
+    _, run = fitted(bad=3, strategy=strategy, steps=None, epochs=2)
+    assert len(run.curves["ckaad"]) == 2
+    for epoch in run.curves["ckaad"]:
+        assert {"loss", "recon", "discriminator", "energy_normal", "energy_anomalous", "energy_generated"} == {*epoch}
+        assert all(np.isfinite(value) and value >= 0 for value in epoch.values())
+
+
+def test_distorted_copies_stand_in_only_where_no_bad_image_is_known(fitted):
+    plain, _ = fitted()
+    said = Notes()
+    twin, run = fitted(elastic=True, run=Run(seed=3, precision=FP32, progress=said))
+    assert "energy_anomalous" in run.curves["ckaad"][0]
+    assert any("distorted" in text for text in said.said)
+    assert not same(plain.state_dict(), twin.state_dict())
+    assert same(twin.state_dict(), fitted(elastic=True)[0].state_dict())
+    assert same(fitted(bad=2)[0].state_dict(), fitted(bad=2, elastic=True)[0].state_dict())
+
+
+def test_a_training_that_is_stopped_goes_on_to_the_same_bits(fitted, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(number, means):
+        if number == 2:
+            raise Enough
+
+    config = {"bad": 3, "steps": None, "epochs": 4}
+    whole, run = fitted(**config)
+    kept = Run(seed=3, precision=FP32, checkpoint=tmp_path)
+    with pytest.raises(Enough):
+        fitted(**config, run=dataclasses.replace(kept, on_epoch=stop))
+    again, resumed = fitted(**config, run=dataclasses.replace(kept, resume=True))
+    assert same(whole.state_dict(), again.state_dict())
+    assert run.curves == resumed.curves
+
+
+def test_the_score_is_the_mean_of_the_hundred_highest_or_of_all(fitted):
+    method, _ = fitted(bad=2)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+    with torch.no_grad():
+        found = method(images)
+        method.config = dataclasses.replace(method.config, score="mean")
+        whole = method(images)
+        features = method.backbone(images)
+        map_ = anomaly_map(features, method.student(features), (64, 64))
+    torch.testing.assert_close(found.map, map_, rtol=1e-4, atol=1e-5)
+    highest = np.sort(found.map.numpy().reshape(2, -1))[:, -100:].mean(axis=1)
+    np.testing.assert_allclose(found.score.numpy(), highest, rtol=1e-5)
+    np.testing.assert_allclose(whole.score.numpy(), found.map.numpy().mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_a_batch_is_never_larger_than_the_good_images_and_the_rest_of_a_pass_is_dropped(fitted):
+    for size, steps in ((5, 1), (3, 2), (20, 1)):
+        seen = []
+        run = Run(seed=3, precision=FP32, on_epoch=lambda number, means, seen=seen: seen.append(number))
+        fitted(batch_size=size, steps=2, run=run)
+        assert len(seen) == -(-2 // steps)
+
+
+def test_what_cannot_be_done_is_refused_in_words(fitted, tiny_backbone, tiny_images, tiny_teacher):
+    with pytest.raises(ConfigError, match="norm=batch"):
+        CKAAD(tiny_backbone(), (32, 16), CKAADConfig(layers=(2, 3)))
+    CKAAD(tiny_backbone(), (32, 16), CKAADConfig(layers=(2, 3), norm="batch"))
+    with pytest.raises(ConfigError, match="ckaimg needs 3"):
+        CKAAD(tiny_backbone(), (64, 32), CKAADConfig(layers=(2, 3), strategy="ckaimg"))
+    method = CKAAD(tiny_backbone(), (64, 64), CKAADConfig(layers=(2, 3)))
+    with pytest.raises(ConfigError, match="learned nothing"):
+        method(torch.rand(1, 3, 64, 64))
+    with pytest.raises(RegimeError, match="good images"):
+        method.fit(TrainingImages(tiny_images(0), tiny_images(2), "weak"), tiny_teacher(tiny_backbone()), Run())

@@ -1,0 +1,174 @@
+"""CKAAD's discriminators and their losses, against parameter counts, plain formulas and NumPy."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from blemish.contract import Level
+from blemish.ops.cycling import passes
+from blemish.ops.discriminators import (
+    ImageDiscriminator,
+    PatchDiscriminator,
+    build_discriminator,
+    discriminator_loss,
+    energies,
+    gan_loss,
+    mean_energy,
+    reset_discriminator,
+)
+from blemish.ops.distortion import elastic_twins
+
+
+def levels_of(*widths, first=1, signed=False):
+    return [Level(stage=i, channels=c, stride=2 ** (i + 1), signed=signed) for i, c in enumerate(widths, first)]
+
+
+def maps_of(levels, count=2, side=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(count, v.channels, side // v.stride, side // v.stride, generator=generator) for v in levels]
+
+
+def built(kind, levels, grid=(4, 4), seed=0):
+    network = build_discriminator(kind, levels, grid)
+    reset_discriminator(network, torch.Generator().manual_seed(seed))
+    return network
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("widths", "parameters"), [((128, 256), 164_224), ((256, 512, 1024), 2_754_304)], ids=["ResNet18", "WRN50"]
+)
+def test_the_patch_discriminators_have_the_published_size(widths, parameters):
+    with torch.device("meta"):
+        assert count(PatchDiscriminator(levels_of(*widths))) == parameters
+
+
+def test_the_image_discriminator_has_the_convolutions_it_describes():
+    """ResNet18, stages 2 and 3, at 256 px: 16 x 16 cells, so 1 step to join, 3 to halve to 2 x 2; norms have 2 c."""
+    path = 9 * 128 * 256 + 2 * 256
+    halve = 9 * 512 * 256 + 2 * 256 + 2 * (9 * 256 * 256 + 2 * 256)
+    whole = 4 * 256 * 256 + 256 * 64 + 64
+    with torch.device("meta"):
+        assert count(ImageDiscriminator(levels_of(128, 256, first=2), (16, 16))) == path + halve + whole
+
+
+def test_patches_are_judged_one_by_one_whatever_their_length():
+    levels = levels_of(8, 16)
+    network, maps = built("patch", levels), maps_of(levels)
+    outputs = network(maps)
+    assert [tuple(output.shape) for output in outputs] == [(2, 16, 16), (2, 8, 8)]
+    for output, scaled in zip(outputs, network([7 * map_ for map_ in maps])):
+        torch.testing.assert_close(scaled, output)
+    vector = (maps[1][1, :, 3, 5] / maps[1][1, :, 3, 5].norm()).double().numpy()
+    for place in (0, 2):
+        vector = network.networks[1][place].weight[:, :, 0, 0].detach().double().numpy() @ vector
+        vector = np.where(vector > 0, vector, 0.1 * vector)
+    expected = network.networks[1][4].weight[:, :, 0, 0].detach().double().numpy() @ vector
+    assert float(outputs[1][1, 3, 5].detach()) == pytest.approx(float(expected[0]), rel=1e-4)
+
+
+def test_one_number_an_image_which_its_company_does_not_change():
+    levels = levels_of(8, 16)
+    network, maps = built("image", levels, (8, 8)), maps_of(levels)
+    (together,) = network(maps)
+    assert together.shape == (2,)
+    assert float((together[0] - together[1]).abs().detach()) > 1e-3
+    (alone,) = network([map_[1:] for map_ in maps])
+    torch.testing.assert_close(alone[0], together[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (3, 10), (5, 7), (8, 8), (9, 4)])
+def test_grids_that_are_not_square_or_no_power_of_two(grid):
+    levels = levels_of(4, 6)
+    maps = [torch.rand(2, 4, 2 * grid[0] - 1, 2 * grid[1]), torch.rand(2, 6, *grid)]
+    (output,) = built("image", levels, grid)(maps)
+    assert output.shape == (2,)
+    assert output.isfinite().all()
+
+
+def test_levels_on_one_grid_are_joined_without_halving():
+    levels = [Level(1, 4, 16, True), Level(2, 4, 16, True)]
+    (output,) = built("image", levels, (6, 6))([torch.rand(2, 4, 6, 6), torch.rand(2, 4, 6, 6)])
+    assert output.shape == (2,)
+
+
+@pytest.mark.parametrize("kind", ["patch", "image"])
+def test_energies_are_not_negative(kind):
+    levels = levels_of(8, 16, signed=True)
+    network = built(kind, levels, (8, 8))
+    outputs = network(maps_of(levels, count=6))
+    assert any((output < 0).any() for output in outputs)
+    assert all((energy >= 0).all() for energy in energies(outputs))
+
+
+def test_fresh_values_come_from_the_seed():
+    one, same, other = (built("patch", levels_of(8), seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
+def energies_by_hand(seed, count):
+    rng = np.random.default_rng(seed)
+    return [np.abs(rng.normal(0, 5, (count, side, side))) for side in (8, 4)]
+
+
+def as_tensors(arrays):
+    return [torch.from_numpy(array) for array in arrays]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0])
+def test_the_discriminator_s_loss_is_numpy_s(gamma):
+    normal, bad, generated = (energies_by_hand(seed, n) for seed, n in ((0, 3), (1, 2), (2, 5)))
+    expected = sum(
+        n.mean() + (1 - gamma) * np.maximum(0, 4 - b).mean() + gamma * np.maximum(0, 4 - g).mean()
+        for n, b, g in zip(normal, bad, generated)
+    )
+    found = discriminator_loss(as_tensors(normal), as_tensors(bad), as_tensors(generated), margin=4, gamma=gamma)
+    assert float(found) == pytest.approx(expected)
+    assert float(mean_energy(as_tensors(bad))) == pytest.approx(sum(b.mean() for b in bad))
+
+
+def test_the_hinge_saturates_at_the_margin():
+    normal = [torch.zeros(2, 3, 3)]
+    for energy, slope in ((4.9, -0.5 / 18), (5.1, 0.0)):
+        bad = torch.full((2, 3, 3), energy, requires_grad=True)
+        generated = torch.full((2, 3, 3), energy, requires_grad=True)
+        loss = discriminator_loss(normal, [bad], [generated])
+        loss.backward()
+        assert float(loss.detach()) == pytest.approx(max(0, 5 - energy), abs=1e-6)
+        for found in (bad.grad, generated.grad):
+            torch.testing.assert_close(found, torch.full((2, 3, 3), slope))
+
+
+def test_the_gan_s_loss_is_cross_entropy():
+    normal, generated = maps_of(levels_of(1, 1)), maps_of(levels_of(1, 1), seed=1)
+    expected = sum(
+        F.binary_cross_entropy_with_logits(n, torch.ones_like(n))
+        + F.binary_cross_entropy_with_logits(g, torch.zeros_like(g))
+        for n, g in zip(normal, generated)
+    )
+    torch.testing.assert_close(gan_loss(normal, generated), expected)
+
+
+def test_bad_images_come_round_again_each_as_often_as_the_others():
+    few = passes(5, 2, torch.Generator().manual_seed(0))
+    seen = [next(few) for _ in range(10)]
+    assert {len(indices) for indices in seen} == {2}
+    assert sorted(index for indices in seen for index in indices) == sorted(4 * list(range(5)))
+    assert next(passes(3, 8, torch.Generator())) in [[a, b, 3 - a - b] for a in range(3) for b in range(3) if a != b]
+
+
+def test_elastic_twins_move_pixels_and_each_its_own():
+    image = torch.linspace(0, 1, 64).expand(1, 3, 64, 64).clone()
+    torch.manual_seed(0)
+    twins = elastic_twins(image.expand(2, 3, 64, 64))
+    assert twins.shape == (2, 3, 64, 64)
+    assert float(twins.min()) >= 0 and float(twins.max()) <= 1
+    assert 0.001 < float((twins[0] - image[0]).abs().mean()) < 0.3
+    assert not torch.equal(twins[0], twins[1])
+    torch.manual_seed(0)
+    torch.testing.assert_close(elastic_twins(image.expand(2, 3, 64, 64)), twins, rtol=0, atol=0)
