@@ -40,7 +40,7 @@ FEWEST = 10
 """Below this many parts the suggested cut rests on next to nothing, which is said."""
 
 SPREADS = 3.0
-"""How many robust standard deviations of the logarithm above the median an image is suspect."""
+"""How many robust standard deviations above the median an image is suspect."""
 
 SIGMA = 1.4826
 """From the median absolute deviation to the standard deviation of a normal distribution."""
@@ -152,23 +152,17 @@ def audit(
 def suggested_cut(scores: NDArray[Any]) -> tuple[float, str]:
     """Above which score an image is suspect, and why.
 
-    The median and the median absolute deviation of the scores' logarithms: neither is moved much by a tenth of bad
-    images, however bad they are, and the logarithm takes the long upper tail off the scores of good ones. Three such
-    deviations above the median lie 1 in 700 of normally distributed values. No rule can know how many are bad: the
-    ranking is the finding, the cut is where to start looking.
+    The median plus three robust standard deviations (the median absolute deviation, scaled): a tenth of bad images,
+    however bad, hardly moves either, where mean and standard deviation would follow them. No rule can know how many
+    are bad: the ranking is the finding, the cut is where to start looking.
 
     Args:
-        scores: of each image; where some are not positive, they themselves take the place of their logarithms.
+        scores: of each image.
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    logs = bool((scores > 0).all())
-    values = np.log(scores) if logs else scores
+    values = np.asarray(scores, dtype=np.float64)
     median = float(np.median(values))
     spread = SIGMA * float(np.median(np.abs(values - median)))
-    cut = median + SPREADS * spread
-    of = "the logarithm's median" if logs else "the median"
-    rule = f"suggested cut: {SPREADS:g} robust standard deviations above {of}"
-    return (float(np.exp(cut)) if logs else cut), rule
+    return median + SPREADS * spread, f"suggested cut: the median and {SPREADS:g} robust standard deviations"
 
 
 def write_clean(found: Audit, manifest: Path) -> Path:
