@@ -23,8 +23,8 @@ SOURCE = sorted((ROOT / "src" / "blemish").rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 """Lines. The guides are 300 and 40; a test that stops at the guide would be fought, not followed."""
 
-LONG_BY_NATURE = {"cli.py": 480}
-"""The command line is a list of options."""
+LONG_BY_NATURE = {"cli.py": 450}
+"""The command line is a list of commands with their options."""
 
 
 def relative(path: Path) -> str:

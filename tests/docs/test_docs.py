@@ -1,6 +1,6 @@
 """Everything that README and guides tell people to type is typed here, in a folder made up for it.
 
-The folder holds what a reader would have: ``parts/`` in the layout of MVTec AD with masks, ``photos/good``, ``OK`` and
+The folder holds what a reader would have: ``parts/`` with ``good``, ``test`` and masks, ``photos/good``, ``OK`` and
 ``NG``, ``pile/``, ``new/`` and ``new.png``, ``parts.csv`` (a manifest), and ``parts.blemish``, a model.
 
 Blocks marked ``python`` are executed, one after the other as one program for each page. Of unmarked, ``console``,
@@ -67,7 +67,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(count):
             part(first + i, is_bad).save(root / place / f"{i:03}.png")
 
-    save("parts/train/good", 12, 0)
+    save("parts/good", 12, 0)
     save("parts/test/good", 4, 100)
     save("parts/test/scratch", 3, 200, is_bad=True)
     for place, first in (("photos/good", 0), ("OK", 0), ("pile", 0), ("good", 300), ("new", 400)):
@@ -80,7 +80,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(3):
         Image.fromarray(mask).save(root / f"parts/ground_truth/scratch/{i:03}_mask.png")
     lines = ["path,label,split,mask,category,kind,group"]
-    lines += [f"parts/train/good/{i:03}.png,normal,train,,,,part{i}" for i in range(12)]
+    lines += [f"parts/good/{i:03}.png,normal,train,,,,part{i}" for i in range(12)]
     (root / "parts.csv").write_text("\n".join(lines))
     done = CliRunner().invoke(app, ["fit", str(root / "parts"), "-o", str(root / "parts.blemish"), "-q"])
     assert done.exit_code == 0, done.output
