@@ -7,7 +7,7 @@ was measured.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,9 @@ def _dots(summary: Summary, metric: str) -> str:
             found = summary.spread(label, name, metric)
             if found is not None:
                 rows.setdefault(name, {})[column(summary, label)] = (found.mean, found.deviation or 0.0)
-    return dot_plot(rows, f"{METRICS[metric]} by set", f"{METRICS[metric]}; lines: ± standard deviation over seeds")
+    series = [column(summary, label) for label in summary.labels]
+    name = METRICS[metric]
+    return dot_plot(rows, series, f"{name} by set", f"{name}; lines: ± standard deviation over seeds")
 
 
 def _paper(summary: Summary) -> Iterator[str]:
@@ -216,7 +218,7 @@ def _pictures(one: Evidence, label: str) -> Iterator[str]:
         yield page.pictures((_figure(picture, scale, good, bad) for picture in some), "wide")
     if scale is not None:
         yield page.paragraph(
-            f"Left the picture, right the map over it, dashed what a person marked. Colour begins where {QUIET:.0%} of "
+            f"Left the picture, dashed what a person marked; right the map over it. Colour begins where {QUIET:.0%} of "
             "the good test images have none: chosen for this page, no figure depends on it.",
             "soft",
         )
@@ -242,8 +244,10 @@ def _side_by_side(picture: Picture, scale: Scale | None) -> Image.Image:
     if picture.heat is None or scale is None:
         return Image.fromarray(picture.pixels)
     dark = np.full(picture.heat.shape, scale.threshold)
-    halves: Sequence[Image.Image] = [
-        overlay(picture.pixels, heat, scale, truth=picture.truth) for heat in (dark, picture.heat)
+    # No dashes over the map: on a small defect they would hide it.
+    halves = [
+        overlay(picture.pixels, dark, scale, truth=picture.truth),
+        overlay(picture.pixels, picture.heat, scale),
     ]
     both = Image.new("RGB", (2 * halves[0].width + 4, halves[0].height), "white")
     both.paste(halves[0], (0, 0))

@@ -84,19 +84,20 @@ Dot = tuple[float, float]
 """A value and its standard deviation (0 for none)."""
 
 
-def dot_plot(rows: Mapping[str, Mapping[str, Dot]], title: str, x_label: str) -> str:
+def dot_plot(rows: Mapping[str, Mapping[str, Dot]], series: Sequence[str], title: str, x_label: str) -> str:
     """Named rows of dots, one colour and shape for each series, with the spread as a line through the dot.
 
     Args:
         rows: row's name, series' name, its dot; a series may be absent from a row.
+        series: all names, so that one keeps its colour from chart to chart.
         title: above all.
         x_label: under the axis.
     """
-    series = list(dict.fromkeys(name for dots in rows.values() for name in dots))
     ends = [value + sign * spread for dots in rows.values() for value, spread in dots.values() for sign in (-1, 1)]
     low, high = _span(np.array(ends))
-    low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)  # no dot on the edge
-    left, step = 210, 16 + 8 * len(series)
+    reach = 0.03 * (high - low) if min(ends, default=0) < max(ends, default=0) else -0.48  # no dot on the edge
+    low, high = low - reach, high + reach
+    left, step = 36 + 7 * max(map(len, rows), default=0), 16 + 8 * len(series)
     top = 44 + 16 * len(series)
     width, height = 760, top + step * len(rows) + BOTTOM
 
