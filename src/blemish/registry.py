@@ -77,6 +77,18 @@ METHODS: dict[str, MethodEntry] = {
         paper="Fang et al., Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial "
         "Learning, AAAI 2025",
     ),
+    "deepsad": MethodEntry(
+        target="blemish.methods.deepsad:DeepSAD",
+        regime="weak",
+        idea="good images are drawn to one point, known-bad ones pushed away from it; no map",
+        paper="Ruff et al., Deep Semi-Supervised Anomaly Detection, ICLR 2020",
+    ),
+    "devnet": MethodEntry(
+        target="blemish.methods.devnet:DevNet",
+        regime="weak",
+        idea="scores of good images stay near zero, known-bad ones stand several deviations above",
+        paper="Pang et al., Explainable Deep Few-shot Anomaly Detection with Deviation Networks, 2021",
+    ),
 }
 
 DEFAULT_METHOD: dict[Regime, str] = {"clean": "patchcore", "contaminated": "softpatch", "weak": "ckaad"}

@@ -1,0 +1,189 @@
+"""Deep SAD and DevNet: losses against NumPy, what they learn from a few known-bad images, what they refuse."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from blemish.contract import TrainingImages
+from blemish.errors import ConfigError, RegimeError
+from blemish.methods import devnet
+from blemish.methods.deepsad import DeepSAD, DeepSADConfig, Head, deep_sad_loss
+from blemish.methods.devnet import DevNet, DevNetConfig, deviation_loss, top_mean
+from blemish.ops.standardisation import Standardisation
+from blemish.run import Precision, Run
+
+FP32 = Precision(torch.float32, channels_last=True, reason="test")
+QUICK = {"deepsad": {"batch_size": 8, "steps": 12, "width": 16, "dimensions": 8}, "devnet": {"steps": 12}}
+CLASSES = {"deepsad": (DeepSAD, DeepSADConfig), "devnet": (DevNet, DevNetConfig)}
+BOTH = pytest.mark.parametrize("name", ["deepsad", "devnet"])
+
+
+@pytest.fixture
+def fitted(tiny_backbone, tiny_images, tiny_teacher, planted):
+    """``fitted(name, good=12, bad=3, run=None, **config)``: a method after a few steps, and its run."""
+
+    def fit(name, good=12, bad=3, run=None, **config):
+        run = run or Run(seed=1, precision=FP32)
+        cls, settings = CLASSES[name]
+        backbone = tiny_backbone()
+        method = cls(backbone, (64, 64), settings(**{"layers": (2, 3), **QUICK[name], **config}))
+        bad_images = tiny_images(bad, seed=7)
+        bad_images.images = planted(bad_images.images)
+        method.fit(TrainingImages(tiny_images(good), bad_images, "weak"), tiny_teacher(backbone), run)
+        return method, run
+
+    return fit
+
+
+def same(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_deep_sad_s_loss_is_numpy_s():
+    distances = np.array([0.5, 4.0, 1e-9, 2.0])
+    is_bad = np.array([False, True, True, False])
+    expected = np.where(is_bad, 3.0 / (distances + 1e-6), distances).mean()
+    found = deep_sad_loss(torch.from_numpy(distances), torch.from_numpy(is_bad), eta=3.0)
+    assert float(found) == pytest.approx(expected)
+
+
+def test_the_deviation_loss_is_numpy_s_and_ends_at_the_margin():
+    rng = np.random.default_rng(0)
+    references, normal, bad = rng.normal(0, 1, 5000), rng.uniform(0, 2, 4), np.array([1.0, 30.0])
+
+    def by_numpy(bad):
+        mean, deviation = references.mean(), references.std(ddof=1)
+        lacking = np.maximum(0, 5 - (bad - mean) / deviation).mean()
+        return (np.abs((normal - mean) / deviation).mean() + lacking) / 2
+
+    for given in (bad, bad + 100):
+        found = deviation_loss(*map(torch.from_numpy, (normal, given, references)))
+        assert float(found) == pytest.approx(by_numpy(given))
+    assert by_numpy(bad + 100) == by_numpy(bad + 200) < by_numpy(bad)
+
+
+def test_the_top_tenth_is_numpy_s_and_never_empty():
+    maps = [torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(0)), torch.rand(2, 2, 2)]
+    large = np.sort(maps[0].numpy().reshape(2, -1))[:, -6:].mean(axis=1)
+    small = maps[1].numpy().reshape(2, -1).max(axis=1)
+    np.testing.assert_allclose(top_mean(maps, 0.1).numpy(), (large + small) / 2, rtol=1e-6)
+
+
+def test_features_are_standardised_as_scikit_learn_does():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(3, (1, 4, 0.1), (6, 5, 7, 3)).astype(np.float32)
+    maps[..., 2] = 2.5  # a channel that never moves
+    scale = Standardisation([3])
+    tensor = torch.from_numpy(maps).permute(0, 3, 1, 2)
+    torch.testing.assert_close(scale([tensor])[0], tensor)
+    scale.learn([[part] for part in tensor.split([4, 2])])
+    expected = StandardScaler().fit_transform(maps.reshape(-1, 3).astype(np.float64)).reshape(maps.shape)
+    np.testing.assert_allclose(scale([tensor])[0].permute(0, 2, 3, 1).numpy(), expected, atol=1e-4)
+
+
+@BOTH
+def test_a_few_known_bad_images_are_told_from_good_ones_never_seen(name, fitted, tiny_images, planted):
+    method, run = fitted(name, steps=40, learning_rate={"deepsad": 1e-3, "devnet": 2e-2}[name])
+    good = tiny_images(8, seed=30).images
+    with torch.no_grad():
+        scores = torch.cat([method(good).score, method(planted(tiny_images(8, seed=31).images)).score])
+    assert roc_auc_score([0] * 8 + [1] * 8, scores.numpy()) == 1
+    losses = [epoch["loss"] for epoch in run.curves[name]]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_devnet_s_map_lights_up_where_known_bad_images_are_bad(fitted, tiny_images, planted):
+    method, _ = fitted("devnet", steps=40, learning_rate=2e-2)
+    with torch.no_grad():
+        found = method(planted(tiny_images(4, seed=31).images))
+    assert found.map.shape == (4, 64, 64)
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[20:32, 28:40] = True
+    assert found.map[:, inside].mean() > 1.5 * found.map[:, ~inside].mean()
+
+
+def test_deep_sad_has_no_map_and_scores_the_squared_distance(fitted, tiny_images):
+    method, _ = fitted("deepsad")
+    images = tiny_images(3, seed=5).images
+    with torch.no_grad():
+        found = method(images)
+        vectors = method.head(method.backbone(images)).numpy().astype(np.float64)
+    assert found.map is None
+    np.testing.assert_allclose(found.score.numpy(), ((vectors - method.centre.numpy()) ** 2).sum(axis=1), rtol=1e-5)
+
+
+def test_deep_sad_s_centre_stands_off_from_zero_and_stays(fitted):
+    short, longer = (fitted("deepsad", steps=steps, learning_rate=0.01)[0] for steps in (1, 6))
+    assert (short.centre.abs() >= 0.1 - 1e-7).all()
+    assert torch.equal(short.centre, longer.centre)
+    assert not same(short.head.state_dict(), longer.head.state_dict())
+
+
+def test_nothing_in_deep_sad_s_head_can_learn_a_constant():
+    head = Head([8, 16], width=4, dimensions=3)
+    assert all(parameter.ndim == 4 for parameter in head.parameters())
+    for parameter in head.parameters():
+        parameter.data.zero_()
+    assert head.eval()([torch.rand(2, 8, 8, 8), torch.rand(2, 16, 4, 4)]).abs().max() == 0
+
+
+def test_learning_rates_fall_as_released(fitted, monkeypatch):
+    rates = {"deepsad": [], "devnet": []}
+    step = torch.optim.Adam.step
+
+    def watched(self, *args, **kwargs):
+        rates[name].append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    name = "deepsad"
+    fitted(name, steps=None, epochs=6, batch_size=15)
+    assert rates[name] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-5, 1e-5])
+    name = "devnet"
+    monkeypatch.setattr(devnet, "EPOCH_STEPS", 1)
+    fitted(name, good=2, bad=1, steps=None, epochs=21)
+    assert rates[name] == pytest.approx([2e-3] * 10 + [2e-4] * 10 + [2e-5])
+
+
+@BOTH
+@pytest.mark.parametrize(("good", "bad"), [(4, 0), (0, 2)])
+def test_without_the_images_they_need_they_say_what_to_use(name, good, bad, fitted):
+    with pytest.raises(RegimeError, match=rf"given {good} and {bad}: without known-bad ones use patchcore, or ckaad"):
+        fitted(name, good=good, bad=bad)
+
+
+@BOTH
+def test_nothing_learned_is_said(name, tiny_backbone):
+    cls, settings = CLASSES[name]
+    with pytest.raises(ConfigError, match="learned nothing"):
+        cls(tiny_backbone(), (64, 64), settings())(torch.rand(1, 3, 64, 64))
+
+
+def test_devnet_looks_at_a_second_size_where_asked(fitted, tiny_images):
+    one, _ = fitted("devnet")
+    two, _ = fitted("devnet", scales=2)
+    assert not same(one.state_dict(), two.state_dict())
+    with torch.no_grad():
+        found = two(tiny_images(2).images)
+    assert found.map.shape == (2, 64, 64)
+
+
+@BOTH
+def test_a_training_that_is_stopped_goes_on_to_the_same_bits(name, fitted, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(number, means):
+        if number == 2:
+            raise Enough
+
+    whole, _ = fitted(name, steps=None, epochs=3)
+    kept = Run(seed=1, precision=FP32, checkpoint=tmp_path)
+    with pytest.raises(Enough):
+        fitted(name, steps=None, epochs=3, run=dataclasses.replace(kept, on_epoch=stop))
+    again, _ = fitted(name, steps=None, epochs=3, run=dataclasses.replace(kept, resume=True))
+    assert same(whole.state_dict(), again.state_dict())
