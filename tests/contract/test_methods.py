@@ -105,7 +105,7 @@ def learn(folders: dict[str, Path], backbones, name: str):
                 folders[regime],
                 method=name,
                 options=options,
-                backbone="resnet18",
+                backbone="test_resnet",  # timm's own miniature of a ResNet, for tests
                 weights="random",
                 size=size,
                 calibration="none",
