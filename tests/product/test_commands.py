@@ -41,7 +41,8 @@ def test_fit_of_a_folder_says_all_on_the_error_stream_and_the_outcome_on_the_out
 def test_fit_of_patterns(blemish, parts, quick_fit, tmp_path):
     good, bad = parts.good / "00*.png", parts.root / "test" / "*" / "001.png"
     model = tmp_path / "weak.blemish"
-    done = blemish("fit", "--good", good, "--anomalous", bad, "-o", model, "-m", "patchcore", *quick_fit, "--json", "-q")
+    patterns = ("--good", good, "--anomalous", bad)
+    done = blemish("fit", *patterns, "-o", model, "-m", "patchcore", *quick_fit, "--json", "-q")
     assert (done.exit_code, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert (found["regime"], found["images"], found["model"]) == ("weak", 10, str(model))
