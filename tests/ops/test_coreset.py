@@ -121,7 +121,7 @@ def test_projection_is_a_fresh_linear_layers_weights():
     assert matrix.shape == (400, 128)
     assert float(matrix.abs().max()) <= 1 / 20
     assert float(matrix.var()) == pytest.approx(1 / 400 / 3, rel=0.02)  # uniform in +-1/sqrt(d)
-    assert random_projection(128, 128, torch.Generator()) is None
+    assert random_projection(256, 128, torch.Generator()) is None
 
 
 def test_the_callers_distances_are_left_alone():

@@ -12,7 +12,8 @@ Differences from the authors' code (github.com/amazon-science/patchcore-inspecti
 - Pooling comes before interpolation, and the coreset is picked in blocks: the same results up to rounding, faster.
 - Backbones with fewer channels than the target (ResNet18, EfficientNet-Lite) keep their channels, averaged over the
   neighbourhood, where the released adaptive pooling would only repeat entries; ``dims="paper"`` brings that back.
-- Vectors of ``projection_dim`` numbers or fewer are not projected before selection; the released code projects always.
+- Vectors of up to twice ``projection_dim`` numbers are not projected before selection; the released code projects
+  always. For EfficientNet-Lite0's 152 numbers that cost .02 of image AUROC on screws (docs/methods/patchcore.md).
 - ``coreset_start="exact"`` needs no memory for all pairs: the norm of a row of distances has a closed form.
 - The paper's re-weighting of the image score (Eq. 7) is in no released run; ``reweight=9`` gives anomalib's reading.
 
@@ -57,7 +58,8 @@ class PatchCoreConfig:
         target_dim: numbers in a patch vector.
         coreset_start: what the greedy choice begins from, see ``blemish.ops.coreset.first_distances``.
         starting_points: random points that the approximate start measures distances to.
-        projection_dim: numbers that vectors are projected to while the coreset is chosen.
+        projection_dim: numbers that vectors are projected to while the coreset is chosen, where they have more than
+            twice as many.
         sigma: standard deviation of the map's smoothing, in input pixels.
     """
 
