@@ -59,7 +59,9 @@ def timed(*args, **kwargs):
 model.model.subsample_embedding = timed
 data = MVTecAD(root=root, category=category, train_batch_size=16, eval_batch_size=16, num_workers=0)
 engine = Engine(accelerator="cpu", devices=1, logger=False, default_root_dir=out, enable_progress_bar=False)
-began = time.perf_counter(); engine.fit(model=model, datamodule=data); found["fit_seconds"] = time.perf_counter() - began
+began = time.perf_counter()
+engine.fit(model=model, datamodule=data)
+found["fit_seconds"] = time.perf_counter() - began
 found["memory"] = list(model.model.memory_bank.shape)
 model.model.subsample_embedding = coreset
 images = sorted(glob.glob(root + "/" + category + "/test/*/*.png"))
@@ -86,7 +88,7 @@ print(json.dumps(found))
 def subset(source: Path, images: int, target: Path) -> Path:
     """The first ``images`` of ``train/good`` and every tenth test image, with masks, as a layout folder."""
     chosen = sorted((source / "train/good").glob("*.png"))[:images]
-    chosen += [path for path in sorted((source / "test").glob("*/*.png"))[::10]]
+    chosen += sorted((source / "test").glob("*/*.png"))[::10]
     for path in chosen:
         mask = source / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
         for file in (path, mask) if mask.is_file() else (path,):
@@ -176,7 +178,7 @@ def main() -> None:
             folder = subset(arguments.layout, number, place / f"of_{number}")
             latency = number == arguments.images[0] and arguments.only != "fit"
             entry: dict[str, Any] = {}
-            entry["ours"], inspector = ours(folder, 0.1, arguments.repeats)
+            entry["ours"], _ = ours(folder, 0.1, arguments.repeats)
             if latency:
                 paths = sorted((folder / "test").glob("*/*.png"))
                 entry["ours, 10 %"] = stages(blemish.fit(folder, options={"fraction": 0.1}), paths)

@@ -138,7 +138,8 @@ def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if length < 8 * count or length < 2 * STRIDES:
         return values.topk(count, dim=1, largest=False)
     covered = STRIDES * length
-    columns = values[:, :covered].unflatten(1, (STRIDES, length)).amin(dim=1).topk(count, dim=1, largest=False).indices
+    minima = values[:, :covered].view(-1, STRIDES, length).amin(dim=1)
+    columns = minima.topk(count, dim=1, largest=False).indices
     rows = torch.arange(0, covered, length, device=values.device)
     places = (columns[:, None] + rows[:, None]).flatten(1)
     rest = torch.arange(covered, values.shape[1], device=values.device).expand(len(values), -1)
