@@ -207,12 +207,19 @@ def _decisions(inspector: Inspector, judged: Sequence[Judged]) -> dict[str, Any]
     """What the calibrated threshold does here, by part; empty without calibration."""
     if inspector.calibration.kind == "none":
         return {}
-    found: dict[str, Any] = {"promise": inspector.calibration.sentence()}
+    calibration = inspector.calibration
+    found: dict[str, Any] = {
+        "promise": calibration.sentence(),
+        "calibration": calibration.kind,
+        "calibration_parts": calibration.n,
+        "promised_rate": calibration.expected_false_reject,
+        "promised_bound": calibration.false_reject_bound,
+    }
     for name, anomalous in (("false_reject", False), ("escape", True)):
         some = [one for one in judged if one.sample.anomalous == anomalous]
         if not some:
             continue
-        rejected = [inspector.calibration.decide(one.score) == "reject" for one in some]
+        rejected = [calibration.decide(one.score) == "reject" for one in some]
         # A good part is rejected with any of its images; a bad one escapes with all of them.
         count, parts = count_rejected(rejected, [one.sample.group for one in some])
         count = parts - count if anomalous else count

@@ -1,0 +1,59 @@
+"""Write ``results/verdicts.md``: what models promised of good parts, and what the test sets' good parts met.
+
+python scripts/verdicts_table.py            writes
+python scripts/verdicts_table.py --check    exit code 1 if the file is stale
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from blemish.bench.ledger import FILE, Ledger
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "results" / "verdicts.md"
+HEAD = """# Promised and observed
+
+Made by `scripts/verdicts_table.py` from `results/ledger.jsonl`; the recipe is `recipes/claims/verdicts-real.toml`.
+Rates are shares of parts. *Stated* is the rate the model states with the bound it stays below (95 % confidence for a
+promise, roughly for an estimate); *observed* is what the test set's good parts met, with the 95 % interval of that
+observation; *escapes* are bad parts of which no image was rejected.
+
+| set | method | calibrated on | stated | observed | consistent | escapes |
+|---|---|---|---|---|---|---|
+"""
+
+
+def line(row: dict[str, Any]) -> str:
+    test = row["test"]
+    low, high = test["false_reject_interval"]
+    stated, bound = test["promised_rate"], test["promised_bound"]
+    # The observation speaks against the statement only if its whole interval lies above the bound.
+    consistent = "yes" if low <= bound else "**no**"
+    cells = (
+        row["set"],
+        row["label"],
+        f"{test['calibration_parts']} parts, {test['calibration']}",
+        f"{stated:.1%} (below {bound:.1%})",
+        f"{test['false_reject_rate']:.1%} of {test['false_reject_parts']} ({low:.1%} to {high:.1%})",
+        consistent,
+        f"{test['escape_rate']:.1%} of {test['escape_parts']}",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def main() -> None:
+    rows = [row for row in Ledger(ROOT / "results" / FILE).done().values() if row["test"].get("promised_rate")]
+    rows.sort(key=lambda row: (row["label"], row["set"]))
+    text = HEAD + "".join(line(row) for row in rows)
+    if "--check" in sys.argv[1:]:
+        if not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:
+            raise SystemExit("results/verdicts.md is stale: run python scripts/verdicts_table.py")
+    else:
+        TARGET.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
