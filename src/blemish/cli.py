@@ -366,9 +366,9 @@ def backbones(as_json: AsJson = False) -> None:
 @app.command()
 def datasets(as_json: AsJson = False) -> None:
     """The data sets that Blemish knows, one line each. Example: blemish datasets"""
-    from blemish.data.demo import demo_datasets
+    from blemish.data.public import datasets as known
 
-    _table({name: {"shows": shows, "source": source} for name, shows, source in demo_datasets()}, as_json)
+    _table({name: {"shows": shows, "source": source} for name, shows, source in known()}, as_json)
 
 
 def main() -> None:

@@ -1,0 +1,41 @@
+"""BTAD (3 industrial products): a manifest for each product, by the official split.
+
+python scripts/datasets/btad.py DIR
+
+DIR is the unpacked set: ``01/train/ok``, ``01/test/ok``, ``01/test/ko``, ``01/ground_truth/ko`` and so on; masks have
+their image's name, with whatever extension. Writes ``DIR/01.csv``, ``DIR/02.csv``, ``DIR/03.csv``.
+Mishra et al., VT-ADL, 2021; CC BY-NC-SA 4.0.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from blemish.data.folders import images_in
+from blemish.data.manifest import Entry, write_manifest
+
+
+def entries(root: Path, product: str) -> list[Entry]:
+    """Every image of one product."""
+    place = root / product
+    masks = {path.stem: path for path in images_in(place / "ground_truth" / "ko")}
+    found = []
+    for split, folder in (("train", "ok"), ("test", "ok"), ("test", "ko")):
+        for path in images_in(place / split / folder):
+            group = path.relative_to(root).as_posix()
+            if folder == "ok":
+                found.append(Entry(path, "normal", split, "good", group))
+            else:
+                found.append(Entry(path, "anomalous", split, "ko", group, masks.get(path.stem)))
+    return found
+
+
+def main(argv: list[str]) -> None:
+    root = Path(argv[0])
+    for product in ("01", "02", "03"):
+        print(write_manifest(root / f"{product}.csv", entries(root, product)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,42 @@
+"""ZJU-Leaper (fabric): a manifest for each pattern, by the official split.
+
+python scripts/datasets/zju_leaper.py DIR
+
+DIR is the unpacked set: ``Images/ID.jpg`` (or png), ``Annotations/masks/ID.png`` of the defective ones, and
+``ImageSets/Patterns/patternN.json`` with the numbers under normal and defect, each with train and test. Defective
+training images are left out: what the set calls its first setting. Writes ``DIR/patternN.csv``.
+Zhang et al., ZJU-Leaper, IEEE Transactions on Artificial Intelligence 2020; given for research on request.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from blemish.data.folders import images_in, natural_key
+from blemish.data.manifest import Entry, write_manifest
+
+
+def entries(root: Path, listed: dict[str, dict[str, list[str]]]) -> list[Entry]:
+    """Every image of one pattern."""
+    images = {path.stem: path for path in images_in(root / "Images")}
+    masks = root / "Annotations" / "masks"
+    found = []
+    for split in ("train", "test"):
+        found += [Entry(images[id_], "normal", split, "good", id_) for id_ in listed["normal"][split]]
+    for id_ in listed["defect"]["test"]:
+        mask = masks / f"{id_}.png"
+        found.append(Entry(images[id_], "anomalous", "test", "defect", id_, mask if mask.is_file() else None))
+    return found
+
+
+def main(argv: list[str]) -> None:
+    root = Path(argv[0])
+    for pattern in sorted((root / "ImageSets" / "Patterns").glob("pattern*.json"), key=natural_key):
+        listed = json.loads(pattern.read_text(encoding="utf-8"))
+        print(write_manifest(root / f"{pattern.stem}.csv", entries(root, listed)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
