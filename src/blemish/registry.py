@@ -64,6 +64,13 @@ METHODS: dict[str, MethodEntry] = {
         idea="rd or nkd with a learned mapping on the student's features (its inside is our reading)",
         paper="the supplement on FMAM; neither its main text nor code was found",
     ),
+    "cdd": MethodEntry(
+        target="blemish.methods.cdd:CDD",
+        regime="contaminated",
+        idea="students of random parts of the pile teach a global one what none of them saw go wrong",
+        paper="Liu et al., Fence off Anomaly Interference: Cross-Domain Distillation for Fully Unsupervised Anomaly "
+        "Detection, 2025",
+    ),
     "softpatch": MethodEntry(
         target="blemish.methods.softpatch:SoftPatch",
         regime="contaminated",

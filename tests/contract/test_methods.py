@@ -27,8 +27,8 @@ SIDE = 64
 STEPS = 15
 """Of the fit that has to see a defect; fits that only have to work take one or two."""
 
-QUICK = {"fraction": 0.2, "batch_size": 4}
-"""Options that make fits small, for methods that have them."""
+QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0}
+"""Options that make fits small, or learn something in few steps, for methods that have them."""
 
 REGIMES = ("clean", "contaminated", "weak")
 Pixels = NDArray[np.uint8]
