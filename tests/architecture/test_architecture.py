@@ -23,7 +23,7 @@ SOURCE = sorted((ROOT / "src" / "blemish").rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION = 320, 60
 """Lines. The guides are 300 and 40; a test that stops at the guide would be fought, not followed."""
 
-LONG_BY_NATURE = {"cli.py": 450}
+LONG_BY_NATURE: dict[str, int] = {}
 """The command line is a list of commands with their options."""
 
 

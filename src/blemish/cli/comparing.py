@@ -1,0 +1,67 @@
+"""Comparing methods: ``contaminate``, ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blemish.cli.app import FAILED, app, make_progress, say
+from blemish.cli.options import (
+    Device,
+    Quiet,
+    Threads,
+)
+
+
+@app.command()
+def contaminate(
+    data: Annotated[Path, typer.Argument(help="A set with good training images and bad test images.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The manifest to write, beside the images.")],
+    ratio: Annotated[float, typer.Option(help="Bad images for each training image.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Fixes which parts are drawn.")] = 0,
+) -> None:
+    """An unlabelled pile with known bad ones in it. Example: blemish contaminate parts/ -o parts/pile.csv"""
+    from blemish.data.protocols import contaminate as draw
+    from blemish.data.protocols import write_contaminated
+    from blemish.data.readers import read_training
+    from blemish.data.testset import open_test_set
+
+    found = draw(read_training(data), open_test_set(data), ratio, seed)
+    pile, overlap = write_contaminated(found, output)
+    typer.echo(f"{pile}: {len(found.drawn)} of {len(found.training.samples)} training images are bad; no overlap")
+    typer.echo(f"{overlap}: the test set with overlap, for the same model")
+
+
+@app.command()
+def bench(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quick.toml.", show_default=False)],
+    results: Annotated[Path, typer.Option(help="Folder of the ledger that rows are added to.")] = Path("results"),
+    reports: Annotated[Path, typer.Option(help="Folder for the report; keep it out of git.")] = Path("reports"),
+    data: Annotated[Path | None, typer.Option(help="Folder the sets lie in; default: $BLEMISH_DATA.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--afresh", help="Skip jobs whose rows stand, or run them once more.")
+    ] = True,
+    only: Annotated[list[str] | None, typer.Option(help="Jobs whose title matches, such as '*screw*'.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time; they share the cores.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and their time, run nothing.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Methods x data sets x seeds, a ledger, a report. Example: blemish bench recipes/quick.toml --jobs 2"""
+    from blemish.bench.session import open_session
+    from blemish.report.bench import write_reports
+
+    session = open_session(recipe, results, data, only or (), afresh=not resume)
+    if dry_run:
+        typer.echo("\n".join(session.dry_run(jobs)))
+        return
+    tally = session.run(jobs, threads, device, make_progress(quiet))
+    for path in write_reports(session.summary(), session.results, reports):
+        typer.echo(path)
+    for failure in tally.failed:
+        say(f"failed: {failure}")
+    if tally.failed or not session.chosen:
+        raise typer.Exit(FAILED)
