@@ -291,3 +291,15 @@ def test_a_map_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(OutputError, match=r"map\.npy was not written"):
         save_heatmap(tmp_path / "map.npy", np.zeros((2, 2)))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "map.npy"]
+
+
+def test_a_spot_is_ringed_and_nothing_else_changes():
+    image = np.full((80, 120, 3), 90, np.uint8)
+    quiet = np.zeros((80, 120), np.float32)
+    picture = np.asarray(overlay(image, quiet, Scale(1.0, 2.0), spot=(30, 40)))
+    changed = (picture != image).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    far = np.hypot(columns - 30, rows - 40)
+    assert changed.any()
+    assert far.min() > 120 / 16 - 3 and far.max() < 120 / 16 + 3
+    assert (picture[40, 30] == 90).all()  # what is ringed stays to be seen

@@ -18,6 +18,7 @@ from blemish.inspection.evaluation import evaluate
 from blemish.inspection.fitting import fit
 from blemish.inspection.inspector import load
 from blemish.inspection.planning import PROMISE_FROM
+from blemish.inspection.scale import Scale
 
 QUICK = {"size": 64, "backbone": "resnet18", "weights": "random", "options": {"fraction": 0.05}}
 BATCHED = 1e-4
@@ -335,3 +336,18 @@ def test_evaluation_judges_as_single_calls_do(inspector, parts):
         assert read_image(one.sample.path).size == (64, 64)
     wrong = sum(inspector(path).decision == "reject" for path in (parts.root / "test" / "good").iterdir())
     assert found.decisions["false_reject_count"] == wrong
+
+
+def test_what_goes_to_review_without_a_region_is_ringed(inspector, parts):
+    import dataclasses
+
+    verdict = inspector(parts.bad[0])
+    top = float(verdict.heatmap.max())
+    unmarked = dataclasses.replace(verdict, decision="review", regions=(), scale=Scale(2 * top, 3 * top))
+    fine = dataclasses.replace(unmarked, decision="ok")
+    column, row = unmarked.peak
+    assert verdict.heatmap[row, column] == top
+    plain, ringed = np.asarray(fine.overlay()), np.asarray(unmarked.overlay())
+    zoom = plain.shape[0] // verdict.size[0]
+    changed = np.argwhere((plain != ringed).any(axis=2)).mean(axis=0)
+    assert changed == pytest.approx([zoom * (row + 0.5), zoom * (column + 0.5)], abs=zoom * 6)

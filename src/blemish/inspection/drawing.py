@@ -39,6 +39,14 @@ def draw_line_around(picture: NDArray[np.uint8], inside: NDArray[np.bool_], widt
     picture[lined & ~inside] = LINE
 
 
+def draw_ring(picture: NDArray[np.uint8], centre: tuple[float, float], radius: float, width: int) -> None:
+    """Draw a white ring within two black ones about ``centre`` (x, y) on ``picture``: where to look, no more."""
+    rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
+    off = np.abs(np.hypot(columns + 0.5 - centre[0], rows + 0.5 - centre[1]) - radius)
+    picture[off < 1.5 * width] = CASING
+    picture[off < 0.5 * width] = LINE
+
+
 def _thickened(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     """``mask`` and all pixels within ``width`` rows and columns of it."""
     near: NDArray[np.bool_] = ndimage.maximum_filter(mask, size=2 * width + 1)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from blemish.errors import ConfigError, DataError, OutputError
-from blemish.inspection.drawing import Colour, blended, draw_dashes, draw_line_around
+from blemish.inspection.drawing import Colour, blended, draw_dashes, draw_line_around, draw_ring
 from blemish.inspection.regions import Region, checked_map, rasterise
 from blemish.inspection.scale import RAMP, Scale, fixed_scale
 
@@ -28,6 +28,9 @@ __all__ = ["Scale", "contact_sheet", "data_uri", "fixed_scale", "legend", "overl
 PAPER: Colour = (250, 250, 250)
 INK: Colour = (30, 30, 30)
 MOUNT: Colour = (228, 228, 228)
+
+RING = 16
+"""A ring's radius is this part of the picture's longer side."""
 
 _TEXT = 13  # pixels
 _GAP = 10
@@ -41,6 +44,7 @@ def overlay(
     truth: ArrayLike | None = None,
     *,
     zoom: int = 1,
+    spot: tuple[int, int] | None = None,
 ) -> Image.Image:
     """``image`` under the map's colours, with regions outlined in white within black.
 
@@ -51,6 +55,7 @@ def overlay(
         regions: what to outline; lines lie just outside, so that no coloured pixel is hidden.
         truth: a mask ``h w``; where a person marked a defect, outlined in dashed light blue.
         zoom: each pixel becomes ``zoom`` by ``zoom`` ones, so that lines stay thin on small images.
+        spot: a pixel (x, y) to ring: where a person should look although nothing lies above the threshold.
 
     Raises:
         DataError: the sizes differ, the image is not RGB uint8, or the map holds values that are not finite.
@@ -71,6 +76,9 @@ def overlay(
     width = max(1, round(max(picture.shape[:2]) / 400))
     if regions:
         _outline(picture, regions, zoom, width)
+    if spot is not None:
+        centre = (zoom * (spot[0] + 0.5), zoom * (spot[1] + 0.5))
+        draw_ring(picture, centre, max(picture.shape[:2]) / RING, width)
     if marked.any():
         draw_dashes(picture, marked, zoom, width)
     return Image.fromarray(picture)

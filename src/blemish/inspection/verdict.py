@@ -16,6 +16,7 @@ from blemish.inspection.render import Scale, overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
 THIN_LINES = 400
 """Pictures of smaller images are magnified until their longer side has about this many pixels: outlines stay thin."""
 
@@ -54,17 +55,27 @@ class Verdict:
         """``h w 3``, the image itself as a screen shows it."""
         return self.make_pixels()
 
+    @property
+    def peak(self) -> tuple[int, int] | None:
+        """Column and row of the heat map's worst pixel: where to look first; None for a method without maps."""
+        if self.heatmap is None:
+            return None
+        row, column = divmod(int(self.heatmap.argmax()), self.size[1])
+        return column, row
+
     def overlay(self, truth: NDArray[np.bool_] | None = None) -> Image:
         """The image with everything above the pixel threshold coloured on the model's one fixed scale.
 
-        A good part stays as it is. Without a calibration there is no threshold, and the picture stays plain.
+        A good part stays as it is. What is not ``ok`` although nothing lies above the pixel threshold gets a ring
+        where the map is worst. Without a calibration there is no threshold, and the picture stays plain.
         """
         from PIL import Image as PillowImage
 
         if self.heatmap is None or self.scale is None:
             return PillowImage.fromarray(self.pixels)
         zoom = max(1, round(THIN_LINES / max(self.size)))
-        return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth, zoom=zoom)
+        spot = self.peak if self.decision != "ok" and not self.regions else None
+        return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth, zoom=zoom, spot=spot)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: everything but the pictures."""
