@@ -26,7 +26,7 @@ FAILED, WRONG, REJECTED = 1, 2, 3
 
 ORDER = (
     *("demo", "fit", "inspect", "evaluate", "calibrate", "info", "audit"),
-    *("bench", "contaminate", "methods", "backbones", "datasets"),
+    *("bench", "contaminate", "reveal", "methods", "backbones", "datasets"),
 )
 """In which ``blemish --help`` lists the commands: a newcomer's first ones first."""
 

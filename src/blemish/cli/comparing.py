@@ -1,4 +1,4 @@
-"""Comparing methods: ``contaminate``, ``bench``."""
+"""Comparing methods: ``contaminate``, ``reveal``, ``bench``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,28 @@ def contaminate(
     pile, overlap = write_contaminated(found, output)
     typer.echo(f"{pile}: {len(found.drawn)} of {len(found.training.samples)} training images are bad; no overlap")
     typer.echo(f"{overlap}: the test set with overlap, for the same model")
+
+
+@app.command()
+def reveal(
+    data: Annotated[Path, typer.Argument(help="A set with good training images and bad ones in training or test.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Manifests to write beside the images, a name each.")],
+    ratio: Annotated[float, typer.Option(help="Share of known-bad images in the training set.")] = 0.05,
+    kinds: Annotated[int, typer.Option(help="Kinds of defect that are known: 1 is every kind in turn.")] = 1,
+    seed: Annotated[int, typer.Option(help="Fixes which kinds and parts are drawn.")] = 0,
+) -> None:
+    """Training sets with a few known-bad images. Example: blemish reveal parts/ -o parts/few.csv"""
+    from blemish.data.readers import read_training
+    from blemish.data.reveal import kinds_to_reveal, write_revealed
+    from blemish.data.reveal import reveal as draw
+    from blemish.data.testset import open_test_set
+
+    training, test = read_training(data), open_test_set(data)
+    for number, chosen in enumerate(kinds_to_reveal(training, test, kinds, seed)):
+        found = draw(training, test, ratio, chosen, seed, number)
+        name = f"{output.stem}-{chosen[0] if kinds == 1 else f'draw{number}'}"
+        for path in write_revealed(found, output.with_stem(name)):
+            typer.echo(f"{path}: {found.labels} bad images labelled, of {', '.join(chosen)}")
 
 
 @app.command()

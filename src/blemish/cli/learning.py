@@ -63,6 +63,7 @@ def fit(
         float | None, typer.Option(help="Minutes after which to stop; --resume goes on.", show_default=False)
     ] = None,
     cache: Annotated[str, typer.Option(help="Where features are kept while learning: memory, off or DIR.")] = "memory",
+    compare: Annotated[bool, typer.Option("--compare", help="Say what the known-bad images changed.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A damaged training image is an error.")] = False,
     without_backbone: Annotated[bool, typer.Option("--without-backbone", help="Leave its weights out.")] = False,
     seed: Seed = 0,
@@ -98,6 +99,7 @@ def fit(
         epochs=epochs,
         steps=steps,
         cache=cache,
+        compare=compare,
     )
     run = dataclasses.replace(
         make_run(quiet, device, threads, seed),

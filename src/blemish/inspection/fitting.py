@@ -29,6 +29,7 @@ from blemish.data.splits import folds_by_group, split_by_group
 from blemish.data.surveying import survey
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
+from blemish.inspection.comparing import check_comparable, compare
 from blemish.inspection.inspector import Inspector
 from blemish.inspection.learning import IN_MEMORY, Learner, PreparedSet
 from blemish.registry import DEFAULT_METHOD, METHODS, make_config, method_class, method_entry, nearest_name
@@ -57,6 +58,7 @@ class FitSettings:
         steps: the same in updates of the weights; one of both at most.
         cache: where features of training images are kept while learning: ``memory``, ``off``, or a folder, which
             serves later fits too.
+        compare: say what the known-bad images changed, on parts held out; about twice the time of learning more.
     """
 
     method: str | None = None
@@ -73,6 +75,7 @@ class FitSettings:
     epochs: int | None = None
     steps: int | None = None
     cache: str = IN_MEMORY
+    compare: bool = False
 
 
 def fit(
@@ -125,6 +128,8 @@ def _fit(
     run.progress.note(f"calibration: {how.reason}")
     backbone, run = build_for(settings, config, run)
     learner = Learner(name, cls, config, images, FrozenTeacher(backbone))
+    if settings.compare:
+        check_comparable(learner)
     inspector = partial(Inspector, name=name, preparation=images.preparation, provenance={})
     before = None if watch is None else lambda method: watch(inspector(method, calibration=uncalibrated()))
     if how.kind == "holdout":
@@ -137,8 +142,12 @@ def _fit(
         learner.keep_features(everything, how.kind == "crossfit", settings.cache, run)
         calibration = _calibrate_folds(learner, inspector, how, settings, run)
         method = learner.learn(everything, run, before)
-    learned = len(images.groups) if how.kind != "holdout" else len(kept)
-    provenance = _provenance(training, images, learned, settings, backbone, run)
+    indices = kept if how.kind == "holdout" else list(everything)
+    provenance = _provenance(training, images, len(indices), settings, backbone, run)
+    if settings.compare:
+        change = compare(learner, indices, partial(inspector, calibration=uncalibrated()), run)
+        provenance["known_bad_changed"] = dataclasses.asdict(change)
+        run.progress.note(change.sentence())
     fitted = inspector(method, calibration=calibration, provenance=provenance)
     _show_known_bad(fitted, images, run)
     return fitted
@@ -248,7 +257,13 @@ def _show_known_bad(inspector: Inspector, images: PreparedSet, run: Run) -> None
         return
     scores, _ = inspector.scores(images.anomalous, run, "scoring known-bad images")
     rejected = sum(inspector.calibration.decide(float(score)) == "reject" for score in scores)
-    run.progress.note(f"of {len(scores)} known-bad images this model rejects {rejected}")
+    found = f"of {len(scores)} known-bad images this model rejects {rejected}"
+    strategy = getattr(inspector.method.config, "strategy", "")
+    if method_entry(inspector.name).regime == "weak" and strategy != "recon":
+        found += ", but it has learned from them"
+        if strategy and "known_bad_changed" not in inspector.provenance:
+            found += "; --compare says what they changed, for about twice the time"
+    run.progress.note(found)
 
 
 def _provenance(
