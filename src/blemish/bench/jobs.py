@@ -142,7 +142,7 @@ def plan(recipe: Recipe, data: Path | None, runs: Path) -> Plan:
             try:
                 if isinstance(place, Place):
                     found |= _found(recipe, place, set_name)
-            except DataError as error:
+            except (DataError, ConfigError) as error:
                 place = str(error)
             if isinstance(place, str):
                 missing.append(Absent(set_name, place))
@@ -159,7 +159,13 @@ def place_of(job: Job) -> Place:
     """Where a job's images lie."""
     made = job.wish.configuration
     return Place(
-        job.folder, made["alt_split"], made.get("contaminate"), bool(made.get("overlap")), made["seed"]
+        job.folder,
+        made["alt_split"],
+        made.get("contaminate"),
+        bool(made.get("overlap")),
+        made["seed"],
+        made.get("reveal"),
+        tuple(made.get("kinds", ())),
     )
 
 
@@ -170,14 +176,17 @@ def _judged_on(set_name: str, overlap: bool | None) -> str:
 def _found(recipe: Recipe, place: Place, set_name: str) -> dict[tuple[str, int], tuple[Path, str]]:
     """The folder and the images' digest of a set, by the name it is judged under and the seed that draws from it."""
     protocol = recipe.protocol
+    if place.reveal is not None:
+        drawn = {seed: dataclasses.replace(place, seed=seed) for seed in recipe.seeds}
+        return {(set_name, seed): (place.folder, data_digest(*open_sets(one))) for seed, one in drawn.items()}
     if protocol.contaminate is None:
         one = (place.folder, data_digest(*open_sets(place)))
         return {(set_name, seed): one for seed in recipe.seeds}
     found = {}
     for overlap in protocol.overlap:
         for seed in recipe.seeds:
-            drawn = dataclasses.replace(place, contaminate=protocol.contaminate, overlap=overlap, seed=seed)
-            found[_judged_on(set_name, overlap), seed] = (place.folder, data_digest(*open_sets(drawn)))
+            pile = dataclasses.replace(place, contaminate=protocol.contaminate, overlap=overlap, seed=seed)
+            found[_judged_on(set_name, overlap), seed] = (place.folder, data_digest(*open_sets(pile)))
     return found
 
 
@@ -198,17 +207,19 @@ def _with_siblings(jobs: list[Job]) -> tuple[Job, ...]:
 def names_of(entry: DataEntry) -> tuple[tuple[str, str], ...]:
     """(category, name in tables) of each set that an entry stands for; all of the demo set's where it names none."""
     if entry.set == DEMO and not entry.categories:
-        return tuple((category, f"{entry.label or DEMO}/{category}") for category in demo_categories())
+        return tuple((category, f"{entry.label or DEMO}/{category}{entry.known}") for category in demo_categories())
     return entry.names
 
 
 def _place(entry: DataEntry, category: str, data: Path | None, runs: Path) -> Place | str:
     if entry.set != DEMO:
-        return locate(entry.set, category, entry.alt_split, data)
-    try:
-        return locate(DEMO, category, entry.alt_split, demo_folder(runs).parent)
-    except DataError as error:
-        return str(error)
+        found = locate(entry.set, category, entry.alt_split, data)
+    else:
+        try:
+            found = locate(DEMO, category, entry.alt_split, demo_folder(runs).parent)
+        except DataError as error:
+            return str(error)
+    return found if isinstance(found, str) else dataclasses.replace(found, reveal=entry.reveal, kinds=entry.kinds)
 
 
 def _configuration(
@@ -226,6 +237,8 @@ def _configuration(
     protocol = recipe.protocol.model_dump(mode="json", exclude={"contaminate", "overlap"})
     if overlap is not None:  # absent elsewhere, so that rows from before there was such a protocol still stand
         protocol |= {"contaminate": recipe.protocol.contaminate, "overlap": overlap}
+    if entry.reveal is not None:
+        protocol |= {"regime": "weak", "reveal": entry.reveal, "kinds": entry.kinds}
     if protocol["selection"] == "last" or not trains:
         protocol |= {"selection": "last", "select_by": []}
     configuration = {

@@ -84,6 +84,9 @@ class DataEntry(_Section):
         set: a folder (or manifest) below the data folder, or ``demo`` for the built-in set.
         categories: its folders, each a set of its own; empty where the set is one. The demo set's default to all.
         alt_split: a file in the set's folder that moves training images to the test set, in place of its good ones.
+        reveal: share of the training set that becomes known-bad: bad images of ``kinds``, drawn by group and by the
+            job's seed, the same for all methods, leave the test set with their groups; None for none.
+        kinds: of defect that are known; an entry for each kind makes every kind in turn.
         label: the set's name in tables, for an entry without categories.
         note: one line for readers.
     """
@@ -91,6 +94,8 @@ class DataEntry(_Section):
     set: str = Field(min_length=1)
     categories: tuple[str, ...] = ()
     alt_split: str = ""
+    reveal: Annotated[float, Field(gt=0, lt=1)] | None = None
+    kinds: tuple[str, ...] = ()
     label: str = ""
     note: str = ""
 
@@ -99,15 +104,22 @@ class DataEntry(_Section):
         for part in (self.set, *self.categories, self.alt_split):
             if Path(part).is_absolute() or ".." in Path(part).parts:
                 raise ValueError(f"{part!r} must be a name below the data folder, not a path of this machine")
+        if (self.reveal is None) != (not self.kinds):
+            raise ValueError(f"{self.set}: reveal and kinds belong together, such as reveal = 0.05, kinds = ['crack']")
         return self
+
+    @property
+    def known(self) -> str:
+        """What the names in tables say of revealed kinds; empty where none are."""
+        return f", {' + '.join(self.kinds)} known" if self.kinds else ""
 
     @property
     def names(self) -> tuple[tuple[str, str], ...]:
         """(category, name in tables) of each set that the entry stands for."""
         if not self.categories:
             default = f"{self.set} ({Path(self.alt_split).stem})" if self.alt_split else self.set
-            return (("", self.label or default),)
-        return tuple((category, f"{self.label or self.set}/{category}") for category in self.categories)
+            return (("", self.label or f"{default}{self.known}"),)
+        return tuple((category, f"{self.label or self.set}/{category}{self.known}") for category in self.categories)
 
 
 class Preparation(_Section):
@@ -231,6 +243,8 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        if self.protocol.contaminate is not None and any(entry.kinds for entry in self.data):
+            raise ValueError("reveal gives labels and protocol.contaminate takes them away: keep one")
         labels = [variant.label for variant in self.methods]
         sets = [name for entry in self.data for _, name in entry.names]
         for what, names in (("method label", labels), ("set", sets), ("seed", self.seeds)):

@@ -15,6 +15,7 @@ from blemish.data.demo import DEMO_CATEGORIES, write_demo
 from blemish.data.protocols import contaminate
 from blemish.data.readers import read_training
 from blemish.data.resplit import resplit
+from blemish.data.reveal import reveal
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError
@@ -32,7 +33,9 @@ class Place:
         alt_split: a file in it that moves training images to the test set, or empty.
         contaminate: bad test images for each training image that join the pile; None for none.
         overlap: whether they stay in the test set.
-        seed: draws them.
+        seed: draws them, and those that ``reveal`` labels.
+        reveal: known-bad share of the training set, drawn from the bad images at hand; None for none.
+        kinds: of defect that it draws.
     """
 
     folder: Path
@@ -40,6 +43,8 @@ class Place:
     contaminate: float | None = None
     overlap: bool = False
     seed: int = 0
+    reveal: float | None = None
+    kinds: tuple[str, ...] = ()
 
 
 def data_folder(given: Path | None) -> Path | None:
@@ -78,6 +83,7 @@ def open_sets(place: Place) -> tuple[TrainingSet, TestSet]:
 
     Raises:
         DataError: they are not what they should be.
+        ConfigError: a kind to reveal is unknown.
     """
     training, test = read_training(place.folder), open_test_set(place.folder)
     if place.alt_split:
@@ -85,6 +91,9 @@ def open_sets(place: Place) -> tuple[TrainingSet, TestSet]:
     if place.contaminate is not None:
         drawn = contaminate(training, test, place.contaminate, place.seed)
         training, test = drawn.training, drawn.test(place.overlap)
+    if place.reveal is not None:
+        revealed = reveal(training, test, place.reveal, place.kinds, place.seed)
+        training, test = revealed.training, revealed.test
     return training, test
 
 
