@@ -19,10 +19,11 @@ HEAD = """# Promised and observed
 Made by `scripts/verdicts_table.py` from `results/ledger.jsonl`; the recipe is `recipes/claims/verdicts-real.toml`.
 Rates are shares of parts. *Stated* is the rate the model states with the bound it stays below (95 % confidence for a
 promise, roughly for an estimate); *observed* is what the test set's good parts met, with the 95 % interval of that
-observation; *escapes* are bad parts of which no image was rejected.
+observation. *Escapes* are bad parts of which no image was rejected; those that did not go to review either were judged
+*ok*. *Flagged* are good parts that were rejected or sent to review.
 
-| set | method | calibrated on | stated | observed | consistent | escapes |
-|---|---|---|---|---|---|---|
+| set | calibrated on | stated | observed | consistent | good flagged | escapes | bad judged ok |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -34,12 +35,13 @@ def line(row: dict[str, Any]) -> str:
     consistent = "yes" if low <= bound else "**no**"
     cells = (
         row["set"],
-        row["label"],
         f"{test['calibration_parts']} parts, {test['calibration']}",
         f"{stated:.1%} (below {bound:.1%})",
         f"{test['false_reject_rate']:.1%} of {test['false_reject_parts']} ({low:.1%} to {high:.1%})",
         consistent,
+        f"{test['good_flagged_rate']:.1%}",
         f"{test['escape_rate']:.1%} of {test['escape_parts']}",
+        f"{test['bad_judged_ok_rate']:.1%}",
     )
     return f"| {' | '.join(cells)} |\n"
 

@@ -219,13 +219,19 @@ def _decisions(inspector: Inspector, judged: Sequence[Judged]) -> dict[str, Any]
         some = [one for one in judged if one.sample.anomalous == anomalous]
         if not some:
             continue
-        rejected = [calibration.decide(one.score) == "reject" for one in some]
+        groups = [one.sample.group for one in some]
+        decided = [calibration.decide(one.score) for one in some]
+        rejected = [decision == "reject" for decision in decided]
         # A good part is rejected with any of its images; a bad one escapes with all of them.
-        count, parts = count_rejected(rejected, [one.sample.group for one in some])
+        count, parts = count_rejected(rejected, groups)
+        flagged, _ = count_rejected([decision != "ok" for decision in decided], groups)
         count = parts - count if anomalous else count
         found |= {f"{name}_rate": count / parts, f"{name}_count": count, f"{name}_parts": parts}
         found[f"{name}_interval"] = list(binomial_interval(count, parts))
         found[f"{name}_images"] = sum(rejected) if not anomalous else len(rejected) - sum(rejected)
+        found["bad_judged_ok_rate" if anomalous else "good_flagged_rate"] = (
+            (parts - flagged) / parts if anomalous else flagged / parts
+        )
     return found
 
 
