@@ -26,6 +26,18 @@ observation. *Escapes* are bad parts of which no image was rejected; those that 
 |---|---|---|---|---|---|---|---|
 """
 
+WHY = """
+**Where the observation leaves the statement: `elpv_mono`.** A shift between train and test, not a mistake: its training
+cells are files 4 to 1236 of the data set, its good test cells files 1553 to 2444, from other modules. On many of these
+the bus bars end before the cell's edge, which no training cell shows; the overlays mark exactly those six ends. A
+promise speaks of parts like those it was calibrated on. A handful of the new module's good cells through
+`blemish calibrate`, or better into the training folder, is the way out.
+
+**Why so many escapes?** A promise of 1 % that rests on 99 parts puts the threshold at the strangest of them. Few sets
+separate their worst good part from most defects; the review band (five times the rate) catches part of the rest, and
+`--false-reject 0.05` trades rejected good parts for found defects.
+"""
+
 
 def line(row: dict[str, Any]) -> str:
     test = row["test"]
@@ -49,7 +61,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     rows = [row for row in Ledger(ROOT / "results" / FILE).done().values() if row["test"].get("promised_rate")]
     rows.sort(key=lambda row: (row["label"], row["set"]))
-    text = HEAD + "".join(line(row) for row in rows)
+    text = HEAD + "".join(line(row) for row in rows) + WHY
     if "--check" in sys.argv[1:]:
         if not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:
             raise SystemExit("results/verdicts.md is stale: run python scripts/verdicts_table.py")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from blemish.data import loading, read_training
+from blemish.data import loading
 from blemish.data.images import read_image
 from blemish.data.loading import PreparedImages, fitted_scale
 from blemish.data.preparation import Preparation
+from blemish.data.readers import read_training
 from blemish.errors import DataError, ImageError
 
 RNG = np.random.default_rng(11)

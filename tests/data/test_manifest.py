@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.data import read_training
+from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set
 from blemish.errors import DataError, ManifestError
 

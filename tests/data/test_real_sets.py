@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blemish.data import read_training, shared_files
 from blemish.data.images import read_header, read_image
 from blemish.data.loading import PreparedImages
 from blemish.data.preparation import Preparation
+from blemish.data.readers import read_training, shared_files
 from blemish.data.testset import load_mask, open_test_set
 
 pytestmark = pytest.mark.real

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blemish.data import folds_by_group, split_by_group
+from blemish.data.splits import folds_by_group, split_by_group
 from blemish.errors import DataError
 
 many_groups = st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40).filter(lambda g: len(set(g)) > 1)

@@ -16,11 +16,11 @@ from blemish.bench.recipes import Recipe, load_recipe
 from blemish.bench.runner import Launcher, Tally, run_orders
 from blemish.bench.sets import data_folder
 from blemish.bench.summary import Summary, summarise
-from blemish.bench.tables import made_with, pair_sentences, result_tables
+from blemish.bench.tables import made_with, markdown_table, pair_sentences, result_tables, timing_table
 from blemish.errors import ConfigError
 from blemish.run import Progress
 
-IN_README = 3
+IN_README = 4
 """How many of a recipe's metrics the README shows."""
 
 
@@ -130,7 +130,7 @@ def readme_tables(root: Path) -> str:
             compared = "\n".join(f"- {line}" for line in pair_sentences(summary))
             tables = result_tables(summary, summary.recipe.metrics[:IN_README])
             made = f"{made_with(summary)} The same on your machine: {command}"
-            parts += [f"### {summary.recipe.title}", tables, compared, made]
+            parts += [f"### {summary.recipe.title}", tables, compared, markdown_table(timing_table(summary)), made]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -111,7 +111,7 @@ def timing_table(summary: Summary) -> Table:
         if own:
             seconds = [summary.seconds(label, stage) for stage in stages]
             peak = max(row.get("peak_memory_mib") or 0 for row in own)
-            threads = ", ".join(sorted({str(row["threads"]) for row in own}))
+            threads = ", ".join(sorted({str(row.get("threads", "–")) for row in own}))
             rows.append((label, *("–" if s is None else f"{s:.1f}" for s in seconds), f"{peak:.0f}", threads))
     return header, rows
 

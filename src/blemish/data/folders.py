@@ -7,9 +7,14 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from blemish.data.images import EXTENSIONS
 from blemish.data.manifest import read_groups
 from blemish.errors import DataError
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pbm"}
+    | {".pnm", ".gif"}
+)
+"""File names that count as images when a folder is read; the content decides when one is opened."""
 
 _MANY = 10
 

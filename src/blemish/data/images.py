@@ -34,12 +34,6 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 8
 """Fewer pixels a side show nothing that could be judged."""
 
-EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pbm"}
-    | {".pnm", ".gif"}
-)
-"""File names that count as images when a folder is read; the content decides when one is opened."""
-
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "PPM", "GIF")
 _ORIENTATION = 0x0112
 _TURNS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blemish.contract import Label
-from blemish.data.images import EXTENSIONS
+from blemish.data.folders import EXTENSIONS
 from blemish.data.loading import PreparedImages
 from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError, OutputError
