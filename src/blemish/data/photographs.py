@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.resources
 import io
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING, Literal
 
 from blemish.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CROP = 96
 """Side of a crop, in pixels of the photograph."""
@@ -128,6 +128,9 @@ def read_photograph(category: str) -> NDArray[np.float64]:
         ConfigError: there is no such category.
         DataError: scikit-image is not installed, or lacks the photograph.
     """
+    import numpy as np
+    from PIL import Image
+
     file = photograph(category).file
     remedy = "install it with pip install 'blemish[demo]'"
     try:
