@@ -240,6 +240,8 @@ def _assemble(
     preparation = Preparation.from_dict(description["preparation"])
     cls = method_class(description["method"])
     method = cls(backbone, preparation.input_size, make_config(cls, description["config"]))
+    if hasattr(method, "precision"):  # methods with a network of their own beside the backbone
+        setattr(method, "precision", choose_precision(device, precision))  # noqa: B010 (a module types it as a tensor)
     own = {name: t for name, t in state.items() if not name.startswith(BACKBONE)}
     method.restore(own | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
     arrays = {n.removeprefix("calibration."): t.numpy() for n, t in tensors.items() if n.startswith("calibration.")}
