@@ -31,7 +31,7 @@ method = "patchcore"
 options = { fraction = 0.5 }
 [[methods]]
 label = "missing <method>"
-method = "devnet"
+method = "padim"
 [[data]]
 set = "weave"
 note = "made up"
@@ -122,7 +122,7 @@ def test_what_stands_is_skipped_and_changed_images_are_not(finished, data):
     assert code == 0
     assert "half on weave, seed 3: stands in the ledger" in output
     assert "absent: elsewhere: the data folder holds no elsewhere" in output
-    assert "absent: missing <method>: the method devnet is not built yet" in output
+    assert "absent: missing <method>: the method padim is not built yet" in output
     assert "0 jobs to run" in output
     assert bench(finished, data)[0] == 0
     assert (finished / "results" / FILE).read_bytes() == before

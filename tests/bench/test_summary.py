@@ -25,7 +25,7 @@ def recipe_of(**changes):
         "methods": [
             {"label": "one", "method": "patchcore", "options": {"fraction": 0.01}},
             {"label": "ten", "method": "patchcore", "options": {"fraction": 0.1}},
-            {"label": "later", "method": "devnet"},
+            {"label": "later", "method": "padim"},
         ],
         "data": [{"set": name} for name in SETS],
         "seeds": [0, 1, 2],
@@ -152,7 +152,7 @@ def test_the_trivial_figure_stands_beside_every_image_auroc_and_absent_methods_a
     assert header[:2] == ("set", "trivial")
     assert all(line[1] == "0.90 (brightness)" for line in table[:4])
     assert metric_table(summary, "pixel_auroc")[0][1] == "one"
-    assert "| later | absent | the method devnet is not built yet |" in markdown(summary)
+    assert "| later | absent | the method padim is not built yet |" in markdown(summary)
 
 
 def test_best_on_test_and_oracles_are_marked(measured):

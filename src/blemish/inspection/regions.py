@@ -138,7 +138,7 @@ def _region(mask: NDArray[np.bool_], values: NDArray[np.float32], corner: tuple[
         box=(left, top, left + width, top + height),
         area=len(rows),
         worst=float(values[rows[peak], columns[peak]]),
-        centre=(round(left + float(columns.mean()) + 0.5, 2), round(top + float(rows.mean()) + 0.5, 2)),
+        centre=(left + float(columns.mean()) + 0.5, top + float(rows.mean()) + 0.5),
         peak=(left + int(columns[peak]), top + int(rows[peak])),
         outline=trace(_filled(mask), corner),
     )
