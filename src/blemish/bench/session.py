@@ -119,13 +119,14 @@ def open_session(
 def readme_tables(root: Path) -> str:
     """The figures of every recipe of a repository that has rows in its ledger, for the README.
 
-    ``quick.toml`` is left out: its set shows that things work, and is no evidence of more.
+    ``quick.toml`` is left out: its set shows that things work, and is no evidence of more. So are recipes with a
+    calibration: ``scripts/verdicts_table.py`` shows what those are about.
     """
     rows: list[Row] = Ledger(root / "results" / FILE).rows()
     parts = []
     for path in sorted((root / "recipes").rglob("*.toml")):
         summary = summarise(load_recipe(path), rows)
-        if path.stem != "quick" and summary.rows:
+        if path.stem != "quick" and summary.recipe.protocol.calibration == "none" and summary.rows:
             command = f"`blemish bench {path.relative_to(root).as_posix()} --data DIR`"
             compared = "\n".join(f"- {line}" for line in pair_sentences(summary))
             tables = result_tables(summary, summary.recipe.metrics[:IN_README])

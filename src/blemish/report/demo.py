@@ -165,7 +165,10 @@ def _section(one: _Lesson) -> Iterator[str]:
     quiet = f"{len(fine['ok'])} of {len(good)}, strangest first"
     yield from _row(one, "Good, and left alone", fine["ok"][:SHOWN], quiet)
     if one.inspector.scale is not None:
-        picture = legend(one.inspector.scale, "One fixed scale for all pictures of this model", truth=True)
+        share = round(1 / (calibration.expected_false_reject or 1))
+        ticks = [(one.inspector.scale.threshold, f"reached by 1 good part in {share}")]
+        words = "One fixed scale for all pictures of this model. A ring: where to look on a part that goes to review."
+        picture = legend(one.inspector.scale, words, ticks, truth=True)
         yield f"<p class='legend'><img alt='Legend' src='{data_uri(picture)}'></p>"
 
 
