@@ -7,6 +7,7 @@ A higher score is always more anomalous.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -92,7 +93,7 @@ class Level:
     signed: bool
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A frozen feature extractor: ``images -> list of feature maps``, one for each of ``levels``.
 
     Implemented by ``blemish.backbones``; declared here because methods are written against it. ``forward`` takes
@@ -102,9 +103,9 @@ class Backbone(nn.Module):
 
     levels: tuple[Level, ...]
 
+    @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """The feature maps of ``images``, shallowest level first."""
-        raise NotImplementedError
 
 
 class Teacher(Protocol):
@@ -114,7 +115,7 @@ class Teacher(Protocol):
         """Feature maps ``b c y x``, shallowest level first, without gradient."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A way of learning what is normal. Abstract: one final subclass for each paper, in a file of its own.
 
     Class attributes:
@@ -141,13 +142,13 @@ class Method(nn.Module):
         self.size = size
         self.config = config
 
+    @abstractmethod
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Learn from ``training``. ``run`` owns seed, device, precision, progress and cancellation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Prediction:
         """Judge ``b 3 h w`` images in [0, 1]: deterministic, without gradient tricks, exportable."""
-        raise NotImplementedError
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave. Overridden where the size of a buffer is learned."""
