@@ -189,6 +189,9 @@ def test_the_command(folder, tmp_path):
     assert words.exit_code == 0
     assert "images are suspect" in words.stdout and "Look before" in words.stdout
     assert blemish("-o", tmp_path / "c.html", "--clean", folder / "manifest.csv").exit_code == 1
+    elsewhere = blemish("-o", tmp_path / "d.html", "--clean", tmp_path / "elsewhere.csv")
+    assert elsewhere.exit_code == 1 and "inside its own folder" in elsewhere.output
+    assert not (tmp_path / "d.html").exists()  # refused before the work, not after
     assert not (tmp_path / "c.html").exists()
 
 

@@ -98,6 +98,7 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Which images of a good folder are not, worst first. Example: blemish audit parts/ --clean parts/clean.csv"""
+    from blemish.data.manifest import check_within
     from blemish.data.readers import read_training, refuse_to_replace
     from blemish.inspection.audit import audit as search
     from blemish.inspection.audit import write_clean
@@ -109,6 +110,8 @@ def audit(
     for path in filter(None, (output, clean)):
         refuse_to_replace(path, training.root)
         check_writable(path)
+    if clean is not None:
+        check_within(clean, (sample.path for sample in training.samples))
     settings = FitSettings(
         method=method,
         options=parse_options(option or []),

@@ -122,6 +122,16 @@ def write_manifest(manifest: Path, entries: Iterable[Entry]) -> Path:
     return manifest
 
 
+def check_within(manifest: Path, images: Iterable[Path]) -> None:
+    """Refuse a manifest that could not name ``images``, before the work whose result it is to hold.
+
+    Raises:
+        ManifestError: an image lies outside the manifest's folder.
+    """
+    for image in images:
+        _relative(manifest, image)
+
+
 def _relative(manifest: Path, path: Path) -> str:
     folder, target = manifest.parent.resolve(), path.resolve()
     if not target.is_relative_to(folder):
