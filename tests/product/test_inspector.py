@@ -351,3 +351,14 @@ def test_what_goes_to_review_without_a_region_is_ringed(inspector, parts):
     zoom = plain.shape[0] // verdict.size[0]
     changed = np.argwhere((plain != ringed).any(axis=2)).mean(axis=0)
     assert changed == pytest.approx([zoom * (row + 0.5), zoom * (column + 0.5)], abs=zoom * 6)
+
+
+def test_a_threshold_never_comes_from_images_that_were_learned(inspector, parts, tmp_path):
+    from blemish.errors import CalibrationError
+    from blemish.inspection.delivery import recalibrated
+
+    learned = sorted((parts.root / "train" / "good").iterdir())
+    restored = blemish.load(inspector.save(tmp_path / "kept.blemish"))
+    with pytest.raises(CalibrationError, match="has learned from 12 of these 12 images"):
+        recalibrated(restored, learned, None, blemish.Run())
+    assert "learned_keys" not in restored.info()

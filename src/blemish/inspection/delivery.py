@@ -12,8 +12,8 @@ from blemish.contract import Label
 from blemish.data.folders import EXTENSIONS
 from blemish.data.loading import PreparedImages
 from blemish.data.samples import Sample
-from blemish.errors import DataError, ImageError, OutputError
-from blemish.inspection.inspector import Inspector, Source
+from blemish.errors import CalibrationError, DataError, ImageError, OutputError
+from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector, Source
 from blemish.inspection.regions import regions_csv
 from blemish.inspection.render import save_heatmap
 from blemish.inspection.verdict import Verdict
@@ -74,11 +74,19 @@ def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float
 
     Raises:
         DataError: there is no image at the paths given.
-        CalibrationError: they are too few for the rate asked for.
+        CalibrationError: they are too few for the rate asked for, or the model has learned from some of them: its
+            scores of those are too low to be a threshold for new ones.
     """
     label: Label = "normal"
     samples = [Sample(path, label, str(path), "good") for path in dict.fromkeys(find_images(good))]
     images = PreparedImages(samples, inspector.preparation, progress=run.progress)
+    learned = set(inspector.provenance.get(LEARNED_KEYS, ()))
+    known = [sample.path.name for sample, key in zip(images.samples, images.keys) if key[:KEY_LETTERS] in learned]
+    if known:
+        raise CalibrationError(
+            f"the model has learned from {len(known)} of these {len(images)} images, such as {known[0]}: a threshold "
+            "from them would reject almost every new part. Give good images that it has not seen."
+        )
     return inspector.calibrated(images, [sample.group for sample in images.samples], run, false_reject)
 
 

@@ -30,7 +30,7 @@ from blemish.data.surveying import survey
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
 from blemish.inspection.comparing import check_comparable, compare
-from blemish.inspection.inspector import Inspector
+from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
 from blemish.inspection.learning import IN_MEMORY, Learner, PreparedSet
 from blemish.registry import DEFAULT_METHOD, METHODS, make_config, method_class, method_entry, nearest_name
 from blemish.run import PrecisionName, Run, Silent, choose_precision
@@ -143,7 +143,7 @@ def _fit(
         calibration = _calibrate_folds(learner, inspector, how, settings, run)
         method = learner.learn(everything, run, before)
     indices = kept if how.kind == "holdout" else list(everything)
-    provenance = _provenance(training, images, len(indices), settings, backbone, run)
+    provenance = _provenance(training, images, indices, settings, backbone, run)
     if settings.compare:
         change = compare(learner, indices, partial(inspector, calibration=uncalibrated()), run)
         provenance["known_bad_changed"] = dataclasses.asdict(change)
@@ -269,7 +269,7 @@ def _show_known_bad(inspector: Inspector, images: PreparedSet, run: Run) -> None
 def _provenance(
     training: TrainingSet,
     images: PreparedSet,
-    learned: int,
+    learned: Sequence[int],
     settings: FitSettings,
     backbone: TimmBackbone,
     run: Run,
@@ -280,7 +280,8 @@ def _provenance(
         "data": training.name,
         "regime": training.regime,
         "images": len(images.normal),
-        "images_learned": learned,
+        "images_learned": len(learned),
+        LEARNED_KEYS: sorted(images.normal.keys[i][:KEY_LETTERS] for i in learned),
         "groups": len(set(images.groups)),
         "data_digest": digest,
         "weights_digest": backbone.digest,

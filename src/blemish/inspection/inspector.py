@@ -35,6 +35,12 @@ Source = str | Path | bytes | Image | NDArray[Any]
 
 BACKBONE = "backbone."
 
+LEARNED_KEYS = "learned_keys"
+"""Where a model's provenance keeps the keys of the images it learned from: it must not be calibrated on them."""
+
+KEY_LETTERS = 16
+"""Of each key: 64 bits tell images apart."""
+
 
 @dataclass(frozen=True)
 class Inspector:
@@ -176,7 +182,7 @@ class Inspector:
             "review_threshold": self.calibration.review_threshold,
             "pixel_threshold": self.calibration.pixel_threshold,
             "learned_numbers": learned,
-            **self.provenance,
+            **{name: value for name, value in self.provenance.items() if name != LEARNED_KEYS},
         }
 
     def _load(self, source: Source) -> tuple[Raster, Tensor]:
