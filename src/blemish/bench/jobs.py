@@ -234,11 +234,13 @@ def _configuration(
         raise ConfigError(f"recipe {recipe.name}, method {variant.label!r}: {error}") from None
     # Nothing is selected where nothing is trained.
     trains = known >= LENGTHS
-    protocol = recipe.protocol.model_dump(mode="json", exclude={"contaminate", "overlap"})
+    protocol = recipe.protocol.model_dump(mode="json", exclude={"contaminate", "overlap", "follow"})
     if overlap is not None:  # absent elsewhere, so that rows from before there was such a protocol still stand
         protocol |= {"contaminate": recipe.protocol.contaminate, "overlap": overlap}
     if entry.reveal is not None:
         protocol |= {"regime": "weak", "reveal": entry.reveal, "kinds": entry.kinds}
+    if recipe.protocol.follow is not None and trains:
+        protocol |= {"follow": recipe.protocol.follow}
     if protocol["selection"] == "last" or not trains:
         protocol |= {"selection": "last", "select_by": []}
     configuration = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-EVIDENCE, LOCK = "evidence.npz", "lock"
+EVIDENCE, LOCK, CURVES, CHECKPOINTS = "evidence.npz", "lock", "curves.json", "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ class Protocol(_Section):
         selection: ``last``: the model as training left it; ``best_on_test``: the best epoch by a look at the test set,
             as some papers do, to show what that adds. It is marked in every table.
         select_by: the metrics whose mean picks that epoch.
+        follow: judge after every so many epochs, too, to draw curves; nothing is chosen by them. None: at the end only.
         calibration: recipes of papers train on everything, so ``none``.
         at: where pixel metrics are measured.
         per_image_pro: also AU-PRO as the RD family computes it.
@@ -154,6 +155,7 @@ class Protocol(_Section):
     overlap: Annotated[tuple[bool, ...], Field(min_length=1, max_length=2)] = (False,)
     selection: Literal["last", "best_on_test"] = "last"
     select_by: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")
+    follow: Annotated[int, Field(ge=1)] | None = None
     calibration: Literal["none", "auto", "holdout", "crossfit"] = "none"
     at: Literal["input", "original"] = "input"
     per_image_pro: bool = False
@@ -172,6 +174,8 @@ class Protocol(_Section):
             raise ValueError(f"contaminate = {self.contaminate} makes no {self.regime} set: leave regime out")
         if self.contaminate is None and self.overlap != (False,):
             raise ValueError("overlap is about drawn images: give contaminate as well, such as 0.1")
+        if self.follow is not None and self.selection != "last":
+            raise ValueError("best_on_test looks after every epoch already: leave follow out")
         if len(set(self.overlap)) != len(self.overlap):
             raise ValueError("overlap names one test set twice: [false], [true] or [false, true]")
         return self

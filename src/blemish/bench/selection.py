@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from blemish.bench.following import Follower
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet
 from blemish.errors import ConfigError
@@ -35,16 +36,32 @@ class Outcome:
 
 
 def learn_and_judge(
-    training: TrainingSet, test: TestSet, settings: FitSettings, configuration: dict[str, Any], run: Run
+    training: TrainingSet,
+    test: TestSet,
+    settings: FitSettings,
+    configuration: dict[str, Any],
+    run: Run,
+    follower: Follower | None = None,
 ) -> Outcome:
     """Fit, then judge the test set as the configuration says.
+
+    Args:
+        training: to learn from.
+        test: to judge.
+        settings: how to learn.
+        configuration: of the job.
+        run: its seed, checkpoints and clock.
+        follower: draws curves on the way; not with ``best_on_test``, which looks after each epoch by itself.
 
     Raises:
         BlemishError: whatever fitting and judging raise.
     """
     at, per_image = configuration["at"], configuration["per_image_pro"]
     if configuration["selection"] == "last":
-        inspector = fit(training, settings, run)
+        if follower is None:
+            inspector = fit(training, settings, run)
+        else:
+            inspector = fit(training, settings, replace(run, on_epoch=follower.on_epoch), watch=follower.watch)
         return Outcome(inspector, evaluate(inspector, test, run, at, per_image))
     watcher = _Watcher(test, run, configuration)
     inspector = fit(training, settings, replace(run, on_epoch=watcher.on_epoch), watch=watcher.watch)

@@ -85,9 +85,7 @@ def open_sets(place: Place) -> tuple[TrainingSet, TestSet]:
         DataError: they are not what they should be.
         ConfigError: a kind to reveal is unknown.
     """
-    training, test = read_training(place.folder), open_test_set(place.folder)
-    if place.alt_split:
-        training, test = resplit(training, test, place.folder / place.alt_split)
+    training, test = _as_split(place)
     if place.contaminate is not None:
         drawn = contaminate(training, test, place.contaminate, place.seed)
         training, test = drawn.training, drawn.test(place.overlap)
@@ -95,6 +93,18 @@ def open_sets(place: Place) -> tuple[TrainingSet, TestSet]:
         revealed = reveal(training, test, place.reveal, place.kinds, place.seed)
         training, test = revealed.training, revealed.test
     return training, test
+
+
+def planted(place: Place) -> frozenset[Path]:
+    """The training images that are bad, though no method is told: those that ``contaminate`` drew."""
+    if place.contaminate is None:
+        return frozenset()
+    return frozenset(one.path for one in contaminate(*_as_split(place), place.contaminate, place.seed).drawn)
+
+
+def _as_split(place: Place) -> tuple[TrainingSet, TestSet]:
+    training, test = read_training(place.folder), open_test_set(place.folder)
+    return resplit(training, test, place.folder / place.alt_split) if place.alt_split else (training, test)
 
 
 def data_digest(training: TrainingSet, test: TestSet) -> str:

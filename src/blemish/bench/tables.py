@@ -179,7 +179,10 @@ def protocol_lines(summary: Summary) -> list[str]:
         f"seeds {', '.join(map(str, recipe.seeds))}.",
         "Metrics are taken from raw scores and maps"
         + (" at the network's input size." if protocol.at == "input" else " at each image's own size."),
-        "The model is the one that training left; no test image was seen before."
+        f"The model is the one that training left. The test set was also judged after every {protocol.follow} epochs, "
+        "to draw curves; nothing was chosen by them."
+        if protocol.follow is not None
+        else "The model is the one that training left; no test image was seen before."
         if protocol.selection == "last"
         else f"Best on test: the epoch with the highest mean of {', '.join(protocol.select_by)} on the test set.",
         TRIVIAL_MEANS[0].upper() + TRIVIAL_MEANS[1:] + ".",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blemish.bench.ledger import FILE, Ledger, Row, held
-from blemish.bench.orders import EVIDENCE, LOCK, Order, job_folder
+from blemish.bench.orders import CHECKPOINTS, CURVES, EVIDENCE, LOCK, Order, job_folder
 
 if TYPE_CHECKING:
+    from blemish.bench.following import Follower
     from blemish.bench.jobs import Job
     from blemish.bench.selection import Outcome
     from blemish.run import Run
@@ -46,6 +48,8 @@ def main(argv: list[str]) -> int:
             return 0
         row = attempt(order)
         ledger.append(row)
+        if row["status"] == "done":
+            shutil.rmtree(order.folder / CHECKPOINTS, ignore_errors=True)
     return 0 if row["status"] == "done" else FAILED
 
 
@@ -96,10 +100,11 @@ def _perform(order: Order) -> Row:
     """The row of the order's job; those of jobs that are judged by the same model go into the ledger at once."""
     import dataclasses
 
+    from blemish.bench.following import Follower
     from blemish.bench.jobs import Job, place_of
     from blemish.bench.machine import commit
     from blemish.bench.selection import judge_again, learn_and_judge
-    from blemish.bench.sets import open_sets
+    from blemish.bench.sets import open_sets, planted
     from blemish.inspection.fitting import FitSettings
     from blemish.run import Lines, Run, choose_device, set_threads
 
@@ -108,24 +113,59 @@ def _perform(order: Order) -> Row:
     job = Job.from_dict(order.job)
     configuration = job.wish.configuration
     threads = set_threads(order.threads)
-    run = Run(seed=configuration["seed"], device=choose_device(order.device), progress=Lines())
+    kept = order.folder / CHECKPOINTS
+    if order.afresh:
+        shutil.rmtree(kept, ignore_errors=True)
+    # Whoever chooses an epoch by the test set has to see all of them, so such a job begins anew.
+    keeps = configuration["selection"] == "last"
+    run = Run(
+        seed=configuration["seed"],
+        device=choose_device(order.device),
+        progress=Lines(),
+        checkpoint=kept if keeps else None,
+        resume=keeps and kept.is_dir(),
+    )
     names = {field.name for field in dataclasses.fields(FitSettings)}
     settings = {name: value for name, value in configuration.items() if name in names}
     settings |= {"weights": job.weights, "size": _pair(configuration["size"])}
     if "cache" in names:  # features of one set, computed by the first job that needs them
         settings["cache"] = str(order.results / "runs" / "features")
     training, test = open_sets(place_of(job))
-    outcome = learn_and_judge(training, test, FitSettings(**settings), configuration, run)
+    others = {other.key: open_sets(place_of(other))[1] for other in job.siblings}
+    follower = None
+    if "follow" in configuration:
+        length = configuration["options"]
+        follower = Follower(
+            tests={order.key: test, **others},
+            every=configuration["follow"],
+            last=length["epochs"] if length["steps"] is None else None,
+            training=training,
+            planted=planted(place_of(job)),
+            run=run,
+            path=order.folder / CURVES,
+            at=configuration["at"],
+            per_image=configuration["per_image_pro"],
+        )
+        follower.begin(goes_on=run.resume)
+    outcome = learn_and_judge(training, test, FitSettings(**settings), configuration, run, follower)
     ledger = Ledger(order.results / FILE)
     for other in job.siblings:
-        again = judge_again(outcome, open_sets(place_of(other))[1], other.wish.configuration, run)
-        row = _row(other, again, run, threads, made_at, order.results)
+        again = judge_again(outcome, others[other.key], other.wish.configuration, run)
+        row = _row(other, again, run, threads, made_at, order.results, follower)
         seconds = {**row["seconds"], "total": round(time.perf_counter() - began, 3)}
         ledger.append({**row, "seconds": seconds, "learned_by": order.key})
-    return _row(job, outcome, run, threads, made_at, order.results)
+    return _row(job, outcome, run, threads, made_at, order.results, follower)
 
 
-def _row(job: Job, outcome: Outcome, run: Run, threads: int, made_at: Commit, results: Path) -> Row:
+def _row(
+    job: Job,
+    outcome: Outcome,
+    run: Run,
+    threads: int,
+    made_at: Commit,
+    results: Path,
+    follower: Follower | None = None,
+) -> Row:
     """What the ledger says of a job that is done; its evidence goes into the job's folder."""
     from blemish.bench.evidence import gather, save_evidence
     from blemish.bench.machine import machine, peak_memory_mib, source_digest, versions
@@ -159,15 +199,30 @@ def _row(job: Job, outcome: Outcome, run: Run, threads: int, made_at: Commit, re
         "seconds": {stage: round(seconds, 3) for stage, seconds in run.clock.seconds.items()},
         "peak_memory_mib": peak_memory_mib(),
         "peak_gpu_memory_mib": _gpu_peak(run.device.type),
-        "test_openings": outcome.test_openings,
+        "test_openings": outcome.test_openings + (follower.looks(job.key) if follower else 0),
         "selected_epoch": outcome.epoch,
         "metrics_of_last_epoch": outcome.last,
         "metrics": {name: figures.pop(name) for name in outcome.found.metrics},
         "kinds": figures.pop("kinds"),
         "test": figures,
+        **_curves(job, outcome, run, follower),
         "versions": versions(),
         "finished": now(),
     }
+
+
+def _curves(job: Job, outcome: Outcome, run: Run, follower: Follower | None) -> Row:
+    """What training told epoch by epoch, and how the figures came about; nothing for methods without epochs."""
+    from blemish.bench.following import columns
+
+    if not run.curves:
+        return {}
+    found: Row = {"curves": {name: columns(curve) for name, curve in run.curves.items()}}
+    if follower is not None:
+        epochs = len([*run.curves.values()][-1])  # folds learn before the model does
+        found["followed"] = follower.points(job.key, epochs, outcome.found)
+        found["trusted"] = follower.trusted()
+    return found
 
 
 def _pair(size: Any) -> Any:

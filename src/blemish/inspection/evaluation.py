@@ -71,9 +71,9 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able figures; None for what the data cannot give."""
         return {
-            **_without_nan(self.metrics),
+            **as_figures(self.metrics),
             **self.decisions,
-            "kinds": {kind: _without_nan(figures) for kind, figures in self.kinds.items()},
+            "kinds": {kind: as_figures(figures) for kind, figures in self.kinds.items()},
             "at": self.at,
             "images": len(self.judged),
             "anomalous": sum(one.sample.anomalous for one in self.judged),
@@ -82,7 +82,7 @@ class Evaluation:
 
 
 def evaluate(
-    inspector: Inspector, test: TestSet, run: Run, at: At = "input", per_image_pro: bool = False
+    inspector: Inspector, test: TestSet, run: Run, at: At = "input", per_image_pro: bool = False, kinds: bool = True
 ) -> Evaluation:
     """Judge a test set and measure.
 
@@ -92,6 +92,7 @@ def evaluate(
         run: reports progress and counts seconds.
         at: pixel metrics at the model's input size (masks resized by nearest pixel) or at each image's own size.
         per_image_pro: add ``aupro_per_image``, the variant of the RD family.
+        kinds: also figures for each kind of defect.
 
     Raises:
         DataError: no image can be read, or a mask has another size than its image.
@@ -106,8 +107,8 @@ def evaluate(
         cues = cue_aurocs(cue_values(thumbnails), labels)
         metrics |= {f"trivial_{cue}_auroc": value for cue, value in cues.items()}
         metrics |= _pixels(judged, per_image_pro)
-        kinds = _by_kind(judged)
-    return Evaluation(metrics, kinds, _decisions(inspector, judged), tuple(judged), at, (*test.notes, *unreadable))
+        by_kind = _by_kind(judged) if kinds else {}
+    return Evaluation(metrics, by_kind, _decisions(inspector, judged), tuple(judged), at, (*test.notes, *unreadable))
 
 
 def as_text(found: Evaluation) -> str:
@@ -235,5 +236,6 @@ def _decisions(inspector: Inspector, judged: Sequence[Judged]) -> dict[str, Any]
     return found
 
 
-def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
+def as_figures(figures: dict[str, float]) -> dict[str, float | None]:
+    """JSON-able: None for what the data cannot give."""
     return {name: None if math.isnan(value) else value for name, value in figures.items()}

@@ -41,6 +41,7 @@ from blemish.errors import DataError
 from blemish.inspection.render import Scale, fixed_scale, overlay
 from blemish.report import page
 from blemish.report.charts import curves, dot_plot, score_histogram
+from blemish.report.epochs import charts_over_epochs
 from blemish.run import written_atomically
 
 QUIET = 0.75
@@ -157,6 +158,7 @@ def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:
         label = _shown_method(summary, evidence)
         one = evidence[label]
         yield page.charts([_histogram(one, column(summary, label)), _roc(summary, evidence)])
+    yield from _over_epochs(summary, name)
     kinds = [kind_table(summary, name, metric) for metric in KIND_METRICS]
     if any(table[1] for table in kinds):
         yield page.heading("By kind of defect", 3)
@@ -164,6 +166,23 @@ def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:
         yield page.beside(_table(table) for table in kinds if table[1])
     if evidence:
         yield from _pictures(one, column(summary, label))
+
+
+def _over_epochs(summary: Summary, name: str) -> Iterator[str]:
+    """Curves of the first seed of each method that was trained."""
+    rows = {}
+    for label in summary.labels:
+        own = sorted(summary.cells.get((label, name), ()), key=lambda row: int(row["seed"]))
+        if own:
+            rows[column(summary, label)] = own[0]
+    drawn = list(charts_over_epochs(rows, tuple(summary.recipe.metrics)))
+    if drawn:
+        yield page.heading("Over epochs, one seed", 3)
+        shares = [row["trusted"]["share"] for row in rows.values() if row.get("trusted")]
+        looked = "The test set was looked at on the way to draw the curves of figures; nothing was chosen by them. "
+        trusted = f"{shares[0]:.1%} of all that was learned from is bad. " if shares else ""
+        yield page.paragraph(looked * any("followed" in row for row in rows.values()) + trusted, "soft")
+        yield page.charts(drawn)
 
 
 def _shown_method(summary: Summary, evidence: dict[str, Evidence]) -> str:
