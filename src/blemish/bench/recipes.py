@@ -31,7 +31,6 @@ METRICS: dict[str, str] = {
     "aupro_per_image": "AU-PRO per image",
 }
 """Every figure of merit and its name for people. An oracle chose its threshold by looking at the test labels."""
-
 LOWER_IS_BETTER = frozenset({"pixel_fpr95"})
 
 
@@ -133,8 +132,7 @@ class Preparation(_Section):
 class Protocol(_Section):
     """What training and testing may see.
 
-    Protocols that draw from the test set come with the methods that need them; their keys belong here, and
-    ``blemish.bench.sets.open_sets`` is where they take effect.
+    ``blemish.bench.sets.open_sets`` is where those that draw from the test set take effect.
 
     Attributes:
         regime: ``clean``: good training images only; ``contaminated``: a pile with bad ones in it.
@@ -142,8 +140,7 @@ class Protocol(_Section):
             seed, the same for all methods; None for none.
         overlap: False judges without the drawn groups, True with them; with both, one model is judged twice.
         selection: ``last``: the model as training left it; ``best_on_test``: the best epoch by a look at the test set,
-            as some papers do, to show what that adds. It is marked in every table.
-        select_by: the metrics whose mean picks that epoch.
+            as some papers do, to show what that adds: the best mean of ``select_by``, marked in every table.
         follow: judge after every so many epochs, too, to draw curves; nothing is chosen by them. None: at the end only.
         calibration: recipes of papers train on everything, so ``none``.
         at: where pixel metrics are measured.
@@ -216,8 +213,7 @@ class Recipe(_Section):
         methods: the columns of the tables.
         data: the rows of the tables.
         seeds: each a job of its own.
-        backbone: a name of ``blemish backbones``.
-        weights: ``pretrained``, ``random`` (for tests only), or a file.
+        backbone, weights: a name of ``blemish backbones``; ``pretrained``, ``random`` (for tests only), or a file.
         precision: ``auto``, ``fp32`` or ``bf16``.
         epochs: length of training for every method that counts in epochs; None for each method's own.
         steps: the same for methods that count in steps.
