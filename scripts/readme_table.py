@@ -1,7 +1,7 @@
-"""Write the results that stand in ``results/ledger.jsonl`` into the README, between its two markers.
+"""Write what stands in ``results/ledger.jsonl`` into the README, between its two markers, and into results/tables.md.
 
 python scripts/readme_table.py            writes
-python scripts/readme_table.py --check    only says whether the README is up to date (exit code 1 if not)
+python scripts/readme_table.py --check    only says whether both are up to date (exit code 1 if not)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from blemish.bench.session import readme_tables
+from blemish.bench.session import readme_tables, results_page
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -25,14 +25,13 @@ def fresh(readme: str, tables: str) -> str:
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = fresh(before, readme_tables(ROOT))
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            raise SystemExit("README.md is stale: run python scripts/readme_table.py")
-    else:
-        path.write_text(after, encoding="utf-8")
+    readme, page = ROOT / "README.md", ROOT / "results" / "tables.md"
+    wanted = {readme: fresh(readme.read_text(encoding="utf-8"), readme_tables(ROOT)), page: results_page(ROOT)}
+    for path, text in wanted.items():
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{path.name} is stale: run python scripts/readme_table.py")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from blemish.bench.jobs import wishes
 from blemish.bench.recipes import load_recipe
-from blemish.bench.session import readme_tables
+from blemish.bench.session import readme_tables, results_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +25,11 @@ def script():
 def test_the_readme_shows_what_the_ledger_holds(script):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == script.fresh(readme, readme_tables(ROOT)), "run python scripts/readme_table.py"
+
+
+def test_the_page_of_figures_shows_what_the_ledger_holds():
+    page = (ROOT / "results" / "tables.md").read_text(encoding="utf-8")
+    assert page == results_page(ROOT), "run python scripts/readme_table.py"
 
 
 def test_only_what_is_between_the_markers_changes(script):
@@ -51,4 +56,4 @@ def test_a_new_row_makes_the_table_another_one(tmp_path):
     (tmp_path / "results" / "ledger.jsonl").write_text(json.dumps(row) + "\n")
     tables = readme_tables(tmp_path)
     assert "| demo/brick | – | 0.876 | – |" in tables or "| demo/brick | – | 0.877 | – |" in tables
-    assert "blemish bench recipes/mine.toml" in tables
+    assert "blemish bench recipes/mine.toml" in results_page(tmp_path)

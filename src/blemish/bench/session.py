@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,6 @@ from blemish.bench.summary import Summary, summarise
 from blemish.bench.tables import made_with, markdown_table, pair_sentences, result_tables, timing_table
 from blemish.errors import ConfigError
 from blemish.run import Progress
-
-IN_README = 4
-"""How many of a recipe's metrics the README shows."""
-
 
 @dataclass(frozen=True)
 class Session:
@@ -117,22 +113,37 @@ def open_session(
 
 
 def readme_tables(root: Path) -> str:
-    """The figures of every recipe of a repository that has rows in its ledger, for the README.
+    """The first figure of every recipe of a repository that has rows in its ledger, for the README."""
+    parts = []
+    for _, summary in _measured(root):
+        parts += [f"### {summary.recipe.title}", result_tables(summary, summary.recipe.metrics[:1])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def results_page(root: Path) -> str:
+    """All figures of those recipes, pair by pair and with times, for a page of their own."""
+    parts = ["# Measured", "Made by `scripts/readme_table.py` from `results/ledger.jsonl`."]
+    for path, summary in _measured(root):
+        command = f"`blemish bench {path.relative_to(root).as_posix()} --data DIR`"
+        compared = "\n".join(f"- {line}" for line in pair_sentences(summary))
+        about = " ".join(summary.recipe.about.split())
+        made = f"{made_with(summary)} The same on your machine: {command}"
+        parts += [f"## {summary.recipe.title}", about, result_tables(summary), compared]
+        parts += [markdown_table(timing_table(summary)), made]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _measured(root: Path) -> Iterator[tuple[Path, Summary]]:
+    """Recipes with figures.
 
     ``quick.toml`` is left out: its set shows that things work, and is no evidence of more. So are recipes with a
     calibration: ``scripts/verdicts_table.py`` shows what those are about.
     """
     rows: list[Row] = Ledger(root / "results" / FILE).rows()
-    parts = []
     for path in sorted((root / "recipes").rglob("*.toml")):
         summary = summarise(load_recipe(path), rows)
         if path.stem != "quick" and summary.recipe.protocol.calibration == "none" and summary.rows:
-            command = f"`blemish bench {path.relative_to(root).as_posix()} --data DIR`"
-            compared = "\n".join(f"- {line}" for line in pair_sentences(summary))
-            tables = result_tables(summary, summary.recipe.metrics[:IN_README])
-            made = f"{made_with(summary)} The same on your machine: {command}"
-            parts += [f"### {summary.recipe.title}", tables, compared, markdown_table(timing_table(summary)), made]
-    return "\n\n".join(part for part in parts if part)
+            yield path, summary
 
 
 def _matches(title: str, pattern: str) -> bool:
