@@ -22,7 +22,7 @@ from blemish.inspection.evaluation import Evaluation, Judged
 from blemish.run import written_atomically
 
 SHOWN = 6
-"""Misses and false alarms kept of each job."""
+"""Misses, false alarms and examples kept of each job."""
 SIDE = 224
 """Pixels of the longer side that pictures are kept at."""
 
@@ -58,6 +58,7 @@ class Evidence:
         good_peaks: the highest map value of each good image; empty for a method without maps.
         misses: anomalous images, lowest score first.
         alarms: good images, highest score first.
+        examples: bad images at even steps through the set, whatever their score: the same ones for every method.
     """
 
     scores: NDArray[np.float64]
@@ -65,18 +66,22 @@ class Evidence:
     good_peaks: NDArray[np.float64]
     misses: tuple[Picture, ...]
     alarms: tuple[Picture, ...]
+    examples: tuple[Picture, ...] = ()
 
 
 def gather(found: Evaluation, preparation: Preparation) -> Evidence:
     """The evidence in an evaluation."""
     bad = sorted((one for one in found.judged if one.sample.anomalous), key=lambda one: one.score)
     good = sorted((one for one in found.judged if not one.sample.anomalous), key=lambda one: -one.score)
+    named = sorted(bad, key=lambda one: one.sample.path.as_posix())
+    steps = range(len(named) // (2 * SHOWN), len(named), max(1, len(named) // SHOWN))
     return Evidence(
         scores=np.array([one.score for one in found.judged], dtype=np.float64),
         labels=np.array([one.sample.anomalous for one in found.judged]),
         good_peaks=np.array([one.map.max() for one in good if one.map is not None], dtype=np.float64),
         misses=tuple(_picture(one, preparation) for one in bad[:SHOWN]),
         alarms=tuple(_picture(one, preparation) for one in good[:SHOWN]),
+        examples=tuple(_picture(named[step], preparation) for step in steps[:SHOWN]),
     )
 
 
@@ -107,7 +112,7 @@ def save_evidence(path: Path, evidence: Evidence) -> None:
     arrays: dict[str, NDArray[Any]] = {
         "scores": evidence.scores, "labels": evidence.labels, "good_peaks": evidence.good_peaks
     }
-    for role, some in (("miss", evidence.misses), ("alarm", evidence.alarms)):
+    for role, some in (("miss", evidence.misses), ("alarm", evidence.alarms), ("example", evidence.examples)):
         for i, picture in enumerate(some):
             arrays[f"{role}{i}.words"] = np.array([picture.name, picture.kind])
             arrays[f"{role}{i}.score"] = np.array(picture.score)
@@ -132,7 +137,10 @@ def load_evidence(path: Path) -> Evidence:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         return Evidence(
-            arrays["scores"], arrays["labels"], arrays["good_peaks"], _some(arrays, "miss"), _some(arrays, "alarm")
+            arrays["scores"],
+            arrays["labels"],
+            arrays["good_peaks"],
+            *(_some(arrays, role) for role in ("miss", "alarm", "example")),
         )
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"no pictures in {path.name} ({error}): run the recipe again with --afresh for them") from error

@@ -20,6 +20,7 @@ from blemish.bench.tables import made_with, markdown_table, pair_sentences, resu
 from blemish.errors import ConfigError
 from blemish.run import Progress
 
+
 @dataclass(frozen=True)
 class Session:
     """A recipe, its jobs on this machine, and where their rows go.

@@ -7,7 +7,7 @@ was measured.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +164,7 @@ def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:
         yield page.heading("By kind of defect", 3)
         yield page.paragraph("Each kind against all good images; means over seeds.", "soft")
         yield page.beside(_table(table) for table in kinds if table[1])
+    yield from _examples(summary, evidence)
     if evidence:
         yield from _pictures(one, column(summary, label))
 
@@ -227,6 +228,24 @@ def roc_curve(one: Evidence) -> tuple[list[float], list[float]]:
     return [0.0, *(rejected / (~labels).sum())], [0.0, *(found / labels.sum())]
 
 
+def _examples(summary: Summary, evidence: dict[str, Evidence]) -> Iterator[str]:
+    """The same bad images under the maps of every method, each in its own colours."""
+    able = {label: one for label, one in evidence.items() if one.examples and _scale(one) is not None}
+    if len(able) < 2:
+        return
+    first = next(iter(able.values())).examples
+    able = {label: one for label, one in able.items() if [p.name for p in one.examples] == [p.name for p in first]}
+    yield page.heading("The same bad images, method by method", 3)
+    names = ", ".join(column(summary, label) for label in able)
+    yield page.paragraph(f"Left the picture with what a person marked, then the maps of {names}.", "soft")
+    strips = []
+    for place, picture in enumerate(first):
+        panels = [_panel(one.examples[place], _scale(one)) for one in able.values()]
+        strip = _strip([_marked(picture, _scale(next(iter(able.values())))), *panels])
+        strips.append(page.figure(strip, picture.kind, picture.name, "", lossy=True))
+    yield page.pictures(strips, "whole")
+
+
 def _pictures(one: Evidence, label: str) -> Iterator[str]:
     scale = _scale(one)
     good, bad = one.scores[~one.labels], one.scores[one.labels]
@@ -262,16 +281,30 @@ def _side_by_side(picture: Picture, scale: Scale | None) -> Image.Image:
     """The picture with the truth on it, and the same under the map."""
     if picture.heat is None or scale is None:
         return Image.fromarray(picture.pixels)
-    dark = np.full(picture.heat.shape, scale.threshold)
-    # No dashes over the map: on a small defect they would hide it.
-    halves = [
-        overlay(picture.pixels, dark, scale, truth=picture.truth),
-        overlay(picture.pixels, picture.heat, scale),
-    ]
-    both = Image.new("RGB", (2 * halves[0].width + 4, halves[0].height), "white")
-    both.paste(halves[0], (0, 0))
-    both.paste(halves[1], (halves[0].width + 4, 0))
-    return both
+    return _strip([_marked(picture, scale), _panel(picture, scale)])
+
+
+def _marked(picture: Picture, scale: Scale | None) -> Image.Image:
+    """The picture with the truth on it. Not over the map: on a small defect the dashes would hide it."""
+    if picture.heat is None or scale is None:
+        return Image.fromarray(picture.pixels)
+    return overlay(picture.pixels, np.full(picture.heat.shape, scale.threshold), scale, truth=picture.truth)
+
+
+def _panel(picture: Picture, scale: Scale | None) -> Image.Image:
+    """The picture under the map."""
+    if picture.heat is None or scale is None:
+        return Image.fromarray(picture.pixels)
+    return overlay(picture.pixels, picture.heat, scale)
+
+
+def _strip(panels: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size beside each other."""
+    width, height = panels[0].size
+    whole = Image.new("RGB", (len(panels) * (width + 4) - 4, height), "white")
+    for place, panel in enumerate(panels):
+        whole.paste(panel, (place * (width + 4), 0))
+    return whole
 
 
 def _table(table: Table) -> str:

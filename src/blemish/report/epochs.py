@@ -26,8 +26,7 @@ def charts_over_epochs(rows: Mapping[str, Row], metrics: tuple[str, ...]) -> Ite
     """
     for metric in metrics:
         yield from _chart(
-            {name: _followed(row, metric) for name, row in rows.items()}, METRICS[metric], METRICS[metric]
-        )
+            {name: _followed(row, metric) for name, row in rows.items()}, METRICS[metric], "")
     yield from _chart({name: _logged(row, "loss") for name, row in rows.items()}, "Loss", "mean of an epoch")
     trusted = {name: _trusted(row) for name, row in rows.items()}
     yield from _chart(trusted, "Bad among the images taken for good", "share")

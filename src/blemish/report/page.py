@@ -38,6 +38,7 @@ td.words { text-align: left; white-space: normal; min-width: 16em; }
            max-width: 46em; }
 .beside { display: flex; flex-wrap: wrap; gap: 0 22px; align-items: flex-start; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 14px; margin: 12px 0; }
+.pictures.whole { grid-template-columns: 1fr; }
 .pictures.wide { grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
 figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 figure img { display: block; width: 100%; image-rendering: auto; }
@@ -122,7 +123,7 @@ def _jpeg_uri(picture: Image.Image) -> str:
 
 
 def pictures(figures: Iterable[str], css: str = "") -> str:
-    """Figures in a grid; of broad pictures with ``css="wide"``."""
+    """Figures in a grid; of broad pictures with ``css="wide"``, of strips with ``css="whole"``."""
     return f"<div class='pictures {css}'>{''.join(figures)}</div>"
 
 
