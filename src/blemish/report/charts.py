@@ -69,15 +69,34 @@ def curves(
     for tick in _ticks(floor, ceiling):
         y = bottom - (tick - floor) / (ceiling - floor) * (bottom - TOP)
         parts += [_line(LEFT, y, WIDTH - RIGHT, y, LINE), _text(LEFT - 6, y + 4, _number(tick), SOFT, 11, "end")]
-    for i, (name, (xs, ys)) in enumerate(points.items()):
+    for i, (xs, ys) in enumerate(points.values()):
         colour = SERIES[i % len(SERIES)]
         finite = np.isfinite(ys)
         line = " ".join(at(a, b) for a, b in zip(xs[finite], ys[finite]))
-        dash = "" if i < 4 else " stroke-dasharray='5 3'"
+        dash = f" stroke-dasharray='{_dashes(i)}'" if _dashes(i) else ""
         parts.append(f"<polyline points='{line}' fill='none' stroke='{colour}' stroke-width='2'{dash}/>")
-        parts.append(_text(WIDTH - RIGHT - 4, bottom - 8 - 15 * (len(points) - 1 - i), name, colour, 12, "end"))
-    parts += [*_x_axis(low, high, x_label), _text(LEFT, TOP - 4, y_label, SOFT, 11)]
-    return _svg(parts, title)
+    legend, height = _legend(list(points))
+    parts += [*legend, *_x_axis(low, high, x_label), _text(LEFT, TOP - 4, y_label, SOFT, 11)]
+    return _svg(parts, title, height=height)
+
+
+def _legend(names: Sequence[str]) -> tuple[list[str], float]:
+    """The lines' names under the chart, where no line can run through them, and the height of the whole."""
+    parts: list[str] = []
+    x, y = float(LEFT), float(HEIGHT + 10)
+    for i, name in enumerate(names):
+        width = 34 + 6.8 * len(name)
+        if x > LEFT and x + width > WIDTH - RIGHT:
+            x, y = float(LEFT), y + 18
+        colour = SERIES[i % len(SERIES)]
+        parts += [_line(x, y - 4, x + 16, y - 4, colour, _dashes(i)), _text(x + 21, y, name, colour, 12)]
+        x += width
+    return parts, y + 10
+
+
+def _dashes(place: int) -> str:
+    """Of a line: the fifth and later ones are dashed, so that they differ in more than colour."""
+    return "" if place < 4 else "5 3"
 
 
 Dot = tuple[float, float]
