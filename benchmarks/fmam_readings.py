@@ -47,7 +47,8 @@ def painted(pixels: NDArray[np.float64], kind: str, rng: np.random.Generator) ->
     height, width = pixels.shape[:2]
     grey = pixels.mean(axis=-1)
     relief = gaussian_filter(np.abs(grey - gaussian_filter(grey, 3)), 4)
-    relief = relief[: height - SIDE, : width - SIDE] if min(height, width) > SIDE else relief[:1, :1]
+    half = SIDE // 2
+    relief = relief[half : height - half, half : width - half]  # of the squares' middles
     place = rng.choice(np.flatnonzero(relief >= np.quantile(relief, 0.8)))
     top, left = np.unravel_index(place, relief.shape)
     ranked = pixels.reshape(-1, 3)[np.argsort(grey, axis=None, kind="stable")]
