@@ -211,6 +211,11 @@ def names_of(entry: DataEntry) -> tuple[tuple[str, str], ...]:
     return entry.names
 
 
+def judged_names(recipe: Recipe, entry: DataEntry) -> set[str]:
+    """The names in tables of all test sets that an entry is judged on."""
+    return {_judged_on(name, overlap) for _, name in names_of(entry) for overlap in recipe.protocol.overlaps}
+
+
 def _place(entry: DataEntry, category: str, data: Path | None, runs: Path) -> Place | str:
     if entry.set != DEMO:
         found = locate(entry.set, category, entry.alt_split, data)

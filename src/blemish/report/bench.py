@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from blemish.bench.evidence import Evidence, Picture, load_evidence
-from blemish.bench.jobs import names_of
+from blemish.bench.jobs import judged_names
 from blemish.bench.orders import EVIDENCE, job_folder
 from blemish.bench.recipes import METRICS
 from blemish.bench.summary import Summary
@@ -146,7 +146,8 @@ def _pairs(summary: Summary) -> Iterator[str]:
 
 def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:
     yield page.heading(name, anchor=_anchor(name))
-    notes = [entry.note for entry in summary.recipe.data if name in {own for _, own in names_of(entry)} and entry.note]
+    recipe = summary.recipe
+    notes = [entry.note for entry in recipe.data if entry.note and name in judged_names(recipe, entry)]
     cue = summary.trivial(name)
     if cue is not None:
         notes.append(f"trivial AUROC {cue[1]:.2f}, by {cue[0]}")
