@@ -52,7 +52,7 @@ def metric_table(summary: Summary, metric: str) -> Table:
         rows.append((name, *trivial, *figures))
     averages = [summary.average(label, metric) for label in summary.labels]
     known = [one for one in averages if one is not None]
-    if known and len(rows) > 1:
+    if known and known[0][1] > 1:
         mean = f"mean over {known[0][1]} sets"
         rows.append((mean, *(("",) if beside else ()), *(shown(one and one[0]) for one in averages)))
     return header, rows
