@@ -170,8 +170,9 @@ def test_manifests_lie_with_the_images_and_replace_nothing_that_is_read(layout, 
     before = (layout / "manifest.csv").read_text()
     with pytest.raises(ManifestError, match="choose another name"):
         write_contaminated(found, layout / "manifest.csv")
-    with pytest.raises(ManifestError, match="write it to a folder that holds the images"):
+    with pytest.raises(ManifestError, match="write it to a folder that holds the images") as caught:
         write_contaminated(found, tmp_path / "elsewhere" / "pile.csv")
+    assert f"such as {layout.resolve() / 'pile.csv'}" in str(caught.value)
     assert (layout / "manifest.csv").read_text() == before
     assert sorted(p.name for p in layout.iterdir() if p.is_file()) == ["manifest.csv"]
     outer, _ = write_contaminated(found, tmp_path / "pile.csv")

@@ -7,6 +7,7 @@ leave its folder, not even through a link: a manifest from a stranger must not m
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,8 @@ def write_manifest(manifest: Path, entries: Iterable[Entry]) -> Path:
     # Imports torch, which reading a manifest does not need.
     from blemish.run import written_atomically
 
+    entries = list(entries)
+    check_within(manifest, [file for entry in entries for file in (entry.path, entry.mask) if file is not None])
     rows = [
         (
             _relative(manifest, entry.path),
@@ -128,18 +131,18 @@ def check_within(manifest: Path, images: Iterable[Path]) -> None:
     Raises:
         ManifestError: an image lies outside the manifest's folder.
     """
-    for image in images:
-        _relative(manifest, image)
+    folder, files = manifest.parent.resolve(), [image.resolve() for image in images]
+    outside = next((file for file in files if not file.is_relative_to(folder)), None)
+    if outside is not None:
+        holds_all = Path(os.path.commonpath([file.parent for file in files]))
+        raise ManifestError(
+            f"a manifest names files inside its own folder, and {outside} is not in {folder}: write it to a folder that "
+            f"holds the images, such as {holds_all / manifest.name}."
+        )
 
 
 def _relative(manifest: Path, path: Path) -> str:
-    folder, target = manifest.parent.resolve(), path.resolve()
-    if not target.is_relative_to(folder):
-        raise ManifestError(
-            f"a manifest names files inside its own folder, and {path} is not in {folder}: write it to a folder that "
-            f"holds the images, such as {path.parent / manifest.name}."
-        )
-    return target.relative_to(folder).as_posix()
+    return path.resolve().relative_to(manifest.parent.resolve()).as_posix()
 
 
 def inside(manifest: Path, written: str, line: int) -> Path:
