@@ -136,8 +136,8 @@ def check_within(manifest: Path, images: Iterable[Path]) -> None:
     if outside is not None:
         holds_all = Path(os.path.commonpath([file.parent for file in files]))
         raise ManifestError(
-            f"a manifest names files inside its own folder, and {outside} is not in {folder}: write it to a folder that "
-            f"holds the images, such as {holds_all / manifest.name}."
+            f"a manifest names files inside its own folder, and {outside} is not in {folder}: write it to a folder "
+            f"that holds the images, such as {holds_all / manifest.name}."
         )
 
 
