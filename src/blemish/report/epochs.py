@@ -16,6 +16,9 @@ Line = tuple[ArrayLike, ArrayLike]
 COUNTED = frozenset({"hc"})
 """Logged values that count images, and have no place on a chart of losses."""
 
+ENERGY = "energy_"
+"""What the names of a discriminator's energies begin with: small beside its loss, so they have a chart of their own."""
+
 
 def charts_over_epochs(rows: Mapping[str, Row], metrics: tuple[str, ...]) -> Iterator[str]:
     """The charts of one set.
@@ -31,7 +34,11 @@ def charts_over_epochs(rows: Mapping[str, Row], metrics: tuple[str, ...]) -> Ite
     trusted = {name: _trusted(row) for name, row in rows.items()}
     yield from _chart(trusted, "Bad among the images taken for good", "share")
     for name, row in rows.items():
-        others = {value: _logged(row, value) for value in _names(row) if value not in COUNTED | {"loss"}}
+        shown = [value for value in _names(row) if value not in COUNTED | {"loss"}]
+        energies = {value: _logged(row, value) for value in shown if value.startswith(ENERGY)}
+        named = {value.removeprefix(ENERGY): line for value, line in energies.items()}
+        yield from _chart(named, f"{name}: energies", "mean of an epoch")
+        others = {value: _logged(row, value) for value in shown if value not in energies}
         yield from _chart(others, f"{name}: what else it tells", "mean of an epoch")
 
 
