@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from blemish.bench.jobs import Job, place_of, plan
@@ -43,17 +41,8 @@ overlap = [false, true]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for place, number in (("train/good", 10), ("test/good", 4), ("test/blot", 5)):
-        (root / "weave" / place).mkdir(parents=True)
-        for i in range(number):
-            pixels = rng.normal(120, 20, (64, 64))
-            if place == "test/blot":
-                pixels[20:34, 24:40] = 0
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "weave" / place / f"{i}.png")
-    return root
+def data(write_weave):
+    return write_weave({"train/good": 10, "test/good": 4, "test/blot": 5})
 
 
 def recipe_at(path, text=RECIPE):

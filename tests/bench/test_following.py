@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from blemish.bench.following import Follower
 from blemish.bench.jobs import place_of, plan
 from blemish.bench.ledger import FILE, Ledger
 from blemish.bench.orders import CHECKPOINTS, CURVES, Order
@@ -20,9 +21,11 @@ from blemish.bench.sets import open_sets, planted
 from blemish.bench.summary import summarise
 from blemish.data.protocols import contaminate
 from blemish.data.readers import read_training
+from blemish.data.samples import Sample, TrainingSet
 from blemish.data.testset import open_test_set
 from blemish.errors import ConfigError
 from blemish.report.bench import write_reports
+from blemish.run import Run
 
 RECIPE = """
 seeds = [3]
@@ -46,17 +49,8 @@ follow = 2
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for place, number in (("train/good", 8), ("test/good", 4), ("test/blot", 5)):
-        (root / "weave" / place).mkdir(parents=True)
-        for i in range(number):
-            pixels = rng.normal(120, 20, (64, 64))
-            if place == "test/blot":
-                pixels[20:34, 24:40] = 0
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "weave" / place / f"{i}.png")
-    return root
+def data(write_weave):
+    return write_weave({"train/good": 8, "test/good": 4, "test/blot": 5})
 
 
 def jobs_of(folder, data, text=RECIPE):
@@ -116,6 +110,8 @@ def test_a_job_killed_while_it_trains_goes_on_and_ends_with_the_same_row(data, u
     for name in found:
         for what in ("metrics", "curves", "followed", "trusted", "kinds", "test_openings"):
             assert found[name][what] == wanted[name][what], what
+        assert found[name]["resumed"]  # so its seconds are not those of the whole job
+        assert not wanted[name]["resumed"]
 
 
 def test_the_test_set_is_judged_after_every_second_epoch_and_at_the_end(undisturbed):
@@ -125,6 +121,23 @@ def test_the_test_set_is_judged_after_every_second_epoch_and_at_the_end(undistur
         assert row["followed"][-1]["image_auroc"] == row["metrics"]["image_auroc"]
         (curve,) = row["curves"].values()
         assert {len(values) for values in curve.values()} == {6}
+
+
+def test_looks_count_neither_as_learning_nor_as_judging(undisturbed):
+    seconds = undisturbed[2]["weave, overlap"]["seconds"]
+    assert seconds["looks"] > 0
+    assert seconds["fit"] + seconds["looks"] + seconds["judging"] <= seconds["total"]
+
+
+def test_places_of_trusted_images_are_not_guessed_where_some_were_left_out(tmp_path):
+    pile = [Sample(Path(f"{number}.png"), "unlabelled", str(number), "unlabelled") for number in range(4)]
+    training = TrainingSet("pile", None, tuple(pile))
+    follower = Follower({}, 1, None, training, {pile[0].path}, Run(), tmp_path / "notes")
+    follower.begin(goes_on=False)
+    follower.watch(SimpleNamespace(method=SimpleNamespace(confident=[0, 1], eval=lambda: None)))
+    follower.on_epoch(1, {})
+    assert follower.trusted(4) == {"epoch": [1], "images": [2], "bad": [1], "share": 0.25}
+    assert follower.trusted(3) is None  # place 0 of three may be any of the first two
 
 
 def test_the_share_of_bad_images_among_those_taken_for_good_is_noted(undisturbed):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from blemish.bench.jobs import place_of, plan
 from blemish.bench.recipes import load_recipe
@@ -39,14 +37,8 @@ kinds = ["blot", "hole"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for place, number in (("train/good", 12), ("test/good", 4), ("test/blot", 6), ("test/hole", 4)):
-        (root / "weave" / place).mkdir(parents=True)
-        for i in range(number):
-            Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(root / "weave" / place / f"{i}.png")
-    return root
+def data(write_weave):
+    return write_weave({"train/good": 12, "test/good": 4, "test/blot": 6, "test/hole": 4})
 
 
 def recipe_at(path, text=RECIPE):

@@ -110,6 +110,36 @@ def test_pairs_use_shared_seeds_only_and_count_each_set_once(measured):
     assert pairing.better_worse == (sum(d > 0 for d in wanted), sum(d < 0 for d in wanted))
 
 
+def test_settings_of_the_same_images_count_as_one_set(measured):
+    figures, rows = measured
+    same = {"a": "a", "b": "b", "c": "b", "d": "d"}
+    assert set(same) == set(SETS)
+    summary = summarise(recipe_of(), rows)
+    for row in summary.rows:
+        row["configuration"] = {**row["configuration"], "set": same[row["set"]]}
+    (pairing,) = summary.pairings("image_auroc")
+    gains = {
+        name: np.mean([figures["one", name, seed] - figures["ten", name, seed] for seed in range(3)]) for name in SETS
+    }
+    wanted = [gains["a"], (gains["b"] + gains["c"]) / 2, gains["d"]]
+    assert list(pairing.by_set) == ["a", "b", "d"]
+    assert list(pairing.by_set.values()) == pytest.approx(wanted)
+    interval = stats.ttest_1samp(wanted, 0).confidence_interval(0.95)
+    assert pairing.interval == pytest.approx((interval.low, interval.high))
+    assert "mean over 4 settings of 3 sets" in result_tables(summary)
+
+
+def test_jobs_that_were_killed_and_went_on_are_not_timed(measured):
+    _, rows = measured
+    slow = {**rows[0], "seconds": {"fit": 1e-6, "total": 1e-6}, "resumed": True}
+    summary = summarise(recipe_of(), [slow, *rows[1:]])
+    options = slow["configuration"]["options"]
+    others = [row["seconds"]["fit"] for row in rows[1:] if row["configuration"]["options"] == options]
+    assert len(others) == len(SETS) * 3 - 1
+    assert summary.seconds("one", "fit") == pytest.approx(np.median(others))
+    assert estimate(slow["configuration"], [slow]) is None
+
+
 def test_rows_of_another_configuration_or_version_do_not_stand(measured):
     _, rows = measured
     old = [{**row, "configuration": {**row["configuration"], "method_version": 0}} for row in rows]

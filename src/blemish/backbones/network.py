@@ -204,7 +204,7 @@ def _create(name: str, features: Sequence[Feature] | None, on_meta: bool) -> Any
     try:
         with torch.device("meta") if on_meta else nullcontext():
             return timm.create_model(full, features_only=True, pretrained=False, **options)
-    except (RuntimeError, AttributeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AttributeError, AssertionError) as error:
         raise ConfigError(
             f"backbone {name!r} offers no feature maps ({error}): choose one of {', '.join(BACKBONES)}"
         ) from error

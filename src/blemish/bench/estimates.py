@@ -31,7 +31,7 @@ class Estimate:
 
 def estimate(configuration: Mapping[str, Any], rows: Iterable[Row]) -> Estimate | None:
     """The median seconds of the most similar finished rows; None where there is none of the method."""
-    finished = [row for row in rows if row["status"] == "done" and "total" in row.get("seconds", {})]
+    finished = [row for row in rows if row["status"] == "done" and is_timed(row)]
     for names in SIMILAR:
         wanted = [configuration.get(name) for name in names]
         seconds = [
@@ -42,6 +42,11 @@ def estimate(configuration: Mapping[str, Any], rows: Iterable[Row]) -> Estimate 
         if seconds:
             return Estimate(median(seconds), len(seconds))
     return None
+
+
+def is_timed(row: Row) -> bool:
+    """Whether a row's seconds are those of the whole job: not if it was killed and went on."""
+    return "total" in row.get("seconds", {}) and not row.get("resumed", False)
 
 
 class Forecast:

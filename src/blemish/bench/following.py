@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet
 from blemish.inspection.evaluation import Evaluation, as_figures, evaluate
 from blemish.inspection.inspector import Inspector
-from blemish.run import Run, written_atomically
+from blemish.run import Clock, Run, written_atomically
 
 Point = dict[str, Any]
 """``epoch`` and what was found at its end; None for what the data cannot give."""
@@ -74,7 +74,7 @@ class Follower:
             inspector.method.eval()
             for key, test in self.tests.items():
                 if all(one["epoch"] < epoch for one in self._points[key]):
-                    found = evaluate(inspector, test, self.run, self.at, self.per_image, kinds=False)
+                    found = look(inspector, test, self.run, self.at, self.per_image, kinds=False)
                     self._points[key].append({"epoch": epoch, **_shown(found)})
         self._write()
 
@@ -86,12 +86,19 @@ class Follower:
         """The curve of a job, up to the model as training left it."""
         return [*self._points[key], {"epoch": epochs, **_shown(final)}]
 
-    def trusted(self) -> dict[str, Any] | None:
-        """Epoch by epoch, how many images the method took for good and how many of them are bad; None if it says none.
+    def trusted(self, learned_from: int | None) -> dict[str, Any] | None:
+        """Epoch by epoch, how many images the method took for good and how many of them are bad.
 
         ``share`` is that of bad images in all that it learned from.
+
+        Args:
+            learned_from: number of images that the method saw. It speaks of places among these, which are places in
+                the training set only if it saw all: some may have been held out, or could not be read.
+
+        Returns:
+            None if the method names no images, or did not see all.
         """
-        if not self._trusted:
+        if not self._trusted or learned_from != len(self.training.normal):
             return None
         columns = {name: [one[name] for one in self._trusted] for name in ("epoch", "images", "bad")}
         return {**columns, "share": round(len(self.planted) / len(self.training.normal), 5)}
@@ -99,6 +106,12 @@ class Follower:
     def _write(self) -> None:
         with written_atomically(self.path) as temporary:
             temporary.write_text(json.dumps({"points": self._points, "trusted": self._trusted}), encoding="utf-8")
+
+
+def look(inspector: Inspector, test: TestSet, run: Run, at: Any, per_image: bool, kinds: bool = True) -> Evaluation:
+    """Judge a test set while the model still learns; the seconds count to a stage of their own."""
+    with run.clock.stage("looks"):
+        return evaluate(inspector, test, replace(run, clock=Clock()), at, per_image, kinds)
 
 
 def columns(curve: list[dict[str, float]]) -> dict[str, list[float | None]]:

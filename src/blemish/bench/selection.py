@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from blemish.bench.following import Follower
+from blemish.bench.following import Follower, look
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet
 from blemish.errors import ConfigError
@@ -100,7 +100,7 @@ class _Watcher:
         """Judge, and remember if better; the mean leaves out figures that this set cannot give."""
         (inspector,) = self._watched
         inspector.method.eval()
-        found = evaluate(inspector, self.test, self.run, self.configuration["at"], self.configuration["per_image_pro"])
+        found = look(inspector, self.test, self.run, self.configuration["at"], self.configuration["per_image_pro"])
         self.openings += 1
         values = [found.metrics[name] for name in self.configuration["select_by"]]
         known = [value for value in values if not math.isnan(value)]

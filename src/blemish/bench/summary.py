@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
+from blemish.bench.estimates import is_timed
 from blemish.bench.jobs import Absent, wishes
 from blemish.bench.ledger import Row
 from blemish.bench.recipes import LOWER_IS_BETTER, Recipe
@@ -37,11 +38,14 @@ class Spread:
 class Pairing:
     """One method against another on one metric, on the same sets and seeds.
 
+    Settings of the same images (other splits, with and without overlap, kinds in turn) are not independent: they are
+    averaged first, so that each set of images counts once.
+
     Attributes:
         label: the method.
         against: what it is compared with.
         metric: by which figure.
-        by_set: mean difference (method minus the other) over the seeds that both have.
+        by_set: mean difference (method minus the other) over the settings and seeds that both have.
         pairs: how many runs of each that rests on.
     """
 
@@ -134,9 +138,13 @@ class Summary:
         """Of a cell."""
         return Spread.of(list(self.values(label, set_name, metric).values()))
 
-    def average(self, label: str, metric: str, sets: Sequence[str] | None = None) -> tuple[Spread, int] | None:
-        """Over the sets that every method has a figure for: by seed first, so that the spread is of whole tables."""
-        chosen = [name for name in (sets or self.sets) if self._complete(name, metric)]
+    def complete_sets(self, metric: str) -> list[str]:
+        """The sets that every method has a figure for."""
+        return [name for name in self.sets if all(self.values(label, name, metric) for label in self.labels)]
+
+    def average(self, label: str, metric: str) -> tuple[Spread, int] | None:
+        """Over the complete sets, and their number: by seed first, so that the spread is of whole tables."""
+        chosen = self.complete_sets(metric)
         if not chosen or label not in self.labels:
             return None
         by_seed = [self.values(label, name, metric) for name in chosen]
@@ -144,8 +152,12 @@ class Summary:
         found = Spread.of([fmean(values[seed] for values in by_seed) for seed in sorted(seeds)])
         return None if found is None else (found, len(chosen))
 
-    def _complete(self, set_name: str, metric: str) -> bool:
-        return all(self.values(label, set_name, metric) for label in self.labels)
+    def images_of(self, set_name: str) -> str:
+        """The set of images that ``set_name`` is a setting of."""
+        rows = (row for (_, own), found in self.cells.items() if own == set_name for row in found)
+        configuration: dict[str, Any] = next((row["configuration"] for row in rows), {})
+        named = [str(configuration[key]) for key in ("set", "category") if configuration.get(key)]
+        return "/".join(named) or set_name
 
     def trivial(self, set_name: str) -> tuple[str, float] | None:
         """The trivial cue that separates the set best, and its AUROC, at least 0.5."""
@@ -161,14 +173,17 @@ class Summary:
         """Every other method against the recipe's reference."""
         against, found = self.recipe.compared_with, []
         for label in self.labels:
-            by_set, pairs = {}, 0
+            settings: dict[str, list[float]] = {}
+            pairs = 0
             for name in self.sets:
                 mine, theirs = self.values(label, name, metric), self.values(against, name, metric)
                 shared = sorted(mine.keys() & theirs.keys())
                 if shared:
-                    by_set[name] = fmean(mine[seed] - theirs[seed] for seed in shared)
+                    difference = fmean(mine[seed] - theirs[seed] for seed in shared)
+                    settings.setdefault(self.images_of(name), []).append(difference)
                     pairs += len(shared)
-            if by_set and label != against:
+            if settings and label != against:
+                by_set = {images: fmean(differences) for images, differences in settings.items()}
                 found.append(Pairing(label, against, metric, by_set, pairs))
         return found
 
@@ -194,12 +209,12 @@ class Summary:
         return (None if own is None else self.spread(label, own, metric)), None
 
     def seconds(self, label: str, stage: str, sets: Sequence[str] | None = None) -> float | None:
-        """Median over jobs."""
+        """Median over jobs that were done in one go."""
         found = [
             row["seconds"][stage]
             for name in (sets or self.sets)
             for row in self.cells.get((label, name), ())
-            if stage in row["seconds"]
+            if stage in row["seconds"] and is_timed(row)
         ]
         return median(found) if found else None
 

@@ -53,7 +53,11 @@ def metric_table(summary: Summary, metric: str) -> Table:
     averages = [summary.average(label, metric) for label in summary.labels]
     known = [one for one in averages if one is not None]
     if known and known[0][1] > 1:
-        mean = f"mean over {known[0][1]} sets"
+        counted = summary.complete_sets(metric)
+        different = len({summary.images_of(name) for name in counted})
+        mean = f"mean over {len(counted)} sets"
+        if different < len(counted):
+            mean = f"mean over {len(counted)} settings of {different} {'set' if different == 1 else 'sets'}"
         rows.append((mean, *(("",) if beside else ()), *(shown(one and one[0]) for one in averages)))
     return header, rows
 
@@ -81,7 +85,7 @@ def _said(one: Pairing) -> str:
     reach = "" if one.interval is None else f" (95 % interval {signed(one.interval[0])} to {signed(one.interval[1])})"
     return (
         f"{one.label} against {one.against}: {METRICS[one.metric]} differs by {signed(one.mean)} on average over "
-        f"{len(one.by_set)} sets{reach}; better on {better}, worse on {worse}."
+        f"{len(one.by_set)} {'set' if len(one.by_set) == 1 else 'sets'}{reach}; better on {better}, worse on {worse}."
     )
 
 
@@ -103,7 +107,8 @@ def _printed(one: Printed, summary: Summary) -> tuple[str, ...]:
 
 def timing_table(summary: Summary) -> Table:
     """Median seconds of each stage, and memory, over all jobs of a method."""
-    stages = ("images", "fit", "judging", "metrics", "total")
+    looks = any("looks" in row["seconds"] for row in summary.rows)
+    stages = ("images", "fit", *(("looks",) if looks else ()), "judging", "metrics", "total")
     header = ("method", *(f"{stage} (s)" for stage in stages), "peak memory (MiB)", "threads")
     rows = []
     for label in summary.labels:
@@ -237,10 +242,13 @@ def markdown(summary: Summary) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-TIMED_MEANS = "Medians over all jobs of a method, each in a process of its own; the total includes starting it."
+TIMED_MEANS = (
+    "Medians over all jobs of a method, each in a process of its own; the total includes starting it. Jobs that were "
+    "killed and went on are left out; looks are those at the test set while a model still learns."
+)
 PAIRED_MEANS = (
-    "Same sets, same seeds. The mean goes over sets, each counting once; the interval (Student's t) says how far it "
-    "might move with other sets like these. Better / worse counts sets."
+    "Same sets, same seeds. The mean goes over sets of images, each counting once, however many settings it stands in; "
+    "the interval (Student's t) says how far it might move with other sets like these. Better / worse counts sets."
 )
 
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from blemish.bench.following import Follower
     from blemish.bench.jobs import Job
     from blemish.bench.selection import Outcome
+    from blemish.data.samples import TrainingSet
+    from blemish.data.testset import TestSet
     from blemish.run import Run
 
 Commit = tuple[str | None, bool | None]
@@ -100,11 +103,10 @@ def _perform(order: Order) -> Row:
     """The row of the order's job; those of jobs that are judged by the same model go into the ledger at once."""
     import dataclasses
 
-    from blemish.bench.following import Follower
     from blemish.bench.jobs import Job, place_of
     from blemish.bench.machine import commit
     from blemish.bench.selection import judge_again, learn_and_judge
-    from blemish.bench.sets import open_sets, planted
+    from blemish.bench.sets import open_sets
     from blemish.inspection.fitting import FitSettings
     from blemish.run import Lines, Run, choose_device, set_threads
 
@@ -132,21 +134,7 @@ def _perform(order: Order) -> Row:
         settings["cache"] = str(order.results / "runs" / "features")
     training, test = open_sets(place_of(job))
     others = {other.key: open_sets(place_of(other))[1] for other in job.siblings}
-    follower = None
-    if "follow" in configuration:
-        length = configuration["options"]
-        follower = Follower(
-            tests={order.key: test, **others},
-            every=configuration["follow"],
-            last=length["epochs"] if length["steps"] is None else None,
-            training=training,
-            planted=planted(place_of(job)),
-            run=run,
-            path=order.folder / CURVES,
-            at=configuration["at"],
-            per_image=configuration["per_image_pro"],
-        )
-        follower.begin(goes_on=run.resume)
+    follower = _follower(order, job, training, {order.key: test, **others}, run)
     outcome = learn_and_judge(training, test, FitSettings(**settings), configuration, run, follower)
     ledger = Ledger(order.results / FILE)
     for other in job.siblings:
@@ -155,6 +143,33 @@ def _perform(order: Order) -> Row:
         seconds = {**row["seconds"], "total": round(time.perf_counter() - began, 3)}
         ledger.append({**row, "seconds": seconds, "learned_by": order.key})
     return _row(job, outcome, run, threads, made_at, order.results, follower)
+
+
+def _follower(
+    order: Order, job: Job, training: TrainingSet, tests: Mapping[str, TestSet], run: Run
+) -> Follower | None:
+    """Who draws curves over epochs, where the recipe asks for them."""
+    from blemish.bench.following import Follower
+    from blemish.bench.jobs import place_of
+    from blemish.bench.sets import planted
+
+    configuration = job.wish.configuration
+    if "follow" not in configuration:
+        return None
+    length = configuration["options"]
+    follower = Follower(
+        tests=tests,
+        every=configuration["follow"],
+        last=length["epochs"] if length["steps"] is None else None,
+        training=training,
+        planted=planted(place_of(job)),
+        run=run,
+        path=order.folder / CURVES,
+        at=configuration["at"],
+        per_image=configuration["per_image_pro"],
+    )
+    follower.begin(goes_on=run.resume)
+    return follower
 
 
 def _row(
@@ -197,6 +212,7 @@ def _row(
         "threads": threads,
         "precision": provenance.get("precision"),
         "seconds": {stage: round(seconds, 3) for stage, seconds in run.clock.seconds.items()},
+        "resumed": run.resume,  # its seconds are then those of the last process alone
         "peak_memory_mib": peak_memory_mib(),
         "peak_gpu_memory_mib": _gpu_peak(run.device.type),
         "test_openings": outcome.test_openings + (follower.looks(job.key) if follower else 0),
@@ -221,7 +237,7 @@ def _curves(job: Job, outcome: Outcome, run: Run, follower: Follower | None) -> 
     if follower is not None:
         epochs = len([*run.curves.values()][-1])  # folds learn before the model does
         found["followed"] = follower.points(job.key, epochs, outcome.found)
-        found["trusted"] = follower.trusted()
+        found["trusted"] = follower.trusted(outcome.inspector.provenance.get("images"))
     return found
 
 

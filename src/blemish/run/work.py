@@ -21,11 +21,15 @@ from blemish.run.training import Epoch, Length, Plan, train
 
 
 class Clock:
-    """Seconds spent in each named stage, summed over visits, and since the clock was made."""
+    """Seconds spent in each named stage, summed over visits, and since the clock was made.
+
+    A stage within another stops the outer one's clock: no second counts twice.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._began = time.monotonic()
+        self._inner = 0.0
 
     def elapsed(self) -> float:
         """Seconds since the clock was made: what a time limit counts."""
@@ -34,11 +38,13 @@ class Clock:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the block's seconds to a stage."""
-        began = time.perf_counter()
+        began, inner, self._inner = time.perf_counter(), self._inner, 0.0
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            spent = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner
+            self._inner = inner + spent
 
 
 class Journal:
