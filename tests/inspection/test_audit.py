@@ -210,6 +210,13 @@ def test_contaminate_fit_warn_and_evaluate_twice(tmp_path):
     drawn = blemish("contaminate", root, "--ratio", 0.2, "--seed", 1, "-o", root / "pile.csv")
     assert drawn.exit_code == 0, drawn.output
     assert "4 of 24 training images are bad" in drawn.stdout
+    again = blemish("contaminate", root, "--ratio", 0.2, "--seed", 1, "-o", tmp_path / "set" / "again.csv", "--json")
+    assert json.loads(again.stdout) == {
+        "no_overlap": str(root / "again.csv"),
+        "overlap": str(root / "again-overlap.csv"),
+        "training_images": 24,
+        "bad": 4,
+    }
     quick = ("--size", SIDE, "--threads", 1, "--calibration", "none")
     model = tmp_path / "m.blemish"
     plain = blemish("fit", root / "pile.csv", "-m", "patchcore", "-o", model, *quick)

@@ -64,6 +64,7 @@ def test_inspect_prints_one_json_line_an_image_in_order(blemish, parts, model, i
     good = sorted((parts.root / "test" / "good").iterdir())
     done = blemish("inspect", model, *good, *parts.bad)
     assert done.exit_code == 0, done.output
+    assert blemish("inspect", model, *good, *parts.bad, "--json").stdout == done.stdout
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["path"] for line in lines] == [str(path) for path in (*good, *parts.bad)]
     assert {line["decision"] for line in lines[5:]} == {"reject"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,8 +42,11 @@ def test_every_kind_in_turn_becomes_known_bad(blemish, labelled, quick_fit, tmp_
 
 
 def test_several_kinds_are_five_draws(blemish, labelled):
-    done = blemish("reveal", labelled, "-o", labelled / "few.csv", "--ratio", "0.1", "--kinds", "2")
+    done = blemish("reveal", labelled, "-o", labelled / "few.csv", "--ratio", "0.1", "--kinds", "2", "--json")
     assert done.exit_code == 0, done.output
+    written = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(one["manifest"]).name for one in written] == [f"few-draw{i}.csv" for i in range(5)]
+    assert {(one["known_bad"], *one["kinds"]) for one in written} == {(2, "hole", "scratch")}
     assert sorted(path.name for path in labelled.glob("*.csv")) == [f"few-draw{i}.csv" for i in range(5)]
 
 

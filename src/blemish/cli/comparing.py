@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from blemish.cli.app import FAILED, app, make_progress, say
-from blemish.cli.options import (
-    Device,
-    Quiet,
-    Threads,
-)
+from blemish.cli.app import FAILED, app, make_progress, print_result, say
+from blemish.cli.options import AsJson, Device, Quiet, Threads
 
 
 @app.command()
@@ -21,6 +17,7 @@ def contaminate(
     output: Annotated[Path, typer.Option("-o", "--output", help="The manifest to write, beside the images.")],
     ratio: Annotated[float, typer.Option(help="Bad images for each training image.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Fixes which parts are drawn.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """An unlabelled pile with known bad ones in it. Example: blemish contaminate parts/ -o parts/pile.csv"""
     from blemish.data.protocols import contaminate as draw
@@ -30,8 +27,13 @@ def contaminate(
 
     found = draw(read_training(data), open_test_set(data), ratio, seed)
     pile, overlap = write_contaminated(found, output)
-    typer.echo(f"{pile}: {len(found.drawn)} of {len(found.training.samples)} training images are bad; no overlap")
-    typer.echo(f"{overlap}: the test set with overlap, for the same model")
+    bad, images = len(found.drawn), len(found.training.samples)
+    print_result(
+        {"no_overlap": str(pile), "overlap": str(overlap), "training_images": images, "bad": bad},
+        as_json,
+        f"{pile}: {bad} of {images} training images are bad; no overlap\n"
+        f"{overlap}: the test set with overlap, for the same model",
+    )
 
 
 @app.command()
@@ -41,6 +43,7 @@ def reveal(
     ratio: Annotated[float, typer.Option(help="Share of known-bad images in the training set.")] = 0.05,
     kinds: Annotated[int, typer.Option(help="Kinds of defect that are known: 1 is every kind in turn.")] = 1,
     seed: Annotated[int, typer.Option(help="Fixes which kinds and parts are drawn.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a manifest.")] = False,
 ) -> None:
     """Training sets with a few known-bad images. Example: blemish reveal parts/ -o parts/few.csv"""
     from blemish.data.readers import read_training
@@ -53,7 +56,8 @@ def reveal(
         found = draw(training, test, ratio, chosen, seed, number)
         name = f"{output.stem}-{chosen[0] if kinds == 1 else f'draw{number}'}"
         for path in write_revealed(found, output.with_stem(name)):
-            typer.echo(f"{path}: {found.labels} bad images labelled, of {', '.join(chosen)}")
+            written = {"manifest": str(path), "known_bad": found.labels, "kinds": list(chosen)}
+            print_result(written, as_json, f"{path}: {found.labels} bad images labelled, of {', '.join(chosen)}")
 
 
 @app.command()

@@ -38,12 +38,14 @@ def inspect(
     device: Device = "auto",
     threads: Threads = None,
     precision: PrecisionOption = Precision.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="Standard output is JSON with or without it.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
     from blemish.errors import CalibrationError
     from blemish.inspection.delivery import deliver
 
+    del as_json  # taken because every other command takes it
     inspector = load_model(model, device, threads, precision, weights, smallest_area)
     if fail_on is not FailOn.never and inspector.calibration.kind == "none":
         raise CalibrationError(f"--fail-on {fail_on.value} needs decisions. {inspector.calibration.sentence()}")
