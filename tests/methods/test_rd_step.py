@@ -85,7 +85,7 @@ def test_one_step_from_fixed_weights_gives_the_loss_and_the_weights_worked_out_b
 ):
     backbone = build_backbone("resnet18", (1, 2, 3), "random", seed=1)
     backbone.precision = FP32
-    start = build_reversal(backbone)
+    start = build_reversal(backbone, (64, 64))
     run = Run(seed=4, precision=FP32)
     initialise(start, run.generator("student"))
 

@@ -29,9 +29,10 @@ def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def features(backbone, size, b=2, seed=0):
+def features(backbone, size, b=2, seed=0, rounding="up"):
     generator = torch.Generator().manual_seed(seed)
-    grids = [(-(-size[0] // x.stride), -(-size[1] // x.stride)) for x in backbone.levels]
+    cells = (lambda side, stride: -(-side // stride)) if rounding == "up" else (lambda side, stride: side // stride)
+    grids = [(cells(size[0], x.stride), cells(size[1], x.stride)) for x in backbone.levels]
     return [torch.randn(b, x.channels, *g, generator=generator) for x, g in zip(backbone.levels, grids)]
 
 
@@ -63,19 +64,20 @@ def test_a_timm_tag_does_not_change_the_mirror():
     assert mirror_of(tagged) == mirror_of(resnet("wide_resnet50_2"))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (70, 50), (33, 96)])
+@pytest.mark.parametrize("size", [(72, 64), (70, 50), (33, 96), (100, 100)])
 @pytest.mark.parametrize("stages", [(1, 2, 3), (2, 3), (2,), (1, 2, 3, 4)])
-def test_maps_come_back_in_the_shapes_they_had(size, stages):
+@pytest.mark.parametrize("rounding", ["up", "down"])
+def test_maps_come_back_in_the_shapes_they_had(size, stages, rounding):
     backbone = lite(stages)
-    student = build_reversal(backbone)
+    student = build_reversal(backbone, size)
     initialise(student, torch.Generator().manual_seed(0))
-    given = features(backbone, size)
+    given = features(backbone, size, rounding=rounding)
     assert [map_.shape for map_ in student(given)] == [map_.shape for map_ in given]
 
 
 def test_resnet18s_code_is_half_the_deepest_grid_and_twice_its_width():
     backbone = resnet("resnet18")
-    student = build_reversal(backbone)
+    student = build_reversal(backbone, (64, 64))
     initialise(student, torch.Generator().manual_seed(0))
     code = student.bottleneck([map_.relu() for map_ in features(backbone, (64, 64))])
     assert code.shape == (2, 512, 2, 2)
@@ -92,7 +94,7 @@ def test_only_levels_that_cannot_be_negative_end_in_a_relu():
         name="", levels=tuple(Level(x.stage, x.channels, x.stride, False) for x in signed.levels)
     )
     for backbone, goes_below in ((signed, True), (unsigned, False), (resnet("resnet18"), False)):
-        student = build_reversal(backbone)
+        student = build_reversal(backbone, (64, 64))
         initialise(student, torch.Generator().manual_seed(0))
         with torch.no_grad():
             maps = student(features(backbone, (64, 64)))
@@ -109,7 +111,7 @@ def test_narrow_levels_are_decoded_at_64_channels():
 def test_levels_of_one_grid_are_mirrored_too():
     levels = tuple(Level(stage, 96, 16, True) for stage in (3, 6, 9))
     backbone = SimpleNamespace(name="vit_tiny", levels=levels)
-    student = build_reversal(backbone)
+    student = build_reversal(backbone, (64, 64))
     initialise(student, torch.Generator().manual_seed(0))
     given = features(backbone, (112, 112))
     assert [map_.shape for map_ in student(given)] == [(2, 96, 7, 7)] * 3
@@ -117,12 +119,28 @@ def test_levels_of_one_grid_are_mirrored_too():
 
 def test_a_gap_between_levels_is_refused():
     with pytest.raises(ConfigError, match="without a gap"):
-        build_reversal(lite((1, 3)))
+        build_reversal(lite((1, 3)), (64, 64))
+
+
+def test_images_that_leave_the_code_a_single_cell_are_refused():
+    with pytest.raises(ConfigError, match="more than 32 pixels"):
+        build_reversal(lite(), (32, 20))
+    build_reversal(lite(), (33, 20))
+
+
+def test_where_a_teacher_rounds_down_the_last_row_is_given_twice():
+    decoder = Decoder(mirror_of(lite((2,))))
+    initialise(decoder, torch.Generator().manual_seed(0))
+    decoder.eval()
+    (whole,) = decoder(torch.ones(1, 128, 2, 2), [(4, 4)])
+    (longer,) = decoder(torch.ones(1, 128, 2, 2), [(5, 3)])
+    assert torch.equal(longer[..., :4, :], whole[..., :3])
+    assert torch.equal(longer[..., 4, :], longer[..., 3, :])
 
 
 def test_every_path_counts():
     backbone = lite()
-    student = build_reversal(backbone)
+    student = build_reversal(backbone, (64, 64))
     initialise(student, torch.Generator().manual_seed(0))
     student.eval()
     given = features(backbone, (64, 64))
@@ -167,7 +185,7 @@ def test_inner_blocks_of_a_stage_keep_their_relu():
 
 
 def test_fresh_values_follow_the_released_rule_and_the_seed():
-    student = build_reversal(resnet("resnet18"))
+    student = build_reversal(resnet("resnet18"), (64, 64))
     initialise(student, torch.Generator().manual_seed(5))
     state = {name: value.clone() for name, value in student.state_dict().items()}
     for module in student.modules():
@@ -188,7 +206,7 @@ def test_fresh_values_follow_the_released_rule_and_the_seed():
 
 def test_bf16_stays_close_to_float32_and_gives_bf16_maps():
     backbone = lite()
-    student = build_reversal(backbone)
+    student = build_reversal(backbone, (64, 64))
     initialise(student, torch.Generator().manual_seed(0))
     given = [map_.to(torch.bfloat16).float() for map_ in features(backbone, (64, 64))]
     with torch.no_grad():

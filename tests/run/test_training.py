@@ -253,6 +253,15 @@ def test_a_checkpoint_of_other_work_is_refused(tmp_path: Path, change: dict[str,
         learn(run, Length(epochs=1), batch_size=3)
 
 
+def test_a_checkpoint_of_a_network_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    run = Run(checkpoint=tmp_path, resume=True)
+    finished(run)
+    net = nn.Linear(3, 1)
+    keep = {"net": net, "optimiser": torch.optim.Adam(net.parameters(), lr=0.1)}
+    with pytest.raises(ModelFileError, match="another version of Blemish"):
+        next(iter(run.epochs(Length(epochs=1), images=5, batch_size=2, keep=keep, title="toy")))
+
+
 def test_other_threads_are_warned_of(tmp_path: Path) -> None:
     notes, before = Notes(), torch.get_num_threads()
     run = Run(checkpoint=tmp_path, resume=True, progress=notes)

@@ -11,6 +11,7 @@ same file twice.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -149,8 +150,9 @@ class DiskStore:
         self.folder = folder / hashlib.sha256(named.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in self.folder.glob("*.part"):
-            if time.time() - part.stat().st_mtime > _STALE:
-                part.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has just given it its name
+                if time.time() - part.stat().st_mtime > _STALE:
+                    part.unlink()
         self._verified: set[str] = set()
 
     def holds(self, keys: Sequence[str]) -> bool:

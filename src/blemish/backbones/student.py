@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blemish.backbones.extractor import TimmBackbone
 from blemish.backbones.network import choose_features, random_network, unfilled_network
-from blemish.contract import Backbone
+from blemish.contract import Backbone, check_cells
 from blemish.run import torch_seeded
 
 
@@ -77,6 +77,15 @@ class CopiedStudent(nn.Module):
         return found
 
 
-def build_student(teacher: Backbone) -> Student | CopiedStudent:
-    """A student of ``teacher``'s architecture, up to its last level."""
+def build_student(teacher: Backbone, size: tuple[int, int]) -> Student | CopiedStudent:
+    """A student of ``teacher``'s architecture, up to its last level.
+
+    Args:
+        teacher: the backbone.
+        size: height and width of the images.
+
+    Raises:
+        ConfigError: the deepest level has a single cell, of which BatchNorm, over one image, would leave nothing.
+    """
+    check_cells(size, teacher.levels[-1].stride, f"stage {teacher.levels[-1].stage}")
     return Student(teacher) if isinstance(teacher, TimmBackbone) else CopiedStudent(teacher)

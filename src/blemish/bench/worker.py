@@ -211,6 +211,7 @@ def _row(
         "device": str(run.device),
         "threads": threads,
         "precision": provenance.get("precision"),
+        "precision_trained": provenance.get("precision_trained"),
         "seconds": {stage: round(seconds, 3) for stage, seconds in run.clock.seconds.items()},
         "resumed": run.resume,  # its seconds are then those of the last process alone
         "peak_memory_mib": peak_memory_mib(),

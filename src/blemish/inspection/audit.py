@@ -206,7 +206,7 @@ def _learner(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Le
     if parts < FEWEST:
         run.progress.note(f"warning: {parts} parts are few to tell good from bad by: from {FEWEST} on it makes sense")
     images = dataclasses.replace(images, regime="contaminated")
-    backbone, run = build_for(settings, config, run)
+    backbone, run = build_for(settings, cls, config, run)
     learner = Learner(name, cls, config, images, FrozenTeacher(backbone))
     learner.keep_features(range(len(images.normal)), True, settings.cache, run)
     return learner, run

@@ -126,7 +126,7 @@ def _fit(
         images = PreparedSet.of(training, settings.resize, settings.size, settings.crop, settings.strict, run)
     how = plan(len(set(images.groups)), settings.calibration, settings.false_reject)
     run.progress.note(f"calibration: {how.reason}")
-    backbone, run = build_for(settings, config, run)
+    backbone, run = build_for(settings, cls, config, run)
     learner = Learner(name, cls, config, images, FrozenTeacher(backbone))
     if settings.compare:
         check_comparable(learner)
@@ -153,13 +153,12 @@ def _fit(
     return fitted
 
 
-def build_for(settings: FitSettings, config: Any, run: Run) -> tuple[TimmBackbone, Run]:
+def build_for(settings: FitSettings, cls: type[Method], config: Any, run: Run) -> tuple[TimmBackbone, Run]:
     """The backbone, and the run with the precision of what is trained on it; both are said with their reasons."""
     backbone = build_backbone(settings.backbone, tuple(config.layers), settings.weights, run.seed)
     backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
     run.progress.note(f"precision: {backbone.precision.name} ({backbone.precision.reason})")
-    # Students are made of dense convolutions, whatever their teacher is made of.
-    trained = choose_precision(run.device, settings.precision, dense=True)
+    trained = choose_precision(run.device, settings.precision, cls.trains_densely(backbone, config))
     if trained.name != backbone.precision.name:
         run.progress.note(f"precision of what is trained: {trained.name} ({trained.reason})")
     return backbone.to(run.device), dataclasses.replace(run, precision=trained)
@@ -287,6 +286,7 @@ def _provenance(
         "weights_digest": backbone.digest,
         "seed": run.seed,
         "precision": backbone.precision.name,
+        "precision_trained": run.precision.name,
         "calibration_wanted": settings.calibration,
         "seconds": {stage: round(seconds, 3) for stage, seconds in run.clock.seconds.items()},
         "versions": {name: _version(name) for name in ("blemish", "torch", "timm")},

@@ -28,7 +28,7 @@ from blemish.inspection.regions import find_regions
 from blemish.inspection.render import Scale, fixed_scale
 from blemish.inspection.verdict import Verdict
 from blemish.registry import make_config, method_class
-from blemish.run import Run, choose_device, choose_precision
+from blemish.run import Precision, PrecisionName, Run, choose_device, choose_precision
 
 Source = str | Path | bytes | Image | NDArray[Any]
 """What may be judged: a path, encoded bytes, a PIL image, an array ``h w`` or ``h w c`` in RGB order."""
@@ -242,12 +242,16 @@ def _assemble(
     state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
     kept = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
     backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)
-    backbone.precision = choose_precision(device, precision, backbone.dense)
+    provenance = description["provenance"]
+    backbone.precision = as_calibrated(device, precision, backbone.dense, provenance.get("precision"))
     preparation = Preparation.from_dict(description["preparation"])
     cls = method_class(description["method"])
-    method = cls(backbone, preparation.input_size, make_config(cls, description["config"]))
+    config = make_config(cls, description["config"])
+    method = cls(backbone, preparation.input_size, config)
     if hasattr(method, "precision"):  # methods with a network of their own beside the backbone
-        setattr(method, "precision", choose_precision(device, precision))  # noqa: B010 (a module types it as a tensor)
+        dense, learned = cls.trains_densely(backbone, config), provenance.get("precision_trained")
+        own_precision = as_calibrated(device, precision, dense, learned)
+        setattr(method, "precision", own_precision)  # noqa: B010 (a module types it as a tensor)
     own = {name: t for name, t in state.items() if not name.startswith(BACKBONE)}
     method.restore(own | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
     arrays = {n.removeprefix("calibration."): t.numpy() for n, t in tensors.items() if n.startswith("calibration.")}
@@ -256,9 +260,23 @@ def _assemble(
         name=description["method"],
         preparation=preparation,
         calibration=Calibration.from_tensors(arrays, description["calibration"]),
-        provenance=description["provenance"],
+        provenance=provenance,
         smallest_area=description["smallest_area"],
     )
+
+
+def as_calibrated(device: torch.device, wanted: PrecisionName, dense: bool, calibrated: str | None) -> Precision:
+    """The precision to judge in: by itself bf16 only for a model whose threshold was set in bf16.
+
+    Args:
+        device: where networks run.
+        wanted: ``auto``, or a precision to insist on.
+        dense: as ``choose_precision`` takes it.
+        calibrated: what the model was made in; None for files that do not say, for which the processor decides.
+    """
+    if wanted == "auto" and calibrated == "fp32":
+        return Precision(torch.float32, channels_last=True, reason="as it was calibrated")
+    return choose_precision(device, wanted, dense)
 
 
 def on_screen(raster: Raster, full_scale: int) -> NDArray[np.uint8]:

@@ -128,9 +128,10 @@ class Learner:
         backbone = self.teacher.backbone
         named = f"{backbone.name} {backbone.digest[:16]}" if isinstance(backbone, TimmBackbone) else str(type(backbone))
         return {
-            "method": self.name,
+            "method": f"{self.name} {method_entry(self.name).version}",
             "options": json.dumps(dataclasses.asdict(self.config), sort_keys=True, default=str),
             "backbone": named,
+            "backbone's precision": getattr(getattr(backbone, "precision", None), "name", "fp32"),
             "preparation": self.images.preparation.digest,
             "regime": self.images.regime,
             "images": hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16],

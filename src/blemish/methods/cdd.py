@@ -113,7 +113,7 @@ class CDD(Method):
             ConfigError: the levels leave a gap.
         """
         super().__init__(backbone, size, config)
-        self.student = build_reversal(backbone)
+        self.student = build_reversal(backbone, size)
         self.precision: Precision | None = None
         self.confident: list[int] = []
         self.has_learned = False

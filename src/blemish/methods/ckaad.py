@@ -129,7 +129,7 @@ class CKAAD(Method):
         stride = backbone.levels[-1].stride
         self._grid = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
         _check_grid(self._grid, size, config)
-        self.student = build_reversal(backbone, config.norm)
+        self.student = build_reversal(backbone, size, config.norm)
         self.precision: Precision | None = None
         self.has_learned = False
 
@@ -297,7 +297,5 @@ class Adversary:
 def _check_grid(grid: tuple[int, int], size: tuple[int, int], config: CKAADConfig) -> None:
     left = f"{grid[1]} x {grid[0]} cells at the deepest of layers={config.layers}"
     given = f"images of {size[1]} x {size[0]} leave {left}"
-    if config.norm == "instance" and math.prod(math.ceil(cells / 2) for cells in grid) < 2:
-        raise ConfigError(f"{given}, and norm=instance needs more than 2: give a larger --size, or --set norm=batch")
     if config.strategy == "ckaimg" and min(grid) < SMALLEST_GRID:
         raise ConfigError(f"{given}, and ckaimg needs {SMALLEST_GRID} a side: give a larger --size, or ckapatch")

@@ -100,10 +100,15 @@ class FMAM(Method):
         super().__init__(backbone, size, config)
         if config.base == "nkd" and config.internal == "bottleneck":
             raise ConfigError("internal=bottleneck maps what reverse distillation's bottleneck takes in: use base=rd")
-        self.student = build_reversal(backbone) if config.base == "rd" else build_student(backbone)
+        self.student = build_reversal(backbone, size) if config.base == "rd" else build_student(backbone, size)
         self.mappings = nn.ModuleList(_mapping(level, config) for level in backbone.levels)
         self.precision: Precision | None = None
         self.has_learned = False
+
+    @classmethod
+    def trains_densely(cls, backbone: Backbone, config: FMAMConfig) -> bool:
+        """Reverse distillation's student always; that of ``nkd`` as its teacher."""
+        return config.base == "rd" or bool(getattr(backbone, "dense", True))
 
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Teach student and mappings together to give the teacher's features of the normal images.

@@ -73,11 +73,20 @@ class NKD(Method):
     config: NKDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: NKDConfig) -> None:
-        """Build the student, untaught."""
+        """Build the student, untaught.
+
+        Raises:
+            ConfigError: the images leave the deepest level a single cell.
+        """
         super().__init__(backbone, size, config)
-        self.student = build_student(backbone)
+        self.student = build_student(backbone, size)
         self.precision: Precision | None = None
         self.has_learned = False
+
+    @classmethod
+    def trains_densely(cls, backbone: Backbone, config: NKDConfig) -> bool:
+        """As its teacher, whose architecture the student has."""
+        return bool(getattr(backbone, "dense", True))
 
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Teach the student to see normal images as the teacher does.

@@ -81,7 +81,7 @@ class RD(Method):
             ConfigError: the levels leave a gap.
         """
         super().__init__(backbone, size, config)
-        self.student = build_reversal(backbone)
+        self.student = build_reversal(backbone, size)
         self.precision: Precision | None = None
         self.has_learned = False
 

@@ -120,7 +120,7 @@ class RDPP(Method):
         self._patches, self._wavelength = Patches(sides, config.noise, config.fixed_field), WAVELENGTH * scale
         check_patches(size, self._patches)
         self.projections = build_projections(backbone, size)
-        self.student = build_reversal(backbone)
+        self.student = build_reversal(backbone, size)
         self.precision: Precision | None = None
         self.has_learned = False
 

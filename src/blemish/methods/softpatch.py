@@ -3,9 +3,9 @@
 Idea: bad images are few, and a defect seldom lies twice at one place. So at each place of the grid a patch is compared
 with the patches of all other images there: where it stands off from its neighbourhood, it is likely to be noise.
 
-Signal: none. Each patch vector, projected to 128 numbers, gets a weight: its local outlier factor among the images at
-its place (or, by ``weighting``, its distance to the nearest of them or to their Gaussian, plus 1). The patches with
-the highest weights are left out of the memory; the rest are thinned out as PatchCore does.
+Signal: none. Each patch vector, projected to 128 numbers if it has more than 256, gets a weight: its local outlier
+factor among the images at its place (or, by ``weighting``, its distance to the nearest of them or to their Gaussian,
+plus 1). The patches with the highest weights are left out of the memory; the rest are thinned out as PatchCore does.
 
 Score: a patch's squared distance to the nearest remembered vector, times that vector's own weight: what is near only to
 something doubtful is itself doubtful. An image's is its highest patch score; the map is the patch scores, upsampled

@@ -86,7 +86,8 @@ def farthest_first(
     """The picks of the greedy k-centre rule, one after another; stop reading to stop the work.
 
     Among equal distances the lowest index is picked. The picks end early when every point left is the same as one
-    that was picked, to within rounding (closer than about a thousandth of its norm, measured from the mean).
+    that was picked, to within rounding (closer than about a thousandth of its norm, measured from the mean). There is
+    always a first one.
 
     Args:
         points: ``n m``, float32.
@@ -106,6 +107,8 @@ def farthest_first(
     while left > 0:
         picks = greedy.block(min(block, len(points)), left)
         if len(picks) == 0:
+            if greedy.picked == 0:  # all points are one and the same
+                yield int(distances.argmax())
             return
         yield from picks.tolist()
         left -= len(picks)

@@ -13,8 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from blemish.contract import Backbone
-from blemish.errors import ConfigError
+from blemish.contract import Backbone, check_cells
 from blemish.ops.residual import untrained
 
 MIN_INNER = 16
@@ -47,12 +46,7 @@ def build_projections(backbone: Backbone, size: tuple[int, int]) -> nn.ModuleLis
     Raises:
         ConfigError: a level has a single cell, of which an instance norm would leave nothing.
     """
-    deepest = backbone.levels[-1]
-    if max(size) <= deepest.stride:
-        raise ConfigError(
-            f"images of {size[0]} x {size[1]} leave stage {deepest.stage} a single cell: projections need more, so use "
-            f"images of more than {deepest.stride} pixels or shallower layers"
-        )
+    check_cells(size, backbone.levels[-1].stride, "the deepest projection")
     with torch.device("meta"):
         projections = nn.ModuleList(Projection(level.channels) for level in backbone.levels)
     untrained(projections)

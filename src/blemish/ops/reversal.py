@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blemish.contract import Backbone, Level
+from blemish.contract import Backbone, Level, check_cells
 from blemish.errors import ConfigError
 from blemish.ops.residual import BlockKind, Norm, Step, convolution, normalisation, residual_stage, untrained
 
@@ -136,17 +136,26 @@ class Decoder(nn.Module):
 
         Args:
             code: from ``Bottleneck``.
-            grids: rows and columns of the teacher's levels, shallowest first; doubling an odd grid's half gives one
-                row or column too many, which is cut off.
+            grids: rows and columns of the teacher's levels, shallowest first. Doubling the half of an odd grid gives
+                one row or column too many, which is cut off, or, where a teacher halves its grid rounding down, one
+                too few: the last one is given twice.
         """
         maps = []
         for stage, head, rectified, (rows, columns) in zip(
             self.stages, self.heads, self.rectified, reversed(grids), strict=True
         ):
-            code = stage(code)[..., :rows, :columns]
+            code = _fitted(stage(code), rows, columns)
             read = head(code)
             maps.append(F.relu(read, inplace=True) if rectified else read)
         return maps[::-1]
+
+
+def _fitted(map_: Tensor, rows: int, columns: int) -> Tensor:
+    """A map cut off, or its last row and column repeated, to the size wanted."""
+    missing = max(rows - map_.shape[-2], 0), max(columns - map_.shape[-1], 0)
+    if any(missing):
+        map_ = F.pad(map_, (0, missing[1], 0, missing[0]), mode="replicate")
+    return map_[..., :rows, :columns]
 
 
 class Reversal(nn.Module):
@@ -167,12 +176,19 @@ class Reversal(nn.Module):
         return found
 
 
-def build_reversal(backbone: Backbone, norm: Norm = "batch") -> Reversal:
+def build_reversal(backbone: Backbone, size: tuple[int, int], norm: Norm = "batch") -> Reversal:
     """The student that mirrors ``backbone``, without values: call ``initialise`` or load some.
 
+    Args:
+        backbone: whose levels.
+        size: height and width of the images.
+        norm: of the student's layers.
+
     Raises:
-        ConfigError: the backbone's levels leave a gap.
+        ConfigError: the backbone's levels leave a gap, or the code has a single cell, which no norm can learn from
+            where a batch holds one image.
     """
+    check_cells(size, 2 * backbone.levels[-1].stride, "the student's code")
     with torch.device("meta"):
         reversal = Reversal(mirror_of(backbone, norm))
     untrained(reversal)

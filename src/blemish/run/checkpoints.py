@@ -140,8 +140,11 @@ class Keeper:
         check_same_work(self.path, found.work, self.work)
         if found.states.keys() != self.keep.keys():
             raise ModelFileError(f"{self.path} was written by another version of Blemish. {_BEGIN_ANEW}")
-        for name, holder in self.keep.items():
-            holder.load_state_dict(found.states[name])
+        try:
+            for name, holder in self.keep.items():
+                holder.load_state_dict(found.states[name])
+        except (KeyError, ValueError, RuntimeError) as error:  # networks of other shapes
+            raise ModelFileError(f"{self.path} was written by another version of Blemish. {_BEGIN_ANEW}") from error
         torch.set_rng_state(found.random)
         return found
 

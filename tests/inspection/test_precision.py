@@ -1,0 +1,104 @@
+"""Which precision a model is made and judged in, on machines that this one is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blemish.errors import ConfigError
+from blemish.inspection.fitting import fit
+from blemish.inspection.inspector import load
+from blemish.registry import make_config, method_class
+from blemish.run import Run, choose_device, precision
+
+
+@pytest.fixture
+def bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_bf16_units", lambda device: True)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch believes in a GPU; its switches are put back."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    yield
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        path = tmp_path / "parts" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(90, 160, (64, 64), dtype=np.uint8)).save(path)
+    return tmp_path / "parts"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "wanted"),
+    [
+        ("rd", {}, True),
+        ("rdpp", {}, True),
+        ("cdd", {}, True),
+        ("nkd", {}, False),
+        ("fmam", {"base": "rd"}, True),
+        ("fmam", {"base": "nkd"}, False),
+    ],
+)
+def test_a_student_of_depthwise_convolutions_gains_as_little_from_bf16_as_its_teacher(method, options, wanted):
+    cls = method_class(method)
+    config = make_config(cls, options)
+    assert cls.trains_densely(SimpleNamespace(dense=False), config) is wanted
+    assert cls.trains_densely(SimpleNamespace(dense=True), config)
+
+
+def test_a_model_says_what_it_was_trained_in_and_is_judged_in_what_it_was_calibrated_in(good, tmp_path, bf16_units):
+    settings = {"backbone": "resnet18", "weights": "random", "size": 64, "calibration": "none"}
+    rd = {"method": "rd", "steps": 1, "options": {"layers": (1, 2)}}
+    for wanted, made in (("fp32", "fp32"), ("auto", "bf16")):
+        inspector = fit(good, run=Run(), precision=wanted, **settings, **rd)
+        assert (inspector.provenance["precision"], inspector.provenance["precision_trained"]) == (made, made)
+        found = load(inspector.save(tmp_path / f"{made}.blemish"))
+        assert (found.method.backbone.precision.name, found.method.precision.name) == (made, made)
+    insisted = load(tmp_path / "fp32.blemish", precision="bf16")
+    assert insisted.method.precision.name == "bf16"
+
+
+def test_a_threshold_of_bf16_is_judged_in_fp32_where_there_are_no_units(good, tmp_path, monkeypatch):
+    settings = {"backbone": "resnet18", "weights": "random", "size": 64, "calibration": "none"}
+    with monkeypatch.context() as other_machine:
+        other_machine.setattr(precision, "has_bf16_units", lambda device: True)
+        path = fit(good, run=Run(), **settings).save(tmp_path / "m.blemish")
+    monkeypatch.setattr(precision, "has_bf16_units", lambda device: False)
+    assert load(path).method.backbone.precision.name == "fp32"
+
+
+def test_a_gpu_is_told_to_repeat_itself_and_not_to_round_to_tf32(gpu):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    assert choose_device("auto").type == "cuda"
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_images_too_small_for_a_student_are_refused_before_it_learns(good):
+    for method, pixels in (("rd", 32), ("fmam", 32), ("rdpp", 32), ("nkd", 16)):
+        settings = {"backbone": "resnet18", "weights": "random", "size": pixels, "calibration": "none"}
+        with pytest.raises(ConfigError, match=f"images of more than {pixels} pixels"):
+            fit(good, run=Run(), method=method, steps=1, **settings)
+
+
+def test_one_flat_image_can_be_remembered(tmp_path):
+    (tmp_path / "flat").mkdir()
+    Image.new("L", (8, 8), 90).save(tmp_path / "flat" / "0.png")
+    settings = {"backbone": "resnet18", "weights": "random", "size": 8, "calibration": "none"}
+    inspector = fit(tmp_path / "flat", run=Run(), options={"fraction": 1.0}, **settings)
+    assert len(inspector.method.memory) >= 1
