@@ -51,11 +51,12 @@ def test_a_phone_s_jpeg_with_a_second_picture_inside():
     np.testing.assert_array_equal(read_image(content).pixels, np.full((20, 30, 3), 90))
 
 
-def test_lossless_webp_and_first_gif_frame():
+def test_lossless_webp_and_gif_of_one_frame_alone():
     np.testing.assert_array_equal(read_image(saved(Image.fromarray(COLOUR), "WEBP", lossless=True)).pixels, COLOUR)
     frames = [Image.fromarray(np.full((20, 30), value, np.uint8)) for value in (40, 200)]
-    gif = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(read_image(gif).pixels, np.full((20, 30, 3), 40))
+    np.testing.assert_array_equal(read_image(saved(frames[0], "GIF")).pixels, np.full((20, 30, 3), 40))
+    with pytest.raises(ImageError, match="holds 2 images"):
+        read_image(saved(frames[0], "GIF", save_all=True, append_images=frames[1:]))
 
 
 def test_grey_is_replicated_without_memory():

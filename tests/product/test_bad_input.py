@@ -310,7 +310,7 @@ def test_a_full_disk_under_standard_output_is_one_line(model):
 
 def test_a_missing_model(blemish, parts, tmp_path):
     refused(blemish("inspect", tmp_path / "none.blemish", parts.bad[0]), "no model file", "blemish fit")
-    refused(blemish("info", tmp_path), "no model file")
+    refused(blemish("info", tmp_path), "is a folder", "the model comes first")
 
 
 @pytest.mark.parametrize("part", [0.0, 0.0005, 0.3, 0.999])
@@ -370,7 +370,7 @@ def test_a_file_that_is_no_model(blemish, parts):
         (["--set", "layers=2"], ["layers=2", "one alone is written layers=[2]"]),
         (["--device", "tpu"], ["'tpu'", "auto, cpu or cuda"]),
         (["--epochs", "3"], ["patchcore is not trained in epochs"]),
-        (["--size", "0"], ["size 0"]),
+        (["--size", "0"], ["greater than or equal to 32"]),
         (["--false-reject", "1.5"], ["1.5", "below 1"]),
         (["--calibration", "none", "--false-reject", "0.1"], ["needs a calibration"]),
     ],

@@ -17,7 +17,7 @@ from blemish.bench.runner import Launcher, Tally, run_orders
 from blemish.bench.sets import data_folder
 from blemish.bench.summary import Summary, summarise
 from blemish.bench.tables import made_with, markdown_table, pair_sentences, result_tables, timing_table
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, OutputError
 from blemish.run import Progress
 
 
@@ -103,9 +103,13 @@ def open_session(
 
     Raises:
         ConfigError: the recipe does not hold together, or a pattern matches no job.
+        OutputError: the folder of the ledger cannot be made.
     """
     read = load_recipe(recipe)
-    (results / "runs").mkdir(parents=True, exist_ok=True)
+    try:
+        (results / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{results} cannot be written ({error.strerror}): name another folder, --results") from error
     planned = plan(read, data_folder(data), results / "runs")
     chosen = [job for job in planned.jobs if not only or any(_matches(job.title, pattern) for pattern in only)]
     if only and not chosen:

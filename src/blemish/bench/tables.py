@@ -244,7 +244,9 @@ def markdown(summary: Summary) -> str:
 
 TIMED_MEANS = (
     "Medians over all jobs of a method, each in a process of its own; the total includes starting it. Jobs that were "
-    "killed and went on are left out; looks are those at the test set while a model still learns."
+    "killed and went on are left out, where that is known. Looks are those at the test set while a model still learns; "
+    "rows from before they were counted apart have them in fit and in judging, so that stages add up to more than the "
+    "total (docs/log.md)."
 )
 PAIRED_MEANS = (
     "Same sets, same seeds. The mean goes over sets of images, each counting once, however many settings it stands in; "

@@ -51,6 +51,8 @@ class Commands(TyperGroup):
             say(f"blemish: {error}")
         except KeyboardInterrupt:
             say("blemish: stopped; nothing half-written is left behind")
+        except MemoryError as error:
+            say(f"blemish: out of memory ({error}): give it fewer images or a smaller --size")
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -95,11 +97,11 @@ def make_run(quiet: bool, device: str = "auto", threads: int | None = None, seed
 
 
 def make_progress(quiet: bool) -> Progress:
-    """A bar for a person, lines for a log, nothing with ``--quiet``."""
-    from blemish.run import Bar, Lines, Silent
+    """A bar for a person, lines for a log, warnings alone with ``--quiet``."""
+    from blemish.run import Bar, Lines, Warnings
 
     if quiet:
-        return Silent()
+        return Warnings()
     return Bar() if sys.stderr.isatty() else Lines()
 
 

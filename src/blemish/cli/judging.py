@@ -20,6 +20,7 @@ from blemish.cli.options import (
     Resize,
     Resolution,
     Seed,
+    Size,
     Threads,
     Weights,
 )
@@ -29,11 +30,11 @@ from blemish.cli.options import (
 def inspect(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Images or folders of images.", show_default=False)],
-    output: Annotated[Path | None, typer.Option("-o", help="Folder for overlays.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for overlays.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps, 32-bit TIFF.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for regions, one row each.")] = None,
     fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = FailOn.never,
-    smallest_area: Annotated[int | None, typer.Option(help="Ignore regions of fewer original pixels.")] = None,
+    smallest_area: Annotated[int | None, typer.Option(min=0, help="Ignore regions of fewer original pixels.")] = None,
     weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -42,10 +43,12 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
-    from blemish.errors import CalibrationError
+    from blemish.errors import CalibrationError, OutputError
     from blemish.inspection.delivery import deliver
 
     del as_json  # taken because every other command takes it
+    if csv is not None and csv.resolve() == model.resolve():
+        raise OutputError(f"{csv} is the model and would be replaced: choose another name")
     inspector = load_model(model, device, threads, precision, weights, smallest_area)
     if fail_on is not FailOn.never and inspector.calibration.kind == "none":
         raise CalibrationError(f"--fail-on {fail_on.value} needs decisions. {inspector.calibration.sentence()}")
@@ -88,9 +91,11 @@ def audit(
     output: Annotated[Path, typer.Option("-o", "--output", help="The page with pictures.")] = Path("audit.html"),
     backbone: Annotated[str, typer.Option(help="See `blemish backbones`.")] = "efficientnet_lite0",
     weights: Annotated[str, typer.Option(help="pretrained, a file, or random (for tests).")] = "pretrained",
-    size: Annotated[int, typer.Option(help="Pixels of a side of what the network sees.")] = 256,
+    size: Size = 256,
     resize: Annotated[Resize, typer.Option(help="How images come to that size.")] = Resize.stretch,
     option: Annotated[list[str] | None, typer.Option("--set", help="A method's own option, key=value.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images, for methods that are trained.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates of the weights, in place of --epochs.")] = None,
     shown: Annotated[int, typer.Option(min=0, help="Most suspicious images with maps on the page.")] = 60,
     seed: Seed = 0,
     device: Device = "auto",
@@ -110,7 +115,7 @@ def audit(
 
     training = read_training(data)
     for path in filter(None, (output, clean)):
-        refuse_to_replace(path, training.root)
+        refuse_to_replace(path, training)
         check_writable(path)
     if clean is not None:
         check_within(clean, (sample.path for sample in training.samples))
@@ -122,6 +127,8 @@ def audit(
         size=size,
         resize=resize.value,
         precision=precision.value,
+        epochs=epochs,
+        steps=steps,
     )
     found = search(training, settings, make_run(quiet, device, threads, seed), shown)
     page = write_audit(found, output)

@@ -20,6 +20,7 @@ from blemish.cli.options import (
     Quiet,
     Resize,
     Seed,
+    Size,
     Threads,
     Weights,
 )
@@ -27,7 +28,7 @@ from blemish.cli.options import (
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("-o", help="Folder for the images and the page.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="For images and the page.")] = Path("demo-output"),
     threads: Threads = None,
     quiet: Quiet = False,
     seed: Seed = 0,
@@ -51,7 +52,7 @@ def fit(
     nobody_looked: Annotated[bool, typer.Option("--pile", help="DATA is a pile that nobody has looked at.")] = False,
     backbone: Annotated[str, typer.Option(help="See `blemish backbones`.")] = "efficientnet_lite0",
     weights: Annotated[str, typer.Option(help="pretrained, a file, or random (for tests).")] = "pretrained",
-    size: Annotated[int, typer.Option(help="Pixels of a side of what the network sees.")] = 256,
+    size: Size = 256,
     resize: Annotated[Resize, typer.Option(help="How images come to that size.")] = Resize.stretch,
     calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = Calibration.auto,
     false_reject: FalseReject = None,
@@ -60,7 +61,7 @@ def fit(
     steps: Annotated[int | None, typer.Option(help="Updates of the weights, in place of --epochs.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was stopped or killed.")] = False,
     time_limit: Annotated[
-        float | None, typer.Option(help="Minutes after which to stop; --resume goes on.", show_default=False)
+        float | None, typer.Option(min=0, help="Minutes after which to stop; --resume goes on.", show_default=False)
     ] = None,
     cache: Annotated[str, typer.Option(help="Where features are kept while learning: memory, off or DIR.")] = "memory",
     compare: Annotated[bool, typer.Option("--compare", help="Say what the known-bad images changed.")] = False,
@@ -74,7 +75,7 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Learn what is normal and write one model file. Example: blemish fit parts/ -o parts.blemish"""
-    from blemish.data.readers import read_globs, read_training
+    from blemish.data.readers import read_globs, read_training, refuse_to_replace
     from blemish.errors import ConfigError
     from blemish.inspection.fitting import FitSettings
     from blemish.inspection.fitting import fit as learn
@@ -84,6 +85,7 @@ def fit(
     if (data is None) == (not patterns):
         raise ConfigError("give either DATA or patterns: `blemish fit DATA` or `blemish fit --good 'OK/*.png'`")
     training = read_training(data, nobody_looked) if data else read_globs(good or (), anomalous or (), unlabelled or ())
+    refuse_to_replace(output, training)
     check_writable(output)
     settings = FitSettings(
         method=method,

@@ -52,7 +52,7 @@ class FailOn(StrEnum):
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="Processor threads; default: all cores.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results only, no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only, no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as one JSON object.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="How networks compute; auto says what it chose and why.")]
 Model = Annotated[Path, typer.Argument(help="A model file made by `blemish fit`.", show_default=False)]
@@ -63,3 +63,4 @@ Weights = Annotated[
     str | None, typer.Option(help="The backbone's weights, for a model saved without them.", show_default=False)
 ]
 Seed = Annotated[int, typer.Option(help="Everything random derives from it.")]
+Size = Annotated[int, typer.Option(min=32, max=4096, help="Pixels of a side of what the network sees.")]

@@ -150,6 +150,9 @@ def full_scale(rasters: Iterable[Raster]) -> int:
 
 def _decoded(image: Image.Image, name: str) -> Raster:
     _check_size(image.height, image.width, name)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # phones add a second view to a photograph
+        raise ImageError(f"{name} holds {frames} images, and one is judged at a time: save each as a file of its own.")
     try:
         image.load()
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))

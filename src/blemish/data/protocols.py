@@ -95,7 +95,7 @@ def write_contaminated(found: Contaminated, manifest: Path) -> tuple[Path, Path]
     """
     second = manifest.with_stem(manifest.stem + OVERLAP)
     for path in (manifest, second):
-        refuse_to_replace(path, found.training.root)
+        refuse_to_replace(path, found.training)
     pile = [Entry(s.path, "unlabelled", "train", "unlabelled", s.group) for s in found.training.samples]
     # The larger one first: where it fails, nothing is written.
     write_manifest(manifest, [*pile, *_entries(found.no_overlap.samples)])

@@ -39,7 +39,7 @@ def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
     """
     data = Path(data)
     if data.is_dir():
-        training = _read_folder(data)
+        training = _read_folder(data, "unlabelled" if unlabelled else "good")
     elif data.is_file() and data.suffix.casefold() == ".csv":
         training = _read_rows(data)
     else:
@@ -100,20 +100,21 @@ def shared_files(training: TrainingSet, data: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def refuse_to_replace(manifest: Path, root: Path | None) -> None:
-    """Never write over the manifest that a set was read by, or that names its groups.
+def refuse_to_replace(path: Path, training: TrainingSet) -> None:
+    """Never write over the manifest that a set was read by, or that names its groups, or over one of its images.
 
     Raises:
         ManifestError: this would.
     """
-    if root is None:
-        return
-    source = root / "manifest.csv" if root.is_dir() else root
-    if source.is_file() and manifest.resolve() == source.resolve():
-        raise ManifestError(f"{manifest} is what this set is read by and would be replaced: choose another name.")
+    root, written = training.root, path.resolve()
+    source = root / "manifest.csv" if root is not None and root.is_dir() else root
+    if source is not None and source.is_file() and written == source.resolve():
+        raise ManifestError(f"{path} is what this set is read by and would be replaced: choose another name.")
+    if written in {sample.path.resolve() for sample in training.samples}:
+        raise ManifestError(f"{path} is an image of this set and would be replaced: choose another name.")
 
 
-def _read_folder(data: Path) -> TrainingSet:
+def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     root = data / "train" if (data / "train").is_dir() else data
     labelled = [root / name for name in _LAYOUT if (root / name).is_dir()]
     groups = Groups(data)
@@ -126,7 +127,8 @@ def _read_folder(data: Path) -> TrainingSet:
         notes += _strangers(root, labelled)
     else:
         samples = [Sample(path, "normal", groups.of(path), "good") for path in images_in(root)]
-        notes += [f"{root.name} has no folder good, unlabelled or anomalous: its {len(samples)} images count as good"]
+        unnamed = f"{root.name} has no folder good, unlabelled or anomalous"
+        notes += [f"{unnamed}: its {len(samples)} images count as {counts_as}"]
         notes += [*ignored_note(root), *_strangers(root, [])]
     if not any(sample.label != "anomalous" for sample in samples):
         raise DataError(_nothing_normal(root, samples))

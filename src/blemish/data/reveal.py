@@ -149,7 +149,7 @@ def write_revealed(found: Revealed, manifest: Path) -> tuple[Path, ...]:
     if found.validation is not None:
         parts.append(_of_test(found.validation))
     for path in paths[: len(parts)]:
-        refuse_to_replace(path, found.training.root)
+        refuse_to_replace(path, found.training)
     return tuple(write_manifest(path, entries) for path, entries in zip(paths, parts))
 
 

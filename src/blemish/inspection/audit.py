@@ -178,7 +178,7 @@ def write_clean(found: Audit, manifest: Path) -> Path:
         ManifestError: an image lies outside the manifest's folder, or the manifest is what the set was read by.
         OutputError: it cannot be written.
     """
-    refuse_to_replace(manifest, found.training.root)
+    refuse_to_replace(manifest, found.training)
     left = {one.sample.path for one in found.judged if not one.suspect}
     kept = [Entry(s.path, "normal", "train", "good", s.group) for s in found.training.normal if s.path in left]
     bad = [Entry(s.path, "anomalous", "train", s.kind, s.group) for s in found.training.anomalous]
@@ -189,7 +189,7 @@ def _learner(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Le
     """What learns from parts of the set, as a pile that nobody has looked at."""
     name = settings.method or METHOD
     cls = method_class(name)
-    if "contaminated" not in cls.regimes:
+    if cls.regimes == {"weak"}:
         raise RegimeError(f"{name} learns from known-bad images, and an audit has none: use -m {METHOD}")
     config = make_config(cls, method_options(name, cls, settings))
     run.progress.note(f"{training.name}: {training.summary()}")

@@ -17,7 +17,7 @@ from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector, S
 from blemish.inspection.regions import regions_csv
 from blemish.inspection.render import save_heatmap
 from blemish.inspection.verdict import Verdict
-from blemish.run import Progress, Run, written_atomically
+from blemish.run import Progress, Run, check_writable, written_atomically
 
 
 def deliver(
@@ -42,7 +42,9 @@ def deliver(
     """
     images = find_images(paths)
     names = _distinct_names(images)
-    _spare_the_originals(names, overlays, maps)
+    _spare_the_originals(names, overlays, maps, table)
+    if table is not None:
+        check_writable(table)
     decisions: set[str] = set()
     unreadable: list[Source] = []
     rows: list[dict[str, Any]] = []
@@ -91,7 +93,7 @@ def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and every image below the folders named, in order.
+    """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``.
 
     Raises:
         DataError: nothing is there.
@@ -99,7 +101,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
+            found += sorted(
+                one
+                for one in path.rglob("*")
+                if one.suffix.lower() in EXTENSIONS
+                and one.name[0] != "."
+                and "ground_truth" not in one.relative_to(path).parts
+            )
         else:
             found.append(path)
     if not found:
@@ -125,13 +133,16 @@ def _folders(path: Path) -> list[str]:
     return [folder.name for folder in path.parents if folder.name not in ("", "..")]
 
 
-def _spare_the_originals(names: Mapping[Path, str], overlays: Path | None, maps: Path | None) -> None:
+def _spare_the_originals(
+    names: Mapping[Path, str], overlays: Path | None, maps: Path | None, table: Path | None
+) -> None:
     originals = {path.resolve() for path in names}
+    written = [] if table is None else [table]
     for folder, suffix in ((overlays, ".png"), (maps, ".tiff")):
-        written = [] if folder is None else [folder / f"{stem}{suffix}" for stem in names.values()]
-        for path in written:
-            if path.resolve() in originals:
-                raise OutputError(f"{path} is an image to be judged and would be written over: choose another folder")
+        written += [] if folder is None else [folder / f"{stem}{suffix}" for stem in names.values()]
+    for path in written:
+        if path.resolve() in originals:
+            raise OutputError(f"{path} is an image to be judged and would be written over: choose another place")
 
 
 def _write_picture(verdict: Verdict, path: Path) -> Path:

@@ -15,12 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from blemish.backbones.extractor import TimmBackbone
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Method, Regime, TrainingImages
 from blemish.data.loading import PreparedImages, fitted_scale
 from blemish.data.preparation import Family, Preparation
 from blemish.data.samples import TrainingSet
+from blemish.errors import ConfigError
 from blemish.registry import method_entry
 from blemish.run import Run, derive_seed, torch_seeded
 
@@ -108,6 +111,9 @@ class Learner:
             indices: which of the normal images.
             run: its checkpoints will be refused to any other method, set, seed or precision.
             watch: told of the method before it learns.
+
+        Raises:
+            ConfigError: what was learned is not finite.
         """
         run = dataclasses.replace(run, work=self._work(indices))
         normal = self.images.normal.subset(indices)
@@ -119,6 +125,7 @@ class Learner:
             if watch is not None:
                 watch(method)
             method.fit(TrainingImages(normal, anomalous, self.images.regime), self.teacher, run)
+        _check_finite(self.name, method)
         return method.eval()
 
     def _work(self, indices: Sequence[int]) -> dict[str, str]:
@@ -136,3 +143,12 @@ class Learner:
             "regime": self.images.regime,
             "images": hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16],
         }
+
+
+def _check_finite(name: str, method: Method) -> None:
+    for tensor in method.state_dict().values():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ConfigError(
+                f"what {name} learned is not finite: its training ran away. Lower the learning rate, such as "
+                "--set learning_rate=0.001"
+            )

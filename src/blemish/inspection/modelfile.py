@@ -56,6 +56,8 @@ def read_model(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict
     Raises:
         ModelFileError: the file is missing, is not a model, is damaged, or was written by a newer version.
     """
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder: the model comes first, then images: blemish inspect MODEL IMAGES")
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}: make one with `blemish fit DATA -o {path.name}`")
     try:

@@ -82,7 +82,7 @@ class DevNetConfig:
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     clip: Annotated[float, Field(gt=0)] = 1.0
-    sigma: Annotated[float, Field(ge=0)] = 4.0
+    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
 
 
 class DevNet(Method):

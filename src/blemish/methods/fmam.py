@@ -75,7 +75,7 @@ class FMAMConfig:
     batch_size: Annotated[int, Field(ge=1)] = 16
     learning_rate: Annotated[float, Field(gt=0)] = 0.005
     betas: tuple[float, float] = (0.5, 0.999)
-    sigma: Annotated[float, Field(ge=0)] = 4.0
+    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
 
 
 class FMAM(Method):

@@ -74,7 +74,7 @@ class PatchCoreConfig:
     coreset_start: Start = "approximate"
     starting_points: Annotated[int, Field(ge=1)] = 10
     projection_dim: Annotated[int, Field(ge=1)] = 128
-    sigma: Annotated[float, Field(ge=0)] = 4.0
+    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
 
 
 class PatchCore(Method):

@@ -92,7 +92,7 @@ class RDPPConfig:
     learning_rate: Annotated[float, Field(gt=0)] = 0.005
     projection_rate: Annotated[float, Field(gt=0)] = 0.001
     betas: tuple[float, float] = (0.5, 0.999)
-    sigma: Annotated[float, Field(ge=0)] = 4.0
+    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
 
 
 class RDPP(Method):

@@ -86,7 +86,7 @@ class SoftPatchConfig:
     target_dim: Annotated[int, Field(ge=1)] = 1024
     starting_points: Annotated[int, Field(ge=1)] = 10
     projection_dim: Annotated[int, Field(ge=1)] = 128
-    sigma: Annotated[float, Field(ge=0)] = 4.0
+    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
 
 
 class SoftPatch(Method):

@@ -12,7 +12,7 @@ from blemish.run.precision import (
     has_bf16_units,
     set_threads,
 )
-from blemish.run.progress import Bar, Lines, Progress, Silent, Title
+from blemish.run.progress import Bar, Lines, Progress, Silent, Title, Warnings
 from blemish.run.seeds import derive_seed, torch_seeded
 from blemish.run.training import Epoch, Length
 from blemish.run.work import Clock, Journal, Run
@@ -32,6 +32,7 @@ __all__ = [
     "Silent",
     "Stateful",
     "Title",
+    "Warnings",
     "check_writable",
     "choose_device",
     "choose_precision",

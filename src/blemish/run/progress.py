@@ -23,7 +23,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Reports nothing: for libraries, tests and ``--quiet``."""
+    """Reports nothing: for libraries and tests."""
 
     def track(self, items: Iterable[T], title: Title, total: int | None = None) -> Iterator[T]:
         """Pass ``items`` on."""
@@ -31,6 +31,15 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Say nothing."""
+
+
+class Warnings(Silent):
+    """Reports nothing but what changes the result: for ``--quiet``."""
+
+    def note(self, text: str) -> None:
+        """Write a warning, or which image was skipped, to standard error."""
+        if text.startswith(("warning:", "skipped:")):
+            sys.stderr.write(text + "\n")
 
 
 class Lines:

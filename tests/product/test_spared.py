@@ -1,0 +1,139 @@
+"""Nothing that a user has is written over, and nothing that changes a result is kept from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blemish.errors import ImageError
+from blemish.inspection.delivery import find_images
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def good(texture, save, tmp_path):
+    for i in range(12):
+        save(tmp_path / "good parts" / f"{i}.png", texture(i))
+    return tmp_path / "good parts"
+
+
+def test_an_image_of_the_set_is_never_written_over(blemish, good, quick_fit):
+    photo = good / "3.png"
+    before = digest(photo)
+    small = ("--size", "64", "--threads", "1")
+    for command in (
+        ("fit", good, "-o", photo, *quick_fit),
+        ("audit", good, "-o", photo, *small),
+        ("audit", good, "-o", good / "page.html", "--clean", photo, *small),
+    ):
+        done = blemish(*command)
+        assert done.exit_code == 1, done.output
+        assert "is an image of this set and would be replaced" in done.stderr
+    assert digest(photo) == before
+    assert not (good / "page.html").exists()
+
+
+def test_a_table_replaces_neither_model_nor_image(blemish, parts, model):
+    for place in (model, parts.bad[0]):
+        before = digest(place)
+        done = blemish("inspect", model, parts.bad[0], "--csv", place)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert digest(place) == before
+
+
+def test_a_table_that_cannot_be_written_is_known_before_anything_is_judged(blemish, parts, model, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = blemish("inspect", model, parts.bad[0], "--csv", tmp_path / "file" / "table.csv")
+    assert (done.exit_code, done.stdout) == (1, "")
+
+
+def test_masks_of_a_layout_folder_are_not_judged(parts):
+    assert any("ground_truth" in path.parts for path in parts.root.rglob("*.png"))
+    found = find_images([parts.root])
+    assert found and not any("ground_truth" in path.parts for path in found)
+
+
+def test_quiet_keeps_warnings_and_skipped_images(blemish, good, quick_fit, tmp_path):
+    (good / "5.png").write_bytes(b"no image")
+    done = blemish("fit", good, "--pile", "-m", "patchcore", "-o", tmp_path / "m.blemish", *quick_fit, "-q")
+    assert done.exit_code == 0, done.output
+    said = done.stderr.splitlines()
+    assert any(line.startswith("skipped:") and "5.png" in line for line in said)
+    assert any(line.startswith("warning: patchcore takes every unlabelled image as good") for line in said)
+    assert all(line.startswith(("warning:", "skipped:")) for line in said)
+
+
+def test_a_pile_counts_as_unlabelled_and_says_so(blemish, good, quick_fit, tmp_path):
+    done = blemish("fit", good, "--pile", "-m", "patchcore", "-o", tmp_path / "m.blemish", *quick_fit)
+    assert "its 12 images count as unlabelled" in done.stderr
+    assert "count as good" not in done.stderr
+
+
+@pytest.mark.parametrize(("size", "said"), [("7", "to 32"), ("31", "to 32"), ("1000000", "to 4096")])
+def test_sizes_that_make_no_sense_are_wrong_arguments(blemish, good, size, said, tmp_path):
+    done = blemish("fit", good, "-o", tmp_path / "m.blemish", "--size", size)
+    assert done.exit_code == 2
+    assert f"or equal {said}" in done.stderr
+
+
+def test_a_training_that_ran_away_leaves_no_model(blemish, good, quick_fit, tmp_path):
+    model = tmp_path / "m.blemish"
+    runaway = ("--set", "learning_rate=1e30", "--set", "layers=1,2", "--epochs", "2", "--calibration", "none")
+    done = blemish("fit", good, "-m", "rd", "-o", model, *quick_fit, *runaway, "-q")
+    assert done.exit_code == 2, done.output
+    assert "what rd learned is not finite" in done.stderr
+    assert not model.exists()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tiff"])
+def test_a_file_of_several_images_is_refused(inspector, texture, tmp_path, suffix):
+    path = tmp_path / f"two.{suffix}"
+    frames = [Image.fromarray(texture(i)) for i in range(2)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match="holds 2 images"):
+        inspector(path)
+
+
+def test_known_bad_images_are_part_of_where_a_model_comes_from(blemish, good, save, texture, quick_fit, tmp_path):
+    digests = []
+    for number, known in enumerate(([], [40], [41])):
+        folder = tmp_path / f"set{number}"
+        for path in sorted(good.iterdir()):
+            save(folder / "good" / path.name, np.asarray(Image.open(path)))
+        for seed in known:
+            save(folder / "anomalous" / "hole" / f"{seed}.png", texture(seed))
+        model = tmp_path / f"{number}.blemish"
+        done = blemish("fit", folder, "-m", "patchcore", "-o", model, *quick_fit, "--json", "-q")
+        found = json.loads(done.stdout)
+        assert found["known_bad"] == len(known)
+        digests.append(found["data_digest"])
+    assert len(set(digests)) == 3
+
+
+def test_a_folder_in_place_of_a_model_is_said(blemish, parts):
+    done = blemish("inspect", parts.root, parts.bad[0])
+    assert done.exit_code == 1
+    assert "the model comes first, then images" in done.stderr
+
+
+def test_an_audit_takes_methods_of_the_clean_regime(blemish, good, tmp_path):
+    quick = ("--size", "64", "--threads", "1", "--epochs", "1", "--set", "layers=2,3", "-o", tmp_path / "page.html")
+    done = blemish("audit", good, "-m", "rd", *quick, "--json", "-q")
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 12
+    refused = blemish("audit", good, "-m", "devnet", *quick)
+    assert "devnet learns from known-bad images, and an audit has none" in refused.stderr
+
+
+def test_results_that_cannot_be_written_are_said_before_the_bench_runs(blemish, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = blemish("bench", "recipes/quick.toml", "--results", tmp_path / "file" / "results", "--dry-run")
+    assert done.exit_code == 1
+    assert "name another folder, --results" in done.stderr
