@@ -140,6 +140,15 @@ def test_places_of_trusted_images_are_not_guessed_where_some_were_left_out(tmp_p
     assert follower.trusted(3) is None  # place 0 of three may be any of the first two
 
 
+def test_a_job_that_holds_images_out_names_no_trusted_ones(data, tmp_path):
+    _, jobs = jobs_of(tmp_path, data, RECIPE.replace("follow = 2", 'follow = 2\ncalibration = "holdout"'))
+    order, process = start(jobs[0], tmp_path)
+    assert process.wait(120) == 0, order.log.read_text()
+    row = rows_of(tmp_path)["weave, overlap"]
+    assert [point["epoch"] for point in row["followed"]] == [2, 4, 6]
+    assert row["trusted"] is None
+
+
 def test_the_share_of_bad_images_among_those_taken_for_good_is_noted(undisturbed):
     trusted = undisturbed[2]["weave, overlap"]["trusted"]
     assert trusted["share"] == pytest.approx(2 / 10, abs=1e-5)  # int(.25 * 8) = 2 join 8

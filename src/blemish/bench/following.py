@@ -92,8 +92,8 @@ class Follower:
         ``share`` is that of bad images in all that it learned from.
 
         Args:
-            learned_from: number of images that the method saw. It speaks of places among these, which are places in
-                the training set only if it saw all: some may have been held out, or could not be read.
+            learned_from: number of images that the method learned from. It speaks of places among these, which are
+                places in the training set only if it learned from all: some may have been held out, or unreadable.
 
         Returns:
             None if the method names no images, or did not see all.

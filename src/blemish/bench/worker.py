@@ -238,7 +238,7 @@ def _curves(job: Job, outcome: Outcome, run: Run, follower: Follower | None) -> 
     if follower is not None:
         epochs = len([*run.curves.values()][-1])  # folds learn before the model does
         found["followed"] = follower.points(job.key, epochs, outcome.found)
-        found["trusted"] = follower.trusted(outcome.inspector.provenance.get("images"))
+        found["trusted"] = follower.trusted(outcome.inspector.provenance.get("images_learned"))
     return found
 
 

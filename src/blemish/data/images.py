@@ -83,7 +83,8 @@ def read_image(source: Path | str | bytes | Image.Image | npt.NDArray[Any]) -> R
             or ``h w 4`` of bool, uint8, uint16 or float in [0, 1].
 
     Raises:
-        ImageError: missing, damaged, cut short, not an image, under 8 pixels a side or above ``MAX_PIXELS``.
+        ImageError: missing, damaged, cut short, not an image, several in one file, under 8 pixels a side or above
+            ``MAX_PIXELS``.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
