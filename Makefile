@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.blemish-ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt

@@ -143,5 +143,14 @@ def make_config(method: type[Method], options: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        hint = f"; one alone is written {where}=[{first['input']}]" if first["type"] == "tuple_type" else ""
-        raise ConfigError(f"{method.__name__} option {where}={first['input']!r}: {first['msg']}{hint}") from None
+        said = f"{first['msg']}{_hint(method.Config, where, first)}"
+        raise ConfigError(f"{method.__name__} option {where}={first['input']!r}: {said}") from None
+
+
+def _hint(config: type[Any], option: str, error: Mapping[str, Any]) -> str:
+    """How a list is written, where something else was given for one."""
+    if error["type"] != "tuple_type":
+        return ""
+    default: Any = next((field.default for field in dataclasses.fields(config) if field.name == option), ())
+    alone = f"; one alone is written {option}=[{error['input']}]" if isinstance(error["input"], int | float) else ""
+    return f"; write it like the default, {option}={','.join(str(part) for part in default)}{alone}"

@@ -102,6 +102,13 @@ def test_what_stands_is_skipped_and_changed_images_are_not(finished, data):
     assert "0 jobs to run" in output
     assert bench(finished, data)[0] == 0
     assert (finished / "results" / FILE).read_bytes() == before
+    found = json.loads(bench(finished, data, "--dry-run", "--json")[1])
+    assert found["jobs"] == [{"job": "half on weave, seed 3", "stands": True, "seconds": None}]
+    assert {one["what"] for one in found["absent"]} == {"elsewhere", "missing <method>"}
+    assert found["to_run"] == 0
+    found = json.loads(bench(finished, data, "--json")[1])
+    assert [Path(one).name for one in found["reports"]] == ["tiny.md", "tiny.html"]
+    assert (found["done"], found["failed"]) == (0, [])
     image = data / "weave" / "test" / "good" / "0.png"
     kept = image.read_bytes()
     try:

@@ -217,6 +217,11 @@ def test_estimates_come_from_the_most_similar_rows(measured):
     other = {**configuration, "set": "elsewhere"}
     assert estimate(other, rows).seconds == pytest.approx(np.median([row["seconds"]["total"] for row in rows]))
     assert estimate({"method": "rd"}, rows) is None
+    trained = {"status": "done", "seconds": {"fit": 100.0, "total": 130.0},
+               "configuration": {"method": "rd", "options": {"epochs": 20, "steps": None}}}  # fmt: skip
+    longer = {"method": "rd", "options": {"epochs": 60, "steps": None}}
+    assert estimate(longer, [trained]).seconds == 330, "three times as long to learn, as long to read and judge"
+    assert estimate({**longer, "options": {"epochs": 60, "steps": 9}}, [trained]).seconds == 130, "steps do not compare"
     assert [spoken(s) for s in (None, 42.4, 600, 9000)] == ["unknown", "42 s", "10 min", "2.5 h"]
 
 

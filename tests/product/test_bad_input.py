@@ -368,6 +368,7 @@ def test_a_file_that_is_no_model(blemish, parts):
         (["--set", "fraction=lots"], ["fraction='lots'", "valid number"]),
         (["--set", "fraction"], ["key=value"]),
         (["--set", "layers=2"], ["layers=2", "one alone is written layers=[2]"]),
+        (["--set", "layers=deep"], ["layers='deep'", "write it like the default, layers=2,3"]),
         (["--device", "tpu"], ["'tpu'", "auto, cpu or cuda"]),
         (["--epochs", "3"], ["patchcore is not trained in epochs"]),
         (["--size", "0"], ["greater than or equal to 32"]),
@@ -475,6 +476,24 @@ def test_ctrl_c_while_learning_leaves_nothing_half_written(parts, tmp_path):
     assert len(lines) == 1, rest
     assert lines[0].startswith("blemish: stopped")
     assert list(model.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "start", ["from blemish.__main__ import main; main()", "runpy.run_module('blemish', run_name='__main__')"]
+)
+def test_ctrl_c_while_python_still_imports(start):
+    """Interrupted in its first tenths of a second, called as ``blemish`` or ``python -m blemish``."""
+    interrupting = (
+        "import sys, runpy\n"
+        "class Interrupting:\n"
+        "    def find_spec(name, *rest):\n"
+        "        if name == 'blemish.cli.learning': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting)\n"
+    )
+    command = [sys.executable, "-c", interrupting + start]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "blemish: stopped; nothing half-written is left behind\n"
 
 
 def test_ctrl_c_while_a_model_is_written_leaves_the_old_one(inspector, monkeypatch, tmp_path):

@@ -8,12 +8,15 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from blemish.cli.app import ORDER
+from blemish.data.demo import write_demo
 from blemish.inspection.inspector import load
 
 
@@ -226,6 +229,21 @@ def test_wrong_arguments_exit_with_two(blemish, arguments):
     assert done.stderr
 
 
+@pytest.mark.parametrize("command", ORDER)
+def test_every_command_answers_in_json_on_request(blemish, command):
+    assert "--json" in blemish(command, "--help").stdout
+
+
+def test_the_demo_in_json(blemish, tmp_path, monkeypatch):
+    monkeypatch.setattr("blemish.report.demo.write_demo", partial(write_demo, categories=["brick"]))
+    done = blemish("demo", "-o", tmp_path, "--json", "-q", "--threads", "1")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert Path(found["page"]) == tmp_path / "index.html"
+    assert Path(found["page"]).read_text().count(f"{found['textures']['brick']['image_auroc']:.3f}") >= 1
+    assert found["textures"]["brick"]["seconds"] > 0
+
+
 @pytest.mark.parametrize("command", ["methods", "backbones", "datasets"])
 def test_lists_are_the_same_in_words_and_as_json(blemish, command):
     rows = json.loads(blemish(command, "--json").stdout)
@@ -240,7 +258,7 @@ def test_lists_are_the_same_in_words_and_as_json(blemish, command):
     "program",
     [
         "import blemish",
-        "from blemish.cli import main; sys.argv = ['blemish', '--help']; main()",
+        "from blemish.__main__ import main; sys.argv = ['blemish', '--help']; main()",
         "from blemish.cli import main; sys.argv = ['blemish', 'fit', '--help']; main()",
         "from blemish.cli import main; sys.argv = ['blemish', 'methods']; main()",
         "from blemish.cli import main; sys.argv = ['blemish', 'backbones']; main()",

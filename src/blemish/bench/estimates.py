@@ -30,18 +30,30 @@ class Estimate:
 
 
 def estimate(configuration: Mapping[str, Any], rows: Iterable[Row]) -> Estimate | None:
-    """The median seconds of the most similar finished rows; None where there is none of the method."""
+    """The median seconds of the most similar finished rows; None where there is none of the method.
+
+    A row's training is taken as long or short as the wanted one's, where both count in epochs or both in steps.
+    """
     finished = [row for row in rows if row["status"] == "done" and is_timed(row)]
     for names in SIMILAR:
         wanted = [configuration.get(name) for name in names]
         seconds = [
-            float(row["seconds"]["total"])
+            float(row["seconds"]["total"]) + _longer(row, configuration) * float(row["seconds"].get("fit", 0))
             for row in finished
             if [row.get("configuration", {}).get(name) for name in names] == wanted
         ]
         if seconds:
             return Estimate(median(seconds), len(seconds))
     return None
+
+
+def _longer(row: Row, configuration: Mapping[str, Any]) -> float:
+    """By how many of its own length a row's training is shorter than the wanted one; 0 where lengths do not compare."""
+    had, wanted = row["configuration"].get("options", {}), configuration.get("options", {})
+    for unit in ("steps", "epochs"):  # epochs hold where no steps are given
+        if had.get(unit) or wanted.get(unit):
+            return wanted[unit] / had[unit] - 1 if had.get(unit) and wanted.get(unit) else 0.0
+    return 0.0
 
 
 def is_timed(row: Row) -> bool:

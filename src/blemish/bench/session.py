@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from blemish.bench.estimates import Forecast, estimate, spoken
-from blemish.bench.jobs import Job, Plan, plan
+from blemish.bench.estimates import Estimate, Forecast, estimate, spoken
+from blemish.bench.jobs import Absent, Job, Plan, plan
 from blemish.bench.ledger import FILE, Ledger, Row
 from blemish.bench.orders import Order
 from blemish.bench.recipes import Recipe, load_recipe
@@ -19,6 +20,43 @@ from blemish.bench.summary import Summary, summarise
 from blemish.bench.tables import made_with, markdown_table, pair_sentences, result_tables, timing_table
 from blemish.errors import ConfigError, OutputError
 from blemish.run import Progress
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a session would do.
+
+    Attributes:
+        jobs: the chosen ones, each with the time it will take; None where it stands in the ledger or nothing is known.
+        waiting: keys of those that still have to run.
+        absent: what is missing here.
+        at_once: jobs at a time.
+        seconds: until all are done; None where nothing is known.
+    """
+
+    jobs: tuple[tuple[Job, Estimate | None], ...]
+    waiting: frozenset[str]
+    absent: tuple[Absent, ...]
+    at_once: int
+    seconds: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        jobs = [
+            {"job": job.title, "stands": job.key not in self.waiting, "seconds": guess.seconds if guess else None}
+            for job, guess in self.jobs
+        ]
+        absent = [{"what": one.what, "reason": one.reason} for one in self.absent]
+        return {"jobs": jobs, "absent": absent, "to_run": len(self.waiting), "seconds": self.seconds}
+
+    def as_text(self) -> str:
+        """A line for each job, and the sum."""
+        lines = []
+        for job, guess in self.jobs:
+            known = "time unknown" if guess is None else f"about {spoken(guess.seconds)} ({_rows(guess.rows)})"
+            lines.append(f"{job.title}: {known if job.key in self.waiting else 'stands in the ledger'}")
+        lines += [f"absent: {one.what}: {one.reason}" for one in self.absent]
+        return "\n".join([*lines, f"{len(self.waiting)} jobs to run, {self.at_once} at a time: {spoken(self.seconds)}"])
 
 
 @dataclass(frozen=True)
@@ -68,21 +106,15 @@ class Session:
         ]
         return run_orders(orders, self.results.resolve(), at_once, progress, launcher)
 
-    def dry_run(self, at_once: int) -> list[str]:
-        """What ``run`` would do, a line a job, with estimates from the ledger."""
+    def prospect(self, at_once: int) -> Prospect:
+        """What ``run`` would do, with estimates from the ledger."""
         rows = self.ledger.rows()
         waiting = {job.key for job in self.to_do()}
-        lines: list[str] = []
-        guesses: dict[str, float | None] = {}
-        for job in self.chosen:
-            guess = estimate(job.wish.configuration, rows)
-            state = "stands in the ledger"
-            if job.key in waiting:
-                guesses[job.key] = None if guess is None else guess.seconds
-                state = "time unknown" if guess is None else f"about {spoken(guess.seconds)} ({_rows(guess.rows)})"
-            lines.append(f"{job.title}: {state}")
-        lines += [f"absent: {one.what}: {one.reason}" for one in self.plan.absent]
-        return [*lines, f"{len(waiting)} jobs to run, {at_once} at a time: {spoken(Forecast(guesses).left(at_once))}"]
+        expected = tuple(
+            (job, estimate(job.wish.configuration, rows) if job.key in waiting else None) for job in self.chosen
+        )
+        guesses = {job.key: guess.seconds if guess else None for job, guess in expected if job.key in waiting}
+        return Prospect(expected, frozenset(waiting), self.plan.absent, at_once, Forecast(guesses).left(at_once))
 
     def summary(self) -> Summary:
         """The figures that stand now."""

@@ -74,6 +74,7 @@ def bench(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and their time, run nothing.")] = False,
     device: Device = "auto",
     threads: Threads = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Methods x data sets x seeds, a ledger, a report. Example: blemish bench recipes/quick.toml --jobs 2"""
@@ -82,11 +83,12 @@ def bench(
 
     session = open_session(recipe, results, data, only or (), afresh=not resume)
     if dry_run:
-        typer.echo("\n".join(session.dry_run(jobs)))
+        prospect = session.prospect(jobs)
+        print_result(prospect.as_dict(), as_json, prospect.as_text())
         return
     tally = session.run(jobs, threads, device, make_progress(quiet))
-    for path in write_reports(session.summary(), session.results, reports):
-        typer.echo(path)
+    written = [str(path) for path in write_reports(session.summary(), session.results, reports)]
+    print_result({"reports": written, "done": tally.done, "failed": tally.failed}, as_json, "\n".join(written))
     for failure in tally.failed:
         say(f"failed: {failure}")
     if tally.failed or not session.chosen:

@@ -30,13 +30,15 @@ from blemish.cli.options import (
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="For images and the page.")] = Path("demo-output"),
     threads: Threads = None,
-    quiet: Quiet = False,
     seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Everything once, offline, on real textures with painted defects. Example: blemish demo"""
     from blemish.report.demo import run_demo
 
-    typer.echo(run_demo(output, make_run(quiet, threads=threads, seed=seed)))
+    found = run_demo(output, make_run(quiet, threads=threads, seed=seed))
+    print_result(found.as_dict(), as_json, found.as_text())
 
 
 @app.command()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blemish.data.demo import write_demo
 from blemish.data.images import read_image
@@ -32,16 +33,40 @@ class _Lesson:
     seconds: float
 
 
-def run_demo(output: Path, run: Run, settings: FitSettings | None = None) -> str:
+@dataclass(frozen=True)
+class Demo:
+    """What the demo came to.
+
+    Attributes:
+        page: where it was written.
+        lessons: a texture each.
+    """
+
+    page: Path
+    lessons: tuple[_Lesson, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The page, and for each texture its metrics and the seconds that learning it took."""
+        textures = {one.name: {**one.found.metrics, "seconds": round(one.seconds, 2)} for one in self.lessons}
+        return {"page": str(self.page), "textures": textures}
+
+    def as_text(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"{'':10} {'image AUROC':>12} {'pixel AUROC':>12} {'AU-PRO':>8} {'learned in':>11}"]
+        for one in self.lessons:
+            m = one.found.metrics
+            figures = f"{m['image_auroc']:12.3f} {m['pixel_auroc']:12.3f} {m['aupro']:8.3f}"
+            lines.append(f"{one.name:10} {figures} {one.seconds:9.1f} s")
+        return "\n".join([*lines, f"the page: {self.page}"])
+
+
+def run_demo(output: Path, run: Run, settings: FitSettings | None = None) -> Demo:
     """Write the demo set, learn each texture, judge its test images, and write the page.
 
     Args:
         output: a folder; gets ``data/``, a model for each texture, and ``index.html``.
         run: seed, device, progress.
         settings: how to fit; the defaults are what the page speaks of.
-
-    Returns:
-        A few lines for a terminal.
 
     Raises:
         OutputError: the folder is read-only or the disk is full.
@@ -56,13 +81,7 @@ def run_demo(output: Path, run: Run, settings: FitSettings | None = None) -> str
         seconds = sum(own.clock.seconds.get(stage, 0) for stage in ("images", "fit", "calibration"))
         lessons.append(_Lesson(folder.name, folder, inspector, found, seconds))
     page = write_page(output / "index.html", "Blemish: the demo", _body(lessons))
-    lines = [f"{'':10} {'image AUROC':>12} {'pixel AUROC':>12} {'AU-PRO':>8} {'learned in':>11}"]
-    for one in lessons:
-        m = one.found.metrics
-        lines.append(
-            f"{one.name:10} {m['image_auroc']:12.3f} {m['pixel_auroc']:12.3f} {m['aupro']:8.3f} {one.seconds:9.1f} s"
-        )
-    return "\n".join([*lines, f"the page: {page}"])
+    return Demo(page, tuple(lessons))
 
 
 def _body(lessons: Sequence[_Lesson]) -> Iterator[str]:

@@ -1,0 +1,19 @@
+"""``blemish`` and ``python -m blemish``: the command line, which may be interrupted while Python still imports it."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; its exit codes stand in ``blemish.cli``."""
+    try:
+        from blemish.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("blemish: stopped; nothing half-written is left behind\n")
+        sys.exit(1)
+    run()
+
+
+if __name__ == "__main__":
+    main()
