@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 import blemish
-from blemish.data.painting import PAINTERS, Scene
+from blemish.data.painting import paint
 from blemish.data.readers import read_training
 from blemish.data.splits import split_by_group
 from blemish.data.testset import open_test_set
@@ -30,9 +28,6 @@ from blemish.inspection.evaluation import evaluate
 from blemish.run import set_threads
 
 KINDS = ("scratch", "stain", "hole", "missing")
-SIDE = 64
-VISIBLE = 0.25
-"""Cover from which a painted pixel counts as defective."""
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "RD, the same loss": ("rd", {"loss": "vector"}),
     "conv": ("fmam", {"internal": "conv"}),
@@ -40,36 +35,6 @@ READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "memory": ("fmam", {"internal": "memory"}),
     "bottleneck": ("fmam", {"internal": "bottleneck"}),
 }
-
-
-def painted(pixels: NDArray[np.float64], kind: str, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The picture ``h w 3`` in [0, 1] with a defect, and its mask."""
-    height, width = pixels.shape[:2]
-    grey = pixels.mean(axis=-1)
-    relief = gaussian_filter(np.abs(grey - gaussian_filter(grey, 3)), 4)
-    half = SIDE // 2
-    relief = relief[half : height - half, half : width - half]  # of the squares' middles
-    place = rng.choice(np.flatnonzero(relief >= np.quantile(relief, 0.8)))
-    top, left = np.unravel_index(place, relief.shape)
-    ranked = pixels.reshape(-1, 3)[np.argsort(grey, axis=None, kind="stable")]
-    tail = max(1, len(ranked) // 100)
-    scene = Scene(
-        dark=ranked[:tail].mean(axis=0),
-        light=ranked[-tail:].mean(axis=0),
-        spill=ranked[:tail].mean(axis=0),
-        contrast=float(grey.std()),
-        grain=float((grey - gaussian_filter(grey, 0.8)).std()),
-        foreign=pixels,
-        boldness=1.0,
-        pit=0.0,
-    )
-    square = (slice(top, top + SIDE), slice(left, left + SIDE))
-    found = PAINTERS[kind](pixels[square], scene, int(rng.choice([-1, 1])), rng)
-    whole, mask = pixels.copy(), np.zeros((height, width), bool)
-    inside = found.cover > VISIBLE
-    whole[square] = np.where(inside[..., None], found.image, pixels[square])
-    mask[square] = inside
-    return whole.clip(0, 1), mask
 
 
 def write_set(source: Path, target: Path, size: int) -> None:
@@ -87,7 +52,7 @@ def write_set(source: Path, target: Path, size: int) -> None:
         picture = Image.open(samples[place].path).convert("RGB").resize((size, size))
         picture.save(target / f"test/good/{number:03d}.png")
         kind = KINDS[number % len(KINDS)]
-        whole, mask = painted(np.asarray(picture, float) / 255, kind, rng)
+        whole, mask = paint(np.asarray(picture, float) / 255, kind, rng)
         Image.fromarray((255 * whole).round().astype(np.uint8)).save(target / f"test/{kind}/{number:03d}.png")
         Image.fromarray(mask).convert("L").save(target / f"ground_truth/{kind}/{number:03d}_mask.png")
 

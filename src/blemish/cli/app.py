@@ -11,7 +11,7 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -119,6 +119,18 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             options[key] = value
     return options
+
+
+def parse_epochs(given: str | None) -> int | Literal["auto"] | None:
+    """A number of epochs, or ``auto``."""
+    from blemish.errors import ConfigError
+
+    if given is None or given == "auto":
+        return given  # type: ignore[return-value]
+    try:
+        return int(given)
+    except ValueError:
+        raise ConfigError(f"--epochs {given}: give a whole number, or auto") from None
 
 
 def print_result(found: dict[str, Any], as_json: bool, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from blemish.cli.app import app, load_model, make_run, parse_options, print_result
+from blemish.cli.app import app, load_model, make_run, parse_epochs, parse_options, print_result
 from blemish.cli.options import (
     AsJson,
     Calibration,
@@ -59,7 +59,10 @@ def fit(
     calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = Calibration.auto,
     false_reject: FalseReject = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="A method's own option, key=value.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images, for methods that are trained.")] = None,
+    epochs: Annotated[
+        str | None,
+        typer.Option(help="Passes over the images, for methods that are trained; auto: chosen by painted defects."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Updates of the weights, in place of --epochs.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was stopped or killed.")] = False,
     time_limit: Annotated[
@@ -100,7 +103,7 @@ def fit(
         false_reject=false_reject,
         precision=precision.value,
         strict=strict,
-        epochs=epochs,
+        epochs=parse_epochs(epochs),
         steps=steps,
         cache=cache,
         compare=compare,

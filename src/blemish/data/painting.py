@@ -1,4 +1,6 @@
-"""Painted defects for the demo set: scratch, stain, hole, missing piece, foreign matter, faint discolouration.
+"""Painted defects: scratch, stain, hole, missing piece, foreign matter, faint discolouration.
+
+The demo set is made with them, and the length of a training can be chosen by them (``blemish.inspection.lengths``).
 
 Every painter takes a crop of a real photograph and gives back the crop with one defect in it, and how strongly each
 pixel was painted. What makes a painted defect believable is what all of them share: an irregular outline with a soft
@@ -23,6 +25,10 @@ Array = NDArray[np.float64]
 
 LIGHT = (-0.6, -0.8)
 """Where the light comes from (rows, columns): the upper left."""
+SIDE = 64
+"""Rows and columns of the crop that a defect is painted into."""
+SEEN = 0.25
+"""Cover from which a painted pixel counts as defective."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,41 @@ PAINTERS: dict[str, Painter] = {
     "foreign": foreign,
     "faint": faint,
 }
+
+
+def paint(picture: Array, kind: str, rng: np.random.Generator) -> tuple[Array, NDArray[np.bool_]]:
+    """A picture ``h w 3`` in [0, 1] with one defect in it, and where that can be seen, ``h w``.
+
+    The defect goes where the picture has some structure, since a smooth ground is seldom the thing that is inspected.
+
+    Args:
+        picture: of any content, more than ``SIDE`` pixels high and wide.
+        kind: a name in ``PAINTERS``; ``foreign`` lays another part of the picture on it.
+        rng: draws the place, whether the defect is dark or light, and the defect.
+    """
+    height, width = picture.shape[:2]
+    grey = picture.mean(axis=-1)
+    detail = np.abs(grey - gaussian_filter(grey, 3))
+    half = SIDE // 2
+    structure = gaussian_filter(detail, 4)[half : height - half, half : width - half]  # of the squares' middles
+    place = rng.choice(np.flatnonzero(structure >= np.quantile(structure, 0.8)))
+    top, left = np.unravel_index(place, structure.shape)
+    square = (slice(top, top + SIDE), slice(left, left + SIDE))
+    painted = PAINTERS[kind](picture[square], _scene_of(picture), int(rng.choice([-1, 1])), rng)
+    inside = painted.cover > SEEN
+    whole, mask = picture.copy(), np.zeros((height, width), bool)
+    whole[square] = np.where(inside[..., None], painted.image, picture[square]).clip(0, 1)
+    mask[square] = inside
+    return whole, mask
+
+
+def _scene_of(picture: Array) -> Scene:
+    grey = picture.mean(axis=-1)
+    ranked = picture.reshape(-1, 3)[np.argsort(grey, axis=None, kind="stable")]
+    tail = max(1, len(ranked) // 100)
+    dark, light = ranked[:tail].mean(axis=0), ranked[-tail:].mean(axis=0)
+    grain = float((grey - gaussian_filter(grey, 0.8)).std())
+    return Scene(dark, light, dark, float(grey.std()), grain, foreign=picture, boldness=1.0, pit=0.0)
 
 
 def _mix(under: Array, over: Array, amount: Array) -> Array:

@@ -25,11 +25,12 @@ from blemish.data.readers import read_training, refuse_to_replace
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group
 from blemish.data.surveying import survey
-from blemish.errors import DataError, RegimeError
+from blemish.errors import ConfigError, DataError, RegimeError
 from blemish.inspection.calibration import uncalibrated
 from blemish.inspection.fitting import FitSettings, build_for, method_options
 from blemish.inspection.inspector import Inspector
 from blemish.inspection.learning import Learner, PreparedSet
+from blemish.inspection.lengths import AUTO
 from blemish.inspection.scale import Scale, fixed_scale
 from blemish.registry import make_config, method_class
 from blemish.run import Run, Silent
@@ -191,6 +192,8 @@ def _learner(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Le
     cls = method_class(name)
     if cls.regimes == {"weak"}:
         raise RegimeError(f"{name} learns from known-bad images, and an audit has none: use -m {METHOD}")
+    if settings.epochs == AUTO:
+        raise ConfigError("an audit takes a number of epochs: epochs=auto is fit's")
     config = make_config(cls, method_options(name, cls, settings))
     run.progress.note(f"{training.name}: {training.summary()}")
     for note in (*training.notes, *survey(training.samples)):

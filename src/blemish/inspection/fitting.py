@@ -6,15 +6,11 @@ No test image is opened here, and none could be: import-linter forbids this modu
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import hashlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +26,12 @@ from blemish.data.surveying import survey
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
 from blemish.inspection.comparing import check_comparable, compare
-from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
+from blemish.inspection.inspector import Inspector
 from blemish.inspection.learning import IN_MEMORY, Learner, PreparedSet
+from blemish.inspection.lengths import AUTO, choose_length
+from blemish.inspection.provenance import provenance_of
 from blemish.registry import DEFAULT_METHOD, METHODS, make_config, method_class, method_entry, nearest_name
 from blemish.run import PrecisionName, Run, Silent, choose_precision
-
-KNOWN_BAD = "known-bad"
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,8 @@ class FitSettings:
         false_reject: the share of good parts that may be rejected; None for the default.
         precision: ``auto``, ``fp32`` or ``bf16``.
         strict: a damaged training image is an error, not a note.
-        epochs: how long to train, in passes over the images; for methods that are trained.
+        epochs: how long to train, in passes over the images; for methods that are trained. ``auto``: as long as defects
+            painted on held-out good images speak for, the method's own number at most.
         steps: the same in updates of the weights; one of both at most.
         cache: where features of training images are kept while learning: ``memory``, ``off``, or a folder, which
             serves later fits too.
@@ -72,7 +69,7 @@ class FitSettings:
     false_reject: float | None = None
     precision: PrecisionName = "auto"
     strict: bool = False
-    epochs: int | None = None
+    epochs: int | Literal["auto"] | None = None
     steps: int | None = None
     cache: str = IN_MEMORY
     compare: bool = False
@@ -131,21 +128,27 @@ def _fit(
     if settings.compare:
         check_comparable(learner)
     inspector = partial(Inspector, name=name, preparation=images.preparation, provenance={})
-    before = None if watch is None else lambda method: watch(inspector(method, calibration=uncalibrated()))
+    bare = partial(inspector, calibration=uncalibrated())
+    before = None if watch is None else lambda method: watch(bare(method))
+    kept, held = list(range(len(images.normal))), list[int]()
     if how.kind == "holdout":
         kept, held = split_by_group(images.groups, how.held_out, run.seed)
-        learner.keep_features(kept, False, settings.cache, run)
+    learner.keep_features(kept, how.kind == "crossfit", settings.cache, run)
+    chosen = choose_length(learner, kept, bare, run) if settings.epochs == AUTO else None
+    if chosen is not None:
+        run.progress.note(chosen.sentence())
+        learner = dataclasses.replace(learner, config=dataclasses.replace(config, epochs=chosen.best.epoch))
+    if how.kind == "holdout":
         method = learner.learn(kept, run, before)
-        calibration = _calibrate_held_out(inspector(method, calibration=uncalibrated()), images, held, settings, run)
+        calibration = _calibrate_held_out(bare(method), images, held, settings, run)
     else:
-        everything = range(len(images.normal))
-        learner.keep_features(everything, how.kind == "crossfit", settings.cache, run)
         calibration = _calibrate_folds(learner, inspector, how, settings, run)
-        method = learner.learn(everything, run, before)
-    indices = kept if how.kind == "holdout" else list(everything)
-    provenance = _provenance(training, images, indices, settings, backbone, run)
+        method = learner.learn(kept, run, before)
+    provenance = provenance_of(training, images, kept, settings.calibration, backbone, run)
+    if chosen is not None:
+        provenance["length_chosen"] = chosen.as_dict()
     if settings.compare:
-        change = compare(learner, indices, partial(inspector, calibration=uncalibrated()), run)
+        change = compare(learner, kept, bare, run)
         provenance["known_bad_changed"] = dataclasses.asdict(change)
         run.progress.note(change.sentence())
     fitted = inspector(method, calibration=calibration, provenance=provenance)
@@ -175,6 +178,8 @@ def method_options(name: str, cls: type[Method], settings: FitSettings) -> Mappi
         raise ConfigError(f"{name} is not trained in epochs or steps: leave --epochs and --steps out")
     if settings.steps is not None:
         return {**settings.options, "steps": settings.steps}
+    if settings.epochs == AUTO:  # the most, until it is chosen, is what the options or the method say
+        return {**settings.options, "steps": None}
     return {**settings.options, "epochs": settings.epochs, "steps": None}
 
 
@@ -263,46 +268,6 @@ def _show_known_bad(inspector: Inspector, images: PreparedSet, run: Run) -> None
         if strategy and "known_bad_changed" not in inspector.provenance:
             found += "; --compare says what they changed, learning four times more from half of the images each"
     run.progress.note(found)
-
-
-def _provenance(
-    training: TrainingSet,
-    images: PreparedSet,
-    learned: Sequence[int],
-    settings: FitSettings,
-    backbone: TimmBackbone,
-    run: Run,
-) -> dict[str, Any]:
-    """What a model was made from and by: no paths, no clock times finer than a day."""
-    bad = () if images.anomalous is None else images.anomalous.keys
-    keys = [*sorted(images.normal.keys), *(["known-bad", *sorted(bad)] if bad else [])]
-    digest = hashlib.sha256("".join(keys).encode()).hexdigest()
-    return {
-        "data": training.name,
-        "regime": training.regime,
-        "images": len(images.normal),
-        "images_learned": len(learned),
-        "known_bad": len(bad),
-        LEARNED_KEYS: sorted(images.normal.keys[i][:KEY_LETTERS] for i in learned),
-        "groups": len(set(images.groups)),
-        "data_digest": digest,
-        "weights_digest": backbone.digest,
-        "seed": run.seed,
-        "precision": backbone.precision.name,
-        "precision_trained": run.precision.name,
-        "calibration_wanted": settings.calibration,
-        "seconds": {stage: round(seconds, 3) for stage, seconds in run.clock.seconds.items()},
-        "versions": {name: _version(name) for name in ("blemish", "torch", "timm")},
-        "python": platform.python_version(),
-        "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _changed(settings: FitSettings, changes: Mapping[str, Any]) -> FitSettings:

@@ -115,7 +115,7 @@ class Learner:
         Raises:
             ConfigError: what was learned is not finite.
         """
-        run = dataclasses.replace(run, work=self._work(indices))
+        run = dataclasses.replace(run, work=self.work(indices))
         normal = self.images.normal.subset(indices)
         anomalous = self.images.anomalous or self.images.normal.subset(())
         # What a method draws without a generator of its own, such as first weights, depends on the seed too.
@@ -128,7 +128,7 @@ class Learner:
         _check_finite(self.name, method)
         return method.eval()
 
-    def _work(self, indices: Sequence[int]) -> dict[str, str]:
+    def work(self, indices: Sequence[int]) -> dict[str, str]:
         """What is learned from what: a checkpoint serves nothing else."""
         keys = [self.images.normal.keys[i] for i in indices]
         keys += ["known-bad", *(self.images.anomalous.keys if self.images.anomalous is not None else ())]
