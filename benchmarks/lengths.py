@@ -43,7 +43,7 @@ def main() -> None:
         def look(epoch: int, means: dict[str, float]) -> None:
             if epoch % given.every:
                 return
-            watched[0].method.eval()
+            watched[0].method.settle()
             found: dict[str, object] = {"epoch": epoch, "loss": round(means["loss"], 4)}
             for name, one in sets.items():
                 metrics = evaluate(watched[0], one, blemish.Run(seed=given.seed), kinds=False).metrics

@@ -160,6 +160,10 @@ class Method(nn.Module, ABC):
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Learn from ``training``. ``run`` owns seed, device, precision, progress and cancellation."""
 
+    def settle(self) -> None:
+        """Get ready to judge. ``fit`` ends with it; whoever judges with a method that still learns calls it first."""
+        self.eval()
+
     @abstractmethod
     def forward(self, images: Tensor) -> Prediction:
         """Judge ``b 3 h w`` images in [0, 1]: deterministic, without gradient tricks, exportable."""

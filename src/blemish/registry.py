@@ -45,6 +45,7 @@ METHODS: dict[str, MethodEntry] = {
         regime="clean",
         idea="a student of the teacher's architecture agrees with it on normal images only",
         paper="the baseline of FMAM's supplement; cf. Wang et al., Student-Teacher Feature Pyramid Matching, BMVC 2021",
+        version=2,
     ),
     "rd": MethodEntry(
         target="blemish.methods.rd:RD",

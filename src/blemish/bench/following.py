@@ -71,7 +71,7 @@ class Follower:
             bad = sum(samples[place].path in self.planted for place in confident)
             self._trusted.append({"epoch": epoch, "images": len(confident), "bad": bad})
         if epoch % self.every == 0 and epoch != self.last:
-            inspector.method.eval()
+            inspector.method.settle()
             for key, test in self.tests.items():
                 if all(one["epoch"] < epoch for one in self._points[key]):
                     found = look(inspector, test, self.run, self.at, self.per_image, kinds=False)

@@ -99,7 +99,7 @@ class _Watcher:
     def on_epoch(self, epoch: int, _: dict[str, float]) -> None:
         """Judge, and remember if better; the mean leaves out figures that this set cannot give."""
         (inspector,) = self._watched
-        inspector.method.eval()
+        inspector.method.settle()
         found = look(inspector, self.test, self.run, self.configuration["at"], self.configuration["per_image_pro"])
         self.openings += 1
         values = [found.metrics[name] for name in self.configuration["select_by"]]

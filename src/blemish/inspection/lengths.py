@@ -132,7 +132,7 @@ def choose_length(
 
     def on_epoch(epoch: int, _: dict[str, float]) -> None:
         if (epoch in _LOOKS or epoch == most) and all(look.epoch < epoch for look in looks):
-            judged[0].method.eval()
+            judged[0].method.settle()
             looks.append(_look(judged[0], epoch, images, masks, replace(run, progress=Silent())))
             notes.write(looks)
         if _is_over(looks, most):

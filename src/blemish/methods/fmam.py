@@ -33,9 +33,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.backbones.student import build_student
-from blemish.contract import Backbone, Level, Method, Prediction, Teacher, TrainingImages
+from blemish.contract import Backbone, Images, Level, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
 from blemish.ops.discrepancy import LOSSES, Loss, anomaly_map
+from blemish.ops.norms import settled_norms
 from blemish.ops.residual import initialise
 from blemish.ops.reversal import Reversal, build_reversal
 from blemish.run import Precision, Run, choose_precision, derive_seed
@@ -104,6 +105,7 @@ class FMAM(Method):
         self.mappings = nn.ModuleList(_mapping(level, config) for level in backbone.levels)
         self.precision: Precision | None = None
         self.has_learned = False
+        self._learning: tuple[Images, Run] | None = None
 
     @classmethod
     def trains_densely(cls, backbone: Backbone, config: FMAMConfig) -> bool:
@@ -120,6 +122,7 @@ class FMAM(Method):
             raise RegimeError("fmam learns from good images and was given none: add some to the training set")
         config, loss_of = self.config, LOSSES[self.config.loss]
         self._begin(run)
+        self._learning = training.normal, run
         learners = nn.ModuleList([self.student, self.mappings])
         optimiser = torch.optim.Adam(learners.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         length = run.length(epochs=config.epochs, steps=config.steps)
@@ -137,7 +140,20 @@ class FMAM(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 epoch.log(loss=loss.detach())
-        learners.eval()
+        self.settle()
+        self._learning = None
+
+    def settle(self) -> None:
+        """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""
+        self.eval()
+        if self.config.base == "rd" or self._learning is None:
+            return
+        images, run = self._learning
+        order, size = run.permutation(len(images), "order of settling"), self.config.batch_size
+        learners = nn.ModuleList([self.student, self.mappings])
+        with settled_norms(learners), run.precision.autocast(run.device):
+            for start in range(0, len(order), size):
+                self._each(self.student(images.batch(order[start : start + size]).images.to(run.device)))
 
     def forward(self, images: Tensor) -> Prediction:
         """Judge images ``b 3 h w``.

@@ -13,7 +13,8 @@ Paper: NKD is a baseline of a supplement on FMAM that gives its results and not 
 Our reading: all but the student is reverse distillation's, so that the two compare: levels, optimiser, length, map,
 score. The loss takes one cosine a location (``loss="vector"``), which fits the supplement's figures best;
 ``loss="layer"`` takes one a level and image. STFPM's squared distance of normalised features is twice this
-``vector`` loss; its product of maps in place of the sum is not offered.
+``vector`` loss; its product of maps in place of the sum is not offered. After training, one more pass over the good
+images takes the statistics of the student's BatchNorm anew: without it some epochs end far worse than their neighbours.
 
 Compare Wang, Han, Ding, Xu: Student-Teacher Feature Pyramid Matching, BMVC 2021.
 """
@@ -29,9 +30,10 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.backbones.student import build_student
-from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
+from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
 from blemish.ops.discrepancy import LOSSES, Loss, anomaly_map
+from blemish.ops.norms import settled_norms
 from blemish.run import Precision, Run, choose_precision, derive_seed
 
 
@@ -82,6 +84,7 @@ class NKD(Method):
         self.student = build_student(backbone, size)
         self.precision: Precision | None = None
         self.has_learned = False
+        self._learning: tuple[Images, Run] | None = None
 
     @classmethod
     def trains_densely(cls, backbone: Backbone, config: NKDConfig) -> bool:
@@ -99,6 +102,7 @@ class NKD(Method):
         config, loss_of = self.config, LOSSES[self.config.loss]
         self.student.reset(derive_seed(run.seed, "student"))
         self.has_learned, self.precision = True, run.precision
+        self._learning = training.normal, run
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         length = run.length(epochs=config.epochs, steps=config.steps)
         keep = {"student": self.student, "optimiser": optimiser}
@@ -115,7 +119,19 @@ class NKD(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 epoch.log(loss=loss.detach())
-        self.student.eval()
+        self.settle()
+        self._learning = None
+
+    def settle(self) -> None:
+        """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""
+        self.eval()
+        if self._learning is None:
+            return
+        images, run = self._learning
+        order, size = run.permutation(len(images), "order of settling"), self.config.batch_size
+        with settled_norms(self.student), run.precision.autocast(run.device):
+            for start in range(0, len(order), size):
+                self.student(images.batch(order[start : start + size]).images.to(run.device))
 
     def forward(self, images: Tensor) -> Prediction:
         """Judge images ``b 3 h w``.
