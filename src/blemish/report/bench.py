@@ -75,7 +75,7 @@ def _body(summary: Summary, results: Path) -> Iterator[str]:
         yield page.promise(line)
     missing = missing_table(summary)[1]
     if missing:
-        yield page.warning(f"{len(missing)} entries of the recipe have no figure; the reasons stand further down.")
+        yield page.warning(f"Entries of the recipe without a figure: {len(missing)}; the reasons stand further down.")
     for line in (*summary.warnings, *footnotes(summary)):
         yield page.warning(f"{line}.")
     sets = [name for name in summary.sets if any(place[1] == name for place in summary.cells)]
@@ -116,9 +116,12 @@ def _dots(summary: Summary, metric: str) -> str:
             found = summary.spread(label, name, metric)
             if found is not None:
                 rows.setdefault(name, {})[column(summary, label)] = (found.mean, found.deviation or 0.0)
-    series = [column(summary, label) for label in summary.labels]
     name = METRICS[metric]
-    return dot_plot(rows, series, f"{name} by set", f"{name}; lines: ± standard deviation over seeds")
+    return dot_plot(rows, _columns(summary), f"{name} by set", f"{name}; lines: ± standard deviation over seeds")
+
+
+def _columns(summary: Summary) -> list[str]:
+    return [column(summary, label) for label in summary.labels]
 
 
 def _paper(summary: Summary) -> Iterator[str]:
@@ -177,7 +180,7 @@ def _over_epochs(summary: Summary, name: str) -> Iterator[str]:
         own = sorted(summary.cells.get((label, name), ()), key=lambda row: int(row["seed"]))
         if own:
             rows[column(summary, label)] = own[0]
-    drawn = list(charts_over_epochs(rows, tuple(summary.recipe.metrics)))
+    drawn = list(charts_over_epochs(rows, tuple(summary.recipe.metrics), _columns(summary)))
     if drawn:
         yield page.heading("Over epochs, one seed", 3)
         shares = [row["trusted"]["share"] for row in rows.values() if row.get("trusted")]
@@ -217,7 +220,7 @@ def _roc(summary: Summary, evidence: dict[str, Evidence]) -> str:
             lines[column(summary, label)] = roc_curve(one)
     if not lines:
         return ""
-    return curves(lines, "ROC, one seed", "good images rejected", "bad images found", (0.0, 1.0))
+    return curves(lines, "ROC, one seed", "good images rejected", "bad images found", (0.0, 1.0), _columns(summary))
 
 
 def roc_curve(one: Evidence) -> tuple[list[float], list[float]]:

@@ -55,8 +55,13 @@ def curves(
     x_label: str,
     y_label: str,
     y_range: tuple[float, float] | None = None,
+    order: Sequence[str] = (),
 ) -> str:
-    """Named lines over common axes: ROC curves, losses, metrics over epochs."""
+    """Named lines over common axes: ROC curves, losses, metrics over epochs.
+
+    A line's place in ``order``, where it has one, gives its colour, so that it keeps it from chart to chart.
+    """
+    places = {name: order.index(name) if name in order else i for i, name in enumerate(series)}
     points = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in series.items()}
     low, high = _span(np.concatenate([x for x, _ in points.values()]))
     floor, ceiling = y_range or _span(np.concatenate([y for _, y in points.values()]))
@@ -69,27 +74,31 @@ def curves(
     for tick in _ticks(floor, ceiling):
         y = bottom - (tick - floor) / (ceiling - floor) * (bottom - TOP)
         parts += [_line(LEFT, y, WIDTH - RIGHT, y, LINE), _text(LEFT - 6, y + 4, _number(tick), SOFT, 11, "end")]
-    for i, (xs, ys) in enumerate(points.values()):
-        colour = SERIES[i % len(SERIES)]
+    for name, (xs, ys) in points.items():
+        colour, dashes = SERIES[places[name] % len(SERIES)], _dashes(places[name])
         finite = np.isfinite(ys)
         line = " ".join(at(a, b) for a, b in zip(xs[finite], ys[finite]))
-        dash = f" stroke-dasharray='{_dashes(i)}'" if _dashes(i) else ""
+        dash = f" stroke-dasharray='{dashes}'" if dashes else ""
         parts.append(f"<polyline points='{line}' fill='none' stroke='{colour}' stroke-width='2'{dash}/>")
-    legend, height = _legend(list(points))
+    legend, height = _legend(places)
     parts += [*legend, *_x_axis(low, high, x_label), _text(LEFT, TOP - 4, y_label, SOFT, 11)]
     return _svg(parts, title, height=height)
 
 
-def _legend(names: Sequence[str]) -> tuple[list[str], float]:
-    """The lines' names under the chart, where no line can run through them, and the height of the whole."""
+def _legend(places: Mapping[str, int]) -> tuple[list[str], float]:
+    """The lines' names under the chart, where no line can run through them, and the height of the whole.
+
+    Args:
+        places: of their colours, by name.
+    """
     parts: list[str] = []
     x, y = float(LEFT), float(HEIGHT + 10)
-    for i, name in enumerate(names):
+    for name, place in places.items():
         width = 34 + 6.8 * len(name)
         if x > LEFT and x + width > WIDTH - RIGHT:
             x, y = float(LEFT), y + 18
-        colour = SERIES[i % len(SERIES)]
-        parts += [_line(x, y - 4, x + 16, y - 4, colour, _dashes(i)), _text(x + 21, y, name, colour, 12)]
+        colour = SERIES[place % len(SERIES)]
+        parts += [_line(x, y - 4, x + 16, y - 4, colour, _dashes(place)), _text(x + 21, y, name, colour, 12)]
         x += width
     return parts, y + 10
 

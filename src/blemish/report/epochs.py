@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -20,19 +20,20 @@ ENERGY = "energy_"
 """What the names of a discriminator's energies begin with: small beside its loss, so they have a chart of their own."""
 
 
-def charts_over_epochs(rows: Mapping[str, Row], metrics: tuple[str, ...]) -> Iterator[str]:
+def charts_over_epochs(rows: Mapping[str, Row], metrics: tuple[str, ...], order: Sequence[str]) -> Iterator[str]:
     """The charts of one set.
 
     Args:
         rows: by the method's name in tables, of one seed.
         metrics: which figures to draw where a recipe followed them.
+        order: all methods' names in tables, those without a row as well: it gives their colours.
     """
     for metric in metrics:
-        yield from _chart(
-            {name: _followed(row, metric) for name, row in rows.items()}, METRICS[metric], "")
-    yield from _chart({name: _logged(row, "loss") for name, row in rows.items()}, "Loss", "mean of an epoch")
+        followed = {name: _followed(row, metric) for name, row in rows.items()}
+        yield from _chart(followed, METRICS[metric], "", order)
+    yield from _chart({name: _logged(row, "loss") for name, row in rows.items()}, "Loss", "mean of an epoch", order)
     trusted = {name: _trusted(row) for name, row in rows.items()}
-    yield from _chart(trusted, "Bad among the images taken for good", "share")
+    yield from _chart(trusted, "Bad among the images taken for good", "share", order)
     for name, row in rows.items():
         shown = [value for value in _names(row) if value not in COUNTED | {"loss"}]
         energies = {value: _logged(row, value) for value in shown if value.startswith(ENERGY)}
@@ -42,10 +43,10 @@ def charts_over_epochs(rows: Mapping[str, Row], metrics: tuple[str, ...]) -> Ite
         yield from _chart(others, f"{name}: what else it tells", "mean of an epoch")
 
 
-def _chart(lines: Mapping[str, Line | None], title: str, y_label: str) -> Iterator[str]:
+def _chart(lines: Mapping[str, Line | None], title: str, y_label: str, order: Sequence[str] = ()) -> Iterator[str]:
     drawn = {name: line for name, line in lines.items() if line is not None}
     if drawn:
-        yield curves(drawn, title, "epoch", y_label)
+        yield curves(drawn, title, "epoch", y_label, order=order)
 
 
 def _followed(row: Row, metric: str) -> Line | None:
