@@ -2,75 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from toy_training import Notes, learn, same
 
-from blemish.errors import Cancelled, ConfigError, ModelFileError
-from blemish.run import Epoch, Length, Run, Silent
-
-
-class Notes(Silent):
-    """Remembers what was said, and how far each bar went."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.titles: list[str] = []
-        self.counts: list[int] = []
-
-    def track(self, items: Iterable[Any], title: str | Callable[[], str], total: int | None = None) -> Iterator[Any]:
-        self.counts.append(0)
-        for item in items:
-            yield item
-            self.counts[-1] += 1
-            self.titles.append(title if isinstance(title, str) else title())
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-
-def new_net() -> nn.Linear:
-    net = nn.Linear(2, 1)
-    with torch.no_grad():
-        net.weight.copy_(torch.tensor([[0.5, -1.0]]))
-        net.bias.zero_()
-    return net
-
-
-def learn(
-    run: Run,
-    length: Length,
-    images: int = 5,
-    batch_size: int = 2,
-    title: str = "toy",
-    stop: tuple[int, int] | None = None,
-) -> tuple[nn.Linear, list[list[list[int]]]]:
-    """Learns little; gives the network and the batches of each epoch. Ctrl-C in a step of an epoch if asked for."""
-    net = new_net()
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.1)
-    keep = {"net": net, "optimiser": optimiser}
-    seen: list[list[list[int]]] = []
-    for epoch in run.epochs(length, images=images, batch_size=batch_size, keep=keep, title=title):
-        seen.append([])
-        for step, indices in enumerate(epoch.batches()):
-            if stop == (epoch.number, step):
-                raise KeyboardInterrupt
-            seen[-1].append(indices)
-            loss = (net(torch.tensor([[float(i), torch.rand(()).item()] for i in indices])) - 1).square().mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            epoch.log(loss=loss.detach(), size=len(indices))
-    return net, seen
-
-
-def same(one: nn.Linear, other: nn.Linear) -> bool:
-    return torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
+from blemish.errors import Cancelled, ConfigError
+from blemish.run import Epoch, Length, Run
 
 
 def test_an_epoch_shows_each_image_once_in_an_order_of_its_own() -> None:
@@ -208,112 +149,6 @@ def test_a_loss_that_is_not_finite_is_said() -> None:
         epoch.log(loss=float("nan"), other=1.0)
     assert len(notes.said) == 1
     assert "loss is not finite" in notes.said[0]
-
-
-def finished(run: Run, epochs: int = 1) -> Path:
-    learn(run, Length(epochs=epochs))
-    assert run.checkpoint is not None
-    return run.checkpoint / "toy.checkpoint"
-
-
-@pytest.mark.parametrize("harm", ["cut", "flipped", "emptied", "foreign", "pickled"])
-def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, harm: str) -> None:
-    run = Run(checkpoint=tmp_path, resume=True)
-    path = finished(run)
-    content = bytearray(path.read_bytes())
-    if harm == "foreign":
-        torch.save({"weights": torch.zeros(2)}, path)
-    elif harm == "pickled":
-        torch.save(Length(epochs=3), path)  # an object: loading it would run code
-    else:
-        if harm == "flipped":
-            weight = torch.load(path, weights_only=True)["states"]["net"]["weight"].numpy().tobytes()
-            content[content.index(weight)] ^= 1
-        path.write_bytes({"cut": content[:-9], "flipped": content, "emptied": b""}[harm])
-    with pytest.raises(ModelFileError, match=r"toy\.checkpoint.*without --resume"):
-        learn(run, Length(epochs=2))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"seed": 1}, "seed was 0, now 1"),
-        ({"work": {"method": "b", "images": "x"}}, "method was a, now b"),
-        ({"work": {"method": "a", "images": "y"}}, "images was x, now y"),
-    ],
-)
-def test_a_checkpoint_of_other_work_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
-    run = Run(checkpoint=tmp_path, resume=True, work={"method": "a", "images": "x"})
-    finished(run)
-    with pytest.raises(ConfigError, match=said):
-        learn(replace(run, **change), Length(epochs=1))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="length was 1 epochs, now 2 epochs"):
-        learn(run, Length(epochs=2))
-    with pytest.raises(ConfigError, match="batch size was 2, now 3"):
-        learn(run, Length(epochs=1), batch_size=3)
-
-
-def test_a_checkpoint_of_a_network_of_other_shapes_is_refused(tmp_path: Path) -> None:
-    run = Run(checkpoint=tmp_path, resume=True)
-    finished(run)
-    net = nn.Linear(3, 1)
-    keep = {"net": net, "optimiser": torch.optim.Adam(net.parameters(), lr=0.1)}
-    with pytest.raises(ModelFileError, match="another version of Blemish"):
-        next(iter(run.epochs(Length(epochs=1), images=5, batch_size=2, keep=keep, title="toy")))
-
-
-def test_other_threads_are_warned_of(tmp_path: Path) -> None:
-    notes, before = Notes(), torch.get_num_threads()
-    run = Run(checkpoint=tmp_path, resume=True, progress=notes)
-    finished(run)
-    torch.set_num_threads(before + 1)
-    try:
-        learn(run, Length(epochs=1))
-    finally:
-        torch.set_num_threads(before)
-    (warning,) = [said for said in notes.said if said.startswith("warning")]
-    assert f"threads {before}, now {before + 1}" in warning
-
-
-def test_without_resume_it_begins_anew_and_says_so(tmp_path: Path) -> None:
-    notes = Notes()
-    run = Run(checkpoint=tmp_path, progress=notes)
-    finished(run)
-    assert notes.said == []
-    assert len(learn(run, Length(epochs=1))[1]) == 1
-    assert "begins anew" in notes.said[0]
-
-
-def test_what_cannot_be_kept_does_not_stop_the_training(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    notes = Notes()
-    run = Run(checkpoint=tmp_path / "file", progress=notes)
-    _, seen = learn(run, Length(epochs=2))
-    assert len(seen) == 2
-    assert any("no checkpoint" in said for said in notes.said)
-
-
-def test_a_state_that_is_no_plain_value_is_refused(tmp_path: Path) -> None:
-    class Odd:
-        def state_dict(self) -> dict[str, object]:
-            return {"odd": object()}
-
-        def load_state_dict(self, state: object) -> None:
-            """Nothing."""
-
-    run = Run(checkpoint=tmp_path)
-    with pytest.raises(TypeError, match="not object"):
-        list(run.epochs(run.length(epochs=1), epoch_steps=1, keep={"odd": Odd()}, title="x"))
-
-
-def test_left_overs_of_killed_writers_are_removed(tmp_path: Path) -> None:
-    run = Run(checkpoint=tmp_path, resume=True)
-    (tmp_path / ".toy.checkpoint.abc.part").write_bytes(b"half")
-    finished(run)
-    assert [path.name for path in tmp_path.iterdir()] == ["toy.checkpoint"]
-    (tmp_path / "mine.txt").write_text("not a checkpoint")
-    run.forget_checkpoints()
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_an_epoch_says_what_it_is() -> None:
