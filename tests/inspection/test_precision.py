@@ -15,7 +15,7 @@ from blemish.errors import ConfigError
 from blemish.inspection.fitting import fit
 from blemish.inspection.inspector import load
 from blemish.registry import make_config, method_class
-from blemish.run import Run, choose_device, precision
+from blemish.run import Run, choose_device, choose_precision, precision
 
 
 @pytest.fixture
@@ -59,6 +59,13 @@ def test_a_student_of_depthwise_convolutions_gains_as_little_from_bf16_as_its_te
     config = make_config(cls, options)
     assert cls.trains_densely(SimpleNamespace(dense=False), config) is wanted
     assert cls.trains_densely(SimpleNamespace(dense=True), config)
+
+
+def test_depthwise_convolutions_stay_in_fp32_where_there_are_bf16_units(bf16_units):
+    cpu = torch.device("cpu")
+    assert choose_precision(cpu).name == "bf16"
+    assert choose_precision(cpu, dense=False).name == "fp32"
+    assert choose_precision(cpu, "bf16", dense=False).name == "bf16"  # unless it is asked for
 
 
 def test_a_model_says_what_it_was_trained_in_and_is_judged_in_what_it_was_calibrated_in(good, tmp_path, bf16_units):

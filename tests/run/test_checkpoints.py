@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +13,19 @@ from torch import nn
 from toy_training import Notes, finished, learn
 
 from blemish.errors import ConfigError, ModelFileError
-from blemish.run import Length, Run
+from blemish.run import Length, Run, checkpoints, choose_precision
+from blemish.run.checkpoints import Checkpoint
+
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("harm", ["cut", "flipped", "emptied", "foreign", "pickled"])
+@pytest.mark.parametrize("harm", ["cut", "flipped", "emptied", "foreign"])
 def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, harm: str) -> None:
     run = Run(checkpoint=tmp_path, resume=True)
     path = finished(run)
     content = bytearray(path.read_bytes())
     if harm == "foreign":
         torch.save({"weights": torch.zeros(2)}, path)
-    elif harm == "pickled":
-        torch.save(Length(epochs=3), path)  # an object: loading it would run code
     else:
         if harm == "flipped":
             weight = torch.load(path, weights_only=True)["states"]["net"]["weight"].numpy().tobytes()
@@ -32,16 +35,33 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, harm: str) -
         learn(run, Length(epochs=2))
 
 
+def test_nothing_that_a_checkpoint_asks_for_is_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    run = Run(checkpoint=tmp_path / "kept", resume=True)
+    torch.save(Trap(), finished(run))
+    with pytest.raises(ModelFileError, match=r"toy\.checkpoint.*without --resume"):
+        learn(run, Length(epochs=2))
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"seed": 1}, "seed was 0, now 1"),
         ({"work": {"method": "b", "images": "x"}}, "method was a, now b"),
         ({"work": {"method": "a", "images": "y"}}, "images was x, now y"),
+        ({"work": {"method": "a", "images": "x", "size": "256"}}, "size was not said, now 256"),
+        ({"work": {"method": "a"}}, "images was x, now not said"),
+        ({"precision": choose_precision(CPU, "bf16")}, "precision was fp32, now bf16"),
+        ({"device": torch.device("meta")}, "device was cpu, now meta"),
     ],
 )
 def test_a_checkpoint_of_other_work_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
-    run = Run(checkpoint=tmp_path, resume=True, work={"method": "a", "images": "x"})
+    fp32 = choose_precision(CPU, "fp32")  # "auto" is bf16 on some machines
+    run = Run(checkpoint=tmp_path, resume=True, work={"method": "a", "images": "x"}, precision=fp32)
     finished(run)
     with pytest.raises(ConfigError, match=said):
         learn(replace(run, **change), Length(epochs=1))  # type: ignore[arg-type]
@@ -112,3 +132,18 @@ def test_left_overs_of_killed_writers_are_removed(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("not a checkpoint")
     run.forget_checkpoints()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_checkpoints_take_a_twentieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, written = [1000.0], []
+
+    def slow(path: Path, checkpoint: Checkpoint) -> None:
+        now[0] += 1
+        written.append(checkpoint.epoch)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoints, "write_checkpoint", slow)
+    run = Run(checkpoint=tmp_path)
+    for _ in run.epochs(Length(epochs=9), epoch_steps=1, keep={}, title="x"):
+        now[0] += 7
+    assert written == [1, 4, 7, 9]  # 14 s after the first is too soon, 21 s is not; the last is always kept

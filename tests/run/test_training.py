@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,17 @@ def test_stopped_by_time_and_resumed_is_the_same(tmp_path: Path) -> None:
     assert same(again, whole)
     run.forget_checkpoints()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_epoch_that_would_not_end_in_time_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, done = [1000.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = Run(time_limit=25)
+    with pytest.raises(Cancelled, match="time limit of 25 s"):
+        for epoch in run.epochs(Length(epochs=5), epoch_steps=1, keep={}, title="x"):
+            now[0] += 10
+            done.append(epoch.number)
+    assert done == [1, 2]  # the third would end after 30 s
 
 
 def test_ctrl_c_goes_back_to_the_last_checkpoint(tmp_path: Path) -> None:
