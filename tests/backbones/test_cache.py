@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -221,6 +222,24 @@ def test_a_file_that_is_renamed_meanwhile_does_no_harm(tmp_path: Path) -> None:
     folder = DiskStore(tmp_path, layouts, {}).folder
     (folder / "gone.part").symlink_to(folder / "renamed")  # listed, and no longer there when it is looked at
     DiskStore(tmp_path, layouts, {})
+
+
+def test_features_of_another_order_in_memory_are_not_taken(tmp_path: Path) -> None:
+    maps = [torch.arange(24.0).view(1, 2, 3, 4)]
+    DiskStore(tmp_path, [Layout(2, 3, 4, False)], {}).put(["a"], maps)
+    other = DiskStore(tmp_path, [Layout(2, 3, 4, True)], {})  # as many bytes
+    assert other.get(["a"], torch.device("cpu")) is None
+
+
+def test_a_file_that_another_process_still_writes_is_left_alone(tmp_path: Path) -> None:
+    layouts = [Layout(2, 3, 4, False)]
+    folder = DiskStore(tmp_path, layouts, {}).folder
+    for name, age in (("new", 0), ("slow", 1800), ("old", 7200)):
+        part = folder / f"{name}.part"
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age,) * 2)
+    DiskStore(tmp_path, layouts, {})
+    assert {part.stem for part in folder.glob("*.part")} == {"new", "slow"}
 
 
 def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
