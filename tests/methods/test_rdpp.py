@@ -1,4 +1,7 @@
-"""RD++: each term of its loss against NumPy, its two optimisers, what sees noise and what does not, and its judging."""
+"""RD++: each term of its loss against NumPy, its two optimisers, what sees noise and what does not, and its judging.
+
+The twins, the noise in them and the pairs that SSOT compares: ``test_rdpp_pairs.py``.
+"""
 
 import json
 from types import SimpleNamespace
@@ -10,7 +13,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from blemish.backbones.extractor import build_backbone
-from blemish.contract import Batch, Level, TrainingImages
+from blemish.contract import Level, TrainingImages
 from blemish.errors import Cancelled, ConfigError, RegimeError
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.discrepancy import layer_loss, vector_loss
@@ -26,45 +29,9 @@ STILL = {"learning_rate": 1e-12, "projection_rate": 1e-12}
 
 
 @pytest.fixture
-def fitted(tiny_backbone, tiny_images, tiny_teacher):
-    """``fitted(settings, count, size, run, backbone, layers)``: RD++ that has learned ``count`` tiny images."""
-
-    def fit(settings=None, count=8, size=(64, 64), run=None, backbone=None, layers=(2, 3), teacher=None):
-        backbone = tiny_backbone(layers) if backbone is None else backbone
-        options = {"layers": layers, "steps": 2, "batch_size": 4, **(settings or {})}
-        method = RDPP(backbone, size, make_config(RDPP, options))
-        training = TrainingImages(tiny_images(count, size), tiny_images(0, size), "clean")
-        method.fit(training, teacher or tiny_teacher(backbone), run or Run(precision=FP32))
-        return method.eval()
-
-    return fit
-
-
-@pytest.fixture
-def updates(monkeypatch):
-    """What each update of an Adam was made of: its rate and the gradients, in order."""
-    seen = []
-    original = torch.optim.Adam.step
-
-    def step(optimiser, *given, **named):
-        (group,) = optimiser.param_groups
-        seen.append((group["lr"], [parameter.grad.clone() for parameter in group["params"]]))
-        assert group["betas"] == (0.5, 0.999)
-        return original(optimiser, *given, **named)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
-    return seen
-
-
-class Listener:
-    """A teacher that remembers what it was asked."""
-
-    def __init__(self, backbone):
-        self.backbone, self.clean, self.noisy = backbone, [], []
-
-    def __call__(self, given):
-        (self.clean if isinstance(given, Batch) else self.noisy).append(given)
-        return self.backbone(given.images if isinstance(given, Batch) else given)
+def fitted(learned):
+    """``fitted(settings, count, size, run, backbone, layers, teacher)``: RD++ that has learned some tiny images."""
+    return lambda settings=None, *given, **named: learned("rdpp", settings or {}, *given, **named).eval()
 
 
 def stub(*channels):
@@ -133,25 +100,30 @@ def test_cons_gradient_reaches_the_projected_maps_above_the_margin_only():
     assert ours.grad[0].abs().max() > 0 and ours.grad[1].abs().max() == 0
 
 
-@pytest.mark.parametrize("ssot", ["paired", "code", "none"])
-def test_every_term_is_logged_as_numpy_works_it_out(fitted, tiny_backbone, ssot):
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ssot": "code"}, {"ssot": "none"}, {"loss": "vector", "margin": -1.0, "projection_weight": 0.5}],
+)
+def test_every_term_is_logged_as_numpy_works_it_out(fitted, listener, settings):
     run = Run(precision=FP32)
-    listener = Listener(tiny_backbone())
-    method = fitted({"steps": 1, "ssot": ssot, **STILL}, 4, run=run, teacher=listener)
+    method = fitted({"steps": 1, **settings, **STILL}, 4, run=run, teacher=listener)
     clean, noisy = method.backbone(listener.clean[0].images), method.backbone(listener.noisy[0])
     with torch.no_grad():
         projected = [p(map_) for p, map_ in zip(method.projections, clean)]
         twins = [p(map_) for p, map_ in zip(method.projections, noisy)]
         student = method.student.train()(projected)
     (logged,) = run.curves["rdpp"]
-    kd = sum((1 - flat_cosine(a, b)).mean() for a, b in zip(clean, student))
+    agreement = local_cosine if settings.get("loss") == "vector" else flat_cosine
+    kd = sum((1 - agreement(a, b)).mean() for a, b in zip(clean, student))
     recon = sum((1 - local_cosine(a, b)).mean() for a, b in zip(twins, projected))
-    con = sum(np.maximum(0, flat_cosine(a, b) - 0.5).mean() for a, b in zip(noisy, projected))
+    margin = settings.get("margin", 0.5)
+    con = sum(np.maximum(0, flat_cosine(a, b) - margin).mean() for a, b in zip(noisy, projected))
     assert logged["kd"] == pytest.approx(kd, rel=1e-4)
     assert logged["recon"] == pytest.approx(recon, rel=1e-3)
     assert logged["con"] == pytest.approx(con, rel=1e-4, abs=1e-6)
-    total = kd + 0.2 * (logged["ssot"] + 0.01 * recon + 0.1 * con) / 1.11
+    total = kd + settings.get("projection_weight", 0.2) * (logged["ssot"] + 0.01 * recon + 0.1 * con) / 1.11
     assert logged["loss"] == pytest.approx(total, rel=1e-4)
+    ssot = settings.get("ssot", "paired")
     if ssot == "paired":
         assert logged["ssot"] > 1e-3
     else:
@@ -159,30 +131,8 @@ def test_every_term_is_logged_as_numpy_works_it_out(fitted, tiny_backbone, ssot)
         assert logged["ssot"] == 0 or ssot == "code"
 
 
-def test_the_twins_are_the_images_with_one_patch_of_noise_and_are_never_asked_for_by_key(fitted, tiny_backbone):
-    listener = Listener(tiny_backbone())
-    fitted({"steps": None, "epochs": 2}, 6, teacher=listener)
-    assert len(listener.clean) == len(listener.noisy) == 4
-    cut = []
-    for batch, twins in zip(listener.clean, listener.noisy):
-        changed = (twins != batch.images).any(dim=1)
-        sides = [(int(c.any(dim=1).sum()), int(c.any(dim=0).sum())) for c in changed]
-        assert all(10 <= side <= 31 for pair in sides for side in pair)
-        cut += sides
-    assert len(set(cut)) > 6
-
-
-def test_patches_grow_with_the_image_where_that_is_wanted(fitted, tiny_backbone):
-    listener = Listener(tiny_backbone())
-    fitted({"steps": 8, "scale_patches": True, "patch": (40, 60)}, teacher=listener)
-    for batch, twins in zip(listener.clean, listener.noisy):
-        changed = (twins != batch.images).any(dim=1)
-        assert all(10 <= int(image.any(dim=side).sum()) <= 15 for image in changed for side in (0, 1))
-
-
-def test_the_student_sees_good_images_only(fitted, tiny_backbone, monkeypatch):
-    listener, seen = Listener(tiny_backbone()), []
-    forward = Reversal.forward
+def test_the_student_sees_good_images_only(fitted, listener, monkeypatch):
+    seen, forward = [], Reversal.forward
 
     def watched(student, features):
         seen.append([map_.detach() for map_ in features])
@@ -204,23 +154,23 @@ def test_two_rates_and_gradients_summed_over_two_batches(fitted, updates):
     each = list(updates)
     updates.clear()
     fitted({"steps": 2, "learning_rate": 1e-12, "projection_rate": 1e-13})
-    assert [rate for rate, _ in updates] == [1e-12, 1e-13]
-    for place, (_, gradients) in enumerate(updates):
-        for summed, first, second in zip(gradients, each[place][1], each[place + 2][1]):
+    assert [update.rate for update in updates] == [1e-12, 1e-13]
+    for place, update in enumerate(updates):
+        for summed, first, second in zip(update.gradients, each[place].gradients, each[place + 2].gradients):
             torch.testing.assert_close(summed, first + second, rtol=1e-3, atol=1e-5)
             assert not torch.allclose(summed, 2 * first, rtol=1e-2, atol=1e-7) or float(summed.abs().max()) < 1e-4
     updates.clear()
     fitted({"steps": 2})
-    assert [rate for rate, _ in updates] == [0.005, 0.001]
+    assert [update.rate for update in updates] == [0.005, 0.001]
 
 
 def test_an_odd_last_batch_is_learned_from_in_its_own_epoch(fitted, updates):
     fitted({"steps": None, "epochs": 2, **STILL}, 12)
     assert len(updates) == 2 * 2 * 2  # epochs, updates in an epoch of three batches, optimisers
-    lone = updates[2][1]  # the third batch's, of the student
+    lone = updates[2].gradients  # the third batch's, of the student
     updates.clear()
     fitted({"steps": 3, "accumulate": 1, **STILL}, 12)
-    third = updates[4][1]
+    third = updates[4].gradients
     for ours, expected in zip(lone, third):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
@@ -242,8 +192,9 @@ def test_gradients_flow_from_every_term_into_the_projections(fitted, tiny_backbo
         assert float(found.abs().max()) > 1e-8, name
 
 
-def test_map_and_score_are_as_defined(fitted, tiny_images):
-    method = fitted()
+@pytest.mark.parametrize("sigma", [4.0, 1.5])
+def test_map_and_score_are_as_defined(fitted, tiny_images, sigma):
+    method = fitted({"sigma": sigma})
     images = tiny_images(2, seed=9).images
     with torch.no_grad():
         teacher = method.backbone(images)
@@ -253,7 +204,7 @@ def test_map_and_score_are_as_defined(fitted, tiny_images):
     for t, s in zip(teacher, student):
         away = torch.from_numpy(1 - local_cosine(t, s))[:, None]
         total += F.interpolate(away, size=(64, 64), mode="bilinear", align_corners=True)[:, 0].numpy()
-    expected = np.stack([gaussian_filter(map_, 4.0) for map_ in total])
+    expected = np.stack([gaussian_filter(map_, sigma) for map_ in total])
     np.testing.assert_allclose(prediction.map.numpy(), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(prediction.score.numpy(), expected.max(axis=(1, 2)), rtol=1e-4)
 
