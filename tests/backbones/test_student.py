@@ -38,6 +38,15 @@ def test_with_its_teachers_values_a_student_gives_its_teachers_features():
             torch.testing.assert_close(ours, theirs, rtol=0.01, atol=1e-4)
 
 
+def test_a_fresh_students_norms_all_start_at_one():
+    # As torch has them: the random networks that stand in for teachers end their residual branches at a half.
+    student = build_student(build_backbone("resnet18", (1, 2), "random"), (64, 64))
+    student.reset(0)
+    norms = [module for module in student.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) > 8
+    assert all(bool((norm.weight == 1).all()) and bool((norm.bias == 0).all()) for norm in norms)
+
+
 def test_resetting_is_fixed_by_the_seed_and_leaves_torchs_own_state_alone():
     student = build_student(build_backbone("resnet18", (1,), "random"), (64, 64))
     before = torch.get_rng_state()

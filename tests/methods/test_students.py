@@ -1,4 +1,7 @@
-"""What reverse distillation, NKD and FMAM share: learning, judging, keeping; and each one's own definition."""
+"""What reverse distillation, NKD and FMAM share: learning, judging, keeping; and each one's own definition.
+
+One step of each: ``test_students_step.py``; what is inside FMAM: ``test_fmam_mappings.py``.
+"""
 
 import json
 
@@ -37,19 +40,9 @@ ONE_EACH = [("rd", {}), ("nkd", {}), ("fmam", {}), ("fmam", {"base": "nkd", "int
 
 
 @pytest.fixture
-def fitted(tiny_backbone, tiny_images, tiny_teacher):
+def fitted(learned):
     """``fitted(name, settings, count, size, run, backbone)``: a method that has learned ``count`` tiny images."""
-
-    def fit(name, settings, count=8, size=(64, 64), run=None, backbone=None, layers=(2, 3)):
-        backbone = tiny_backbone(layers) if backbone is None else backbone
-        cls = method_class(name)
-        options = {"layers": layers, "steps": 2, "batch_size": 4, **settings}
-        method = cls(backbone, size, make_config(cls, options))
-        training = TrainingImages(tiny_images(count, size), tiny_images(0, size), "clean")
-        method.fit(training, tiny_teacher(backbone), run or Run(precision=FP32))
-        return method.eval()
-
-    return fit
+    return lambda *given, **named: learned(*given, **named).eval()
 
 
 @pytest.mark.parametrize(("name", "settings"), [case for case in ALL if case[1] not in (*SLOW, {"internal": "memory"})])
@@ -81,9 +74,10 @@ def test_same_seed_same_bits_another_seed_another_student(fitted, tiny_images, n
     assert not any(torch.equal(first[key], other[key]) for key in learned)
 
 
+@pytest.mark.parametrize("sigma", [4.0, 1.5])
 @pytest.mark.parametrize(("name", "settings"), ONE_EACH)
-def test_map_and_score_are_as_defined(fitted, tiny_images, name, settings):
-    method = fitted(name, settings)
+def test_map_and_score_are_as_defined(fitted, tiny_images, name, settings, sigma):
+    method = fitted(name, {**settings, "sigma": sigma})
     images = tiny_images(2, seed=9).images
     with torch.no_grad():
         teacher = method.backbone(images)
@@ -96,7 +90,7 @@ def test_map_and_score_are_as_defined(fitted, tiny_images, name, settings):
     for t, s in zip(teacher, student):
         away = 1 - F.cosine_similarity(t.double(), s.double(), dim=1)
         total += F.interpolate(away[:, None], size=(64, 64), mode="bilinear", align_corners=True)[:, 0].numpy()
-    expected = np.stack([gaussian_filter(map_, 4.0) for map_ in total])
+    expected = np.stack([gaussian_filter(map_, sigma) for map_ in total])
     np.testing.assert_allclose(prediction.map.numpy(), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(prediction.score.numpy(), expected.max(axis=(1, 2)), rtol=1e-4)
 
@@ -237,17 +231,3 @@ def test_fmams_student_starts_as_the_one_without_mappings(fitted):
 def test_fmams_bottleneck_reading_needs_a_bottleneck(tiny_backbone):
     with pytest.raises(ConfigError, match="base=rd"):
         FMAM(tiny_backbone(), (64, 64), FMAMConfig(base="nkd", internal="bottleneck"))
-
-
-def test_fmams_mappings_by_hand(tiny_backbone):
-    method = FMAM(tiny_backbone(signed=False), (64, 64), FMAMConfig(internal="memory", prototypes=5, temperature=0.2))
-    method._begin(Run(seed=0))
-    mapping = method.mappings.eval()[0]
-    x = torch.randn(2, 8, 3, 4, generator=torch.Generator().manual_seed(1))
-    vectors, table = x.permute(0, 2, 3, 1).double().numpy(), mapping.prototypes.detach().double().numpy()
-    unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-    weights = np.exp(unit @ (table / np.linalg.norm(table, axis=1, keepdims=True)).T / 0.2)
-    answer = weights / weights.sum(axis=-1, keepdims=True) @ table
-    joined = np.concatenate([vectors, answer], axis=-1) @ mapping.fuse[0].weight.detach().double().numpy()[:, :, 0, 0].T
-    expected = np.maximum(joined / np.sqrt(1 + 1e-5), 0).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(mapping(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)

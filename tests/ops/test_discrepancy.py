@@ -92,6 +92,12 @@ def test_vectors_of_zeros_are_unlike_everything_and_move_nothing():
     assert b.grad.tolist() == [[0.0, 0.0]] * 3
 
 
+def test_small_vectors_have_directions_too():
+    a = torch.tensor([[3e-5, 4e-5], [1e-4, 0.0]])
+    assert cosines(a, a).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert cosines(a, a.flip(0)).tolist() == pytest.approx([0.6, 0.6], abs=1e-5)
+
+
 def test_losses_leave_autocast_and_bf16_behind():
     teacher, student = pair(dtype=torch.bfloat16)
     student = [s.requires_grad_() for s in student]

@@ -58,6 +58,65 @@ def test_parameter_counts_of_ckaads_autoencoders():
         assert count(Reversal(mirror_of(resnet("resnet18", (2, 3)), "instance"))) == 13_526_272
 
 
+def test_ckaads_autoencoder_normalises_every_image_by_itself():
+    backbone = resnet("resnet18")
+    student = Reversal(mirror_of(backbone, "instance"))
+    initialise(student, torch.Generator().manual_seed(0))
+    kinds = {type(module) for module in student.modules()}
+    assert nn.InstanceNorm2d in kinds and nn.BatchNorm2d not in kinds
+    given = features(backbone, (64, 64))
+    with torch.no_grad():
+        together = student.train()(given)
+        alone = [student([map_[i : i + 1] for map_ in given]) for i in range(2)]
+    for level, map_ in enumerate(together):
+        torch.testing.assert_close(torch.cat([one[level] for one in alone]), map_, rtol=1e-5, atol=1e-5)
+
+
+def conv(ins, outs, side):
+    return ins * outs * side**2 + 2 * outs  # without bias; the norm after it has a scale and a shift
+
+
+def bottleneck_block(ins, outs, squeeze, inside, across):
+    """1x1, ``inside``, 1x1, and a shortcut of side ``across`` (0: none)."""
+    inner = outs // squeeze
+    found = conv(ins, inner, 1) + conv(inner, inner, inside) + conv(inner, outs, 1)
+    return found + (conv(ins, outs, across) if across else 0)
+
+
+def basic_block(ins, outs, first, across):
+    return conv(ins, outs, first) + conv(outs, outs, 3) + (conv(ins, outs, across) if across else 0)
+
+
+# Where a grid is doubled a 2x2 convolution stands in for the 3x3 one and for the shortcut's 1x1 one.
+@pytest.mark.parametrize(("name", "squeeze"), [("resnet50", 4), ("resnet101", 4), ("wide_resnet101_2", 2)])
+def test_deep_resnets_are_mirrored_with_bottleneck_blocks(name, squeeze):
+    paths = conv(256, 512, 3) + 2 * conv(512, 1024, 3)
+    stage = bottleneck_block(3072, 2048, squeeze, 3, 1) + 2 * bottleneck_block(2048, 2048, squeeze, 3, 0)
+    # The decoder counts its blocks from the deepest level: 3, 4 and then the encoder's third number.
+    counts = (3, 4, 6) if name == "resnet50" else (3, 4, 23)
+    decoder = sum(
+        bottleneck_block(2 * width, width, squeeze, 2, 2) + (blocks - 1) * bottleneck_block(width, width, squeeze, 3, 0)
+        for width, blocks in zip((1024, 512, 256), counts)
+    )
+    with torch.device("meta"):
+        student = Reversal(mirror_of(resnet(name)))
+    assert mirror_of(resnet(name)).kind.bottleneck
+    assert (count(student.bottleneck), count(student.decoder)) == (paths + stage, decoder)
+
+
+def test_other_backbones_are_mirrored_with_two_basic_blocks_a_stage():
+    paths = conv(24, 40, 3) + 2 * conv(40, 112, 3)
+    stage = basic_block(3 * 112, 224, 3, 1) + basic_block(224, 224, 3, 0)
+    decoder = sum(
+        basic_block(ins, outs, 2, 2) + basic_block(outs, outs, 3, 0)
+        for ins, outs in ((224, 112), (112, 64), (64, 64))
+    )
+    heads = sum(width * level + level for width, level in ((112, 112), (64, 40), (64, 24)))
+    with torch.device("meta"):
+        student = Reversal(mirror_of(lite()))
+    assert (count(student.bottleneck), count(student.decoder)) == (paths + stage, decoder + heads)
+
+
 def test_a_timm_tag_does_not_change_the_mirror():
     tagged = resnet("wide_resnet50_2")
     tagged.name = "wide_resnet50_2.tv2_in1k"
