@@ -7,9 +7,7 @@ from scipy.special import expit
 from torch import nn
 
 from blemish.methods.fmam import FMAM, FMAMConfig
-from blemish.run import Precision, Run
-
-FP32 = Precision(torch.float32, channels_last=True, reason="test")
+from blemish.run import Run
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def resnet():
 @pytest.mark.parametrize("loss", ["vector", "layer"])
 @pytest.mark.parametrize(("name", "settings"), [("nkd", {}), ("fmam", {"base": "nkd"}), ("fmam", {})])
 def test_the_first_loss_is_the_fresh_students_in_train_mode(learned, tiny_images, resnet, name, settings, loss):
-    run = Run(seed=3, precision=FP32)
+    run = Run(seed=7, precision=FP32)
     settings = {"steps": 1, "learning_rate": 1e-12, "loss": loss, **settings}
     method = learned(name, settings, 2, run=run, backbone=resnet, layers=(1, 2))
     images = tiny_images(2).images
@@ -44,14 +44,16 @@ def test_the_first_loss_is_the_fresh_students_in_train_mode(learned, tiny_images
     with torch.no_grad():
         if name == "nkd":
             fresh = build_student(resnet, (64, 64))
-            fresh.reset(derive_seed(3, "student"))
+            fresh.reset(derive_seed(7, "student"))
             student = fresh.train()(images)
         else:
             fresh = FMAM(resnet, (64, 64), method.config)
-            fresh._begin(Run(seed=3, precision=FP32))
-            fresh.student.train(), fresh.mappings.train()
+            fresh._begin(Run(seed=7, precision=FP32))
+            nn.ModuleList([fresh.student, fresh.mappings]).train()
             student = fresh._mapped(images, teacher)
-    assert run.curves[name][0]["loss"] == pytest.approx(numpy_loss(loss, teacher, student), rel=1e-4)
+    expected = {kind: numpy_loss(kind, teacher, student) for kind in ("vector", "layer")}
+    assert abs(expected["vector"] / expected["layer"] - 1) > 5e-3  # with other weights the two may hardly differ
+    assert run.curves[name][0]["loss"] == pytest.approx(expected[loss], rel=1e-4)
     norms = [module for module in method.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
     for norm in norms:  # and what judging will normalise by was seen in training
