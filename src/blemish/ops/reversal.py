@@ -4,11 +4,12 @@ For ResNets exactly as published (parameter counts in the tests). The released b
 which is declared and never used, is left out; its "attention" blocks hold no attention.
 
 For other backbones the same scheme: every level goes through 3x3 convolutions of stride 2 and the widths of the deeper
-levels down to the deepest one's grid; all are joined; a residual stage of stride 2 goes to twice the deepest width; the
-decoder mirrors that with two basic blocks a stage. Where a level has fewer than ``MIN_WIDTH`` channels, or can be
-negative, the decoder works at a width of at least ``MIN_WIDTH`` and reads the level off with a 1x1 convolution, which
-is followed by a ReLU only where the teacher's level ends in one. (Our reading: of EfficientNet-Lite0's 24, 40 and 112
-channels, half of all values are negative, and 24 channels are few for a decoder to work in.)
+levels (at least ``MIN_WIDTH`` on the way) down to the deepest one's grid; all are joined; a residual stage of stride 2
+goes to twice the deepest width; the decoder mirrors that with two basic blocks a stage. Where a level has fewer than
+``MIN_WIDTH`` channels, or can be negative, the decoder works at a width of at least ``MIN_WIDTH`` and reads the level
+off with a 1x1 convolution, which is followed by a ReLU only where the teacher's level ends in one. (Our reading: of
+EfficientNet-Lite0's 24, 40 and 112 channels, half of all values are negative, and 24 channels are few for a decoder to
+work in.)
 """
 
 from __future__ import annotations
