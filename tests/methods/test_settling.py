@@ -20,8 +20,8 @@ def resnet18():
 
 
 @pytest.fixture
-def learned(resnet18, tiny_images, tiny_teacher):
-    """``learned(name, settings, on_epoch)``: a method after three epochs, and the images."""
+def taught(resnet18, tiny_images, tiny_teacher):
+    """``taught(name, settings, on_epoch)``: a method after three epochs, and the images."""
 
     def learn(name, settings, on_epoch=None):
         cls = method_class(name)
@@ -47,8 +47,8 @@ def stem_statistics(method, images):
 
 
 @pytest.mark.parametrize(("name", "settings"), METHODS)
-def test_statistics_are_of_the_last_weights(learned, name, settings):
-    method, images = learned(name, settings)
+def test_statistics_are_of_the_last_weights(taught, name, settings):
+    method, images = taught(name, settings)
     found = method.student.network.bn1.running_mean.numpy()
     assert found == pytest.approx(stem_statistics(method, images), abs=1e-4)
     assert not method.training
@@ -56,7 +56,7 @@ def test_statistics_are_of_the_last_weights(learned, name, settings):
 
 
 @pytest.mark.parametrize(("name", "settings"), METHODS)
-def test_a_look_sees_settled_statistics_and_changes_nothing_that_is_learned(learned, name, settings):
+def test_a_look_sees_settled_statistics_and_changes_nothing_that_is_learned(taught, name, settings):
     seen = []
 
     def look(method, number):
@@ -64,8 +64,8 @@ def test_a_look_sees_settled_statistics_and_changes_nothing_that_is_learned(lear
         method.settle()
         seen.append((number, before, method.student.network.bn1.running_mean.clone()))
 
-    followed, _ = learned(name, settings, look)
-    alone, _ = learned(name, settings)
+    followed, _ = taught(name, settings, look)
+    alone, _ = taught(name, settings)
     assert [number for number, *_ in seen] == [1, 2, 3]
     assert not any(torch.allclose(before, after, atol=1e-4) for _, before, after in seen)
     for key, value in alone.state_dict().items():
