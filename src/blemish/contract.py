@@ -125,11 +125,14 @@ class Method(nn.Module, ABC):
         regimes: the regimes in which the method finds the images it needs.
         rereads_features: False where ``fit`` has no use for a teacher's kept features: it never asks for those of a
             ``Batch``, and keeping them would be work for nothing.
+        has_schedule: True where what happens in an epoch depends on how many there will be: then the first epochs of a
+            long training are not a short one, and its length cannot be chosen by looking at it on the way.
     """
 
     Config: ClassVar[type[Any]]
     regimes: ClassVar[frozenset[Regime]]
     rereads_features: ClassVar[bool] = True
+    has_schedule: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: Any) -> None:
         """Keep what is given; build the networks, untrained.

@@ -204,6 +204,9 @@ def test_what_cannot_be_chosen_from_is_refused(folder, tmp_path):
         fit(folder, SETTINGS, size=64)
     with pytest.raises(ConfigError, match="patchcore is not trained in epochs"):
         fit(folder, SETTINGS, method="patchcore")
+    for scheduled in ("cdd", "deepsad"):
+        with pytest.raises(ConfigError, match=f"{scheduled} follows a schedule over its whole length"):
+            fit(folder, SETTINGS, method=scheduled)
     with pytest.raises(ConfigError, match="give one of both"):
         fit(folder, SETTINGS, steps=3)
     with pytest.raises(ConfigError, match="an audit takes a number of epochs"):

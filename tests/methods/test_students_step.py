@@ -75,3 +75,26 @@ def test_a_fit_leaves_the_student_ready_to_judge(learned, tiny_images, name):
     with torch.no_grad():
         method(tiny_images(2, seed=1).images)
     assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_first_epochs_of_a_long_training_are_a_short_one(learned, name):
+    """What ``--epochs auto`` rests on: a look on the way sees the model that a training of this length ends with."""
+    on_the_way = {}
+
+    def look(epoch, _):
+        if epoch == 2:
+            on_the_way.update({key: value.clone() for key, value in watched[0].named_parameters()})
+
+    class Watching(Run):
+        def epochs(self, *given, keep, **named):
+            watched.append(torch.nn.ModuleDict({k: v for k, v in keep.items() if isinstance(v, nn.Module)}))
+            return super().epochs(*given, keep=keep, **named)
+
+    watched = []
+    learned(name, {"steps": None, "epochs": 4}, run=Watching(precision=FP32, on_epoch=look))
+    learned(name, {"steps": None, "epochs": 2}, run=Watching(precision=FP32))
+    assert on_the_way
+    for key, value in watched[1].named_parameters():
+        assert torch.equal(on_the_way[key], value), key
+    assert not torch.equal(*(next(one.parameters()) for one in watched)), "two more epochs changed it"

@@ -178,6 +178,11 @@ def method_options(name: str, cls: type[Method], settings: FitSettings) -> Mappi
         raise ConfigError(f"{name} is not trained in epochs or steps: leave --epochs and --steps out")
     if settings.steps is not None:
         return {**settings.options, "steps": settings.steps}
+    if settings.epochs == AUTO and cls.has_schedule:
+        raise ConfigError(
+            f"{name} follows a schedule over its whole length, so a look on the way says nothing of a training that "
+            "ends there: give --epochs a number"
+        )
     if settings.epochs == AUTO:  # the most, until it is chosen, is what the options or the method say
         return {**settings.options, "steps": None}
     return {**settings.options, "epochs": settings.epochs, "steps": None}

@@ -104,6 +104,7 @@ class CDD(Method):
 
     Config = CDDConfig
     regimes = frozenset({"contaminated"})
+    has_schedule = True
     config: CDDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: CDDConfig) -> None:

@@ -82,6 +82,7 @@ class DeepSAD(Method):
 
     Config = DeepSADConfig
     regimes = frozenset({"weak"})
+    has_schedule = True
     config: DeepSADConfig
     centre: Tensor
 
