@@ -28,7 +28,7 @@ def seconds(given: argparse.Namespace, method: str, **options: Any) -> float:
         read_training(given.folder), run=run, method=method, options={"epochs": given.epochs, **options},
         backbone=given.backbone, weights=given.weights, size=given.size, calibration="none",
     )  # fmt: skip
-    return run.clock.seconds["fit"]
+    return run.timer.seconds["fit"]
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 import blemish
-from blemish.data.painting import paint
 from blemish.data.readers import read_training
 from blemish.data.splits import split_by_group
+from blemish.data.synthetic import paint
 from blemish.data.testset import open_test_set
-from blemish.inspection.evaluation import evaluate
 from blemish.run import set_threads
+from blemish.training.evaluate import evaluate
 
 KINDS = ("scratch", "stain", "hole", "missing")
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -18,8 +18,8 @@ from fmam_readings import write_set
 
 import blemish
 from blemish.data.testset import open_test_set
-from blemish.inspection.evaluation import evaluate
 from blemish.run import set_threads
+from blemish.training.evaluate import evaluate
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 
@@ -43,7 +43,7 @@ def main() -> None:
         def look(epoch: int, means: dict[str, float]) -> None:
             if epoch % given.every:
                 return
-            watched[0].method.settle()
+            watched[0].method.finalize()
             found: dict[str, object] = {"epoch": epoch, "loss": round(means["loss"], 4)}
             for name, one in sets.items():
                 metrics = evaluate(watched[0], one, blemish.Run(seed=given.seed), kinds=False).metrics

@@ -16,8 +16,8 @@ import time
 
 import torch
 
+from blemish.backbones.backbone import TimmBackbone, build_backbone
 from blemish.backbones.catalogue import BACKBONES
-from blemish.backbones.extractor import TimmBackbone, build_backbone
 from blemish.run import Precision, choose_device, choose_precision, has_bf16_units, set_threads
 
 FORMS = {

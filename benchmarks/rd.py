@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
-from blemish.backbones.extractor import build_backbone
-from blemish.backbones.network import choose_features, random_network
+from blemish.backbones.backbone import build_backbone
 from blemish.backbones.teacher import FrozenTeacher
+from blemish.backbones.timm import choose_features, random_network
 from blemish.contract import Batch, TrainingImages
 from blemish.methods.rd import RD, RDConfig
-from blemish.ops.discrepancy import layer_loss
+from blemish.ops.cosine import layer_loss
 from blemish.ops.residual import initialise
 from blemish.run import Precision, Run, choose_precision, set_threads
 

@@ -61,6 +61,12 @@ class TinyImages:
         return Batch(self.images[chosen], tuple(f"{self.seed}/{i}" for i in chosen))
 
 
+@pytest.fixture(autouse=True)
+def fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Automatic precision is fp32 on every processor, so that figures agree; tests of bf16 ask for it by name."""
+    monkeypatch.setattr("blemish.run.device.has_bf16_units", lambda device: False)
+
+
 @pytest.fixture
 def tiny_backbone() -> Callable[..., TinyBackbone]:
     """``tiny_backbone(layers=(2, 3), width=8, signed=True, seed=0)``: width doubles with each layer."""

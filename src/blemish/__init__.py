@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blemish.data.readers import read_globs, read_training
     from blemish.errors import BlemishError
-    from blemish.inspection.evaluation import evaluate
-    from blemish.inspection.fitting import FitSettings, fit
     from blemish.inspection.inspector import Inspector, load
     from blemish.inspection.verdict import Verdict
     from blemish.run import Run
+    from blemish.training.evaluate import evaluate
+    from blemish.training.fit import FitSettings, fit
 
 _HOME = {
     "BlemishError": "blemish.errors",
-    "FitSettings": "blemish.inspection.fitting",
+    "FitSettings": "blemish.training.fit",
     "Inspector": "blemish.inspection.inspector",
     "Run": "blemish.run",
     "Verdict": "blemish.inspection.verdict",
-    "evaluate": "blemish.inspection.evaluation",
-    "fit": "blemish.inspection.fitting",
+    "evaluate": "blemish.training.evaluate",
+    "fit": "blemish.training.fit",
     "load": "blemish.inspection.inspector",
     "read_globs": "blemish.data.readers",
     "read_training": "blemish.data.readers",

@@ -123,7 +123,7 @@ class Method(nn.Module, ABC):
     Class attributes:
         Config: a frozen dataclass whose defaults are the paper's.
         regimes: the regimes in which the method finds the images it needs.
-        rereads_features: False where ``fit`` has no use for a teacher's kept features: it never asks for those of a
+        uses_feature_cache: False where ``fit`` has no use for a teacher's kept features: it never asks for those of a
             ``Batch``, and keeping them would be work for nothing.
         has_schedule: True where what happens in an epoch depends on how many there will be: then the first epochs of a
             long training are not a short one, and its length cannot be chosen by looking at it on the way.
@@ -131,7 +131,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[Any]]
     regimes: ClassVar[frozenset[Regime]]
-    rereads_features: ClassVar[bool] = True
+    uses_feature_cache: ClassVar[bool] = True
     has_schedule: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: Any) -> None:
@@ -148,7 +148,7 @@ class Method(nn.Module, ABC):
         self.config = config
 
     @classmethod
-    def trains_densely(cls, backbone: Backbone, config: Any) -> bool:
+    def gains_from_bf16(cls, backbone: Backbone, config: Any) -> bool:
         """Whether what it trains is made of dense convolutions, as most students are, whatever their teacher's are.
 
         Depthwise ones gain little from bf16 and are trained without.
@@ -163,7 +163,7 @@ class Method(nn.Module, ABC):
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Learn from ``training``. ``run`` owns seed, device, precision, progress and cancellation."""
 
-    def settle(self) -> None:
+    def finalize(self) -> None:
         """Get ready to judge. ``fit`` ends with it; whoever judges with a method that still learns calls it first."""
         self.eval()
 
@@ -171,7 +171,7 @@ class Method(nn.Module, ABC):
     def forward(self, images: Tensor) -> Prediction:
         """Judge ``b 3 h w`` images in [0, 1]: deterministic, without gradient tricks, exportable."""
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave. Overridden where the size of a buffer is learned."""
         self.load_state_dict(dict(state), strict=True)
 

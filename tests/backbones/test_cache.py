@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from blemish.backbones import cache
+from blemish.backbones.backbone import build_backbone
 from blemish.backbones.cache import DiskStore, Layout, MemoryStore, bytes_needed
-from blemish.backbones.extractor import build_backbone
 from blemish.backbones.teacher import FACT, FrozenTeacher, identity
 from blemish.contract import Backbone, Batch, Level, rounded
 from blemish.run import Run, Silent
@@ -76,7 +76,7 @@ def test_same_numbers_in_the_same_order_and_each_image_seen_once(folder: Path | 
     run = Run()
     teacher.keep_features([images, other], run, folder)
     assert isinstance(teacher.backbone, Counting)
-    assert run.journal.facts == {FACT: "memory" if folder is None else "disk"}
+    assert run.log.facts == {FACT: "memory" if folder is None else "disk"}
     seen = teacher.backbone.seen
     assert seen == 11 + 3 + 2  # one image is looked at beforehand, for its features' size; alone means twice
     for indices in ([0, 1, 2], [10, 3, 3, 7], [9]):
@@ -123,12 +123,12 @@ def test_switches_itself_off_where_features_do_not_fit(folder: Path | None) -> N
     row = sum(2 * map_[0].numel() for map_ in Counting()(images.images[:1]))
     run = Run(progress=notes)
     teacher.keep_features([images], run, folder, budget=4 * row - 1)
-    assert run.journal.facts == {FACT: "off"}
+    assert run.log.facts == {FACT: "off"}
     assert len(notes.said) == 1
     assert "off" in notes.said[0] and "4 images" in notes.said[0]
     assert torch.equal(teacher(images.batch([1]))[0], FrozenTeacher(Counting())(images.batch([1]))[0])
     teacher.keep_features([images], run, folder, budget=4 * row)
-    assert run.journal.facts[FACT] != "off"
+    assert run.log.facts[FACT] != "off"
 
 
 def test_a_second_fit_finds_features_on_disk_and_other_weights_do_not(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_cache_and_not_the_fit(tmp_path: Path, monkeypatch:
     run = Run(progress=notes)
     teacher = FrozenTeacher(Counting())
     teacher.keep_features([images], run, tmp_path)
-    assert run.journal.facts == {FACT: "off"}
+    assert run.log.facts == {FACT: "off"}
     assert "No space left" in notes.said[-1]
     assert not list(tmp_path.rglob("*.part"))
     assert torch.equal(teacher(images.batch([2]))[0], FrozenTeacher(Counting())(images.batch([2]))[0])

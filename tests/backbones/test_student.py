@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from blemish.backbones.extractor import build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.backbones.student import CopiedStudent, Student, build_student
 
 

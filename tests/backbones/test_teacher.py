@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import torch
 
 from blemish.backbones import teacher as teachers
+from blemish.backbones.backbone import build_backbone
 from blemish.backbones.cache import Layout, bytes_needed
-from blemish.backbones.extractor import build_backbone
 from blemish.backbones.teacher import FACT, FrozenTeacher, identity
 from blemish.contract import Batch
 from blemish.run import Run, choose_precision
@@ -31,7 +31,7 @@ def needed(backbone, images):
 def decision(backbone, images, folder=None):
     run = Run()
     FrozenTeacher(backbone).keep_features([images], run, folder)
-    return run.journal.facts[FACT]
+    return run.log.facts[FACT]
 
 
 def test_batch_and_tensor_give_the_backbones_features():

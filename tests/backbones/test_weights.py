@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from blemish.backbones import weights as place
-from blemish.backbones.extractor import build_backbone
-from blemish.backbones.network import choose_features, random_network
+from blemish.backbones.backbone import build_backbone
 from blemish.backbones.tensors import digest_of, read_tensors
+from blemish.backbones.timm import choose_features, random_network
 from blemish.backbones.weights import find_weights
 from blemish.errors import WeightsError
 

@@ -14,9 +14,9 @@ from blemish.bench.sets import data_digest
 from blemish.cli import app
 from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set
-from blemish.inspection.evaluation import evaluate
-from blemish.inspection.fitting import FitSettings, fit
 from blemish.run import Run
+from blemish.training.evaluate import evaluate
+from blemish.training.fit import FitSettings, fit
 
 RECIPE = """
 title = "Weave <b>& blots"

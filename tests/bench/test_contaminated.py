@@ -7,16 +7,16 @@ from typer.testing import CliRunner
 
 from blemish.bench.jobs import Job, place_of, plan
 from blemish.bench.ledger import FILE, Ledger
-from blemish.bench.recipes import load_recipe
+from blemish.bench.recipe import load_recipe
 from blemish.bench.sets import open_sets
 from blemish.cli import app
 from blemish.data.protocols import contaminate
 from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set
 from blemish.errors import ConfigError
-from blemish.inspection.evaluation import evaluate
-from blemish.inspection.fitting import FitSettings, fit
 from blemish.run import Run
+from blemish.training.evaluate import evaluate
+from blemish.training.fit import FitSettings, fit
 
 RECIPE = """
 seeds = [3, 5]

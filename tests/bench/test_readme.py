@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blemish.bench.jobs import wishes
-from blemish.bench.recipes import load_recipe
+from blemish.bench.recipe import load_recipe
 from blemish.bench.session import readme_tables, results_page
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blemish.bench.jobs import place_of, plan
-from blemish.bench.recipes import load_recipe
+from blemish.bench.recipe import load_recipe
 from blemish.bench.sets import open_sets
 from blemish.data.readers import read_training
 from blemish.data.reveal import reveal

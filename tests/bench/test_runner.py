@@ -12,15 +12,15 @@ from collections import Counter
 
 import pytest
 
+from blemish.bench.job import without_paths
 from blemish.bench.ledger import FILE, Ledger
 from blemish.bench.orders import Order
 from blemish.bench.runner import LocalLauncher, run_orders
-from blemish.bench.worker import without_paths
 from blemish.run import Silent
 
 WORKER = """
 import os, sys, time
-from blemish.bench import worker
+from blemish.bench import job
 
 def perform(order):
     with (order.results / "started.txt").open("a") as file:
@@ -32,8 +32,8 @@ def perform(order):
         os._exit(5)
     return {"key": order.key, "status": "done", "configuration": {"method": "fake"}, "metrics": {}}
 
-worker._perform = perform
-sys.exit(worker.main(sys.argv[1:]))
+job._perform = perform
+sys.exit(job.main(sys.argv[1:]))
 """
 BENCH = """
 import json, os, sys

@@ -7,9 +7,9 @@ from PIL import Image
 from blemish.bench.selection import learn_and_judge
 from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set
-from blemish.inspection.evaluation import evaluate
-from blemish.inspection.fitting import FitSettings, fit
 from blemish.run import Run
+from blemish.training.evaluate import evaluate
+from blemish.training.fit import FitSettings, fit
 
 SETTINGS = FitSettings(
     "nkd", {"epochs": 2, "batch_size": 4}, backbone="resnet18", weights="random", size=64, calibration="none"

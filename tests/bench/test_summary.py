@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from blemish.bench.artifacts import Evidence
 from blemish.bench.estimates import Forecast, estimate, spoken
-from blemish.bench.evidence import Evidence
 from blemish.bench.jobs import wishes
-from blemish.bench.recipes import Recipe
+from blemish.bench.recipe import Recipe
 from blemish.bench.summary import summarise
 from blemish.bench.tables import CHOSEN, markdown, metric_table, paper_table, result_tables
 from blemish.metrics import auroc

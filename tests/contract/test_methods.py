@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from blemish.backbones.extractor import build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.contract import Method, Prediction
 from blemish.errors import BlemishError, RegimeError
-from blemish.inspection import fitting
 from blemish.inspection.inspector import Inspector, load
 from blemish.registry import METHODS, make_config, method_class
+from blemish.training import fit as fitting
 
 SIDE = 64
 STEPS = 15

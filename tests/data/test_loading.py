@@ -13,12 +13,12 @@ from PIL import Image
 from blemish.data import loading
 from blemish.data.images import read_image
 from blemish.data.loading import PreparedImages, fitted_scale
-from blemish.data.preparation import Preparation
+from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import read_training
 from blemish.errors import DataError, ImageError
 
 RNG = np.random.default_rng(11)
-PREPARATION = Preparation(size=16)
+PREPARATION = Preprocessing(size=16)
 
 
 class Told:
@@ -56,7 +56,7 @@ def prepared(sample, preparation=PREPARATION):
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("budget", [0, 3000, loading.BUDGET])
-@pytest.mark.parametrize("preparation", [PREPARATION, Preparation("opencv", 16), Preparation("letterbox", (8, 24))])
+@pytest.mark.parametrize("preparation", [PREPARATION, Preprocessing("opencv", 16), Preprocessing("letterbox", (8, 24))])
 def test_batches_equal_images_prepared_one_by_one(folder, workers, budget, preparation):
     samples = read_training(folder).samples
     images = PreparedImages(samples, preparation, workers=workers, budget=budget)
@@ -107,7 +107,7 @@ def test_keys_follow_content_and_preparation(folder):
     keys = PreparedImages(samples, PREPARATION).batch(range(9)).keys
     assert keys[0] == keys[1]
     assert len(set(keys)) == 8
-    others = PreparedImages(samples, Preparation(size=24)).batch(range(9)).keys
+    others = PreparedImages(samples, Preprocessing(size=24)).batch(range(9)).keys
     assert set(keys).isdisjoint(others)
 
 
@@ -164,7 +164,7 @@ def test_a_file_that_changes_while_learning(folder):
 
 
 def test_given_pixels_are_not_changed_by_the_network(folder):
-    images = PreparedImages(read_training(folder).samples, Preparation("opencv", 16))
+    images = PreparedImages(read_training(folder).samples, Preprocessing("opencv", 16))
     first = images.batch([1]).images
     copy = first.clone()
     first.zero_()
@@ -179,7 +179,7 @@ def test_deep_images_take_the_fitted_scale(folder):
     samples = read_training(folder).samples
     assert fitted_scale(samples) == fitted_scale(samples, workers=1) == 4095
     assert fitted_scale(samples[:9]) == 255
-    scaled = Preparation(size=20, full_scale=4095)
+    scaled = Preprocessing(size=20, full_scale=4095)
     images = PreparedImages(samples, scaled)
     np.testing.assert_allclose(images.batch([9]).images[0, 2].numpy(), deep / 4095, atol=1e-6)
     # Without the scale the deep one is named and skipped, like any file that does not fit.

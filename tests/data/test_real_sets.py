@@ -11,7 +11,7 @@ import pytest
 
 from blemish.data.images import read_header, read_image
 from blemish.data.loading import PreparedImages
-from blemish.data.preparation import Preparation
+from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import read_training, shared_files
 from blemish.data.testset import load_mask, open_test_set
 
@@ -78,7 +78,7 @@ def test_masks_fit_their_images_and_are_not_empty(name):
 @pytest.mark.parametrize("family", ["stretch", "crop", "opencv", "letterbox"])
 def test_an_oblong_set_goes_through_each_family(family):
     samples = read_training(root("magnetic_tile")).samples[:12]
-    preparation = Preparation(family, 64)
+    preparation = Preprocessing(family, 64)
     images = PreparedImages(samples, preparation)
     batch = images.batch(range(12))
     assert batch.images.shape == (12, 3, *preparation.input_size)

@@ -61,9 +61,9 @@ def test_few_parts_review_almost_everything_rather_than_pass_it():
 def test_the_unit_is_the_part():
     groups = ["a", "b", "a", "c", "b", "d", "e"]
     scores = [1, 5, 2, 3, 4, 0, 9]
-    made = calibrate("holdout", scores, groups, peaks=[7, 1, 0, 2, 3, 4, 5])
+    made = calibrate("holdout", scores, groups, max_map_values=[7, 1, 0, 2, 3, 4, 5])
     assert made.scores.tolist() == [0, 2, 3, 5, 9]
-    assert made.peaks.tolist() == [2, 3, 4, 5, 7]
+    assert made.max_map_values.tolist() == [2, 3, 4, 5, 7]
     assert (made.n, made.images) == (5, 7)
     assert made.rate == 1 / 6
     assert "The parts had 7 images" in made.sentence()
@@ -85,15 +85,15 @@ def test_observed_rates_count_parts():
 
 def test_good_parts_show_a_region_as_rarely_as_they_are_rejected():
     rng = np.random.default_rng(0)
-    scores, peaks = rng.normal(size=300), rng.gamma(2.0, size=300)
-    made = calibrate("holdout", scores, peaks=peaks, false_reject=0.02)
-    assert made.pixel_threshold == np.sort(peaks)[ceil(301 * 0.98) - 1]
-    assert np.sum(peaks > made.pixel_threshold) == np.sum(scores > made.threshold) == 5
+    scores, max_map_values = rng.normal(size=300), rng.gamma(2.0, size=300)
+    made = calibrate("holdout", scores, max_map_values=max_map_values, false_reject=0.02)
+    assert made.pixel_threshold == np.sort(max_map_values)[ceil(301 * 0.98) - 1]
+    assert np.sum(max_map_values > made.pixel_threshold) == np.sum(scores > made.threshold) == 5
     assert calibrate("holdout", scores).pixel_threshold is None
 
 
 def test_another_rate_without_fitting_or_scoring():
-    made = calibrate("crossfit", np.arange(120.0), np.arange(120), peaks=np.arange(120.0) / 2, trusted=False)
+    made = calibrate("crossfit", np.arange(120.0), np.arange(120), max_map_values=np.arange(120.0) / 2, trusted=False)
     other = made.with_rate(0.05)
     assert made.rate == 0.01
     assert (other.kind, other.n, other.images, other.trusted, other.rate) == ("crossfit", 120, 120, False, 0.05)
@@ -126,11 +126,12 @@ def test_promise_of_120_parts():
     assert made.false_reject_bound == pytest.approx(1 - 0.05 ** (1 / 120))
 
 
-@pytest.mark.parametrize("peaks", [None, np.linspace(3, 4, 120)])
-def test_saved_and_restored_it_decides_the_same(peaks):
-    made = calibrate("crossfit", np.random.default_rng(2).normal(size=120), peaks=peaks, false_reject=1 / 121)
+@pytest.mark.parametrize("max_map_values", [None, np.linspace(3, 4, 120)])
+def test_saved_and_restored_it_decides_the_same(max_map_values):
+    scores = np.random.default_rng(2).normal(size=120)
+    made = calibrate("crossfit", scores, max_map_values=max_map_values, false_reject=1 / 121)
     tensors, meta = made.to_tensors(), json.loads(json.dumps(made.meta()))
-    assert set(tensors) == ({"scores"} if peaks is None else {"scores", "peaks"})
+    assert set(tensors) == ({"scores"} if max_map_values is None else {"scores", "peaks"})
     back = Calibration.from_tensors(tensors, meta)
     assert back.meta() == made.meta()
     assert np.array_equal(back.scores, made.scores)
@@ -185,6 +186,6 @@ def test_inputs_that_do_not_match():
     with pytest.raises(CalibrationError, match="6 scores and 2 groups"):
         calibrate("holdout", range(6), ["a", "b"])
     with pytest.raises(CalibrationError, match="6 scores and 2 map maxima"):
-        calibrate("holdout", range(6), peaks=[1, 2])
+        calibrate("holdout", range(6), max_map_values=[1, 2])
     with pytest.raises(CalibrationError, match="at least 5 good parts"):
         calibrate("holdout", range(6), ["a"] * 6)  # six images, one part

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from blemish.errors import ConfigError
-from blemish.inspection.fitting import fit
 from blemish.inspection.inspector import load
 from blemish.registry import make_config, method_class
-from blemish.run import Run, choose_device, choose_precision, precision
+from blemish.run import Run, choose_device, choose_precision
+from blemish.run import device as precision
+from blemish.training.fit import fit
 
 
 @pytest.fixture
@@ -57,8 +58,8 @@ def good(tmp_path: Path) -> Path:
 def test_a_student_of_depthwise_convolutions_gains_as_little_from_bf16_as_its_teacher(method, options, wanted):
     cls = method_class(method)
     config = make_config(cls, options)
-    assert cls.trains_densely(SimpleNamespace(dense=False), config) is wanted
-    assert cls.trains_densely(SimpleNamespace(dense=True), config)
+    assert cls.gains_from_bf16(SimpleNamespace(dense=False), config) is wanted
+    assert cls.gains_from_bf16(SimpleNamespace(dense=True), config)
 
 
 def test_depthwise_convolutions_stay_in_fp32_where_there_are_bf16_units(bf16_units):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blemish.backbones.extractor import build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.contract import TrainingImages
 from blemish.errors import Cancelled, ConfigError, RegimeError
 from blemish.methods import cdd
@@ -20,9 +20,9 @@ from blemish.methods.cdd import (
     split_into_domains,
 )
 from blemish.methods.rd import RD, RDConfig
-from blemish.ops import reversal
-from blemish.ops.consensus import LastStudent, consensus
-from blemish.ops.perturbation import REFERENCE_DEVIATION, level_deviations, noise_deviations, perturbed
+from blemish.ops import reverse
+from blemish.ops.agreement import PreviousStudent, consensus
+from blemish.ops.jitter import REFERENCE_DEVIATION, level_deviations, noise_deviations, perturbed
 from blemish.registry import METHODS, make_config, method_class
 from blemish.run import Precision, Progress, Run
 
@@ -35,7 +35,7 @@ OFF = {"domains": (1,), "regularisation": "none", "perturbation": 0.0, "confiden
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Students of a few channels: what is tested here does not depend on their width."""
-    monkeypatch.setattr(reversal, "MIN_WIDTH", 8)
+    monkeypatch.setattr(reverse, "MIN_WIDTH", 8)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ class Told:
 
     def __init__(self, monkeypatch):
         self.updates, self.attached, self.starts, self.lessons, self.asked = [], [], [], [], []
-        update, teach, outputs = cdd._Lesson._update, cdd._Lesson.teach, cdd.outputs
+        update, teach, outputs = cdd.DomainTrainer._update, cdd.DomainTrainer.teach, cdd.outputs
 
         def updated(lesson, pupil, given, wanted):
             who = [p.network is pupil.network for p in (lesson.whole, *lesson.parts)].index(True) - 1
@@ -91,8 +91,8 @@ class Told:
             self.asked.append((student, student.training))
             return outputs(student, features, run)
 
-        monkeypatch.setattr(cdd._Lesson, "_update", updated)
-        monkeypatch.setattr(cdd._Lesson, "teach", taught)
+        monkeypatch.setattr(cdd.DomainTrainer, "_update", updated)
+        monkeypatch.setattr(cdd.DomainTrainer, "teach", taught)
         monkeypatch.setattr(cdd, "outputs", asked)
 
 
@@ -165,7 +165,7 @@ def test_confidence_is_the_mean_cosine_over_locations_summed_over_levels(tiny_ba
     cdd.initialise(method.student, torch.Generator().manual_seed(0))
     method.student.train()
     run = Run(precision=FP32)
-    last = LastStudent(method.student, images, tiny_teacher(backbone), run, budget=10**9)
+    last = PreviousStudent(method.student, images, tiny_teacher(backbone), run, budget=10**9)
     order = last.look(method.student, batch_size=2)
     assert method.student.training
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_beyond_its_budget_the_last_student_computes_the_same_again(tiny_backbon
     # 6 images, levels of 8 and 16 channels on grids of 8 and 4 cells a side, two bytes a number.
     size = 6 * 2 * (8 * 64 + 16 * 16)
     for budget in (size, size - 1):
-        last = LastStudent(student, images, tiny_teacher(backbone), run, budget)
+        last = PreviousStudent(student, images, tiny_teacher(backbone), run, budget)
         orders = [last.look(student, 4) for _ in range(2)]
         features = backbone(images.batch([1, 2, 5]).images)
         found.append((orders, last.maps([1, 2, 5], features), last._kept is None))
@@ -231,7 +231,7 @@ def test_with_two_domains_nothing_is_chosen_and_the_other_student_teaches(fitted
 
 def test_the_global_student_is_no_candidate_and_no_domain_teaches_its_own(fitted, told, monkeypatch):
     seen = []
-    original = cdd._Lesson._from_others
+    original = cdd.DomainTrainer._from_others
 
     def spy(lesson, epoch, domain, indices, noise):
         before = len(told.asked)
@@ -241,7 +241,7 @@ def test_the_global_student_is_no_candidate_and_no_domain_teaches_its_own(fitted
         assert not any(student is lesson.whole.network or student is lesson.last.network for student in asked)
         seen.append((domain, sorted(names)))
 
-    monkeypatch.setattr(cdd._Lesson, "_from_others", spy)
+    monkeypatch.setattr(cdd.DomainTrainer, "_from_others", spy)
     fitted({"domains": (3,)})
     assert {domain for domain, _ in seen} == {0, 1, 2}
     assert all(names == sorted({0, 1, 2} - {domain}) for domain, names in seen)
@@ -257,7 +257,7 @@ def test_how_many_targets_each_selection_gives(fitted, told, selection, targets)
 
 def test_the_next_student_is_the_next_domains(fitted, told, monkeypatch):
     seen = []
-    original = cdd._Lesson._from_others
+    original = cdd.DomainTrainer._from_others
 
     def spy(lesson, epoch, domain, indices, noise):
         before = len(told.asked)
@@ -265,7 +265,7 @@ def test_the_next_student_is_the_next_domains(fitted, told, monkeypatch):
         (student,) = [student for student, _ in told.asked[before:]]
         seen.append((domain, next(k for k, pupil in enumerate(lesson.parts) if pupil.network is student)))
 
-    monkeypatch.setattr(cdd._Lesson, "_from_others", spy)
+    monkeypatch.setattr(cdd.DomainTrainer, "_from_others", spy)
     fitted({"domains": (3,), "selection": "next", "epochs": 1})
     assert set(seen) == {(0, 1), (1, 2), (2, 0)}
 
@@ -282,8 +282,8 @@ def test_every_image_is_taught_as_often_as_it_should_be(fitted, told, monkeypatc
 
         return spy
 
-    monkeypatch.setattr(cdd._Lesson, "_from_teacher", count("teacher", cdd._Lesson._from_teacher))
-    monkeypatch.setattr(cdd._Lesson, "_from_others", count("others", cdd._Lesson._from_others))
+    monkeypatch.setattr(cdd.DomainTrainer, "_from_teacher", count("teacher", cdd.DomainTrainer._from_teacher))
+    monkeypatch.setattr(cdd.DomainTrainer, "_from_others", count("others", cdd.DomainTrainer._from_others))
     fitted({"domains": (3,)}, count=10)
     for number, confident in ((e, set(sure)) for _, e, sure in told.lessons):
         for label in ("domain", "others"):
@@ -374,7 +374,7 @@ def test_with_everything_off_it_is_reverse_distillation_to_the_bit(fitted, lengt
 
 
 def test_with_everything_off_nobody_looks_back(fitted, monkeypatch):
-    monkeypatch.setattr(LastStudent, "look", None)
+    monkeypatch.setattr(PreviousStudent, "look", None)
     assert fitted(OFF).confident == []
 
 
@@ -462,7 +462,7 @@ def test_a_planted_defect_scores_higher_and_lights_up_where_it_is(fitted, tiny_i
 def test_it_judges_as_reverse_distillation_does_with_the_same_student(fitted, tiny_backbone, tiny_images):
     method = fitted()
     plain = RD(tiny_backbone((2, 3)), (64, 64), RDConfig(layers=(2, 3)))
-    plain.restore(method.state_dict())
+    plain.load_fitted(method.state_dict())
     plain.precision = FP32
     images = tiny_images(2, seed=9).images
     with torch.no_grad():
@@ -504,7 +504,7 @@ def test_without_a_pile_it_says_what_to_use(fitted, regime):
 
 
 def test_before_learning_it_says_so(tiny_backbone, tiny_images):
-    with pytest.raises(ConfigError, match="call fit or restore"):
+    with pytest.raises(ConfigError, match="call fit or load_fitted"):
         CDD(tiny_backbone(), (64, 64), CDDConfig(layers=(2, 3)))(tiny_images(1).images)
 
 

@@ -12,7 +12,7 @@ from blemish.errors import ConfigError, RegimeError
 from blemish.methods import ckaad
 from blemish.methods.ckaad import CKAAD, Adversary, CKAADConfig
 from blemish.methods.rd import RD, RDConfig
-from blemish.ops.discrepancy import anomaly_map, layer_loss
+from blemish.ops.cosine import anomaly_map, layer_loss
 from blemish.ops.residual import initialise
 from blemish.run import Precision, Run, Silent
 

@@ -135,7 +135,7 @@ def test_restored_from_its_state_it_judges_the_same(fitted, tiny_backbone, tiny_
     method = fitted(fraction=0.07)
     images = tiny_images(2, seed=5).images
     fresh = PatchCore(tiny_backbone(seed=1), (64, 64), method.config).eval()
-    fresh.restore(method.state_dict())
+    fresh.load_fitted(method.state_dict())
     assert torch.equal(fresh(images).score, method(images).score)
     assert torch.equal(fresh(images).map, method(images).map)
 
@@ -179,7 +179,7 @@ def test_nothing_to_learn_from_and_nothing_learned_are_said(tiny_backbone, tiny_
     method = PatchCore(backbone, (64, 64), PatchCoreConfig())
     with pytest.raises(RegimeError, match="good images"):
         method.fit(TrainingImages(tiny_images(0), tiny_images(3), "weak"), tiny_teacher(backbone), Run())
-    with pytest.raises(ConfigError, match="call fit or restore"):
+    with pytest.raises(ConfigError, match="call fit or load_fitted"):
         method(tiny_images(1).images)
 
 

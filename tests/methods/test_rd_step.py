@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blemish.backbones.extractor import build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.contract import TrainingImages
 from blemish.methods.rd import RD, RDConfig
 from blemish.ops.residual import initialise
-from blemish.ops.reversal import build_reversal
+from blemish.ops.reverse import build_reverse_student
 from blemish.run import Precision, Run
 
 FP32 = Precision(torch.float32, channels_last=True, reason="test")
@@ -85,7 +85,7 @@ def test_one_step_from_fixed_weights_gives_the_loss_and_the_weights_worked_out_b
 ):
     backbone = build_backbone("resnet18", (1, 2, 3), "random", seed=1)
     backbone.precision = FP32
-    start = build_reversal(backbone, (64, 64))
+    start = build_reverse_student(backbone, (64, 64))
     run = Run(seed=4, precision=FP32)
     initialise(start, run.generator("student"))
 

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from blemish.backbones.extractor import build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.contract import Level, TrainingImages
 from blemish.errors import Cancelled, ConfigError, RegimeError
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
-from blemish.ops.discrepancy import layer_loss, vector_loss
+from blemish.ops.cosine import layer_loss, vector_loss
 from blemish.ops.projection import build_projections, reset_projections
-from blemish.ops.reversal import Reversal
-from blemish.ops.transport import paired_transport
+from blemish.ops.reverse import ReverseStudent
+from blemish.ops.sinkhorn import paired_transport
 from blemish.registry import make_config, method_class
 from blemish.run import Precision, Run
 
@@ -132,13 +132,13 @@ def test_every_term_is_logged_as_numpy_works_it_out(fitted, listener, settings):
 
 
 def test_the_student_sees_good_images_only(fitted, listener, monkeypatch):
-    seen, forward = [], Reversal.forward
+    seen, forward = [], ReverseStudent.forward
 
     def watched(student, features):
         seen.append([map_.detach() for map_ in features])
         return forward(student, features)
 
-    monkeypatch.setattr(Reversal, "forward", watched)
+    monkeypatch.setattr(ReverseStudent, "forward", watched)
     method = fitted({"steps": 2, **STILL}, teacher=listener)
     given = len(seen)
     assert given == 2
@@ -236,7 +236,7 @@ def test_restored_it_judges_the_same_and_images_do_not_affect_each_other(fitted,
         alone = torch.cat([method(image[None]).map for image in images])
     torch.testing.assert_close(alone, together.map, rtol=1e-4, atol=1e-5)
     fresh = RDPP(tiny_backbone((2, 3), seed=1), (64, 64), method.config)
-    fresh.restore({key: value.contiguous() for key, value in method.state_dict().items()})
+    fresh.load_fitted({key: value.contiguous() for key, value in method.state_dict().items()})
     fresh.precision = FP32
     with torch.inference_mode():
         assert torch.equal(fresh.eval()(images).map, together.map)
@@ -283,7 +283,7 @@ def test_on_the_embedded_architecture(fitted):
 def test_what_it_cannot_work_with_is_said(tiny_backbone, tiny_images, tiny_teacher):
     backbone = tiny_backbone()
     method = RDPP(backbone, (64, 64), RDPPConfig(layers=(2, 3)))
-    with pytest.raises(ConfigError, match="call fit or restore"):
+    with pytest.raises(ConfigError, match="call fit or load_fitted"):
         method(tiny_images(1).images)
     with pytest.raises(RegimeError, match="good images"):
         method.fit(TrainingImages(tiny_images(0), tiny_images(3), "weak"), tiny_teacher(backbone), Run())

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from blemish.methods import rdpp
 from blemish.methods.rdpp import RDPP, RDPPConfig
-from blemish.ops.noise import noise_field
-from blemish.ops.transport import paired_transport
+from blemish.ops.simplex import noise_field
+from blemish.ops.sinkhorn import paired_transport
 from blemish.run import Precision, Run
 
 FP32 = Precision(torch.float32, channels_last=True, reason="test")

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blemish.backbones.extractor import build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.contract import TrainingImages
 from blemish.registry import make_config, method_class
 from blemish.run import Precision, Run
@@ -61,7 +61,7 @@ def test_a_look_sees_settled_statistics_and_changes_nothing_that_is_learned(taug
 
     def look(method, number):
         before = method.student.network.bn1.running_mean.clone()
-        method.settle()
+        method.finalize()
         seen.append((number, before, method.student.network.bn1.running_mean.clone()))
 
     followed, _ = taught(name, settings, look)
@@ -71,5 +71,5 @@ def test_a_look_sees_settled_statistics_and_changes_nothing_that_is_learned(taug
     for key, value in alone.state_dict().items():
         assert torch.equal(value, followed.state_dict()[key]), key
     settled = {key: value.clone() for key, value in alone.state_dict().items()}
-    alone.settle()
+    alone.finalize()
     assert all(torch.equal(settled[key], value) for key, value in alone.state_dict().items()), "fit let the images go"

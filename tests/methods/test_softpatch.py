@@ -167,7 +167,7 @@ def test_same_seed_same_bits_and_restored_the_same(learned, tiny_backbone, tiny_
     assert not torch.equal(first["memory.points"], other["memory.points"])
     method = learned(fraction=0.1)
     fresh = SoftPatch(tiny_backbone(seed=1), (64, 64), method.config).eval()
-    fresh.restore(method.state_dict())
+    fresh.load_fitted(method.state_dict())
     images = tiny_images(2, seed=5).images
     assert torch.equal(fresh(images).score, method(images).score)
     assert torch.equal(fresh(images).map, method(images).map)
@@ -192,7 +192,7 @@ def test_what_it_cannot_learn_from_is_said(tiny_backbone, tiny_images, tiny_teac
     for images, regime in ((tiny_images(0), "contaminated"), (tiny_images(3), "clean")):
         with pytest.raises(RegimeError, match="-m patchcore"):
             method.fit(TrainingImages(images, tiny_images(0), regime), tiny_teacher(backbone), Run())
-    with pytest.raises(ConfigError, match="call fit or restore"):
+    with pytest.raises(ConfigError, match="call fit or load_fitted"):
         method(tiny_images(1).images)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from blemish.backbones.extractor import build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.contract import TrainingImages
 from blemish.errors import Cancelled, ConfigError, RegimeError
 from blemish.methods.fmam import FMAM, FMAMConfig
@@ -108,7 +108,7 @@ def test_restored_from_its_state_it_judges_the_same_and_images_do_not_affect_eac
     torch.testing.assert_close(alone, together.map, rtol=1e-4, atol=1e-5)
     assert torch.equal(images, kept)
     fresh = type(method)(tiny_backbone((2, 3), seed=1), (64, 64), method.config)
-    fresh.restore({key: value.contiguous() for key, value in method.state_dict().items()})
+    fresh.load_fitted({key: value.contiguous() for key, value in method.state_dict().items()})
     fresh.precision = FP32
     with torch.inference_mode():
         assert torch.equal(fresh.eval()(images).map, together.map)
@@ -161,7 +161,7 @@ def test_stopped_and_resumed_it_ends_at_the_same_bits(fitted, name, settings, tm
 def test_nothing_to_learn_from_and_nothing_learned_are_said(tiny_backbone, tiny_images, tiny_teacher, name):
     backbone, cls = tiny_backbone(), method_class(name)
     method = cls(backbone, (64, 64), make_config(cls, {"layers": (2, 3)}))
-    with pytest.raises(ConfigError, match="call fit or restore"):
+    with pytest.raises(ConfigError, match="call fit or load_fitted"):
         method(tiny_images(1).images)
     with pytest.raises(RegimeError, match="good images"):
         method.fit(TrainingImages(tiny_images(0), tiny_images(3), "weak"), tiny_teacher(backbone), Run())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from blemish.backbones.extractor import build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.backbones.student import build_student
 from blemish.methods.fmam import FMAM
 from blemish.run import Precision, Run, derive_seed
@@ -87,9 +87,9 @@ def test_the_first_epochs_of_a_long_training_are_a_short_one(learned, name):
             on_the_way.update({key: value.clone() for key, value in watched[0].named_parameters()})
 
     class Watching(Run):
-        def epochs(self, *given, keep, **named):
-            watched.append(torch.nn.ModuleDict({k: v for k, v in keep.items() if isinstance(v, nn.Module)}))
-            return super().epochs(*given, keep=keep, **named)
+        def epochs(self, *given, state, **named):
+            watched.append(torch.nn.ModuleDict({k: v for k, v in state.items() if isinstance(v, nn.Module)}))
+            return super().epochs(*given, state=state, **named)
 
     watched = []
     learned(name, {"steps": None, "epochs": 4}, run=Watching(precision=FP32, on_epoch=look))

@@ -14,8 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from blemish.cli import app
-from blemish.inspection.fitting import fit
 from blemish.inspection.inspector import Inspector
+from blemish.training.fit import fit
 
 SIDE = 64
 Pixels = NDArray[np.uint8]

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from blemish.data.readers import read_training
 from blemish.errors import BlemishError, ImageError, ModelFileError, OutputError
-from blemish.inspection.fitting import fit
 from blemish.inspection.inspector import load
+from blemish.training.fit import fit
 
 
 def refused(done, *words, code=1):
@@ -208,8 +208,8 @@ def test_a_bad_image_at_inspection_is_an_error_for_that_one(name, texture, parts
 def test_a_deeper_image_than_any_in_training_is_an_error_for_that_one_in_evaluation(inspector, parts, tmp_path):
     """The image itself decodes; it is its preparation that refuses it."""
     from blemish.data.testset import open_test_set
-    from blemish.inspection.evaluation import evaluate
     from blemish.run import Run
+    from blemish.training.evaluate import evaluate
 
     shutil.copytree(parts.root, tmp_path / "set")
     deep = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
@@ -230,8 +230,8 @@ def test_a_mask_of_another_size_is_refused(blemish, parts, model, save, tmp_path
 
 def test_a_mask_of_other_values_counts_all_above_zero(parts, inspector, save, tmp_path):
     from blemish.data.testset import open_test_set
-    from blemish.inspection.evaluation import evaluate
     from blemish.run import Run
+    from blemish.training.evaluate import evaluate
 
     shutil.copytree(parts.root, tmp_path / "set")
     before = evaluate(inspector, open_test_set(tmp_path / "set"), Run()).metrics
@@ -263,7 +263,7 @@ def test_a_place_that_cannot_be_written_to_is_found_out_before_learning(
     blemish, parts, monkeypatch, tmp_path, number, words
 ):
     refuse_files_in(monkeypatch, number)
-    monkeypatch.setattr("blemish.inspection.fitting.fit", _never)
+    monkeypatch.setattr("blemish.training.fit.fit", _never)
     refused(blemish("fit", parts.root, "-o", tmp_path / "m.blemish"), "m.blemish was not written", words, "-o")
 
 
@@ -283,7 +283,7 @@ def test_a_disk_that_fills_up_while_a_model_is_written_leaves_nothing(inspector,
         Path(path).write_bytes(whole[:1000])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("blemish.inspection.modelfile.save_file", runs_full)
+    monkeypatch.setattr("blemish.inspection.model_file.save_file", runs_full)
     with pytest.raises(OutputError, match="disk is full"):
         inspector.save(tmp_path / "m.blemish")
     assert [path.name for path in tmp_path.iterdir()] == ["m.blemish"]
@@ -448,7 +448,7 @@ def test_ctrl_c_while_learning_leaves_nothing_half_written(parts, tmp_path):
     slow = (
         "import time, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test runner in the background ignores it
-        "import blemish.inspection.fitting as fitting\n"
+        "import blemish.training.fit as fitting\n"
         "def slow(*a, **k):\n"
         "    import sys; sys.stderr.write('LEARNING\\n'); sys.stderr.flush(); time.sleep(60)\n"
         "fitting.build_backbone = slow\n"
@@ -503,7 +503,7 @@ def test_ctrl_c_while_a_model_is_written_leaves_the_old_one(inspector, monkeypat
         Path(path).write_bytes(whole[:1000])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("blemish.inspection.modelfile.save_file", interrupted)
+    monkeypatch.setattr("blemish.inspection.model_file.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         inspector.save(tmp_path / "m.blemish")
     assert [path.name for path in tmp_path.iterdir()] == ["m.blemish"]

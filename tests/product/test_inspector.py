@@ -14,11 +14,11 @@ from safetensors import safe_open
 import blemish
 from blemish.data.images import read_image
 from blemish.errors import ImageError, ModelFileError, WeightsError
-from blemish.inspection.evaluation import evaluate
-from blemish.inspection.fitting import fit
 from blemish.inspection.inspector import load
 from blemish.inspection.planning import PROMISE_FROM
 from blemish.inspection.scale import Scale
+from blemish.training.evaluate import evaluate
+from blemish.training.fit import fit
 
 QUICK = {"size": 64, "backbone": "resnet18", "weights": "random", "options": {"fraction": 0.05}}
 BATCHED = 1e-4
@@ -316,7 +316,7 @@ def test_without_calibration_there_are_scores_and_maps_and_nothing_else(parts):
 
 
 def test_a_new_threshold_does_not_need_a_new_fit(inspector, parts):
-    from blemish.inspection.delivery import recalibrated
+    from blemish.inspection.output import recalibrated
 
     good = sorted((parts.root / "test" / "good").iterdir())
     fresh = recalibrated(inspector, good, 0.2, blemish.Run())
@@ -355,7 +355,7 @@ def test_what_goes_to_review_without_a_region_is_ringed(inspector, parts):
 
 def test_a_threshold_never_comes_from_images_that_were_learned(inspector, parts, tmp_path):
     from blemish.errors import CalibrationError
-    from blemish.inspection.delivery import recalibrated
+    from blemish.inspection.output import recalibrated
 
     learned = sorted((parts.root / "train" / "good").iterdir())
     restored = blemish.load(inspector.save(tmp_path / "kept.blemish"))

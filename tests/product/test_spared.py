@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from blemish.errors import ImageError
-from blemish.inspection.delivery import find_images
+from blemish.inspection.output import find_images
 
 
 def digest(path):

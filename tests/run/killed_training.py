@@ -26,7 +26,7 @@ def train(run: Run, epochs: int = EPOCHS, pause: float = 0.0) -> tuple[nn.Module
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(second, epochs)
     keep = {"net": net, "first": first, "second": second, "schedule": schedule}
     length = run.length(epochs=epochs)
-    for epoch in run.epochs(length, images=IMAGES, batch_size=4, keep=keep, title="small"):
+    for epoch in run.epochs(length, images=IMAGES, batch_size=4, state=keep, title="small"):
         noise = epoch.generator("noise")
         for indices in epoch.batches():
             batch = images[indices]

@@ -52,7 +52,7 @@ def learn(
     optimiser = torch.optim.Adam(net.parameters(), lr=0.1)
     keep = {"net": net, "optimiser": optimiser}
     seen: list[list[list[int]]] = []
-    for epoch in run.epochs(length, images=images, batch_size=batch_size, keep=keep, title=title):
+    for epoch in run.epochs(length, images=images, batch_size=batch_size, state=keep, title=title):
         seen.append([])
         for step, indices in enumerate(epoch.batches()):
             if stop == (epoch.number, step):

@@ -10,8 +10,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from blemish.backbones.extractor import TimmBackbone
-from blemish.backbones.network import choose_features, random_network, unfilled_network
+from blemish.backbones.backbone import TimmBackbone
+from blemish.backbones.timm import choose_features, random_network, unfilled_network
 from blemish.contract import Backbone, check_cells
 from blemish.run import torch_seeded
 

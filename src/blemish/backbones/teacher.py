@@ -57,7 +57,7 @@ class FrozenTeacher:
 
         Args:
             sets: the images, all of one size.
-            run: told of the decision; how it was taken is put down in its journal.
+            run: told of the decision; how it was taken is put down in its log.
             folder: keep them on disk, for later fits too; in memory by default.
             budget: bytes that they may take; by default a quarter of the available memory, or half of the disk's
                 free space.
@@ -73,7 +73,7 @@ class FrozenTeacher:
                 self._fill(self._store, sets, run)
         except OSError as error:
             self._store = None
-            run.journal.facts[FACT] = "off"
+            run.log.facts[FACT] = "off"
             run.progress.note(
                 f"feature cache: off, because {folder} cannot take more ({error.strerror or error}); "
                 "features are computed at every use"
@@ -94,10 +94,10 @@ class FrozenTeacher:
         sum_ = f"{images} images of {_size(needed // images)} make {_size(needed)}; {why} is {_size(limit)}"
         if needed > limit:
             hint = "; a folder on a disk may hold them (--cache DIR)" if on_disk is None else ""
-            run.journal.facts[FACT] = "off"
+            run.log.facts[FACT] = "off"
             run.progress.note(f"feature cache: off: {sum_}{hint}")
             return None
-        run.journal.facts[FACT] = "memory" if on_disk is None else "disk"
+        run.log.facts[FACT] = "memory" if on_disk is None else "disk"
         run.progress.note(f"feature cache: in {place}: {sum_}")
         return MemoryStore(layouts, images) if on_disk is None else on_disk
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE
-from blemish.backbones.network import timm_name
 from blemish.backbones.tensors import FoundWeights, read_tensors
+from blemish.backbones.timm import timm_name
 from blemish.errors import WeightsError
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")

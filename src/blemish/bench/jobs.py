@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blemish.bench.recipes import DataEntry, Recipe, Variant
+from blemish.bench.recipe import DataEntry, Recipe, Variant
 from blemish.bench.sets import DEMO, Place, data_digest, demo_categories, demo_folder, locate, open_sets
 from blemish.errors import ConfigError, DataError
 from blemish.registry import make_config, method_class, method_entry

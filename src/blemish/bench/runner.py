@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from blemish.bench.estimates import Forecast, estimate, spoken
+from blemish.bench.job import FAILED, failed_row
 from blemish.bench.ledger import FILE, Ledger, Row
 from blemish.bench.orders import Order
-from blemish.bench.worker import FAILED, failed_row
 from blemish.errors import Cancelled
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class LocalLauncher:
         command: what takes the path of the order as its argument.
     """
 
-    command: tuple[str, ...] = (sys.executable, "-m", "blemish.bench.worker")
+    command: tuple[str, ...] = (sys.executable, "-m", "blemish.bench.job")
 
     def start(self, order: Order) -> Handle:
         """Start the process; what it says goes to the job's log."""

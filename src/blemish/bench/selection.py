@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from blemish.bench.following import Follower, look
+from blemish.bench.curves import Follower, look
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet
 from blemish.errors import ConfigError
-from blemish.inspection.evaluation import Evaluation, evaluate
-from blemish.inspection.fitting import FitSettings, fit
 from blemish.inspection.inspector import Inspector
 from blemish.run import Run
+from blemish.training.evaluate import Evaluation, evaluate
+from blemish.training.fit import FitSettings, fit
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def learn_and_judge(
         test: to judge.
         settings: how to learn.
         configuration: of the job.
-        run: its seed, checkpoints and clock.
+        run: its seed, checkpoints and timer.
         follower: draws curves on the way; not with ``best_on_test``, which looks after each epoch by itself.
 
     Raises:
@@ -99,7 +99,7 @@ class _Watcher:
     def on_epoch(self, epoch: int, _: dict[str, float]) -> None:
         """Judge, and remember if better; the mean leaves out figures that this set cannot give."""
         (inspector,) = self._watched
-        inspector.method.settle()
+        inspector.method.finalize()
         found = look(inspector, self.test, self.run, self.configuration["at"], self.configuration["per_image_pro"])
         self.openings += 1
         values = [found.metrics[name] for name in self.configuration["select_by"]]

@@ -13,7 +13,7 @@ from blemish.bench.estimates import Estimate, Forecast, estimate, spoken
 from blemish.bench.jobs import Absent, Job, Plan, plan
 from blemish.bench.ledger import FILE, Ledger, Row
 from blemish.bench.orders import Order
-from blemish.bench.recipes import Recipe, load_recipe
+from blemish.bench.recipe import Recipe, load_recipe
 from blemish.bench.runner import Launcher, Tally, run_orders
 from blemish.bench.sets import data_folder
 from blemish.bench.summary import Summary, summarise

@@ -11,7 +11,7 @@ from typing import Any
 from blemish.bench.estimates import is_timed
 from blemish.bench.jobs import Absent, wishes
 from blemish.bench.ledger import Row
-from blemish.bench.recipes import LOWER_IS_BETTER, Recipe
+from blemish.bench.recipe import LOWER_IS_BETTER, Recipe
 
 CUES = ("brightness", "contrast", "gradient")
 TIE = 0.0005

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from blemish.bench.estimates import spoken
 from blemish.bench.jobs import names_of
-from blemish.bench.recipes import METRICS
+from blemish.bench.recipe import METRICS
 from blemish.bench.summary import Pairing, Printed, Spread, Summary
 
 CHOSEN = "‡"

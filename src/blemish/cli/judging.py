@@ -44,7 +44,7 @@ def inspect(
 ) -> None:
     """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
     from blemish.errors import CalibrationError, OutputError
-    from blemish.inspection.delivery import deliver
+    from blemish.inspection.output import deliver
 
     del as_json  # taken because every other command takes it
     if csv is not None and csv.resolve() == model.resolve():
@@ -75,8 +75,8 @@ def evaluate(
 ) -> None:
     """Measure a model on a test set. Example: blemish evaluate parts.blemish parts/ --json"""
     from blemish.data.testset import open_test_set
-    from blemish.inspection.evaluation import as_text
-    from blemish.inspection.evaluation import evaluate as measure
+    from blemish.training.evaluate import as_text
+    from blemish.training.evaluate import evaluate as measure
 
     inspector = load_model(model, device, threads, precision, weights)
     found = measure(inspector, open_test_set(data), make_run(quiet, device, threads), at.value, per_image_pro)
@@ -107,11 +107,11 @@ def audit(
     """Which images of a good folder are not, worst first. Example: blemish audit parts/ --clean parts/clean.csv"""
     from blemish.data.manifest import check_within
     from blemish.data.readers import read_training, refuse_to_replace
-    from blemish.inspection.audit import audit as search
-    from blemish.inspection.audit import write_clean
-    from blemish.inspection.fitting import FitSettings
     from blemish.report.audit import write_audit
     from blemish.run import check_writable
+    from blemish.training.audit import audit as search
+    from blemish.training.audit import write_clean
+    from blemish.training.fit import FitSettings
 
     training = read_training(data)
     for path in filter(None, (output, clean)):

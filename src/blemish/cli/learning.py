@@ -82,9 +82,9 @@ def fit(
     """Learn what is normal and write one model file. Example: blemish fit parts/ -o parts.blemish"""
     from blemish.data.readers import read_globs, read_training, refuse_to_replace
     from blemish.errors import ConfigError
-    from blemish.inspection.fitting import FitSettings
-    from blemish.inspection.fitting import fit as learn
     from blemish.run import check_writable
+    from blemish.training.fit import FitSettings
+    from blemish.training.fit import fit as learn
 
     patterns = good or anomalous or unlabelled
     if (data is None) == (not patterns):
@@ -133,7 +133,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
-    from blemish.inspection.delivery import recalibrated
+    from blemish.inspection.output import recalibrated
 
     inspector = load_model(model, device, threads, Precision.auto, weights)
     fresh = recalibrated(inspector, good, false_reject, make_run(quiet, device, threads))

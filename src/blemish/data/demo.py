@@ -47,7 +47,7 @@ from blemish.data.photographs import (
 from blemish.errors import OutputError
 
 if TYPE_CHECKING:
-    from blemish.data.painting import Scene
+    from blemish.data.synthetic import Scene
 
 SCALE = 2
 """How much larger crops are saved than they were cut."""
@@ -186,7 +186,7 @@ def _bad(
     rng: np.random.Generator,
 ) -> DemoSample:
     """A crop with one defect, painted again until it can be seen."""
-    from blemish.data.painting import PAINTERS
+    from blemish.data.synthetic import PAINTERS
 
     crop = _cut(pixels, box)
     while True:
@@ -205,7 +205,7 @@ def _scene(category: str, pixels: NDArray[np.float64]) -> Scene:
     """What the painters need to know of a photograph."""
     from scipy.ndimage import gaussian_filter
 
-    from blemish.data.painting import Scene
+    from blemish.data.synthetic import Scene
 
     photo = photograph(category)
     flat = pixels.reshape(-1, 3)

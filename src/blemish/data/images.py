@@ -48,7 +48,7 @@ _TURNS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Raster:
+class DecodedImage:
     """One decoded image.
 
     Attributes:
@@ -75,7 +75,7 @@ class Header:
     bits: int
 
 
-def read_image(source: Path | str | bytes | Image.Image | npt.NDArray[Any]) -> Raster:
+def read_image(source: Path | str | bytes | Image.Image | npt.NDArray[Any]) -> DecodedImage:
     """The image as RGB pixels.
 
     Args:
@@ -107,7 +107,7 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path} cannot be opened: {error.strerror or error}.") from error
 
 
-def decode(content: bytes, name: str) -> Raster:
+def decode(content: bytes, name: str) -> DecodedImage:
     """The image whose file holds ``content``; ``name`` is how errors call it.
 
     Raises:
@@ -139,7 +139,7 @@ def read_header(path: Path) -> Header:
         raise _unreadable(str(path), error) from error
 
 
-def full_scale(rasters: Iterable[Raster]) -> int:
+def full_scale(rasters: Iterable[DecodedImage]) -> int:
     """The value that counts as white in 16-bit images: the smallest 2^n - 1 not below any of theirs, n from 8 to 16.
 
     It is fixed when a model learns, because a scale chosen for each image would hide that one is too bright.
@@ -149,7 +149,7 @@ def full_scale(rasters: Iterable[Raster]) -> int:
     return max(255, (1 << largest.bit_length()) - 1)
 
 
-def _decoded(image: Image.Image, name: str) -> Raster:
+def _decoded(image: Image.Image, name: str) -> DecodedImage:
     _check_size(image.height, image.width, name)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # phones add a second view to a photograph
@@ -165,7 +165,7 @@ def _decoded(image: Image.Image, name: str) -> Raster:
     return _raster(_checked(np.asarray(turned)[..., None], name))
 
 
-def _eight_bit(image: Image.Image) -> Raster:
+def _eight_bit(image: Image.Image) -> DecodedImage:
     grey = image.mode in ("1", "L", "LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (image.mode == "P" and "transparency" in image.info):
         colours = _over_black(np.asarray(image.convert("RGBA")))
@@ -184,7 +184,7 @@ def _checked(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     return values.astype(np.float32 if limit == 1 else np.uint16, copy=False)
 
 
-def _from_array(array: npt.NDArray[Any]) -> Raster:
+def _from_array(array: npt.NDArray[Any]) -> DecodedImage:
     name = f"the given array of shape {array.shape} and type {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(f"{name} is not an image: h w, h w 1, h w 3 or h w 4 (channels last) is needed.")
@@ -199,9 +199,9 @@ def _from_array(array: npt.NDArray[Any]) -> Raster:
     return _raster(_over_black(values) if values.shape[2] == 4 else values)
 
 
-def _raster(values: npt.NDArray[Any]) -> Raster:
+def _raster(values: npt.NDArray[Any]) -> DecodedImage:
     bits = {"uint8": 8, "uint16": 16, "float32": 32}[values.dtype.name]
-    return Raster(np.broadcast_to(values, (*values.shape[:2], 3)), bits, grey=values.shape[2] == 1)
+    return DecodedImage(np.broadcast_to(values, (*values.shape[:2], 3)), bits, grey=values.shape[2] == 1)
 
 
 def _over_black(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

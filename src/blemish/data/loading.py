@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from blemish.contract import Batch
-from blemish.data.images import Raster, decode, full_scale, read_bytes, read_header
-from blemish.data.preparation import Preparation, stacked
+from blemish.data.images import DecodedImage, decode, full_scale, read_bytes, read_header
+from blemish.data.preprocessing import Preprocessing, stacked
 from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError
 from blemish.run import Progress, Silent
@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """One image: ``h w c`` as ``Preparation.resized`` gave it, its key, and the size it had."""
+    """One image: ``h w c`` as ``Preprocessing.resized`` gave it, its key, and the size it had."""
 
     pixels: npt.NDArray[Any]
     key: str
@@ -72,7 +72,7 @@ class PreparedImages:
     def __init__(
         self,
         samples: Sequence[Sample],
-        preparation: Preparation,
+        preparation: Preprocessing,
         *,
         workers: int | None = None,
         strict: bool = False,
@@ -165,7 +165,7 @@ class PreparedImages:
 
 
 def fitted_scale(samples: Iterable[Sample], workers: int | None = None) -> int:
-    """``full_scale`` over the 16-bit images among ``samples``: goes into the ``Preparation`` before fitting.
+    """``full_scale`` over the 16-bit images among ``samples``: goes into the ``Preprocessing`` before fitting.
 
     Files that cannot be read are left to ``PreparedImages``.
     """
@@ -180,7 +180,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _deep(sample: Sample) -> Raster | None:
+def _deep(sample: Sample) -> DecodedImage | None:
     """The image if it has 16 bits, shrunk to its brightest pixel so that a large set does not fill the memory."""
     try:
         if read_header(sample.path).bits != 16:
@@ -188,7 +188,7 @@ def _deep(sample: Sample) -> Raster | None:
         raster = decode(read_bytes(sample.path), str(sample.path))
     except ImageError:
         return None
-    return Raster(np.full((1, 1, 3), raster.pixels.max()), raster.bits, raster.grey)
+    return DecodedImage(np.full((1, 1, 3), raster.pixels.max()), raster.bits, raster.grey)
 
 
 def _in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:

@@ -57,7 +57,7 @@ class Calibration:
         kind: ``holdout``, ``crossfit`` or ``none``.
         scores: ``n`` part scores, ascending, float64; empty for ``none``.
         rate: the false-reject rate asked for, or the default one; None for ``none``.
-        peaks: ``n`` largest map values, one a part, ascending; None for a method without maps.
+        max_map_values: ``n`` largest map values, one a part, ascending; None for a method without maps.
         images: how many images the parts had.
         trusted: False if nobody has looked at the parts (an unlabelled pile).
     """
@@ -65,7 +65,7 @@ class Calibration:
     kind: Kind
     scores: Scores
     rate: float | None
-    peaks: Scores | None = None
+    max_map_values: Scores | None = None
     images: int = 0
     trusted: bool = True
 
@@ -100,7 +100,7 @@ class Calibration:
 
         The same quantile, of the parts' largest map values: a good part shows any region as rarely as it is rejected.
         """
-        return None if self.peaks is None else _value_below_gaps(self.peaks, self.rejects)
+        return None if self.max_map_values is None else _value_below_gaps(self.max_map_values, self.rejects)
 
     @property
     def expected_false_reject(self) -> float | None:
@@ -158,7 +158,7 @@ class Calibration:
     def to_tensors(self) -> dict[str, Scores]:
         """Arrays for the model file: ``scores`` and, for a method with maps, ``peaks``. Empty for ``none``."""
         tensors = {} if self.rate is None else {"scores": self.scores.copy()}
-        return tensors if self.peaks is None else {**tensors, "peaks": self.peaks.copy()}
+        return tensors if self.max_map_values is None else {**tensors, "peaks": self.max_map_values.copy()}
 
     def meta(self) -> dict[str, Any]:
         """The rest, for JSON: ``kind``, ``rate``, ``images``, ``trusted``."""
@@ -175,11 +175,12 @@ class Calibration:
             return uncalibrated()
         try:
             scores = _ascending(tensors["scores"])
-            peaks = _ascending(tensors["peaks"]) if "peaks" in tensors else None
-            if meta["kind"] not in ("holdout", "crossfit") or (peaks is not None and len(peaks) != len(scores)):
+            max_map_values = _ascending(tensors["peaks"]) if "peaks" in tensors else None
+            differs = max_map_values is not None and len(max_map_values) != len(scores)
+            if meta["kind"] not in ("holdout", "crossfit") or differs:
                 raise CalibrationError("its kind is unknown, or its arrays differ in length")
             rate = promises.settle_rate(float(meta["rate"]), len(scores))
-            return cls(meta["kind"], scores, rate, peaks, int(meta["images"]), bool(meta["trusted"]))
+            return cls(meta["kind"], scores, rate, max_map_values, int(meta["images"]), bool(meta["trusted"]))
         except (KeyError, TypeError, ValueError, ConfigError, CalibrationError) as error:
             raise ModelFileError(
                 f"the model file's calibration is not whole ({error}): copy the file again or calibrate it anew"
@@ -212,7 +213,7 @@ def calibrate(
     scores: ArrayLike,
     groups: Sequence[Hashable] | None = None,
     *,
-    peaks: ArrayLike | None = None,
+    max_map_values: ArrayLike | None = None,
     false_reject: float | None = None,
     trusted: bool = True,
 ) -> Calibration:
@@ -224,7 +225,7 @@ def calibrate(
         kind: whether the final model scored them, or models fitted without their fold.
         scores: one an image.
         groups: the part that each image shows; None, for all or for one, makes an image a part of its own.
-        peaks: the largest map value of each image, or None for a method without maps.
+        max_map_values: the largest map value of each image, or None for a method without maps.
         false_reject: the share of good parts that may be rejected; None for the default.
         trusted: False if nobody has looked at the images.
 
@@ -233,10 +234,11 @@ def calibrate(
         ConfigError: the rate is not between 0 and 1.
     """
     images = np.asarray(scores).size
-    if peaks is not None and np.asarray(peaks).size != images:
-        raise CalibrationError(f"{images} scores and {np.asarray(peaks).size} map maxima: one each an image is needed")
+    if max_map_values is not None and np.asarray(max_map_values).size != images:
+        count = np.asarray(max_map_values).size
+        raise CalibrationError(f"{images} scores and {count} map maxima: one each an image is needed")
     by_part = _ascending(part_scores(scores, groups))
-    peaks_by_part = None if peaks is None else _ascending(part_scores(peaks, groups))
+    peaks_by_part = None if max_map_values is None else _ascending(part_scores(max_map_values, groups))
     return Calibration(kind, by_part, promises.settle_rate(false_reject, len(by_part)), peaks_by_part, images, trusted)
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from blemish.backbones.extractor import rebuild
+from blemish.backbones.backbone import rebuild
 from blemish.contract import Images, Method, Prediction
-from blemish.data.images import Raster, read_image
-from blemish.data.preparation import Preparation
+from blemish.data.images import DecodedImage, read_image
+from blemish.data.preprocessing import Preprocessing
 from blemish.errors import ImageError, ModelFileError
 from blemish.inspection.calibration import Calibration, calibrate
-from blemish.inspection.modelfile import read_model, write_model
+from blemish.inspection.model_file import read_model, write_model
 from blemish.inspection.regions import find_regions
 from blemish.inspection.render import Scale, fixed_scale
 from blemish.inspection.verdict import Verdict
@@ -57,7 +57,7 @@ class Inspector:
 
     method: Method
     name: str
-    preparation: Preparation
+    preparation: Preprocessing
     calibration: Calibration
     provenance: Mapping[str, Any]
     smallest_area: int = 1
@@ -89,7 +89,7 @@ class Inspector:
         """
         with ThreadPoolExecutor(max_workers=4) as pool:
             for batch in _in_batches(pool, self._load, images, batch_size):
-                readable: list[tuple[Source, Raster, Tensor]] = []
+                readable: list[tuple[Source, DecodedImage, Tensor]] = []
                 for source, future in batch:
                     try:
                         readable.append((source, *future.result()))
@@ -113,13 +113,13 @@ class Inspector:
 
     def scores(self, images: Images, run: Run, title: str = "scoring") -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Raw score and largest map value of every image; the latter None for a method without maps."""
-        scores, peaks = [], []
+        scores, max_map_values = [], []
         for start in run.progress.track(range(0, len(images), 8), title):
             prediction = self.predict(images.batch(range(start, min(start + 8, len(images)))).images)
             scores.append(prediction.score.numpy())
             if prediction.map is not None:
-                peaks.append(prediction.map.amax(dim=(1, 2)).numpy())
-        return np.concatenate(scores), np.concatenate(peaks) if peaks else None
+                max_map_values.append(prediction.map.amax(dim=(1, 2)).numpy())
+        return np.concatenate(scores), np.concatenate(max_map_values) if max_map_values else None
 
     def calibrated(
         self, images: Images, groups: Sequence[str], run: Run, false_reject: float | None = None
@@ -129,15 +129,15 @@ class Inspector:
         Raises:
             CalibrationError: the good parts are too few for the rate asked for.
         """
-        scores, peaks = self.scores(images, run, "calibrating")
-        calibration = calibrate("holdout", scores, groups, peaks=peaks, false_reject=false_reject)
+        scores, max_map_values = self.scores(images, run, "calibrating")
+        calibration = calibrate("holdout", scores, groups, max_map_values=max_map_values, false_reject=false_reject)
         return dataclasses.replace(self, calibration=calibration)
 
     @cached_property
     def scale(self) -> Scale | None:
         """The one colour scale of every picture this model makes; None while there is no pixel threshold."""
-        threshold, peaks = self.calibration.pixel_threshold, self.calibration.peaks
-        return None if threshold is None or peaks is None else fixed_scale(threshold, peaks)
+        threshold, max_map_values = self.calibration.pixel_threshold, self.calibration.max_map_values
+        return None if threshold is None or max_map_values is None else fixed_scale(threshold, max_map_values)
 
     def save(self, path: str | Path, with_backbone: bool = True) -> Path:
         """Write everything to one file, whole or not at all.
@@ -185,11 +185,11 @@ class Inspector:
             **{name: value for name, value in self.provenance.items() if name != LEARNED_KEYS},
         }
 
-    def _load(self, source: Source) -> tuple[Raster, Tensor]:
+    def _load(self, source: Source) -> tuple[DecodedImage, Tensor]:
         raster = read_image(source)
         return raster, self.preparation.prepare(raster)
 
-    def _verdict(self, source: str | None, raster: Raster, prediction: Prediction, i: int) -> Verdict:
+    def _verdict(self, source: str | None, raster: DecodedImage, prediction: Prediction, i: int) -> Verdict:
         heat = None if prediction.map is None else prediction.map[i]
         score, size = float(prediction.score[i]), raster.size
         known = self.calibration.kind != "none"
@@ -244,16 +244,16 @@ def _assemble(
     backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)
     provenance = description["provenance"]
     backbone.precision = as_calibrated(device, precision, backbone.dense, provenance.get("precision"))
-    preparation = Preparation.from_dict(description["preparation"])
+    preparation = Preprocessing.from_dict(description["preparation"])
     cls = method_class(description["method"])
     config = make_config(cls, description["config"])
     method = cls(backbone, preparation.input_size, config)
     if hasattr(method, "precision"):  # methods with a network of their own beside the backbone
-        dense, learned = cls.trains_densely(backbone, config), provenance.get("precision_trained")
+        dense, learned = cls.gains_from_bf16(backbone, config), provenance.get("precision_trained")
         own_precision = as_calibrated(device, precision, dense, learned)
         setattr(method, "precision", own_precision)  # noqa: B010 (a module types it as a tensor)
     own = {name: t for name, t in state.items() if not name.startswith(BACKBONE)}
-    method.restore(own | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
+    method.load_fitted(own | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
     arrays = {n.removeprefix("calibration."): t.numpy() for n, t in tensors.items() if n.startswith("calibration.")}
     return Inspector(
         method=method.to(device).eval(),
@@ -279,7 +279,7 @@ def as_calibrated(device: torch.device, wanted: PrecisionName, dense: bool, cali
     return choose_precision(device, wanted, dense)
 
 
-def on_screen(raster: Raster, full_scale: int) -> NDArray[np.uint8]:
+def on_screen(raster: DecodedImage, full_scale: int) -> NDArray[np.uint8]:
     """Eight bits a channel: deeper images at the model's full scale."""
     if raster.bits == 8:
         return raster.pixels
@@ -293,12 +293,12 @@ def _name(source: Source) -> str | None:
 
 def _in_batches(
     pool: ThreadPoolExecutor,
-    load_one: Callable[[Any], tuple[Raster, Tensor]],
+    load_one: Callable[[Any], tuple[DecodedImage, Tensor]],
     sources: Iterable[Any],
     batch_size: int,
-) -> Iterator[list[tuple[Any, Future[tuple[Raster, Tensor]]]]]:
+) -> Iterator[list[tuple[Any, Future[tuple[DecodedImage, Tensor]]]]]:
     """Batches of sources with their loading under way, one batch ahead."""
-    ahead: deque[tuple[Any, Future[tuple[Raster, Tensor]]]] = deque()
+    ahead: deque[tuple[Any, Future[tuple[DecodedImage, Tensor]]]] = deque()
     for source in sources:
         ahead.append((source, pool.submit(load_one, source)))
         if len(ahead) == 2 * batch_size:

@@ -38,11 +38,11 @@ from torch import Tensor
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
-from blemish.ops.consensus import LastStudent, consensus, outputs
-from blemish.ops.discrepancy import LOSSES, Loss, anomaly_map
-from blemish.ops.perturbation import noise_deviations, perturbed
+from blemish.ops.agreement import PreviousStudent, consensus, outputs
+from blemish.ops.cosine import LOSSES, Loss, anomaly_map
+from blemish.ops.jitter import noise_deviations, perturbed
 from blemish.ops.residual import initialise
-from blemish.ops.reversal import Reversal, build_reversal
+from blemish.ops.reverse import ReverseStudent, build_reverse_student
 from blemish.run import Epoch, Precision, Run, choose_precision
 
 Regularisation = Literal["none", "full", "linear", "s-shape"]
@@ -114,10 +114,10 @@ class CDD(Method):
             ConfigError: the levels leave a gap.
         """
         super().__init__(backbone, size, config)
-        self.student = build_reversal(backbone, size)
+        self.student = build_reverse_student(backbone, size)
         self.precision: Precision | None = None
         self.confident: list[int] = []
-        self.has_learned = False
+        self.is_fitted = False
 
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Teach the global student what is normal in the pile.
@@ -132,12 +132,12 @@ class CDD(Method):
                 "as normal: label them unlabelled, or use -m rd"
             )
         initialise(self.student, run.generator("student"))
-        self.has_learned, self.precision = True, run.precision
+        self.is_fitted, self.precision = True, run.precision
         noise = noise_deviations(self.backbone, config.perturbation, training.normal, teacher, config.batch_size)
-        run.journal.facts["noise on features"] = ", ".join(f"{deviation:.3g}" for deviation in noise)
-        lesson = _Lesson(self.student, config, noise, training.normal, teacher, run)
+        run.log.facts["noise on features"] = ", ".join(f"{deviation:.3g}" for deviation in noise)
+        lesson = DomainTrainer(self.student, config, noise, training.normal, teacher, run)
         length, keep = run.length(epochs=config.epochs, steps=config.steps), lesson.keep()
-        for epoch in run.epochs(length, images=count, batch_size=config.batch_size, keep=keep, title="cdd"):
+        for epoch in run.epochs(length, images=count, batch_size=config.batch_size, state=keep, title="cdd"):
             self.confident = lesson.begin(epoch)
             lesson.teach(epoch)
         self.student.eval()
@@ -148,8 +148,8 @@ class CDD(Method):
         Raises:
             ConfigError: nothing was fitted or restored before.
         """
-        if not self.has_learned:
-            raise ConfigError("this CDD has learned nothing yet: call fit or restore first")
+        if not self.is_fitted:
+            raise ConfigError("this CDD has learned nothing yet: call fit or load_fitted first")
         features = self.backbone(images)
         with (self.precision or choose_precision(images.device)).autocast(images.device):
             student = self.student(features)
@@ -157,32 +157,34 @@ class CDD(Method):
         map_ = anomaly_map(features, student, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        super().restore(state)
-        self.has_learned = True
+        super().load_fitted(state)
+        self.is_fitted = True
 
 
-class _Pupil(NamedTuple):
-    network: Reversal
+class Student(NamedTuple):
+    """A network that learns, and its optimiser."""
+
+    network: ReverseStudent
     optimiser: torch.optim.Optimizer
 
 
-class _Lesson:
+class DomainTrainer:
     """All students, and one epoch of teaching them."""
 
     def __init__(
-        self, student: Reversal, config: CDDConfig, noise: list[float], images: Images, teacher: Teacher, run: Run
+        self, student: ReverseStudent, config: CDDConfig, noise: list[float], images: Images, teacher: Teacher, run: Run
     ) -> None:
         self.config, self.noise, self.images, self.teacher, self.run = config, noise, images, teacher, run
         parts = max(config.domains) if max(config.domains) > 1 else 0
         networks = [student, *(copy.deepcopy(student) for _ in range(parts))]
         rate, betas = config.learning_rate, config.betas
         self.whole, *self.parts = [
-            _Pupil(network, torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True))
+            Student(network, torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True))
             for network in networks
         ]
-        self.last = LastStudent(student, images, teacher, run, int(1e9 * config.memory))
+        self.last = PreviousStudent(student, images, teacher, run, int(1e9 * config.memory))
 
     def keep(self) -> dict[str, Any]:
         """What an epoch hands to the next: not the domains' weights, which begin as copies of the global student's."""
@@ -229,7 +231,7 @@ class _Lesson:
         self._from_teacher(epoch, "confident", self.whole, last)
 
     def _from_teacher(
-        self, epoch: Epoch, name: str, pupil: _Pupil, batches: list[list[int]], weight: float = 0.0,
+        self, epoch: Epoch, name: str, pupil: Student, batches: list[list[int]], weight: float = 0.0,
         noise: torch.Generator | None = None,
     ) -> None:
         """A pupil learns batches from the teacher and, with ``weight``, from the last global student."""
@@ -258,7 +260,7 @@ class _Lesson:
         epoch.log(loss=torch.stack(losses).mean())
 
     def _update(
-        self, pupil: _Pupil, given: Sequence[Tensor], wanted: Sequence[tuple[float, Sequence[Tensor]]]
+        self, pupil: Student, given: Sequence[Tensor], wanted: Sequence[tuple[float, Sequence[Tensor]]]
     ) -> list[Tensor]:
         """One update of the weights by the weighted sum of losses; these, detached."""
         with self.run.precision.autocast(self.run.device):

@@ -23,7 +23,7 @@ Paper and released code (github.com/Faustinaqq/CKAAD):
 - ``gan`` and ``reconsub`` are not released: networks, weights and limits are our reading.
 - The released loader repeats its first shuffle of the bad images within an epoch; each pass is shuffled anew here.
 - The code names no epoch whose figures are printed; ours are of the last.
-- Backbones other than ResNets follow the scheme of ``blemish.ops.reversal`` (our reading).
+- Backbones other than ResNets follow the scheme of ``blemish.ops.reverse`` (our reading).
 
 Fang, Su, Lv, Xu, Yu: Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial Learning,
 AAAI 2025.
@@ -43,8 +43,8 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
+from blemish.ops.cosine import anomaly_map, layer_loss
 from blemish.ops.cycling import passes
-from blemish.ops.discrepancy import anomaly_map, layer_loss
 from blemish.ops.discriminators import (
     SMALLEST_GRID,
     build_discriminator,
@@ -56,7 +56,7 @@ from blemish.ops.discriminators import (
 )
 from blemish.ops.distortion import elastic_twins
 from blemish.ops.residual import Norm, initialise
-from blemish.ops.reversal import build_reversal
+from blemish.ops.reverse import build_reverse_student
 from blemish.run import Epoch, Precision, Run, choose_precision
 
 Strategy = Literal["recon", "reconsub", "gan", "ckaimg", "ckapatch"]
@@ -129,9 +129,9 @@ class CKAAD(Method):
         stride = backbone.levels[-1].stride
         self._grid = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
         _check_grid(self._grid, size, config)
-        self.student = build_reversal(backbone, size, config.norm)
+        self.student = build_reverse_student(backbone, size, config.norm)
         self.precision: Precision | None = None
-        self.has_learned = False
+        self.is_fitted = False
 
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Teach the auto-encoder to give back normal features, and the discriminator to tell when it does not.
@@ -143,7 +143,7 @@ class CKAAD(Method):
             raise RegimeError("ckaad learns what is normal from good images and was given none: add some")
         config, strategy = self.config, self._strategy(training, run)
         initialise(self.student, run.generator("student"))
-        self.has_learned, self.precision = True, run.precision
+        self.is_fitted, self.precision = True, run.precision
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         keep = {"student": self.student, "optimiser": optimiser}
         adversary = None if strategy in ("recon", "reconsub") else Adversary(self.backbone, self._grid, config, run)
@@ -152,7 +152,7 @@ class CKAAD(Method):
         length = run.length(epochs=config.epochs, steps=config.steps)
         size = min(config.batch_size, len(training.normal))
         steps = len(training.normal) // size  # the rest of a pass is dropped, as released
-        for epoch in run.epochs(length, epoch_steps=steps, keep=keep, title="ckaad"):
+        for epoch in run.epochs(length, epoch_steps=steps, state=keep, title="ckaad"):
             self.student.train()
             for clean, bad in self._pairs(strategy, training, teacher, epoch, size):
                 loss = self._loss(clean, bad, adversary, run, epoch)
@@ -167,8 +167,8 @@ class CKAAD(Method):
         Raises:
             ConfigError: nothing was fitted or restored before.
         """
-        if not self.has_learned:
-            raise ConfigError("this CKAAD has learned nothing yet: call fit or restore first")
+        if not self.is_fitted:
+            raise ConfigError("this CKAAD has learned nothing yet: call fit or load_fitted first")
         features = self.backbone(images)
         with (self.precision or choose_precision(images.device)).autocast(images.device):
             student = self.student(features)
@@ -178,10 +178,10 @@ class CKAAD(Method):
             values = values.topk(min(self.config.top, values.shape[1]), dim=1).values
         return Prediction(map_, values.mean(dim=1))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        super().restore(state)
-        self.has_learned = True
+        super().load_fitted(state)
+        self.is_fitted = True
 
     def _strategy(self, training: TrainingImages, run: Run) -> Strategy:
         """What can be done with the images at hand; said where it is not what was asked for."""

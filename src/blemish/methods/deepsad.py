@@ -91,7 +91,7 @@ class DeepSAD(Method):
         super().__init__(backbone, size, config)
         self.head = Head([level.channels for level in backbone.levels], config.width, config.dimensions)
         self.register_buffer("centre", torch.zeros(config.dimensions))
-        self.has_learned = False
+        self.is_fitted = False
 
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Draw the good images to the centre and push the known-bad ones away.
@@ -112,7 +112,7 @@ class DeepSAD(Method):
         keep = {"head": self.head, "optimiser": optimiser}
         length = run.length(epochs=config.epochs, steps=config.steps)
         count = len(training.normal) + len(training.anomalous)
-        for epoch in run.epochs(length, images=count, batch_size=config.batch_size, keep=keep, title="deepsad"):
+        for epoch in run.epochs(length, images=count, batch_size=config.batch_size, state=keep, title="deepsad"):
             self.head.train()
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * (1.0 if 3 * (epoch.number - 1) < epoch.of else 0.1)
@@ -132,14 +132,14 @@ class DeepSAD(Method):
         Raises:
             ConfigError: nothing was fitted or restored before.
         """
-        if not self.has_learned:
-            raise ConfigError("this Deep SAD has learned nothing yet: call fit or restore first")
+        if not self.is_fitted:
+            raise ConfigError("this Deep SAD has learned nothing yet: call fit or load_fitted first")
         return Prediction(None, self._distances(self.backbone(images)))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        super().restore(state)
-        self.has_learned = True
+        super().load_fitted(state)
+        self.is_fitted = True
 
     @torch.no_grad()
     def _begin(self, normal: Images, teacher: Teacher, run: Run) -> None:
@@ -152,7 +152,7 @@ class DeepSAD(Method):
         centre = found.mean(dim=0)
         away = torch.where(centre < 0, -NUDGE, NUDGE)
         self.centre.copy_(torch.where(centre.abs() < NUDGE, away, centre))
-        self.has_learned = True
+        self.is_fitted = True
 
     def _distances(self, features: list[Tensor]) -> Tensor:
         found: Tensor = (self.head(features) - self.centre).square().sum(dim=1)

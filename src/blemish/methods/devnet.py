@@ -103,7 +103,7 @@ class DevNet(Method):
         widths = [level.channels for level in backbone.levels]
         self.scale = Standardisation(widths)
         self.scorers = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
-        self.has_learned = False
+        self.is_fitted = False
 
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Keep the good images' scores near zero and lift the known-bad ones'.
@@ -123,7 +123,7 @@ class DevNet(Method):
         )
         keep = {"scorers": self.scorers, "optimiser": optimiser}
         length = run.length(epochs=config.epochs, steps=config.steps)
-        for epoch in run.epochs(length, epoch_steps=EPOCH_STEPS, keep=keep, title="devnet"):
+        for epoch in run.epochs(length, epoch_steps=EPOCH_STEPS, state=keep, title="devnet"):
             self.scorers.train()
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
@@ -147,18 +147,18 @@ class DevNet(Method):
         Raises:
             ConfigError: nothing was fitted or restored before.
         """
-        if not self.has_learned:
-            raise ConfigError("this DevNet has learned nothing yet: call fit or restore first")
+        if not self.is_fitted:
+            raise ConfigError("this DevNet has learned nothing yet: call fit or load_fitted first")
         sizes = [images, halved(images)][: self.config.scales]
         maps = [map_ for seen in sizes for map_ in self._score_maps(self.backbone(seen))]
         size = (int(images.shape[-2]), int(images.shape[-1]))
         map_ = torch.stack([upscale(one, size, self.config.sigma) for one in maps]).mean(dim=0)
         return Prediction(map_, top_mean(maps, self.config.top))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        super().restore(state)
-        self.has_learned = True
+        super().load_fitted(state)
+        self.is_fitted = True
 
     @torch.no_grad()
     def _begin(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
@@ -170,7 +170,7 @@ class DevNet(Method):
         size, count = self.config.batch_size, len(training.normal)
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
         self.scale.learn(teacher(training.normal.batch(list(chunk))) for chunk in chunks)
-        self.has_learned = True
+        self.is_fitted = True
 
     def _seen(self, batch: Batch, teacher: Teacher) -> list[list[Tensor]]:
         """Features at each size of the image."""

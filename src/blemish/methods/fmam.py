@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from blemish.backbones.student import build_student
 from blemish.contract import Backbone, Images, Level, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
-from blemish.ops.discrepancy import LOSSES, Loss, anomaly_map
+from blemish.ops.cosine import LOSSES, Loss, anomaly_map
 from blemish.ops.norms import settled_norms
 from blemish.ops.residual import initialise
-from blemish.ops.reversal import Reversal, build_reversal
+from blemish.ops.reverse import ReverseStudent, build_reverse_student
 from blemish.run import Precision, Run, choose_precision, derive_seed
 
 Internal = Literal["conv", "attention", "memory", "bottleneck"]
@@ -101,14 +101,14 @@ class FMAM(Method):
         super().__init__(backbone, size, config)
         if config.base == "nkd" and config.internal == "bottleneck":
             raise ConfigError("internal=bottleneck maps what reverse distillation's bottleneck takes in: use base=rd")
-        self.student = build_reversal(backbone, size) if config.base == "rd" else build_student(backbone, size)
+        self.student = build_reverse_student(backbone, size) if config.base == "rd" else build_student(backbone, size)
         self.mappings = nn.ModuleList(_mapping(level, config) for level in backbone.levels)
         self.precision: Precision | None = None
-        self.has_learned = False
+        self.is_fitted = False
         self._learning: tuple[Images, Run] | None = None
 
     @classmethod
-    def trains_densely(cls, backbone: Backbone, config: FMAMConfig) -> bool:
+    def gains_from_bf16(cls, backbone: Backbone, config: FMAMConfig) -> bool:
         """Reverse distillation's student always; that of ``nkd`` as its teacher."""
         return config.base == "rd" or bool(getattr(backbone, "dense", True))
 
@@ -128,7 +128,7 @@ class FMAM(Method):
         length = run.length(epochs=config.epochs, steps=config.steps)
         keep = {"learners": learners, "optimiser": optimiser}
         count, size = len(training.normal), config.batch_size
-        for epoch in run.epochs(length, images=count, batch_size=size, keep=keep, title="fmam"):
+        for epoch in run.epochs(length, images=count, batch_size=size, state=keep, title="fmam"):
             learners.train()
             for indices in epoch.batches():
                 batch = training.normal.batch(indices)
@@ -140,10 +140,10 @@ class FMAM(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 epoch.log(loss=loss.detach())
-        self.settle()
+        self.finalize()
         self._learning = None
 
-    def settle(self) -> None:
+    def finalize(self) -> None:
         """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""
         self.eval()
         if self.config.base == "rd" or self._learning is None:
@@ -161,8 +161,8 @@ class FMAM(Method):
         Raises:
             ConfigError: nothing was fitted or restored before.
         """
-        if not self.has_learned:
-            raise ConfigError("this FMAM has learned nothing yet: call fit or restore first")
+        if not self.is_fitted:
+            raise ConfigError("this FMAM has learned nothing yet: call fit or load_fitted first")
         features = self.backbone(images)
         with (self.precision or choose_precision(images.device)).autocast(images.device):
             mapped = self._mapped(images, features)
@@ -170,14 +170,14 @@ class FMAM(Method):
         map_ = anomaly_map(features, mapped, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        super().restore(state)
-        self.has_learned = True
+        super().load_fitted(state)
+        self.is_fitted = True
 
     def _begin(self, run: Run) -> None:
         """Fresh values, the student's the same as without mappings."""
-        if isinstance(self.student, Reversal):
+        if isinstance(self.student, ReverseStudent):
             initialise(self.student, run.generator("student"))
         else:
             self.student.reset(derive_seed(run.seed, "student"))
@@ -185,7 +185,7 @@ class FMAM(Method):
         for mapping in self.mappings:
             if isinstance(mapping, MemoryMapping):
                 mapping.reset_prototypes(run.generator("prototypes"))
-        self.has_learned, self.precision = True, run.precision
+        self.is_fitted, self.precision = True, run.precision
 
     def _mapped(self, images: Tensor, features: list[Tensor]) -> list[Tensor]:
         """The student's maps, mapped."""

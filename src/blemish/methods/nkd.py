@@ -32,7 +32,7 @@ from torch import Tensor
 from blemish.backbones.student import build_student
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
-from blemish.ops.discrepancy import LOSSES, Loss, anomaly_map
+from blemish.ops.cosine import LOSSES, Loss, anomaly_map
 from blemish.ops.norms import settled_norms
 from blemish.run import Precision, Run, choose_precision, derive_seed
 
@@ -83,11 +83,11 @@ class NKD(Method):
         super().__init__(backbone, size, config)
         self.student = build_student(backbone, size)
         self.precision: Precision | None = None
-        self.has_learned = False
+        self.is_fitted = False
         self._learning: tuple[Images, Run] | None = None
 
     @classmethod
-    def trains_densely(cls, backbone: Backbone, config: NKDConfig) -> bool:
+    def gains_from_bf16(cls, backbone: Backbone, config: NKDConfig) -> bool:
         """As its teacher, whose architecture the student has."""
         return bool(getattr(backbone, "dense", True))
 
@@ -101,13 +101,13 @@ class NKD(Method):
             raise RegimeError("nkd learns from good images and was given none: add some to the training set")
         config, loss_of = self.config, LOSSES[self.config.loss]
         self.student.reset(derive_seed(run.seed, "student"))
-        self.has_learned, self.precision = True, run.precision
+        self.is_fitted, self.precision = True, run.precision
         self._learning = training.normal, run
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         length = run.length(epochs=config.epochs, steps=config.steps)
         keep = {"student": self.student, "optimiser": optimiser}
         count, size = len(training.normal), config.batch_size
-        for epoch in run.epochs(length, images=count, batch_size=size, keep=keep, title="nkd"):
+        for epoch in run.epochs(length, images=count, batch_size=size, state=keep, title="nkd"):
             self.student.train()
             for indices in epoch.batches():
                 batch = training.normal.batch(indices)
@@ -119,10 +119,10 @@ class NKD(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 epoch.log(loss=loss.detach())
-        self.settle()
+        self.finalize()
         self._learning = None
 
-    def settle(self) -> None:
+    def finalize(self) -> None:
         """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""
         self.eval()
         if self._learning is None:
@@ -139,8 +139,8 @@ class NKD(Method):
         Raises:
             ConfigError: nothing was fitted or restored before.
         """
-        if not self.has_learned:
-            raise ConfigError("this NKD has learned nothing yet: call fit or restore first")
+        if not self.is_fitted:
+            raise ConfigError("this NKD has learned nothing yet: call fit or load_fitted first")
         features = self.backbone(images)
         with (self.precision or choose_precision(images.device)).autocast(images.device):
             student = self.student(images)
@@ -148,7 +148,7 @@ class NKD(Method):
         map_ = anomaly_map(features, student, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        super().restore(state)
-        self.has_learned = True
+        super().load_fitted(state)
+        self.is_fitted = True

@@ -122,7 +122,7 @@ class PatchCore(Method):
             ConfigError: nothing was fitted or restored before.
         """
         if len(self.memory) == 0:
-            raise ConfigError("this PatchCore remembers nothing yet: call fit or restore first")
+            raise ConfigError("this PatchCore remembers nothing yet: call fit or load_fitted first")
         vectors = self.patches(self.backbone(images))
         b, y, x, d = vectors.shape
         distances, nearest = self.memory(vectors.view(-1, d), self.config.neighbours)
@@ -149,8 +149,8 @@ class PatchCore(Method):
         rooted = (worst[:, None] - remembered[around]).square().sum(dim=2).sqrt()
         return 1 - rooted.softmax(dim=1)[:, 0]
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave: its memory decides how much is remembered."""
         device = self.memory.centre.device
         self.memory = Neighbours(state["memory.points"].new_empty(state["memory.points"].shape)).to(device)
-        super().restore(state)
+        super().load_fitted(state)

@@ -13,7 +13,7 @@ Paper and released code (github.com/hq-deng/RD4AD):
 - The paper's loss takes one cosine a location (``loss="vector"``), the code one a level and image, over the whole map
   as one vector (``loss="layer"``, the default: what the published figures come from).
 - A convolution that the code declares and never uses is left out; the teacher's unused last stage is not computed.
-- Backbones other than ResNets follow the same scheme, see ``blemish.ops.reversal`` (our reading).
+- Backbones other than ResNets follow the same scheme, see ``blemish.ops.reverse`` (our reading).
 - The published figures are of the last of 200 epochs; so are ours.
 
 Deng, Li: Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022.
@@ -31,9 +31,9 @@ from torch import Tensor
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
-from blemish.ops.discrepancy import LOSSES, Loss, anomaly_map
+from blemish.ops.cosine import LOSSES, Loss, anomaly_map
 from blemish.ops.residual import initialise
-from blemish.ops.reversal import build_reversal
+from blemish.ops.reverse import build_reverse_student
 from blemish.run import Precision, Run, choose_precision
 
 
@@ -81,9 +81,9 @@ class RD(Method):
             ConfigError: the levels leave a gap.
         """
         super().__init__(backbone, size, config)
-        self.student = build_reversal(backbone, size)
+        self.student = build_reverse_student(backbone, size)
         self.precision: Precision | None = None
-        self.has_learned = False
+        self.is_fitted = False
 
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Teach the student to give back the features of the normal images.
@@ -95,12 +95,12 @@ class RD(Method):
             raise RegimeError("rd learns from good images and was given none: add some to the training set")
         config, loss_of = self.config, LOSSES[self.config.loss]
         initialise(self.student, run.generator("student"))
-        self.has_learned, self.precision = True, run.precision
+        self.is_fitted, self.precision = True, run.precision
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         length = run.length(epochs=config.epochs, steps=config.steps)
         keep = {"student": self.student, "optimiser": optimiser}
         count, size = len(training.normal), config.batch_size
-        for epoch in run.epochs(length, images=count, batch_size=size, keep=keep, title="rd"):
+        for epoch in run.epochs(length, images=count, batch_size=size, state=keep, title="rd"):
             self.student.train()
             for indices in epoch.batches():
                 features = teacher(training.normal.batch(indices))
@@ -119,8 +119,8 @@ class RD(Method):
         Raises:
             ConfigError: nothing was fitted or restored before.
         """
-        if not self.has_learned:
-            raise ConfigError("this RD has learned nothing yet: call fit or restore first")
+        if not self.is_fitted:
+            raise ConfigError("this RD has learned nothing yet: call fit or load_fitted first")
         features = self.backbone(images)
         with (self.precision or choose_precision(images.device)).autocast(images.device):
             student = self.student(features)
@@ -128,7 +128,7 @@ class RD(Method):
         map_ = anomaly_map(features, student, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        super().restore(state)
-        self.has_learned = True
+        super().load_fitted(state)
+        self.is_fitted = True

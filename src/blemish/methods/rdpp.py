@@ -20,7 +20,7 @@ Paper and released code (github.com/tientrandinh/Revisiting-Reverse-Distillation
 - The code has epochs set for each product and picks the epoch that does best on the test set; ours is the last of 200.
 - The paper averages over levels where the code sums, and has no 1.11; we follow the code.
 - Gradients left over from an odd last batch leak into the code's next epoch; ours are used at the end of their own.
-- Backbones other than ResNets: see ``blemish.ops.projection`` and ``blemish.ops.reversal`` (our reading).
+- Backbones other than ResNets: see ``blemish.ops.projection`` and ``blemish.ops.reverse`` (our reading).
 
 Tien et al.: Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023.
 """
@@ -38,12 +38,12 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError, RegimeError
-from blemish.ops.discrepancy import LOSSES, Loss, anomaly_map, cosines, vector_loss
-from blemish.ops.noise import PUBLISHED_SIZE, WAVELENGTH, Patches, check_patches, noise_field, with_noise
+from blemish.ops.cosine import LOSSES, Loss, anomaly_map, cosines, vector_loss
 from blemish.ops.projection import build_projections, reset_projections
 from blemish.ops.residual import initialise
-from blemish.ops.reversal import build_reversal
-from blemish.ops.transport import paired_transport, released_transport
+from blemish.ops.reverse import build_reverse_student
+from blemish.ops.simplex import PUBLISHED_SIZE, WAVELENGTH, Patches, check_patches, noise_field, with_noise
+from blemish.ops.sinkhorn import paired_transport, released_transport
 from blemish.run import Epoch, Precision, Run, choose_precision
 
 RECON_WEIGHT, CON_WEIGHT = 0.01, 0.1
@@ -120,9 +120,9 @@ class RDPP(Method):
         self._patches, self._wavelength = Patches(sides, config.noise, config.fixed_field), WAVELENGTH * scale
         check_patches(size, self._patches)
         self.projections = build_projections(backbone, size)
-        self.student = build_reversal(backbone, size)
+        self.student = build_reverse_student(backbone, size)
         self.precision: Precision | None = None
-        self.has_learned = False
+        self.is_fitted = False
 
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Teach projections and student together.
@@ -140,7 +140,7 @@ class RDPP(Method):
         }
         keep = {"student": self.student, "projections": self.projections, **optimisers}
         length = run.length(epochs=config.epochs, steps=config.steps)
-        for epoch in run.epochs(length, images=count, batch_size=config.batch_size, keep=keep, title="rdpp"):
+        for epoch in run.epochs(length, images=count, batch_size=config.batch_size, state=keep, title="rdpp"):
             self.student.train()
             noise, pairing = epoch.generator("noise"), epoch.generator("pairs and places")
             for step, indices in enumerate(epoch.batches(), start=1):
@@ -160,8 +160,8 @@ class RDPP(Method):
         Raises:
             ConfigError: nothing was fitted or restored before.
         """
-        if not self.has_learned:
-            raise ConfigError("this RD++ has learned nothing yet: call fit or restore first")
+        if not self.is_fitted:
+            raise ConfigError("this RD++ has learned nothing yet: call fit or load_fitted first")
         features = self.backbone(images)
         with (self.precision or choose_precision(images.device)).autocast(images.device):
             student = self.student(self._projected(features))
@@ -169,16 +169,16 @@ class RDPP(Method):
         map_ = anomaly_map(features, student, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        super().restore(state)
-        self.has_learned = True
+        super().load_fitted(state)
+        self.is_fitted = True
 
     def _begin(self, run: Run) -> Tensor:
         """Fresh values, the student's the same as plain reverse distillation's; the field of noise."""
         initialise(self.student, run.generator("student"))
         reset_projections(self.projections, run.generator("projection"))
-        self.has_learned, self.precision = True, run.precision
+        self.is_fitted, self.precision = True, run.precision
         # Four of the largest patches a side: enough places to cut that two images rarely get the same noise.
         return noise_field(run.generator("noise field"), 4 * (self._patches.sides[1] + 1), self._wavelength)
 

@@ -159,7 +159,7 @@ class SoftPatch(Method):
             ConfigError: nothing was fitted or restored before.
         """
         if len(self.memory) == 0:
-            raise ConfigError("this SoftPatch remembers nothing yet: call fit or restore first")
+            raise ConfigError("this SoftPatch remembers nothing yet: call fit or load_fitted first")
         vectors = self.patches(self.backbone(images))
         b, y, x, d = vectors.shape
         distances, nearest = self.memory(vectors.view(-1, d))
@@ -170,12 +170,12 @@ class SoftPatch(Method):
         size = (int(images.shape[-2]), int(images.shape[-1]))
         return Prediction(upscale(scores, size, self.config.sigma), scores.amax(dim=(1, 2)))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave: its memory decides how much is remembered."""
         device = self.memory.centre.device
         self.memory = Neighbours(state["memory.points"].new_empty(state["memory.points"].shape)).to(device)
         self.weights = state["weights"].new_empty(state["weights"].shape).to(device)
-        super().restore(state)
+        super().load_fitted(state)
 
 
 def nearest_distances(points: Tensor, watch: Watch = iter) -> Tensor:

@@ -8,11 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from blemish.data.images import read_image
-from blemish.inspection.audit import Audit, Judged
 from blemish.inspection.inspector import on_screen
 from blemish.inspection.render import legend, overlay
 from blemish.report.charts import score_histogram
-from blemish.report.page import charts, commands, figure, heading, paragraph, pictures, promise, table, write_page
+from blemish.report.html import charts, commands, figure, heading, paragraph, pictures, promise, table, write_page
+from blemish.training.audit import Audit, Judged
 
 SIDE = 320
 """Pixels of a picture's longer side."""

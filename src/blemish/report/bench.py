@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from blemish.bench.evidence import Evidence, Picture, load_evidence
+from blemish.bench.artifacts import Evidence, Picture, load_evidence
 from blemish.bench.jobs import judged_names
 from blemish.bench.orders import EVIDENCE, job_folder
-from blemish.bench.recipes import METRICS
+from blemish.bench.recipe import METRICS
 from blemish.bench.summary import Summary
 from blemish.bench.tables import (
     KIND_METRICS,
@@ -39,7 +39,7 @@ from blemish.bench.tables import (
 )
 from blemish.errors import DataError
 from blemish.inspection.render import Scale, fixed_scale, overlay
-from blemish.report import page
+from blemish.report import html
 from blemish.report.charts import curves, dot_plot, score_histogram
 from blemish.report.epochs import charts_over_epochs
 from blemish.run import written_atomically
@@ -63,23 +63,23 @@ def write_reports(summary: Summary, results: Path, reports: Path) -> list[Path]:
     with written_atomically(text) as temporary:
         temporary.write_text(markdown(summary), encoding="utf-8")
     title = summary.recipe.title or summary.recipe.name
-    return [text, page.write_page(reports / f"{summary.recipe.name}.html", title, _body(summary, results))]
+    return [text, html.write_page(reports / f"{summary.recipe.name}.html", title, _body(summary, results))]
 
 
 def _body(summary: Summary, results: Path) -> Iterator[str]:
     recipe = summary.recipe
-    yield page.heading(recipe.title or recipe.name, 1)
-    yield page.paragraph(" ".join(recipe.about.split()))
-    yield page.paragraph(made_with(summary), "soft")
+    yield html.heading(recipe.title or recipe.name, 1)
+    yield html.paragraph(" ".join(recipe.about.split()))
+    yield html.paragraph(made_with(summary), "soft")
     for line in pair_sentences(summary):
-        yield page.promise(line)
+        yield html.promise(line)
     missing = missing_table(summary)[1]
     if missing:
-        yield page.warning(f"Entries of the recipe without a figure: {len(missing)}; the reasons stand further down.")
+        yield html.warning(f"Entries of the recipe without a figure: {len(missing)}; the reasons stand further down.")
     for line in (*summary.warnings, *footnotes(summary)):
-        yield page.warning(f"{line}.")
+        yield html.warning(f"{line}.")
     sets = [name for name in summary.sets if any(place[1] == name for place in summary.cells)]
-    yield page.contents(
+    yield html.contents(
         [("figures", "Figures"), *([("paper", "Beside the paper")] * bool(recipe.paper)), ("pairs", "Pair by pair")]
         + [(_anchor(name), name) for name in sets]
         + [("time", "Time"), *([("missing", "Without a figure")] * bool(missing)), ("protocol", "Protocol")]
@@ -89,23 +89,23 @@ def _body(summary: Summary, results: Path) -> Iterator[str]:
     yield from _pairs(summary)
     for name in sets:
         yield from _set(summary, name, results)
-    yield page.heading("Time", anchor="time")
-    yield page.paragraph(TIMED_MEANS, "soft")
+    yield html.heading("Time", anchor="time")
+    yield html.paragraph(TIMED_MEANS, "soft")
     yield _table(timing_table(summary))
     if missing:
-        yield page.heading("Without a figure", anchor="missing")
-        yield page.table(missing_table(summary)[0], missing, words=(1, 2))
-    yield page.heading("Protocol", anchor="protocol")
-    yield page.bullets(protocol_lines(summary))
+        yield html.heading("Without a figure", anchor="missing")
+        yield html.table(missing_table(summary)[0], missing, words=(1, 2))
+    yield html.heading("Protocol", anchor="protocol")
+    yield html.bullets(protocol_lines(summary))
 
 
 def _figures(summary: Summary) -> Iterator[str]:
-    yield page.heading("Figures", anchor="figures")
-    yield page.paragraph("Mean ± standard deviation over seeds. 1 is perfect; 0.5 is chance for an AUROC.", "soft")
+    yield html.heading("Figures", anchor="figures")
+    yield html.paragraph("Mean ± standard deviation over seeds. 1 is perfect; 0.5 is chance for an AUROC.", "soft")
     for metric in summary.recipe.metrics:
         table = metric_table(summary, metric)
         if table[1]:
-            yield page.charts([_dots(summary, metric)])
+            yield html.charts([_dots(summary, metric)])
             yield _table(table)
 
 
@@ -128,46 +128,46 @@ def _paper(summary: Summary) -> Iterator[str]:
     paper = summary.recipe.paper
     if paper is None:
         return
-    yield page.heading("Beside the paper", anchor="paper")
-    yield page.paragraph(f"{paper.citation}. As fractions.")
+    yield html.heading("Beside the paper", anchor="paper")
+    yield html.paragraph(f"{paper.citation}. As fractions.")
     departures = summary.departures()
     if departures:
-        yield page.paragraph("Our runs differ from the paper's in:")
-        yield page.bullets(departures)
+        yield html.paragraph("Our runs differ from the paper's in:")
+        yield html.bullets(departures)
     yield _table(paper_table(summary))
 
 
 def _pairs(summary: Summary) -> Iterator[str]:
     table = pair_table(summary)
-    yield page.heading("Pair by pair", anchor="pairs")
+    yield html.heading("Pair by pair", anchor="pairs")
     if not table[1]:
-        yield page.paragraph("There is nothing to compare: fewer than two methods have figures on one set.")
+        yield html.paragraph("There is nothing to compare: fewer than two methods have figures on one set.")
         return
-    yield page.paragraph(PAIRED_MEANS, "soft")
+    yield html.paragraph(PAIRED_MEANS, "soft")
     yield _table(table)
 
 
 def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:
-    yield page.heading(name, anchor=_anchor(name))
+    yield html.heading(name, anchor=_anchor(name))
     recipe = summary.recipe
     notes = [entry.note for entry in recipe.data if entry.note and name in judged_names(recipe, entry)]
     cue = summary.trivial(name)
     if cue is not None:
         notes.append(f"trivial AUROC {cue[1]:.2f}, by {cue[0]}")
-    yield page.paragraph("; ".join(notes)[:1].upper() + "; ".join(notes)[1:] + "." if notes else "", "soft")
+    yield html.paragraph("; ".join(notes)[:1].upper() + "; ".join(notes)[1:] + "." if notes else "", "soft")
     evidence = _evidence(summary, name, results)
     if not evidence:
-        yield page.paragraph("No job left its scores and pictures here: run the recipe with --afresh for them.", "soft")
+        yield html.paragraph("No job left its scores and pictures here: run the recipe with --afresh for them.", "soft")
     else:
         label = _shown_method(summary, evidence)
         one = evidence[label]
-        yield page.charts([_histogram(one, column(summary, label)), _roc(summary, evidence)])
+        yield html.charts([_histogram(one, column(summary, label)), _roc(summary, evidence)])
     yield from _over_epochs(summary, name)
     kinds = [kind_table(summary, name, metric) for metric in KIND_METRICS]
     if any(table[1] for table in kinds):
-        yield page.heading("By kind of defect", 3)
-        yield page.paragraph("Each kind against all good images; means over seeds.", "soft")
-        yield page.beside(_table(table) for table in kinds if table[1])
+        yield html.heading("By kind of defect", 3)
+        yield html.paragraph("Each kind against all good images; means over seeds.", "soft")
+        yield html.beside(_table(table) for table in kinds if table[1])
     yield from _examples(summary, evidence)
     if evidence:
         yield from _pictures(one, column(summary, label))
@@ -182,12 +182,12 @@ def _over_epochs(summary: Summary, name: str) -> Iterator[str]:
             rows[column(summary, label)] = own[0]
     drawn = list(charts_over_epochs(rows, tuple(summary.recipe.metrics), _columns(summary)))
     if drawn:
-        yield page.heading("Over epochs, one seed", 3)
+        yield html.heading("Over epochs, one seed", 3)
         shares = [row["trusted"]["share"] for row in rows.values() if row.get("trusted")]
         looked = "The test set was looked at on the way to draw the curves of figures; nothing was chosen by them. "
         trusted = f"{shares[0]:.1%} of all that was learned from is bad. " if shares else ""
-        yield page.paragraph(looked * any("followed" in row for row in rows.values()) + trusted, "soft")
-        yield page.charts(drawn)
+        yield html.paragraph(looked * any("followed" in row for row in rows.values()) + trusted, "soft")
+        yield html.charts(drawn)
 
 
 def _shown_method(summary: Summary, evidence: dict[str, Evidence]) -> str:
@@ -239,15 +239,15 @@ def _examples(summary: Summary, evidence: dict[str, Evidence]) -> Iterator[str]:
         return
     first = next(iter(able.values())).examples
     able = {label: one for label, one in able.items() if [p.name for p in one.examples] == [p.name for p in first]}
-    yield page.heading("The same bad images, method by method", 3)
+    yield html.heading("The same bad images, method by method", 3)
     names = ", ".join(column(summary, label) for label in able)
-    yield page.paragraph(f"Left the picture with what a person marked, then the maps of {names}.", "soft")
+    yield html.paragraph(f"Left the picture with what a person marked, then the maps of {names}.", "soft")
     strips = []
     for place, picture in enumerate(first):
         panels = [_panel(one.examples[place], _scale(one)) for one in able.values()]
         strip = _strip([_marked(picture, _scale(next(iter(able.values())))), *panels])
-        strips.append(page.figure(strip, picture.kind, picture.name, "", lossy=True))
-    yield page.pictures(strips, "whole")
+        strips.append(html.figure(strip, picture.kind, picture.name, "", lossy=True))
+    yield html.pictures(strips, "whole")
 
 
 def _pictures(one: Evidence, label: str) -> Iterator[str]:
@@ -256,10 +256,10 @@ def _pictures(one: Evidence, label: str) -> Iterator[str]:
     for title, some in (("Bad images, lowest scores", one.misses), ("Good images, highest scores", one.alarms)):
         if not some:
             continue
-        yield page.heading(f"{title}: {label}", 3)
-        yield page.pictures((_figure(picture, scale, good, bad) for picture in some), "wide")
+        yield html.heading(f"{title}: {label}", 3)
+        yield html.pictures((_figure(picture, scale, good, bad) for picture in some), "wide")
     if scale is not None:
-        yield page.paragraph(
+        yield html.paragraph(
             f"Left the picture, dashed what a person marked; right the map over it. Colour begins where {QUIET:.0%} of "
             "the good test images have none: chosen for this page, no figure depends on it.",
             "soft",
@@ -278,7 +278,7 @@ def _figure(picture: Picture, scale: Scale | None, good: NDArray[np.float64], ba
     else:
         share = f"{(good > picture.score).mean():.0%} of good images score higher" if good.size else ""
     caption = f"score {picture.score:.4g}; {share}; {picture.name}"
-    return page.figure(_side_by_side(picture, scale), picture.kind, caption, "", lossy=True)
+    return html.figure(_side_by_side(picture, scale), picture.kind, caption, "", lossy=True)
 
 
 def _side_by_side(picture: Picture, scale: Scale | None) -> Image.Image:
@@ -312,7 +312,7 @@ def _strip(panels: Sequence[Image.Image]) -> Image.Image:
 
 
 def _table(table: Table) -> str:
-    return page.table(*table)
+    return html.table(*table)
 
 
 def _anchor(name: str) -> str:

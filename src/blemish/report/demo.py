@@ -11,13 +11,13 @@ from typing import Any
 from blemish.data.demo import write_demo
 from blemish.data.images import read_image
 from blemish.data.testset import load_mask, open_test_set
-from blemish.inspection.evaluation import Evaluation, Judged, evaluate
-from blemish.inspection.fitting import FitSettings, fit
 from blemish.inspection.inspector import Inspector
 from blemish.inspection.render import data_uri, legend
 from blemish.report.charts import score_histogram
-from blemish.report.page import charts, commands, figure, heading, paragraph, pictures, promise, table, write_page
+from blemish.report.html import charts, commands, figure, heading, paragraph, pictures, promise, table, write_page
 from blemish.run import Run
+from blemish.training.evaluate import Evaluation, Judged, evaluate
+from blemish.training.fit import FitSettings, fit
 
 SHOWN = 6
 
@@ -78,7 +78,7 @@ def run_demo(output: Path, run: Run, settings: FitSettings | None = None) -> Dem
         inspector = fit(folder, settings, own)
         inspector.save(output / f"{folder.name}.blemish")
         found = evaluate(inspector, open_test_set(folder), own)
-        seconds = sum(own.clock.seconds.get(stage, 0) for stage in ("images", "fit", "calibration"))
+        seconds = sum(own.timer.seconds.get(stage, 0) for stage in ("images", "fit", "calibration"))
         lessons.append(_Lesson(folder.name, folder, inspector, found, seconds))
     page = write_page(output / "index.html", "Blemish: the demo", _body(lessons))
     return Demo(page, tuple(lessons))

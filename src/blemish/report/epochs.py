@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from blemish.bench.ledger import Row
-from blemish.bench.recipes import METRICS
+from blemish.bench.recipe import METRICS
 from blemish.report.charts import curves
 
 Line = tuple[ArrayLike, ArrayLike]

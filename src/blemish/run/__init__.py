@@ -3,8 +3,8 @@
 A method is handed one ``Run`` and reads no global state. Each automatic choice carries its reason, and is said once.
 """
 
-from blemish.run.checkpoints import Stateful
-from blemish.run.precision import (
+from blemish.run.checkpoint import Stateful
+from blemish.run.device import (
     Precision,
     PrecisionName,
     choose_device,
@@ -12,25 +12,25 @@ from blemish.run.precision import (
     has_bf16_units,
     set_threads,
 )
+from blemish.run.files import check_writable, written_atomically
+from blemish.run.loop import Epoch, Length
 from blemish.run.progress import Bar, Lines, Progress, Silent, Title, Warnings
+from blemish.run.run import Run, RunLog, Timer
 from blemish.run.seeds import derive_seed, torch_seeded
-from blemish.run.training import Epoch, Length
-from blemish.run.work import Clock, Journal, Run
-from blemish.run.writing import check_writable, written_atomically
 
 __all__ = [
     "Bar",
-    "Clock",
     "Epoch",
-    "Journal",
     "Length",
     "Lines",
     "Precision",
     "PrecisionName",
     "Progress",
     "Run",
+    "RunLog",
     "Silent",
     "Stateful",
+    "Timer",
     "Title",
     "Warnings",
     "check_writable",

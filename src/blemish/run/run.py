@@ -1,0 +1,196 @@
+"""One piece of long work: who is watching, where it computes, from which seed, what it keeps on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blemish.errors import Cancelled
+from blemish.run.device import Precision, choose_precision
+from blemish.run.loop import Epoch, Length, Plan, train
+from blemish.run.progress import Progress, Silent
+from blemish.run.seeds import derive_seed
+
+
+class Timer:
+    """Seconds spent in each named stage, summed over visits, and since the timer was made.
+
+    A stage within another stops the outer timer: no second counts twice.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._inner = 0.0
+
+    def elapsed(self) -> float:
+        """Seconds since the timer was made: what a time limit counts."""
+        return time.monotonic() - self._began
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the block's seconds to a stage."""
+        began, inner, self._inner = time.perf_counter(), self._inner, 0.0
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner
+            self._inner = inner + spent
+
+
+class RunLog:
+    """What a run has to tell: written by the work itself, read by whoever started it.
+
+    Attributes:
+        curves: of each training, by its name, the mean logged values of each epoch.
+        facts: decisions taken on the way, such as where features are cached; kept in checkpoints.
+        at: which epoch is under way, in words; empty outside a training.
+        kept: up to which epoch a checkpoint holds, in words; empty where there is none.
+    """
+
+    def __init__(self) -> None:
+        self.curves: dict[str, list[dict[str, float]]] = {}
+        self.facts: dict[str, str] = {}
+        self.at = ""
+        self.kept = ""
+
+    def way_on(self, folder: Path | None) -> str:
+        """What is kept of a stopped run and how to go on from there, in words.
+
+        Args:
+            folder: of the checkpoints.
+        """
+        if not self.kept:
+            return "nothing was kept"
+        return (
+            f"all up to {self.kept} is kept in {folder}: "
+            "the same command with --resume (in Python: Run(resume=True)) goes on from there"
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One piece of long work: who is watching, where it computes, from which seed.
+
+    Attributes:
+        seed: everything random derives from it and from the name of its purpose.
+        device: where networks run.
+        precision: how the networks that are trained compute. The frozen backbone has its own
+            (``backbone.precision``), because depthwise backbones gain nothing where dense students do.
+        progress: where it reports to.
+        timer: where the seconds went.
+        checkpoint: a folder for checkpoints, one file for each training; None keeps nothing.
+        resume: go on from the checkpoints in that folder; where there is none, begin.
+        time_limit: seconds since the timer was made after which a training stops at the end of an epoch, or before
+            an epoch that would not end in time; at least one epoch is done in any case.
+        on_epoch: called at the end of each epoch with its number (from 1) and its mean logged values. After a
+            resume it may be called again for an epoch that it has seen. Networks may be put into eval mode in it.
+        work: what is learned from what, by name: a checkpoint is refused where any of it differs.
+        scope: which part of the work this is, such as a fold; has checkpoints of its own.
+        log: what there is to tell: curves, decisions, how far it came.
+    """
+
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = field(default_factory=lambda: choose_precision(torch.device("cpu")))
+    progress: Progress = field(default_factory=Silent)
+    timer: Timer = field(default_factory=Timer)
+    checkpoint: Path | None = None
+    resume: bool = False
+    time_limit: float | None = None
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None
+    work: Mapping[str, str] = field(default_factory=dict)
+    scope: str = ""
+    log: RunLog = field(default_factory=RunLog)
+
+    @property
+    def curves(self) -> dict[str, list[dict[str, float]]]:
+        """Of each training, by its name, the mean logged values of each epoch."""
+        return self.log.curves
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator on the CPU for one purpose: adding a random draw elsewhere never moves this one.
+
+        The CPU always draws, so that a seed means the same on every device.
+        """
+        return torch.Generator().manual_seed(derive_seed(self.seed, purpose))
+
+    def permutation(self, n: int, purpose: str) -> list[int]:
+        """The numbers 0 to n-1 in a random order fixed by seed and purpose."""
+        order: list[int] = torch.randperm(n, generator=self.generator(purpose)).tolist()
+        return order
+
+    def scoped(self, name: str) -> Run:
+        """A part of this work: the same seeds, other checkpoints, and no calls of ``on_epoch``."""
+        scope = f"{self.scope}, {name}" if self.scope else name
+        return dataclasses.replace(self, scope=scope, on_epoch=None)
+
+    def length(self, epochs: int | None = None, steps: int | None = None) -> Length:
+        """How long to train: ``steps`` where they are given, else ``epochs``.
+
+        Raises:
+            ConfigError: neither is given, or less than 1.
+        """
+        return Length(steps=steps) if steps is not None else Length(epochs=epochs)
+
+    def epochs(
+        self,
+        length: Length,
+        *,
+        state: Mapping[str, Any],
+        title: str,
+        images: int | None = None,
+        batch_size: int | None = None,
+        epoch_steps: int | None = None,
+    ) -> Iterator[Epoch]:
+        """The epochs of a training that are still to do: all of them, or those after the last checkpoint.
+
+        Where a checkpoint is taken up, the states in ``state`` are put back before the first epoch is given, so build
+        networks and optimisers first. A training whose last checkpoint is of its last epoch gives no epoch at all.
+
+        Args:
+            length: in epochs or steps, from ``Run.length``.
+            state: everything that changes while training and is used after, by name: networks, every optimiser,
+                anything with ``state_dict`` and ``load_state_dict``.
+            title: the training's name, in progress and in its checkpoint's; two trainings of one fit need two.
+            images: how many there are to learn from.
+            batch_size: of them in a step; an epoch has ``ceil(images / batch_size)`` steps.
+            epoch_steps: steps of an epoch, where the method makes its own batches and ``images`` is None.
+
+        Raises:
+            Cancelled: the time limit is reached; the message says how to go on.
+            ModelFileError: the checkpoint to go on from is damaged or foreign.
+            ConfigError: it belongs to other work.
+        """
+        if epoch_steps is None:
+            if images is None or batch_size is None:
+                raise TypeError("give images and batch_size, or epoch_steps where the method makes its own batches")
+            epoch_steps = math.ceil(images / max(batch_size, 1))
+        return train(self, Plan(length, title, images, batch_size, epoch_steps), state)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block in which Ctrl-C becomes ``Cancelled``, which says what is kept and how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            where = f"in {self.log.at}" if self.log.at else "before any training"
+            raise Cancelled(f"stopped {where}; {self.log.way_on(self.checkpoint)}") from None
+
+    def forget_checkpoints(self) -> None:
+        """Remove the checkpoints: the work is done and written. Other files in their folder are left alone."""
+        if self.checkpoint is None or not self.checkpoint.is_dir():
+            return
+        for path in [*self.checkpoint.glob("*.checkpoint"), *self.checkpoint.glob(".*.checkpoint.*.part")]:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else lies in it
+            self.checkpoint.rmdir()

@@ -1,0 +1,170 @@
+"""The loop over epochs: lengths, batches, hooks, limits, and going on from a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy_training import Notes, learn, same
+
+from blemish.errors import Cancelled, ConfigError
+from blemish.run import Epoch, Length, Run
+
+
+def test_an_epoch_shows_each_image_once_in_an_order_of_its_own() -> None:
+    run = Run(seed=4)
+    _, seen = learn(run, run.length(epochs=3))
+    assert [[len(batch) for batch in epoch] for epoch in seen] == [[2, 2, 1]] * 3
+    orders = [[i for batch in epoch for i in batch] for epoch in seen]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+    assert learn(Run(seed=4), run.length(epochs=3), title="another")[1] == seen
+    assert learn(Run(seed=5), run.length(epochs=3))[1] != seen
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, [1]), (3, [3]), (4, [3, 1]), (8, [3, 3, 2])])
+def test_steps_end_within_an_epoch(steps: int, expected: list[int]) -> None:
+    run = Run()
+    _, seen = learn(run, run.length(epochs=99, steps=steps))
+    assert [len(epoch) for epoch in seen] == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"epochs": 0}, {"steps": 0}, {"epochs": -1}])
+def test_a_length_is_needed(given: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="needed"):
+        Run().length(**given)
+
+
+def test_curves_are_means_over_an_epoch_s_steps_and_progress_counts_steps() -> None:
+    notes = Notes()
+    run = Run(progress=notes)
+    learn(run, run.length(epochs=2))
+    assert [means["size"] for means in run.curves["toy"]] == [pytest.approx(5 / 3)] * 2
+    assert run.curves["toy"][1]["loss"] != run.curves["toy"][0]["loss"]
+    assert notes.counts == [6]
+    assert notes.titles[-1] == f"toy, epoch 2 of 2, loss {run.curves['toy'][1]['loss']:.4g}, size 1.667"
+
+
+def test_a_method_may_make_its_own_batches() -> None:
+    run = Run()
+    seen: list[tuple[int, int, int]] = []
+    for epoch in run.epochs(run.length(steps=5), epoch_steps=3, state={}, title="own"):
+        assert epoch.total_steps == 5
+        seen += [(epoch.number, epoch.first_step, step) for step in epoch.steps()]
+        with pytest.raises(TypeError, match=r"epoch\.steps"):
+            next(epoch.batches())
+    assert seen == [(1, 0, 0), (1, 0, 1), (1, 0, 2), (2, 3, 0), (2, 3, 1)]
+    with pytest.raises(TypeError, match="epoch_steps"):
+        run.epochs(run.length(epochs=1), state={}, title="nothing")
+    with pytest.raises(ConfigError, match="0 images"):
+        next(run.epochs(run.length(epochs=1), images=0, batch_size=4, state={}, title="empty"))
+
+
+def test_draws_depend_on_seed_purpose_and_epoch_alone() -> None:
+    def draws(run: Run, disturb: bool) -> list[list[float]]:
+        found = []
+        for epoch in run.epochs(run.length(epochs=2), epoch_steps=1, state={}, title="x"):
+            own = torch.rand(2, generator=epoch.generator("a")).tolist()
+            other = torch.rand(2, generator=epoch.generator("b")).tolist()
+            found.append(own + other + torch.rand(2).tolist())
+            if disturb:
+                torch.rand(3)
+        return found
+
+    plain = draws(Run(seed=1), False)
+    assert plain == draws(Run(seed=1), True)
+    assert len({value for epoch in plain for value in epoch}) == 12
+    assert draws(Run(seed=2), False)[0][0] != plain[0][0]
+
+
+def test_stopped_by_time_and_resumed_is_the_same(tmp_path: Path) -> None:
+    whole, seen = learn(Run(seed=2), Length(epochs=4))
+    parts: list[list[list[int]]] = []
+    run = Run(seed=2, checkpoint=tmp_path / "model.checkpoint", resume=True, time_limit=0.0)
+    for done in (1, 2, 3):
+        with pytest.raises(Cancelled, match=f"time limit.*epoch {done} of 4 of toy.*--resume"):
+            learn(run, Length(epochs=4))
+    net, parts = learn(run, Length(epochs=4))  # what is left is one epoch, which is always done
+    assert parts == seen[3:]
+    assert same(net, whole)
+    again, parts = learn(run, Length(epochs=4))
+    assert parts == []
+    assert same(again, whole)
+    run.forget_checkpoints()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_epoch_that_would_not_end_in_time_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, done = [1000.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = Run(time_limit=25)
+    with pytest.raises(Cancelled, match="time limit of 25 s"):
+        for epoch in run.epochs(Length(epochs=5), epoch_steps=1, state={}, title="x"):
+            now[0] += 10
+            done.append(epoch.number)
+    assert done == [1, 2]  # the third would end after 30 s
+
+
+def test_ctrl_c_goes_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+    whole, _ = learn(Run(), Length(epochs=3))
+    run = Run(checkpoint=tmp_path)
+    said = r"stopped in epoch 2 of 3 of toy; all up to epoch 1 of 3 .*--resume"
+    with pytest.raises(Cancelled, match=said), run.interruptible():
+        learn(run, Length(epochs=3), stop=(2, 1))
+    net, seen = learn(replace(run, resume=True), Length(epochs=3))
+    assert len(seen) == 2
+    assert same(net, whole)
+    with pytest.raises(Cancelled, match="nothing was kept"), Run().interruptible():
+        raise KeyboardInterrupt
+
+
+def test_two_trainings_and_two_scopes_keep_apart(tmp_path: Path) -> None:
+    run = Run(checkpoint=tmp_path, resume=True)
+    for part in (run, run.scoped("fold 1"), run.scoped("fold 2")):
+        for title in ("first", "second"):
+            assert len(learn(part, Length(epochs=2), title=title)[1]) == 2
+    assert len(list(tmp_path.glob("*.checkpoint"))) == 6
+    assert learn(run.scoped("fold 2"), Length(epochs=2), title="second")[1] == []
+    assert set(run.curves) == {f"{t}{s}" for t in ("first", "second") for s in ("", " (fold 1)", " (fold 2)")}
+
+
+def test_the_hook_is_called_each_epoch_and_disturbs_nothing(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net[1].eval()
+    called: list[tuple[int, dict[str, float]]] = []
+
+    def hook(number: int, means: dict[str, float]) -> None:
+        called.append((number, means))
+        net.eval()
+        torch.rand(7)
+
+    run = Run(on_epoch=hook)
+    states = []
+    for epoch in run.epochs(run.length(epochs=2), epoch_steps=1, state={"net": net}, title="x"):
+        assert net.training and net[0].training and not net[1].training
+        for _ in epoch.steps():
+            epoch.log(loss=epoch.number)
+        states.append(torch.get_rng_state())
+    assert called == [(1, {"loss": 1.0}), (2, {"loss": 2.0})]
+    assert torch.equal(torch.get_rng_state(), states[-1])
+    assert run.scoped("fold").on_epoch is None
+
+
+def test_a_loss_that_is_not_finite_is_said() -> None:
+    notes = Notes()
+    run = Run(progress=notes)
+    for epoch in run.epochs(run.length(epochs=1), epoch_steps=1, state={}, title="x"):
+        epoch.log(loss=float("nan"), other=1.0)
+    assert len(notes.said) == 1
+    assert "loss is not finite" in notes.said[0]
+
+
+def test_an_epoch_says_what_it_is() -> None:
+    run = Run()
+    epochs: list[Epoch] = list(run.epochs(run.length(epochs=2), epoch_steps=1, state={}, title="x"))
+    epochs[1].log(loss=0.25, other=3.0)
+    assert str(epochs[1]) == "epoch 2 of 2, loss 0.25, other 3"

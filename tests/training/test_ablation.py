@@ -1,0 +1,110 @@
+"""What known-bad images changed: who learns from what, who is judged by whom, and what is said of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blemish.errors import ConfigError
+from blemish.run import Run, Silent
+from blemish.training import ablation
+from blemish.training.ablation import Change
+from blemish.training.fit import FitSettings, fit
+from blemish.training.learner import Learner
+
+QUICK = {"backbone": "resnet18", "weights": "random", "size": 64, "precision": "fp32", "options": {"batch_size": 4}}
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """``parts(good, bad)``: a folder with good images and known-bad ones, which have a bright square."""
+
+    def write(good=8, bad=4):
+        rng = np.random.default_rng(0)
+        for folder, number in (("good", good), ("anomalous/dot", bad)):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            for i in range(number):
+                pixels = rng.normal(120, 10, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+                if folder != "good":
+                    pixels[20:44, 20:44] = 255
+                Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+        return tmp_path
+
+    return write
+
+
+def test_each_half_is_judged_by_models_that_have_not_seen_it(parts, monkeypatch):
+    learned = []
+    learn = Learner.learn
+
+    def watched(self, indices, run, watch=None):
+        bad = {sample.path.name for sample in self.images.anomalous.samples}
+        learned.append((run.scope, self.config.strategy, set(indices), bad))
+        return learn(self, indices, run, watch)
+
+    monkeypatch.setattr(Learner, "learn", watched)
+    notes = Notes()
+    model = fit(parts(), FitSettings(**QUICK, steps=2, calibration="none", compare=True), Run(progress=notes))
+    assert [(strategy, len(good), len(bad)) for _, strategy, good, bad in learned] == [
+        ("ckapatch", 8, 4),
+        *[("ckapatch", 4, 2), ("recon", 4, 2)] * 2,
+    ]
+    first, second = learned[1], learned[3]
+    assert first[2] | second[2] == set(range(8))
+    assert first[3] | second[3] == {f"{i}.png" for i in range(4)}
+    assert len({scope for scope, *_ in learned}) == 5
+    changed = model.provenance["known_bad_changed"]
+    assert changed["images"] == 4
+    assert 0 <= changed["auroc"] <= 1
+    assert changed["above"] <= 4 >= changed["above_without"]
+    assert any("of 4 stand above every held-out good image" in text for text in notes.said)
+
+
+def test_standing_is_counted_pair_by_pair():
+    rng = np.random.default_rng(0)
+    good, bad = rng.integers(0, 9, 7).astype(float), rng.integers(3, 12, 5).astype(float)
+    pairs = [1.0 if b > g else 0.5 if b == g else 0.0 for g, b in itertools.product(good, bad)]
+    auroc, above = ablation._standing(good, bad)
+    assert auroc == pytest.approx(np.mean(pairs))
+    assert above == sum(b > max(good) for b in bad)
+
+
+def test_the_sentence_doubts_small_numbers():
+    few, many = Change(5, 0.9, 0.8, 4, 3), Change(40, 0.9, 0.8, 30, 20)
+    assert "4 of 5 stand above every held-out good image, 3 without them" in few.sentence()
+    assert "AUROC 0.900, 0.800 without; of so few images one more or less may be chance" in few.sentence()
+    assert "chance" not in many.sentence()
+
+
+def test_what_cannot_be_compared_is_refused_before_any_work(parts):
+    settings = {**QUICK, "steps": 1, "calibration": "none", "compare": True}
+    with pytest.raises(ConfigError, match="half of the known-bad parts, and there are 1"):
+        fit(parts(8, 1), FitSettings(**settings))
+    with pytest.raises(ConfigError, match="patchcore as set has no twin"):
+        fit(parts(), FitSettings(**{**settings, "steps": None, "options": {}, "method": "patchcore"}))
+    with pytest.raises(ConfigError, match="ckaad as set has no twin"):
+        fit(parts(), FitSettings(**{**settings, "options": {"strategy": "recon"}}))
+
+
+def test_known_bad_images_beside_good_ones_choose_ckaad_and_in_sample_verdicts_are_called_so(parts):
+    notes = Notes()
+    model = fit(parts(6, 2), FitSettings(**QUICK, steps=1), Run(progress=notes))
+    assert (model.name, model.provenance["regime"]) == ("ckaad", "weak")
+    (said,) = [text for text in notes.said if text.startswith("of 2 known-bad images this model rejects")]
+    assert "but it has learned from them; --compare says what they changed" in said
+    notes = Notes()
+    fit(parts(6, 2), FitSettings(**{**QUICK, "options": {"strategy": "recon"}}, steps=1), Run(progress=notes))
+    assert not any("learned from them" in text for text in notes.said)

@@ -1,0 +1,231 @@
+"""Finding the bad images of a folder that is supposed to be good, on made-up parts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import norm
+from typer.testing import CliRunner
+
+from blemish.cli import app
+from blemish.data.manifest import read_manifest
+from blemish.data.readers import read_training
+from blemish.data.splits import folds_by_group
+from blemish.errors import DataError, ManifestError
+from blemish.report.audit import write_audit
+from blemish.run import Run
+from blemish.training.audit import audit, suggested_cut, write_clean
+from blemish.training.fit import FitSettings
+
+SIDE = 64
+QUICK = FitSettings(size=SIDE, options={"fraction": 0.2})
+
+
+def woven(seed, blot=None):
+    """A good part, or with ``blot`` its row and column, one with a dark square."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    phase = rng.uniform(0, 2 * np.pi, 2)
+    weave = 120 + 35 * np.sin(0.8 * rows + phase[0]) * np.cos(0.7 * columns + phase[1])
+    pixels = weave[..., None] * np.array([1.0, 0.9, 0.75]) + rng.normal(0, 4, (SIDE, SIDE, 3))
+    if blot is not None:
+        pixels[blot[0] : blot[0] + 12, blot[1] : blot[1] + 12] = 20
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """30 images of 15 parts, two of them with a blot on both of their photographs."""
+    root = tmp_path_factory.mktemp("audit") / "parts"
+    (root / "train" / "good").mkdir(parents=True)
+    lines = ["file,group"]
+    for i in range(30):
+        part = i // 2
+        blot = {4: (10, 40), 11: (40, 12)}.get(part)
+        woven(i, blot).save(root / "train" / "good" / f"{i:02}.png")
+        lines.append(f"train/good/{i:02}.png,part{part}")
+    (root / "manifest.csv").write_text("\n".join(lines))
+    return root
+
+
+BAD = {"08.png", "09.png", "22.png", "23.png"}
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return audit(folder, QUICK)
+
+
+def test_the_bad_images_come_first_and_are_suspect(found):
+    assert {one.sample.path.name for one in found.judged[:4]} == BAD
+    assert {one.sample.path.name for one in found.suspects} >= BAD
+    assert len(found.suspects) <= 7
+    scores = [one.score for one in found.judged]
+    assert scores == sorted(scores, reverse=True)
+    assert [one.rank for one in found.judged] == list(range(1, 31))
+    assert {one.score > found.cut for one in found.judged if one.suspect} == {True}
+
+
+def test_no_image_is_judged_by_a_model_that_saw_its_part(folder, monkeypatch):
+    from blemish.training import audit as module
+    from blemish.training.learner import Learner
+
+    learned, judged = [], []
+    learn, predictions = Learner.learn, module._predictions
+
+    def watched_learn(self, indices, run, watch=None):
+        learned.append({self.images.groups[i] for i in indices})
+        return learn(self, indices, run, watch)
+
+    def watched_predictions(inspector, images, indices):
+        judged.append([images.groups[i] for i in indices])
+        return predictions(inspector, images, indices)
+
+    monkeypatch.setattr(Learner, "learn", watched_learn)
+    monkeypatch.setattr(module, "_predictions", watched_predictions)
+    audit(folder, QUICK)
+    assert len(learned) == len(judged) == 5
+    for seen, parts in zip(learned, judged):
+        assert not seen & set(parts)
+        assert len(seen | set(parts)) == 15
+    assert Counter(part for parts in judged for part in parts) == {f"part{i}": 2 for i in range(15)}
+
+
+def test_scores_and_maps_are_those_of_a_model_fitted_without_the_fold(folder, found):
+    from blemish.training.fit import fit
+
+    training = read_training(folder)
+    groups = [sample.group for sample in training.samples]
+    fold = folds_by_group(groups, 5, 0)[2]
+    rest = type(training)("rest", None, tuple(s for i, s in enumerate(training.samples) if i not in fold))
+    inspector = fit(rest, QUICK, Run(), calibration="none")
+    by_path = {one.sample.path: one for one in found.judged}
+    for i in fold:
+        one, verdict = by_path[training.samples[i].path], inspector(training.samples[i].path)
+        assert one.score == pytest.approx(verdict.score, rel=1e-3)
+        np.testing.assert_allclose(one.heat, verdict.heatmap, rtol=1e-2, atol=1e-2 * verdict.heatmap.max())
+
+
+def test_softpatch_finds_them_too_and_labels_do_not_matter(folder, found):
+    training = read_training(folder, unlabelled=True)
+    again = audit(training, QUICK)
+    assert [(o.sample.path, o.score) for o in again.judged] == [(o.sample.path, o.score) for o in found.judged]
+    soft = audit(folder, FitSettings(method="softpatch", size=SIDE))
+    assert {one.sample.path.name for one in soft.judged[:4]} == BAD
+    assert soft.method == "softpatch"
+
+
+def test_maps_are_kept_of_the_most_suspicious_alone(folder):
+    few = audit(folder, QUICK, shown=3)
+    assert [one.heat is not None for one in few.judged] == [True] * 3 + [False] * 27
+
+
+def test_the_cut_is_robust_and_moves_with_the_scores():
+    rng = np.random.default_rng(0)
+    good, bad = rng.normal(10, 2, 900), rng.normal(500, 90, 90)
+    scores = np.concatenate([good, bad])
+    cut, rule = suggested_cut(scores)
+    assert (good > cut).mean() < 0.005 and (bad > cut).all()
+    deviation = np.median(np.abs(scores - np.median(scores))) / norm.ppf(0.75)
+    assert cut == pytest.approx(np.median(scores) + 3 * deviation, rel=1e-4)
+    assert 16 < cut < 18
+    assert "3 robust standard deviations" in rule
+    assert suggested_cut(7 * scores - 300)[0] == pytest.approx(7 * cut - 300)
+    assert suggested_cut(np.ones(5))[0] == 1.0
+
+
+def test_the_cleaned_manifest_lists_what_is_not_suspect_as_good(folder, found):
+    path = write_clean(found, folder / "clean.csv")
+    rows = read_manifest(path)
+    suspects = {one.sample.path.name for one in found.suspects}
+    assert {row.path.name for row in rows} == {f"{i:02}.png" for i in range(30)} - suspects
+    assert {(row.label, row.split) for row in rows} == {("normal", "train")}
+    assert {row.group for row in rows} <= {f"part{i}" for i in range(15)}
+    assert read_training(path).regime == "clean"
+    before = (folder / "manifest.csv").read_text()
+    with pytest.raises(ManifestError, match="would be replaced"):
+        write_clean(found, folder / "manifest.csv")
+    assert (folder / "manifest.csv").read_text() == before
+
+
+def test_the_page_shows_suspects_with_maps_and_asks_nothing_of_the_network(found, tmp_path):
+    text = write_audit(found, tmp_path / "audit.html").read_text()
+    for one in found.suspects:
+        assert one.sample.path.name in text
+    assert text.count("data:image/jpeg") == len(found.suspects) + 12
+    assert "src='http" not in text and "Nothing was deleted" in text
+
+
+def test_too_few_parts(tmp_path):
+    for i in range(3):
+        woven(i).save(tmp_path / f"{i}.png")
+    manifest = tmp_path / "one.csv"
+    manifest.write_text("path,label,group\n" + "".join(f"{i}.png,normal,a\n" for i in range(3)))
+    with pytest.raises(DataError, match="at least 2"):
+        audit(manifest, QUICK)
+
+
+def test_the_command(folder, tmp_path):
+    def blemish(*arguments):
+        quick = ("--size", SIDE, "--threads", 1, "--set", "fraction=0.2")
+        return CliRunner().invoke(app, [str(a) for a in ("audit", folder, *arguments, *quick)])
+
+    before = sorted(path for path in folder.rglob("*") if path.suffix == ".png")
+    clean = folder / "left.csv"
+    done = blemish("--json", "-q", "-o", tmp_path / "a.html", "--clean", clean)
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 30
+    assert {line["path"].rsplit("/")[-1] for line in lines[:4]} == BAD
+    assert set(lines[0]) == {"path", "score", "rank", "suspect", "group"}
+    assert sum(line["suspect"] for line in lines) == 30 - len(read_manifest(clean))
+    assert (tmp_path / "a.html").is_file()
+    assert sorted(path for path in folder.rglob("*") if path.suffix == ".png") == before
+    words = blemish("-o", tmp_path / "b.html")
+    assert words.exit_code == 0
+    assert "images are suspect" in words.stdout and "Look before" in words.stdout
+    assert blemish("-o", tmp_path / "c.html", "--clean", folder / "manifest.csv").exit_code == 1
+    elsewhere = blemish("-o", tmp_path / "d.html", "--clean", tmp_path / "elsewhere.csv")
+    assert elsewhere.exit_code == 1 and "inside its own folder" in elsewhere.output
+    assert not (tmp_path / "d.html").exists()  # refused before the work, not after
+    assert not (tmp_path / "c.html").exists()
+
+
+def test_contaminate_fit_warn_and_evaluate_twice(tmp_path):
+    """From the protocol to two evaluations of one model; a method for good images warns."""
+    root = tmp_path / "set"
+    for i in range(20):
+        for split, blot in (("train/good", None), ("test/good", None), ("test/blot", (20, 20 + i))):
+            path = root / split / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            woven(100 * len(split) + i, blot).save(path)
+
+    def blemish(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    drawn = blemish("contaminate", root, "--ratio", 0.2, "--seed", 1, "-o", root / "pile.csv")
+    assert drawn.exit_code == 0, drawn.output
+    assert "4 of 24 training images are bad" in drawn.stdout
+    again = blemish("contaminate", root, "--ratio", 0.2, "--seed", 1, "-o", tmp_path / "set" / "again.csv", "--json")
+    assert json.loads(again.stdout) == {
+        "no_overlap": str(root / "again.csv"),
+        "overlap": str(root / "again-overlap.csv"),
+        "training_images": 24,
+        "bad": 4,
+    }
+    quick = ("--size", SIDE, "--threads", 1, "--calibration", "none")
+    model = tmp_path / "m.blemish"
+    plain = blemish("fit", root / "pile.csv", "-m", "patchcore", "-o", model, *quick)
+    assert plain.exit_code == 0, plain.output
+    assert "warning: patchcore takes every unlabelled image as good; -m softpatch expects bad ones" in plain.stderr
+    soft = blemish("fit", root / "pile.csv", "-o", tmp_path / "s.blemish", *quick)
+    assert "method: softpatch; the set is contaminated" in soft.stderr and "warning" not in soft.stderr
+    tests = root / "pile.csv", root / "pile-overlap.csv"
+    found = [json.loads(blemish("evaluate", model, test, "--json", "-q").stdout) for test in tests]
+    assert [one["anomalous"] for one in found] == [16, 20]
+    refused = blemish("fit", root, "-m", "softpatch", "-o", tmp_path / "x.blemish", *quick)
+    assert refused.exit_code == 1 and "use -m patchcore" in refused.stderr

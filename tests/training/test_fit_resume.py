@@ -1,0 +1,182 @@
+"""``fit`` goes on where it was stopped, shares kept features between folds, and hands the length of training on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from blemish.backbones.teacher import FrozenTeacher
+from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
+from blemish.errors import Cancelled, ConfigError
+from blemish.inspection.inspector import Inspector
+from blemish.registry import METHODS, MethodEntry
+from blemish.run import Run
+from blemish.training.fit import FitSettings, fit
+
+STEPS: list[str] = []
+"""Each step that the toy method takes, as the name of its part of the work."""
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    layers: tuple[int, ...] = (2,)
+    epochs: int = 2
+    steps: int | None = None
+
+
+class Toy(Method):
+    """A student of one 1x1 convolution, whose first weights come from torch's own random state."""
+
+    Config = ToyConfig
+    regimes = frozenset({"clean"})
+
+    def __init__(self, backbone: Backbone, size: tuple[int, int], config: ToyConfig) -> None:
+        super().__init__(backbone, size, config)
+        self.student = nn.Conv2d(backbone.levels[0].channels, backbone.levels[0].channels, 1)
+
+    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        optimiser = torch.optim.Adam(self.student.parameters(), lr=0.01)
+        keep = {"student": self.student, "optimiser": optimiser}
+        length = run.length(epochs=self.config.epochs, steps=self.config.steps)
+        for epoch in run.epochs(length, images=len(training.normal), batch_size=4, state=keep, title="toy"):
+            for indices in epoch.batches():
+                if STEPS.count("stop") and len(STEPS) > 14:
+                    raise KeyboardInterrupt
+                STEPS.append(run.scope)
+                (features,) = teacher(training.normal.batch(indices))
+                loss = (self.student(features + torch.randn(features.shape)) - features).square().mean()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                epoch.log(loss=loss.detach())
+
+    def forward(self, images: Tensor) -> Prediction:
+        (features,) = self.backbone(images)
+        return Prediction(None, (self.student(features) - features).square().mean(dim=(1, 2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "toy", MethodEntry(f"{__name__}:Toy", "clean", "for tests", "none"))
+    STEPS.clear()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    generator = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+SETTINGS = FitSettings(method="toy", weights="random", size=32, calibration="crossfit")
+
+
+def learned(inspector: Inspector) -> Mapping[str, Tensor]:
+    return {name: tensor for name, tensor in inspector.method.state_dict().items() if name.startswith("student")}
+
+
+def scores(inspector: Inspector) -> np.ndarray:
+    return np.asarray(inspector.calibration.to_tensors()["scores"])
+
+
+def test_stopped_in_a_fold_and_resumed_is_the_same(folder: Path, tmp_path: Path) -> None:
+    expected = fit(folder, SETTINGS)
+    steps_in_all = len(STEPS)
+    assert steps_in_all == 5 * 2 * 4 + 2 * 5  # 16 of 20 images in each fold, batches of 4, two epochs
+    STEPS[:] = ["stop"]
+    run = Run(checkpoint=tmp_path / "model.checkpoint")
+    with pytest.raises(Cancelled, match=r"epoch 2 of 2 of toy \(fold 2 of 5\); all up to epoch 1 .* is kept"):
+        fit(folder, SETTINGS, run)
+    STEPS.clear()
+    resumed = fit(folder, SETTINGS, replace(run, resume=True))
+    assert "fold 1 of 5" not in STEPS
+    assert STEPS.count("fold 2 of 5") == 4  # its second epoch
+    for name, tensor in learned(expected).items():
+        assert torch.equal(tensor, learned(resumed)[name])
+    assert np.array_equal(scores(expected), scores(resumed))
+
+
+def test_a_checkpoint_of_other_images_or_options_is_refused(folder: Path, tmp_path: Path) -> None:
+    run = Run(checkpoint=tmp_path / "model.checkpoint", resume=True)
+    once = replace(SETTINGS, calibration="none", epochs=1)
+    fit(folder, once, run)
+    with pytest.raises(ConfigError, match=r"options was .*epochs"):
+        fit(folder, once, run, epochs=2)
+    with pytest.raises(ConfigError, match="preparation was"):
+        fit(folder, once, run, resize="opencv")
+
+
+@pytest.mark.parametrize("method", ["toy", "patchcore"])
+def test_each_image_is_seen_once_for_all_folds(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    compute = FrozenTeacher._compute
+
+    def counting(self: FrozenTeacher, images: Tensor) -> list[Tensor]:
+        seen.append(len(images))
+        return compute(self, images)
+
+    monkeypatch.setattr(FrozenTeacher, "_compute", counting)
+    kept = fit(folder, SETTINGS, method=method)
+    assert sum(seen) == 20 + 2  # one beforehand, seen twice over because it comes alone
+    seen.clear()
+    plain = fit(folder, SETTINGS, method=method, cache="off")
+    assert sum(seen) >= 20 * 5
+    assert np.array_equal(scores(kept), scores(plain))
+
+
+def test_features_on_disk_serve_the_next_fit(folder: Path, tmp_path: Path) -> None:
+    once = replace(SETTINGS, calibration="none", cache=str(tmp_path / "features"))
+    first = fit(folder, once)
+    assert len(list((tmp_path / "features").rglob("*.features"))) == 20
+    run = Run()
+    second = fit(folder, once, run)
+    assert run.log.facts == {"feature cache": "disk"}
+    assert all(torch.equal(tensor, learned(second)[name]) for name, tensor in learned(first).items())
+
+
+def test_the_length_is_handed_on(folder: Path) -> None:
+    once = replace(SETTINGS, calibration="none")
+    fit(folder, once, epochs=1)
+    assert len(STEPS) == 5
+    fit(folder, once, steps=3)
+    assert len(STEPS) == 8
+    fit(folder, once, epochs=1, options={"steps": 2})
+    assert len(STEPS) == 13  # what is said by its own name goes first
+    with pytest.raises(ConfigError, match="one of both"):
+        fit(folder, once, epochs=1, steps=1)
+    with pytest.raises(ConfigError, match="patchcore is not trained"):
+        fit(folder, once, method="patchcore", epochs=1)
+
+
+def test_a_watcher_is_told_of_the_model_and_of_its_epochs_alone(folder: Path) -> None:
+    told: list[Inspector] = []
+    epochs: list[tuple[int, float]] = []
+
+    def on_epoch(number: int, means: dict[str, float]) -> None:
+        told[0].method.eval()
+        told[0].predict(torch.rand(2, 3, 32, 32))
+        epochs.append((number, means["loss"]))
+
+    run = Run(on_epoch=on_epoch)
+    watched = fit(folder, SETTINGS, run, watch=told.append)
+    assert [number for number, _ in epochs] == [1, 2]
+    assert told[0].method is watched.method
+    assert run.curves["toy"] == [{"loss": loss} for _, loss in epochs]
+    plain = fit(folder, SETTINGS)
+    assert all(torch.equal(tensor, learned(plain)[name]) for name, tensor in learned(watched).items())
+
+
+def test_fitting_leaves_torch_s_random_state_alone(folder: Path) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    fit(folder, SETTINGS, calibration="none")
+    assert torch.equal(torch.get_rng_state(), before)
