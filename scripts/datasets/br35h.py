@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 
 from blemish.data.folders import images_in
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
+from blemish.data.samples import Sample
 
 TRAINING_SHARE = 0.8
 
 
-def entries(folder: Path) -> list[Entry]:
+def entries(folder: Path) -> list[Sample]:
     """Every image of one folder."""
     paths = sorted(images_in(folder), key=lambda path: path.name)
     first_test = int(TRAINING_SHARE * len(paths))
@@ -27,9 +28,9 @@ def entries(folder: Path) -> list[Entry]:
     for place, path in enumerate(paths):
         split, group = "train" if place < first_test else "test", f"{folder.name}/{path.name}"
         if folder.name == "no":
-            found.append(Entry(path, "normal", split, "good", group))
+            found.append(Sample(path, "normal", split, "good", group))
         else:
-            found.append(Entry(path, "anomalous", split, "tumour", group))
+            found.append(Sample(path, "anomalous", split, "tumour", group))
     return found
 
 

@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from blemish.data.folders import images_in
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
+from blemish.data.samples import Sample
 
 
-def entries(root: Path, product: str) -> list[Entry]:
+def entries(root: Path, product: str) -> list[Sample]:
     """Every image of one product."""
     place = root / product
     masks = {path.stem: path for path in images_in(place / "ground_truth" / "ko")}
@@ -25,9 +26,9 @@ def entries(root: Path, product: str) -> list[Entry]:
         for path in images_in(place / split / folder):
             group = path.relative_to(root).as_posix()
             if folder == "ok":
-                found.append(Entry(path, "normal", split, "good", group))
+                found.append(Sample(path, "normal", split, "good", group))
             else:
-                found.append(Entry(path, "anomalous", split, "ko", group, masks.get(path.stem)))
+                found.append(Sample(path, "anomalous", split, "ko", group, masks.get(path.stem)))
     return found
 
 

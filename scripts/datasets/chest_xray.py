@@ -15,18 +15,19 @@ import sys
 from pathlib import Path
 
 from blemish.data.folders import images_in
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
+from blemish.data.samples import Sample
 
 
-def entry(path: Path, split: str) -> Entry:
+def entry(path: Path, split: str) -> Sample:
     """One image; its name says patient and kind, as in ``person1_bacteria_2`` and ``NORMAL2-IM-0115-0001``."""
     patient = re.match(r"person\d+|(?:NORMAL2-)?IM-\d+", path.stem)
     # The same number may stand in train and test, in normal and pneumonia, without being the same patient.
     group = f"{split}/{path.parent.name}/{patient.group() if patient else path.stem}"
     if path.parent.name == "NORMAL":
-        return Entry(path, "normal", split, "good", group)
+        return Sample(path, "normal", split, "good", group)
     kind = next((kind for kind in ("bacteria", "virus") if kind in path.stem), "pneumonia")
-    return Entry(path, "anomalous", split, kind, group)
+    return Sample(path, "anomalous", split, kind, group)
 
 
 def main(argv: list[str]) -> None:

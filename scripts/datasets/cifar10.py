@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from blemish.data.folders import images_in
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
 from blemish.data.public import PUBLIC_SETS
+from blemish.data.samples import Sample
 
 CLASSES = PUBLIC_SETS["cifar10"].categories
 RECORD = 1 + 3 * 32 * 32
@@ -36,7 +37,7 @@ def unpack(root: Path) -> None:
             Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)).save(file)
 
 
-def entries(root: Path, normal: str) -> list[Entry]:
+def entries(root: Path, normal: str) -> list[Sample]:
     """Every image, one class of which is normal."""
     found = []
     for split in ("train", "test"):
@@ -45,9 +46,9 @@ def entries(root: Path, normal: str) -> list[Entry]:
             for path in images_in(folder) if folder.is_dir() else []:
                 group = path.relative_to(root).as_posix()
                 if name == normal:
-                    found.append(Entry(path, "normal", split, "good", group))
+                    found.append(Sample(path, "normal", split, "good", group))
                 else:
-                    found.append(Entry(path, "anomalous", split, name, group))
+                    found.append(Sample(path, "anomalous", split, name, group))
     return found
 
 

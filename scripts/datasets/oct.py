@@ -14,16 +14,17 @@ import sys
 from pathlib import Path
 
 from blemish.data.folders import folders_in, images_in
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
+from blemish.data.samples import Sample
 
 
-def entry(path: Path, split: str) -> Entry:
+def entry(path: Path, split: str) -> Sample:
     """One image."""
     kind = path.parent.name
     patient = path.stem.rpartition("-")[0] or path.stem
     if kind == "NORMAL":
-        return Entry(path, "normal", split, "good", patient)
-    return Entry(path, "anomalous", split, kind, patient)
+        return Sample(path, "normal", split, "good", patient)
+    return Sample(path, "anomalous", split, kind, patient)
 
 
 def main(argv: list[str]) -> None:

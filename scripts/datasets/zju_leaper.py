@@ -15,19 +15,20 @@ import sys
 from pathlib import Path
 
 from blemish.data.folders import images_in, natural_key
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
+from blemish.data.samples import Sample
 
 
-def entries(root: Path, listed: dict[str, dict[str, list[str]]]) -> list[Entry]:
+def entries(root: Path, listed: dict[str, dict[str, list[str]]]) -> list[Sample]:
     """Every image of one pattern."""
     images = {path.stem: path for path in images_in(root / "Images")}
     masks = root / "Annotations" / "masks"
     found = []
     for split in ("train", "test"):
-        found += [Entry(images[id_], "normal", split, "good", id_) for id_ in listed["normal"][split]]
+        found += [Sample(images[id_], "normal", split, "good", id_) for id_ in listed["normal"][split]]
     for id_ in listed["defect"]["test"]:
         mask = masks / f"{id_}.png"
-        found.append(Entry(images[id_], "anomalous", "test", "defect", id_, mask if mask.is_file() else None))
+        found.append(Sample(images[id_], "anomalous", "test", "defect", id_, mask if mask.is_file() else None))
     return found
 
 

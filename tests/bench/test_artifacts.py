@@ -8,7 +8,7 @@ from PIL import Image
 
 from blemish.bench.artifacts import SHOWN, gather, load_evidence, save_evidence
 from blemish.data.preprocessing import Preprocessing
-from blemish.data.testset import TestSample
+from blemish.data.samples import Sample
 from blemish.report.bench import _examples
 from blemish.training.evaluate import Evaluation, Judged
 
@@ -27,7 +27,9 @@ def samples(tmp_path):
     for i in range(20):
         path = tmp_path / f"{i:02d}.png"
         Image.new("RGB", (32, 32), (10 * i, 90, 90)).save(path)
-        found.append(TestSample(path, i >= 6, "blot" if i >= 6 else "good", f"part{i}", None))
+        found.append(
+            Sample(path, "anomalous" if i >= 6 else "normal", "test", "blot" if i >= 6 else "good", f"part{i}")
+        )
     return found
 
 

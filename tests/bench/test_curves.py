@@ -130,7 +130,7 @@ def test_looks_count_neither_as_learning_nor_as_judging(undisturbed):
 
 
 def test_places_of_trusted_images_are_not_guessed_where_some_were_left_out(tmp_path):
-    pile = [Sample(Path(f"{number}.png"), "unlabelled", str(number), "unlabelled") for number in range(4)]
+    pile = [Sample(Path(f"{number}.png"), "unlabelled", group=str(number)) for number in range(4)]
     training = TrainingSet("pile", None, tuple(pile))
     follower = Follower({}, 1, None, training, {pile[0].path}, Run(), tmp_path / "notes")
     follower.begin(goes_on=False)

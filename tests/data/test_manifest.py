@@ -45,7 +45,7 @@ def test_all_columns(folder):
         ("4.png", "anomalous", "crack", "part 2"),
     ]
     assert (training.name, training.regime, training.notes) == ("parts", "weak", ())
-    assert not any("mask" in field for field in vars(training.samples[0]))
+    assert all(sample.mask is None and sample.split == "train" for sample in training.samples)
     (tested,) = open_test_set(manifest).samples
     assert (tested.path.name, tested.anomalous, tested.kind, tested.group) == ("3.png", True, "dent", "part 3")
     assert tested.mask == (folder / "mask.png").resolve()

@@ -15,7 +15,7 @@ from blemish.data.manifest import read_manifest
 from blemish.data.protocols import contaminate, write_contaminated
 from blemish.data.readers import read_training
 from blemish.data.samples import Sample, TrainingSet
-from blemish.data.testset import TestSample, TestSet, open_test_set
+from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, ManifestError
 
 REAL = Path(os.environ.get("BLEMISH_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -23,13 +23,14 @@ REAL = Path(os.environ.get("BLEMISH_DATA", Path(__file__).parents[3] / "shared" 
 
 def made_up(good=40, per_group=(1, 1, 1, 1, 1, 1, 1, 1), known_bad=0):
     """``good`` training images; a test set of 6 good images and bad groups of the given sizes."""
-    train = [Sample(Path(f"/set/train/good/{i}.png"), "normal", f"t{i // 2}", "good") for i in range(good)]
-    train += [Sample(Path(f"/set/train/bad/{i}.png"), "anomalous", f"k{i}", "dent") for i in range(known_bad)]
-    test = [TestSample(Path(f"/set/test/good/{i}.png"), False, "good", f"g{i}", None) for i in range(6)]
+    train = [Sample(Path(f"/set/train/good/{i}.png"), "normal", group=f"t{i // 2}") for i in range(good)]
+    train += [Sample(Path(f"/set/train/bad/{i}.png"), "anomalous", "train", "dent", f"k{i}") for i in range(known_bad)]
+    test = [Sample(Path(f"/set/test/good/{i}.png"), "normal", "test", group=f"g{i}") for i in range(6)]
     for group, size in enumerate(per_group):
         for i in range(size):
             name = f"{group}_{i}.png"
-            test.append(TestSample(Path("/set/test/dent") / name, True, "dent", f"b{group}", Path("/set/gt") / name))
+            mask = Path("/set/gt") / name
+            test.append(Sample(Path("/set/test/dent") / name, "anomalous", "test", "dent", f"b{group}", mask))
     return TrainingSet("set", None, tuple(train)), TestSet("set", Path("/set"), tuple(test))
 
 

@@ -7,16 +7,16 @@ import pytest
 from blemish.data.readers import read_training
 from blemish.data.resplit import resplit
 from blemish.data.samples import Sample, TrainingSet
-from blemish.data.testset import TestSample, TestSet, open_test_set
+from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ManifestError
 
 
 @pytest.fixture
 def sets(tmp_path):
     """Six good training images, two good and two bad test images; nothing is decoded."""
-    train = tuple(Sample(tmp_path / f"train/good/{i}.png", "normal", f"part{i}", "good") for i in range(6))
-    good = tuple(TestSample(tmp_path / f"test/good/{i}.png", False, "good", f"old{i}", None) for i in range(2))
-    bad = tuple(TestSample(tmp_path / f"test/dent/{i}.png", True, "dent", f"bad{i}", None) for i in range(2))
+    train = tuple(Sample(tmp_path / f"train/good/{i}.png", "normal", group=f"part{i}") for i in range(6))
+    good = tuple(Sample(tmp_path / f"test/good/{i}.png", "normal", "test", group=f"old{i}") for i in range(2))
+    bad = tuple(Sample(tmp_path / f"test/dent/{i}.png", "anomalous", "test", "dent", f"bad{i}") for i in range(2))
     return TrainingSet("screws", tmp_path, train), TestSet("screws", tmp_path, good + bad)
 
 

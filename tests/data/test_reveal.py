@@ -12,22 +12,22 @@ from PIL import Image
 from blemish.data.readers import read_training
 from blemish.data.reveal import kinds_to_reveal, label_count, reveal, write_revealed
 from blemish.data.samples import Sample, TrainingSet
-from blemish.data.testset import TestSample, TestSet, open_test_set
+from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, ManifestError
 
 
 def made_up(good=95, kinds=None, per_group=1, known_bad=()):
     """``good`` training images in pairs; a test set with so many bad images of each kind, ``per_group`` a part."""
     kinds = {"crack": 8, "dent": 6, "stain": 10} if kinds is None else kinds
-    train = [Sample(Path(f"/set/train/good/{i}.png"), "normal", f"t{i // 2}", "good") for i in range(good)]
+    train = [Sample(Path(f"/set/train/good/{i}.png"), "normal", group=f"t{i // 2}") for i in range(good)]
     for kind, number in known_bad:
         folder = Path(f"/set/train/{kind}")
-        train += [Sample(folder / f"{i}.png", "anomalous", f"k{kind}{i}", kind) for i in range(number)]
-    test = [TestSample(Path(f"/set/test/good/{i}.png"), False, "good", f"g{i}", None) for i in range(6)]
+        train += [Sample(folder / f"{i}.png", "anomalous", "train", kind, f"k{kind}{i}") for i in range(number)]
+    test = [Sample(Path(f"/set/test/good/{i}.png"), "normal", "test", group=f"g{i}") for i in range(6)]
     for kind, number in kinds.items():
         for i in range(number):
             path = Path(f"/set/test/{kind}/{i}.png")
-            test.append(TestSample(path, True, kind, f"{kind}{i // per_group}", None))
+            test.append(Sample(path, "anomalous", "test", kind, f"{kind}{i // per_group}"))
     return TrainingSet("set", None, tuple(train)), TestSet("set", Path("/set"), tuple(test))
 
 

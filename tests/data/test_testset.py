@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.data.testset import TestSample, load_mask, open_test_set
+from blemish.data.samples import Sample
+from blemish.data.testset import load_mask, open_test_set
 from blemish.errors import DataError, ImageError
 
 
@@ -40,7 +41,7 @@ def test_layout(layout):
     ]
     below = [s.mask and s.mask.relative_to(layout / "ground_truth").as_posix() for s in found.samples]
     assert below == [None, None, "bent/1.png", "crack/1_mask.png", "crack/2_mask.png"]
-    assert found.has_masks and found.notes == ()
+    assert found.notes == ()
     assert found.summary() == "2 good and 3 bad test images in 5 groups, 3 with masks (bent 1, crack 2)"
 
 
@@ -53,7 +54,6 @@ def test_groups_of_a_layout(layout):
 def test_missing_masks_are_counted(layout):
     (layout / "ground_truth/bent/1.png").unlink()
     found = open_test_set(layout)
-    assert not found.has_masks
     assert found.notes == ("1 of 3 bad test images have no mask",)
     with pytest.raises(DataError, match="has no mask"):
         load_mask(found.samples[2], (12, 16))
@@ -63,7 +63,6 @@ def test_one_sided_sets_are_noted(tmp_path):
     write(tmp_path / "test/good/1.png", BLANK)
     found = open_test_set(tmp_path)
     assert found.notes == ("there is no bad test image: ranking metrics need both",)
-    assert not found.has_masks
 
 
 def test_no_test_set(tmp_path):
@@ -79,8 +78,8 @@ def test_no_test_set(tmp_path):
         open_test_set(tmp_path / "a.txt")
 
 
-def sample(mask, anomalous=True):
-    return TestSample(mask, anomalous, "crack", "g", mask)
+def sample(mask):
+    return Sample(mask, "anomalous", "test", "crack", "g", mask)
 
 
 def test_every_value_above_zero_counts(tmp_path):
@@ -94,7 +93,7 @@ def test_every_value_above_zero_counts(tmp_path):
 
 
 def test_good_images_have_an_empty_mask(tmp_path):
-    found = load_mask(TestSample(tmp_path / "x.png", False, "good", "g", None), (5, 7))
+    found = load_mask(Sample(tmp_path / "x.png", "normal", "test"), (5, 7))
     assert found.shape == (5, 7) and not found.any()
 
 

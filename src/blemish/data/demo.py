@@ -168,9 +168,7 @@ def _picture(values: NDArray[np.float64]) -> Image.Image:
     return Image.fromarray(levels[..., 0] if grey else levels)
 
 
-def _good(
-    category: str, split: str, number: int, group: str, box: Box, pixels: NDArray[np.float64]
-) -> DemoSample:
+def _good(category: str, split: str, number: int, group: str, box: Box, pixels: NDArray[np.float64]) -> DemoSample:
     image = _picture(_enlarged(_cut(pixels, box)))
     return DemoSample(f"{split}/good/{number:03d}.png", "", split, "good", group, box, image, None)
 

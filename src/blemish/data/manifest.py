@@ -9,94 +9,54 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blemish.data.samples import Sample, Split
 from blemish.errors import ManifestError
 
 if TYPE_CHECKING:
     from blemish.contract import Label
 
+COLUMNS = ("path", "label", "split", "mask", "category", "kind", "group")
 _LABELS: dict[str, Label] = {
     "normal": "normal",
     "good": "normal",
     "unlabelled": "unlabelled",
     "anomalous": "anomalous",
 }
-_SPLITS = ("train", "test")
-COLUMNS = ("path", "label", "split", "mask", "category", "kind", "group")
+_SPLITS: dict[str, Split] = {"": "train", "train": "train", "test": "test"}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a manifest.
+def read_manifest(manifest: Path, ground_truth: bool = False) -> tuple[Sample, ...]:
+    """All images, in the order of the file. Without a split an image is for training, without a group it is its own.
 
-    Attributes:
-        path: the image, inside the manifest's folder.
-        label: what is known of it.
-        split: ``train`` where the manifest says nothing.
-        mask: the mask's path as written, or empty; resolved by ``inside`` where ground truth may be read.
-        category: what is shown (several categories in one manifest are noted), or empty.
-        kind: the defect's name; the label's where the manifest says nothing.
-        group: the part it shows; the path where the manifest says nothing.
-        line: its number in the file, for messages.
-    """
-
-    path: Path
-    label: Label
-    split: str
-    mask: str
-    category: str
-    kind: str
-    group: str
-    line: int
-
-
-def read_manifest(manifest: Path) -> tuple[Row, ...]:
-    """All rows, in the order of the file.
+    Args:
+        manifest: the file.
+        ground_truth: also read the masks of anomalous test images, and insist on a label for every test image. Masks
+            of other images are never read.
 
     Raises:
         ManifestError: a column is missing, a label or split is unknown, a file is missing or outside the manifest's
             folder, or an image is listed twice.
     """
-    rows: list[Row] = []
+    samples: list[Sample] = []
     first_line: dict[Path, int] = {}
-    for line, values in _lines(manifest):
-        row = _row(manifest, line, values)
-        if row.path in first_line:
+    for line, values in read_lines(manifest):
+        sample = _sample(manifest, line, values, ground_truth)
+        if sample.path in first_line:
             raise ManifestError(
-                f"{manifest}, line {line}: {values['path']} is listed already in line {first_line[row.path]}: keep one."
+                f"{manifest}, line {line}: {values['path']} is listed already in line {first_line[sample.path]}: "
+                "keep one."
             )
-        first_line[row.path] = line
-        rows.append(row)
-    if not rows:
+        first_line[sample.path] = line
+        samples.append(sample)
+    if not samples:
         raise ManifestError(f"{manifest} lists no image: one line an image is needed below the header.")
-    return tuple(rows)
+    return tuple(samples)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What ``write_manifest`` says of one image.
-
-    Attributes:
-        path: the image.
-        label: what is known of it.
-        split: ``train`` or ``test``.
-        kind: the defect's name; for others the label's.
-        group: the part it shows.
-        mask: where the defect is, of a test image.
-    """
-
-    path: Path
-    label: Label
-    split: str
-    kind: str
-    group: str
-    mask: Path | None = None
-
-
-def write_manifest(manifest: Path, entries: Iterable[Entry]) -> Path:
+def write_manifest(manifest: Path, samples: Iterable[Sample]) -> Path:
     """Write a manifest that ``read_manifest`` takes, whole or not at all; its path.
 
     Raises:
@@ -106,20 +66,17 @@ def write_manifest(manifest: Path, entries: Iterable[Entry]) -> Path:
     # Imports torch, which reading a manifest does not need.
     from blemish.run import written_atomically
 
-    entries = list(entries)
-    check_within(manifest, [file for entry in entries for file in (entry.path, entry.mask) if file is not None])
-    rows = [
-        (
-            _relative(manifest, entry.path),
-            entry.label,
-            entry.split,
-            _relative(manifest, entry.mask) if entry.mask else "",
-            "",
-            entry.kind,
-            entry.group,
-        )
-        for entry in entries
-    ]
+    samples = list(samples)
+    check_within(manifest, [file for sample in samples for file in (sample.path, sample.mask) if file is not None])
+    folder = manifest.parent.resolve()
+
+    def relative(path: Path | None) -> str:
+        return "" if path is None else path.resolve().relative_to(folder).as_posix()
+
+    def group(sample: Sample) -> str:  # an image that is its own group needs none in the file
+        return "" if sample.group == sample.path.as_posix() else sample.group
+
+    rows = [(relative(s.path), s.label, s.split, relative(s.mask), s.category, s.kind, group(s)) for s in samples]
     with written_atomically(manifest) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     return manifest
@@ -141,16 +98,66 @@ def check_within(manifest: Path, images: Iterable[Path]) -> None:
         )
 
 
-def _relative(manifest: Path, path: Path) -> str:
-    return path.resolve().relative_to(manifest.parent.resolve()).as_posix()
+def read_groups(manifest: Path) -> dict[str, str]:
+    """From a file's path as written to its group, out of a manifest that lies in a layout folder.
 
-
-def inside(manifest: Path, written: str, line: int) -> Path:
-    """The file that a manifest names, with links followed.
+    Such a manifest is read for nothing else, so its other columns are free; files are named under ``path`` or ``file``.
+    Empty where it has no such columns.
 
     Raises:
-        ManifestError: it is missing, or outside the manifest's folder.
+        ManifestError: it is not a CSV file.
     """
+    groups = {}
+    for _, values in read_lines(manifest):
+        file, group = values.get("path") or values.get("file"), values.get("group")
+        if file and group:
+            groups[Path(file).as_posix()] = group
+    return groups
+
+
+def read_lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Number and stripped values by column of each line of a CSV file.
+
+    Raises:
+        ManifestError: it is not a CSV file in UTF-8.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            for values in reader:
+                yield reader.line_num, {key.strip(): (value or "").strip() for key, value in values.items() if key}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{file} cannot be read as CSV in UTF-8: {error}.") from error
+
+
+def _sample(manifest: Path, line: int, values: dict[str, str], ground_truth: bool) -> Sample:
+    missing = [column for column in ("path", "label") if column not in values]
+    if missing:
+        raise ManifestError(
+            f"{manifest} has the columns {', '.join(values) or 'none'}, but no {' and no '.join(missing)}: "
+            f"{','.join(COLUMNS)} are known. For a folder in a known layout, give the folder."
+        )
+    label = _LABELS.get(values["label"].casefold())
+    if label is None:
+        raise ManifestError(
+            f"{manifest}, line {line}: label {values['label']!r} is unknown: normal, unlabelled or anomalous is needed."
+        )
+    split = _SPLITS.get(values.get("split", "").casefold())
+    if split is None:
+        raise ManifestError(f"{manifest}, line {line}: split {values['split']!r} is unknown: train or test is needed.")
+    path = _inside(manifest, values["path"], line)
+    mask = None
+    if ground_truth and split == "test":
+        if label == "unlabelled":
+            raise ManifestError(f"{manifest}, line {line}: a test image must be normal or anomalous, not unlabelled.")
+        if label == "anomalous" and values.get("mask"):
+            mask = _inside(manifest, values["mask"], line)
+    group = values.get("group") or path.relative_to(manifest.parent.resolve()).as_posix()
+    return Sample(path, label, split, values.get("kind", ""), group, mask, values.get("category", ""))
+
+
+def _inside(manifest: Path, written: str, line: int) -> Path:
+    """The file that a manifest names, with links followed."""
     folder = manifest.parent.resolve()
     try:
         path = (folder / written).resolve()
@@ -164,59 +171,3 @@ def inside(manifest: Path, written: str, line: int) -> Path:
     if not is_file:
         raise ManifestError(f"{manifest}, line {line}: there is no file {written!r} beside the manifest.")
     return path
-
-
-def read_groups(manifest: Path) -> dict[str, str]:
-    """From a file's path as written to its group, out of a manifest that lies in a layout folder.
-
-    Such a manifest is read for nothing else, so its other columns are free; files are named under ``path`` or ``file``.
-    Empty where it has no such columns.
-
-    Raises:
-        ManifestError: it is not a CSV file.
-    """
-    groups = {}
-    for _, values in _lines(manifest):
-        file, group = values.get("path") or values.get("file"), values.get("group")
-        if file and group:
-            groups[Path(file).as_posix()] = group
-    return groups
-
-
-def _lines(manifest: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number and stripped values of each line, by column."""
-    try:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for values in reader:
-                yield reader.line_num, {key.strip(): (value or "").strip() for key, value in values.items() if key}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{manifest} cannot be read as CSV in UTF-8: {error}.") from error
-
-
-def _row(manifest: Path, line: int, values: dict[str, str]) -> Row:
-    missing = [column for column in ("path", "label") if column not in values]
-    if missing:
-        raise ManifestError(
-            f"{manifest} has the columns {', '.join(values) or 'none'}, but no {' and no '.join(missing)}: "
-            "path,label,split,mask,category,kind,group are known. For a folder in a known layout, give the folder."
-        )
-    label = _LABELS.get(values["label"].casefold())
-    if label is None:
-        raise ManifestError(
-            f"{manifest}, line {line}: label {values['label']!r} is unknown: normal, unlabelled or anomalous is needed."
-        )
-    split = values.get("split", "").casefold() or "train"
-    if split not in _SPLITS:
-        raise ManifestError(f"{manifest}, line {line}: split {values['split']!r} is unknown: train or test is needed.")
-    path = inside(manifest, values["path"], line)
-    return Row(
-        path=path,
-        label=label,
-        split=split,
-        mask=values.get("mask", ""),
-        category=values.get("category", ""),
-        kind=values.get("kind") or ("good" if label == "normal" else label),
-        group=values.get("group") or path.relative_to(manifest.parent.resolve()).as_posix(),
-        line=line,
-    )

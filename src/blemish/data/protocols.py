@@ -6,17 +6,17 @@ This opens test sets: only the bench and the command line may import it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
 from blemish.data.readers import refuse_to_replace
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import shuffled_names
-from blemish.data.testset import TestSample, TestSet
+from blemish.data.testset import TestSet
 from blemish.errors import ConfigError, DataError
 
 OVERLAP = "-overlap"
@@ -37,7 +37,7 @@ class Contaminated:
     training: TrainingSet
     no_overlap: TestSet
     overlap: TestSet
-    drawn: tuple[TestSample, ...]
+    drawn: tuple[Sample, ...]
 
     def test(self, overlap: bool) -> TestSet:
         """One of the two test sets."""
@@ -69,7 +69,7 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
     left = tuple(sample for sample in test.samples if sample.group not in groups)
     _check(training, test, ratio, number, len(drawn), left)
     pile = [replace(sample, label="unlabelled", kind="unlabelled") for sample in training.normal]
-    pile += [Sample(sample.path, "unlabelled", sample.group, "unlabelled") for sample in drawn]
+    pile += [Sample(sample.path, "unlabelled", group=sample.group) for sample in drawn]
     note = f"among the unlabelled: {number} bad test images of {len(groups)} groups (ratio {ratio}, seed {seed})"
     dropped = len(training.anomalous)
     notes = [note, *[f"{dropped} known-bad training images are left out: this protocol has no labels"] * bool(dropped)]
@@ -96,25 +96,18 @@ def write_contaminated(found: Contaminated, manifest: Path) -> tuple[Path, Path]
     second = manifest.with_stem(manifest.stem + OVERLAP)
     for path in (manifest, second):
         refuse_to_replace(path, found.training)
-    pile = [Entry(s.path, "unlabelled", "train", "unlabelled", s.group) for s in found.training.samples]
     # The larger one first: where it fails, nothing is written.
-    write_manifest(manifest, [*pile, *_entries(found.no_overlap.samples)])
-    return manifest, write_manifest(second, _entries(found.overlap.samples))
+    write_manifest(manifest, [*found.training.samples, *found.no_overlap.samples])
+    return manifest, write_manifest(second, found.overlap.samples)
 
 
-def _entries(samples: Iterable[TestSample]) -> list[Entry]:
-    return [
-        Entry(s.path, "anomalous" if s.anomalous else "normal", "test", s.kind, s.group, s.mask) for s in samples
-    ]
-
-
-def _drawn(test: TestSet, number: int, seed: int) -> tuple[TestSample, ...]:
+def _drawn(test: TestSet, number: int, seed: int) -> tuple[Sample, ...]:
     """Up to ``number`` bad images, group by group."""
-    by_group: dict[str, list[TestSample]] = defaultdict(list)
+    by_group: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted(test.samples, key=lambda sample: sample.path.as_posix()):
         if sample.anomalous:
             by_group[sample.group].append(sample)
-    drawn: list[TestSample] = []
+    drawn: list[Sample] = []
     for group in shuffled_names(by_group, seed, "contaminate"):
         drawn += _some(by_group[group], number - len(drawn), seed, group)
         if len(drawn) == number:
@@ -122,16 +115,14 @@ def _drawn(test: TestSet, number: int, seed: int) -> tuple[TestSample, ...]:
     return tuple(drawn)
 
 
-def _some(images: Sequence[TestSample], number: int, seed: int, group: str) -> list[TestSample]:
+def _some(images: Sequence[Sample], number: int, seed: int, group: str) -> list[Sample]:
     """All images of a group, or as many as are still missing, drawn by the seed."""
     names = [str(place) for place in range(len(images))]
     order = np.array([int(name) for name in shuffled_names(names, seed, f"contaminate {group}")], dtype=int)
     return [images[place] for place in sorted(order[: max(0, number)].tolist())]
 
 
-def _check(
-    training: TrainingSet, test: TestSet, ratio: float, number: int, drawn: int, left: Sequence[TestSample]
-) -> None:
+def _check(training: TrainingSet, test: TestSet, ratio: float, number: int, drawn: int, left: Sequence[Sample]) -> None:
     bad = sum(sample.anomalous for sample in test.samples)
     most = f"the largest ratio that {test.name} allows is below {bad / max(1, len(training.normal)):.3f}"
     asked = f"ratio {ratio} of {len(training.normal)} training images is {number} bad ones"

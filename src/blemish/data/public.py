@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blemish.data.folders import folders_in, images_in
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
 from blemish.data.photographs import demo_datasets
+from blemish.data.samples import Sample, Split
 from blemish.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def write_public(name: str, root: Path, manifest: Path, category: str = "") -> t
     return write_manifest(manifest, entries), missing(name, entries, category)
 
 
-def read_public(name: str, root: Path, category: str = "") -> tuple[Entry, ...]:
+def read_public(name: str, root: Path, category: str = "") -> tuple[Sample, ...]:
     """Every image of a copy with its label and split. Arguments and errors as for ``write_public``."""
     if name not in _READERS:
         known = PUBLIC_SETS.get(name)
@@ -185,7 +186,7 @@ def read_public(name: str, root: Path, category: str = "") -> tuple[Entry, ...]:
     return entries
 
 
-def missing(name: str, entries: Sequence[Entry], category: str = "") -> tuple[str, ...]:
+def missing(name: str, entries: Sequence[Sample], category: str = "") -> tuple[str, ...]:
     """What a copy lacks (or has too much of) beside the published numbers, a line each; empty for a whole copy."""
     found = _counted(name, entries)
     wanted = _published(name, category)
@@ -200,7 +201,7 @@ def _prepared_by(name: str, one: PublicSet) -> str:
     return f"{one.source}; scripts/datasets/{one.script or f'prepare.py {name}'}"
 
 
-def _counted(name: str, entries: Sequence[Entry]) -> Mapping[str, int]:
+def _counted(name: str, entries: Sequence[Sample]) -> Mapping[str, int]:
     if name == "visa":
         return Counter(entry.label for entry in entries)
     counts = Counter(entry.split for entry in entries)
@@ -221,7 +222,7 @@ def _unlike(name: str, root: Path, what: str) -> DataError:
     return DataError(f"{root} is no copy of {name}: {what}. {one.layout} are needed; get it from {one.source}.")
 
 
-def _mvtec(root: Path, category: str) -> list[Entry]:
+def _mvtec(root: Path, category: str) -> list[Sample]:
     place = root / category
     if not (place / "train" / "good").is_dir() or not (place / "test").is_dir():
         raise _unlike("mvtec_ad", root, f"{category} has no train/good and test")
@@ -234,7 +235,7 @@ def _mvtec(root: Path, category: str) -> list[Entry]:
     return entries
 
 
-def _visa(root: Path, category: str) -> list[Entry]:
+def _visa(root: Path, category: str) -> list[Sample]:
     rows = [row for row in _rows("visa", root, root / "split_csv" / "1cls.csv") if row["object"] == category]
     if not rows:
         raise _unlike("visa", root, f"split_csv/1cls.csv lists nothing of {category}")
@@ -242,14 +243,16 @@ def _visa(root: Path, category: str) -> list[Entry]:
     for row in rows:
         label: Label = "normal" if row["label"] == "normal" else "anomalous"
         kind = "good" if label == "normal" else row["label"]
-        entries.append(_entry(root / row["image"], root, label, row["split"], kind, _existing(root, row["mask"])))
+        split: Split = "train" if row["split"] == "train" else "test"
+        entries.append(_entry(root / row["image"], root, label, split, kind, _existing(root, row["mask"])))
     return entries
 
 
-def _isic(root: Path, category: str) -> list[Entry]:
+def _isic(root: Path, category: str) -> list[Sample]:
     """Naevi are normal; photographs of one lesion form a group where the list of lesions is there."""
     entries = []
-    for part, split in (("Training", "train"), ("Validation", "test")):
+    parts: tuple[tuple[str, Split], ...] = (("Training", "train"), ("Validation", "test"))
+    for part, split in parts:
         prefix = f"ISIC2018_Task3_{part}"
         truth = root / f"{prefix}_GroundTruth"
         lesions = truth / f"{prefix}_LesionGroupings.csv"
@@ -273,12 +276,12 @@ def _rows(name: str, root: Path, file: Path) -> list[dict[str, str]]:
         raise _unlike(name, root, f"{file.name} cannot be read ({error.strerror})") from error
 
 
-def _entry(path: Path, root: Path, label: Label, split: str, kind: str, mask: Path | None = None) -> Entry:
-    return Entry(path, label, split, kind, path.relative_to(root).as_posix(), mask)
+def _entry(path: Path, root: Path, label: Label, split: Split, kind: str, mask: Path | None = None) -> Sample:
+    return Sample(path, label, split, kind, path.relative_to(root).as_posix(), mask)
 
 
 def _existing(root: Path, written: str) -> Path | None:
     return root / written if written and (root / written).is_file() else None
 
 
-_READERS: dict[str, Callable[[Path, str], list[Entry]]] = {"mvtec_ad": _mvtec, "visa": _visa, "isic2018": _isic}
+_READERS: dict[str, Callable[[Path, str], list[Sample]]] = {"mvtec_ad": _mvtec, "visa": _visa, "isic2018": _isic}

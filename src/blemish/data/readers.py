@@ -69,7 +69,7 @@ def read_globs(good: Sequence[str], anomalous: Sequence[str] = (), unlabelled: S
         for path in _matched(given):
             if label_of.setdefault(path, label) != label:
                 raise DataError(f"{path} is matched as {label_of[path]} and as {label}: narrow the patterns.")
-            samples.append(Sample(path, label, path.as_posix(), "good" if label == "normal" else label))
+            samples.append(Sample(path, label))
     if not any(sample.label != "anomalous" for sample in samples):
         raise DataError("no pattern for images to learn what is normal from: give --good or --unlabelled.")
     return TrainingSet(_common_name([sample.path for sample in samples]), None, tuple(samples))
@@ -126,7 +126,7 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
             notes += ignored_note(folder)
         notes += _strangers(root, labelled)
     else:
-        samples = [Sample(path, "normal", groups.of(path), "good") for path in images_in(root)]
+        samples = [Sample(path, "normal", group=groups.of(path)) for path in images_in(root)]
         unnamed = f"{root.name} has no folder good, unlabelled or anomalous"
         notes += [f"{unnamed}: its {len(samples)} images count as {counts_as}"]
         notes += [*ignored_note(root), *_strangers(root, [])]
@@ -140,10 +140,10 @@ def _read_label(folder: Path, groups: Groups) -> list[Sample]:
     """The images of ``good``, ``unlabelled`` or ``anomalous``, the last also from its folders, one a kind."""
     name = folder.name
     label: Label = "normal" if name == "good" else "unlabelled" if name == "unlabelled" else "anomalous"
-    samples = [Sample(path, label, groups.of(path), name) for path in images_in(folder)]
+    samples = [Sample(path, label, group=groups.of(path)) for path in images_in(folder)]
     if label == "anomalous":
         for kind in folders_in(folder):
-            samples += [Sample(path, label, groups.of(path), kind.name) for path in images_in(kind)]
+            samples += [Sample(path, label, "train", kind.name, groups.of(path)) for path in images_in(kind)]
     return samples
 
 
@@ -170,14 +170,14 @@ def _nothing_normal(root: Path, samples: list[Sample]) -> str:
 
 
 def _read_rows(manifest: Path) -> TrainingSet:
-    rows = [row for row in read_manifest(manifest) if row.split == "train"]
-    samples = sorted((Sample(row.path, row.label, row.group, row.kind) for row in rows), key=_label_then_name)
+    samples = [sample for sample in read_manifest(manifest) if sample.split == "train"]
+    samples.sort(key=_label_then_name)
     if not any(sample.label != "anomalous" for sample in samples):
         raise DataError(
             f"{manifest} lists {len(samples)} training images and none that may be taken as normal: "
             "rows with label normal or unlabelled, and split train or none, are needed."
         )
-    categories = sorted({row.category for row in rows if row.category})
+    categories = sorted({sample.category for sample in samples if sample.category})
     notes = [f"{len(categories)} categories ({', '.join(categories[:5])}) are learnt as one"] * (len(categories) > 1)
     return TrainingSet(manifest.stem, manifest, tuple(samples), tuple(notes))
 
@@ -221,5 +221,5 @@ def _test_files(data: Path) -> list[Path]:
         folders = [test, *folders_in(test)] if test.is_dir() else []
         return [path for folder in folders for path in images_in(folder)]
     if data.is_file() and data.suffix.casefold() == ".csv":
-        return [row.path for row in read_manifest(data) if row.split == "test"]
+        return [sample.path for sample in read_manifest(data) if sample.split == "test"]
     return []

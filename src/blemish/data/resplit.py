@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blemish.data.samples import Sample, TrainingSet
-from blemish.data.testset import TestSample, TestSet
+from blemish.data.testset import TestSet
 from blemish.errors import ManifestError
 
 COLUMNS = ("file", "alt_split")
@@ -35,7 +35,7 @@ def resplit(training: TrainingSet, test: TestSet, split: Path) -> tuple[Training
     moved, kept = _divided(training, places, root, split)
     groups = {sample.group for sample in kept} & {sample.group for sample in moved}
     notes = [f"{split.name} puts {len(groups)} parts on both sides"] * bool(groups)
-    good = tuple(TestSample(sample.path, False, "good", sample.group, None) for sample in moved)
+    good = tuple(Sample(sample.path, "normal", "test", "good", sample.group) for sample in moved)
     bad = tuple(sample for sample in test.samples if sample.anomalous)
     name = f"{test.name} ({split.stem})"
     note = f"{split.name}: {len(moved)} training images are the good test images, in place of the set's own"

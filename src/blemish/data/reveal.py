@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
 from blemish.data.readers import refuse_to_replace
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import shuffled_names
-from blemish.data.testset import TestSample, TestSet
+from blemish.data.testset import TestSet
 from blemish.errors import ConfigError, DataError
 
 DRAWS = 5
@@ -145,29 +145,19 @@ def write_revealed(found: Revealed, manifest: Path) -> tuple[Path, ...]:
         OutputError: it cannot be written.
     """
     paths = [manifest, manifest.with_stem(manifest.stem + VALIDATION)]
-    parts = [[_of_training(sample) for sample in found.training.samples] + _of_test(found.test)]
+    parts = [[*found.training.samples, *found.test.samples]]
     if found.validation is not None:
-        parts.append(_of_test(found.validation))
+        parts.append([*found.validation.samples])
     for path in paths[: len(parts)]:
         refuse_to_replace(path, found.training)
     return tuple(write_manifest(path, entries) for path, entries in zip(paths, parts))
-
-
-def _of_training(sample: Sample) -> Entry:
-    return Entry(sample.path, sample.label, "train", sample.kind, sample.group)
-
-
-def _of_test(test: TestSet) -> list[Entry]:
-    return [
-        Entry(s.path, "anomalous" if s.anomalous else "normal", "test", s.kind, s.group, s.mask) for s in test.samples
-    ]
 
 
 def _pool(training: TrainingSet, test: TestSet) -> tuple[Sample, ...]:
     """Bad images that labels can be given to: the training set's own, or the test set's."""
     if training.anomalous:
         return training.anomalous
-    return tuple(Sample(s.path, "anomalous", s.group, s.kind) for s in test.samples if s.anomalous)
+    return tuple(replace(s, split="train", mask=None) for s in test.samples if s.anomalous)
 
 
 def _by_kind(pool: Sequence[Sample], kinds: Sequence[str], name: str) -> dict[str, list[Sample]]:
@@ -226,6 +216,6 @@ def _held_out(
         if not held & set(order):
             return (*normal, *labelled), None
     everything = (*normal, *labelled)
-    part = [TestSample(s.path, s.label == "anomalous", s.kind, s.group, None) for s in everything if s.group in held]
+    part = [replace(s, split="test") for s in everything if s.group in held]
     kept = tuple(sample for sample in everything if sample.group not in held)
     return kept, TestSet(f"{test.name} (validation)", test.root, tuple(part))

@@ -1,35 +1,54 @@
-"""What a training set is: images, what is known of each, and which part each of them shows.
+"""One record of an image, and the set of them that a model may learn from.
 
-Nothing here holds ground truth: no mask, no test image. Those live in ``testset``, which fitting cannot import.
+Nothing here reads ground truth: masks and test images come through ``testset`` alone, which fitting cannot import.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from blemish.contract import Label, Regime
 
+Split = Literal["train", "test"]
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One training image.
+    """What is known of one image.
 
     Attributes:
         path: the file.
-        label: what is known of it.
-        group: the part, patient or scene it shows; several photographs of one part share it.
-        kind: the defect's name for a known-bad image, else ``good`` or ``unlabelled``.
+        label: ``normal``, ``unlabelled`` or ``anomalous``: by its folder or manifest, never by its mask.
+        split: ``train`` or ``test``.
+        kind: the defect's name for an anomalous image; unless given, ``good``, ``unlabelled`` or ``anomalous``.
+        group: the part, patient or scene it shows, shared by all its photographs; unless given, the path.
+        mask: where the defect is, for an anomalous test image whose outline is known; never set in a training set.
+        category: what is shown, in a manifest of several categories.
     """
 
     path: Path
     label: Label
-    group: str
-    kind: str
+    split: Split = "train"
+    kind: str = ""
+    group: str = ""
+    mask: Path | None = None
+    category: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", "good" if self.label == "normal" else self.label)
+        if not self.group:
+            object.__setattr__(self, "group", self.path.as_posix())
+
+    @property
+    def anomalous(self) -> bool:
+        """The image is known to show a defect."""
+        return self.label == "anomalous"
 
 
 @dataclass(frozen=True)
@@ -50,7 +69,7 @@ class TrainingSet:
 
     @property
     def regime(self) -> Regime:
-        """Weak with any known-bad image, else contaminated with any unlabelled one, else clean."""
+        """Weak with any anomalous image, else contaminated with any unlabelled one, else clean."""
         labels = {sample.label for sample in self.samples}
         if "anomalous" in labels:
             return "weak"
@@ -58,13 +77,13 @@ class TrainingSet:
 
     @property
     def normal(self) -> tuple[Sample, ...]:
-        """What may be taken as normal: the good images and those nobody has looked at."""
-        return tuple(sample for sample in self.samples if sample.label != "anomalous")
+        """What may be taken as normal: the normal images and those nobody has looked at."""
+        return tuple(sample for sample in self.samples if not sample.anomalous)
 
     @property
     def anomalous(self) -> tuple[Sample, ...]:
-        """The images known to be bad."""
-        return tuple(sample for sample in self.samples if sample.label == "anomalous")
+        """The images known to show a defect."""
+        return tuple(sample for sample in self.samples if sample.anomalous)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -74,10 +93,15 @@ class TrainingSet:
     def summary(self) -> str:
         """One line: how many images of each label, in how many groups, of which kinds."""
         count = Counter(sample.label for sample in self.samples)
-        kinds = Counter(sample.kind for sample in self.anomalous)
-        named = ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
         line = (
             f"{count['normal']} good, {count['unlabelled']} unlabelled, {count['anomalous']} known-bad images"
             f" in {len(self.groups)} groups"
         )
-        return f"{line} ({named})" if named else line
+        kinds = named_kinds(self.anomalous)
+        return f"{line} ({kinds})" if kinds else line
+
+
+def named_kinds(samples: tuple[Sample, ...]) -> str:
+    """Each kind of the samples with their number, in alphabetical order: ``crack 3, stain 1``."""
+    kinds = Counter(sample.kind for sample in samples)
+    return ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from blemish.data.folders import Groups, folders_in, found_in, images_in, natural_key
 from blemish.data.images import read_image
-from blemish.data.manifest import Row, inside, read_manifest
-from blemish.errors import DataError, ManifestError
+from blemish.data.manifest import read_manifest
+from blemish.data.samples import Sample, named_kinds
+from blemish.errors import DataError
 
-
-@dataclass(frozen=True)
-class TestSample:
-    """One test image with what is true of it.
-
-    Attributes:
-        path: the file.
-        anomalous: whether it shows a defect: by its folder or label, never by its mask.
-        kind: the defect's name, or ``good``.
-        group: the part it shows.
-        mask: where the defect is, for an anomalous image whose outline is known.
-    """
-
-    __test__: ClassVar[bool] = False  # else pytest takes the class for a test
-
-    path: Path
-    anomalous: bool
-    kind: str
-    group: str
-    mask: Path | None
+if TYPE_CHECKING:
+    from blemish.contract import Label
 
 
 @dataclass(frozen=True)
@@ -52,23 +34,17 @@ class TestSet:
 
     name: str
     root: Path
-    samples: tuple[TestSample, ...]
+    samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def has_masks(self) -> bool:
-        """Every anomalous image has a mask, and there is one: pixel metrics can be computed."""
-        masks = [sample.mask for sample in self.samples if sample.anomalous]
-        return bool(masks) and None not in masks
 
     def summary(self) -> str:
         """One line: how many good and bad images and masks, in how many groups, of which kinds."""
-        bad = [sample for sample in self.samples if sample.anomalous]
-        kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(Counter(s.kind for s in bad).items()))
+        anomalous = tuple(sample for sample in self.samples if sample.anomalous)
+        kinds = named_kinds(anomalous)
         groups = len({sample.group for sample in self.samples})
         return (
-            f"{len(self.samples) - len(bad)} good and {len(bad)} bad test images in {groups} groups, "
-            f"{sum(sample.mask is not None for sample in bad)} with masks" + (f" ({kinds})" if kinds else "")
+            f"{len(self.samples) - len(anomalous)} good and {len(anomalous)} bad test images in {groups} groups, "
+            f"{sum(sample.mask is not None for sample in anomalous)} with masks" + (f" ({kinds})" if kinds else "")
         )
 
 
@@ -88,7 +64,7 @@ def open_test_set(data: Path) -> TestSet:
     raise DataError(f"{data} {given}: a folder with test/good and test/<kind>, or a manifest, is needed.")
 
 
-def load_mask(sample: TestSample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Where the image is defective: bool ``h w`` at the image's own size. Every value above 0 counts.
 
     Args:
@@ -118,12 +94,13 @@ def _open_folder(data: Path) -> TestSet:
     if not test.is_dir():
         raise DataError(f"{data} has no folder test ({found_in(data)}): test/good and test/<kind> are needed.")
     groups = Groups(data)
-    samples: list[TestSample] = []
+    samples: list[Sample] = []
     for folder in sorted(folders_in(test), key=lambda folder: (folder.name != "good", natural_key(folder))):
-        is_bad = folder.name != "good"
-        masks = _masks_of(data / "ground_truth" / folder.name) if is_bad else {}
+        label: Label = "normal" if folder.name == "good" else "anomalous"
+        masks = _masks_of(data / "ground_truth" / folder.name) if label == "anomalous" else {}
         samples += [
-            TestSample(path, is_bad, folder.name, groups.of(path), masks.get(path.stem)) for path in images_in(folder)
+            Sample(path, label, "test", folder.name, groups.of(path), masks.get(path.stem))
+            for path in images_in(folder)
         ]
     if not samples:
         raise DataError(f"{test} holds no test image ({found_in(test)}): test/good and test/<kind> are needed.")
@@ -140,27 +117,18 @@ def _masks_of(folder: Path) -> dict[str, Path]:
 
 
 def _open_rows(manifest: Path) -> TestSet:
-    rows = [row for row in read_manifest(manifest) if row.split == "test"]
-    if not rows:
+    samples = [sample for sample in read_manifest(manifest, ground_truth=True) if sample.split == "test"]
+    if not samples:
         raise DataError(f"{manifest} lists no test image: rows with split test are needed.")
-    samples = [_from_row(manifest, row) for row in rows]
     samples.sort(key=lambda sample: (sample.anomalous, sample.kind, natural_key(sample.path)))
     return TestSet(manifest.stem, manifest.parent, tuple(samples), tuple(_notes(samples)))
 
 
-def _from_row(manifest: Path, row: Row) -> TestSample:
-    if row.label == "unlabelled":
-        raise ManifestError(f"{manifest}, line {row.line}: a test image must be normal or anomalous, not unlabelled.")
-    is_bad = row.label == "anomalous"
-    mask = inside(manifest, row.mask, row.line) if row.mask and is_bad else None
-    return TestSample(row.path, is_bad, row.kind, row.group, mask)
-
-
-def _notes(samples: list[TestSample]) -> list[str]:
-    bad = [sample for sample in samples if sample.anomalous]
-    unmasked = sum(sample.mask is None for sample in bad)
-    notes = [f"{unmasked} of {len(bad)} bad test images have no mask"] * (0 < unmasked < len(bad))
-    for missing, number in (("good", len(samples) - len(bad)), ("bad", len(bad))):
+def _notes(samples: list[Sample]) -> list[str]:
+    anomalous = [sample for sample in samples if sample.anomalous]
+    unmasked = sum(sample.mask is None for sample in anomalous)
+    notes = [f"{unmasked} of {len(anomalous)} bad test images have no mask"] * (0 < unmasked < len(anomalous))
+    for missing, number in (("good", len(samples) - len(anomalous)), ("bad", len(anomalous))):
         if not number:
             notes.append(f"there is no {missing} test image: ranking metrics need both")
     return notes

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blemish.contract import Label
 from blemish.data.folders import EXTENSIONS
 from blemish.data.loading import PreparedImages
 from blemish.data.samples import Sample
@@ -79,8 +78,7 @@ def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float
         CalibrationError: they are too few for the rate asked for, or the model has learned from some of them: its
             scores of those are too low to be a threshold for new ones.
     """
-    label: Label = "normal"
-    samples = [Sample(path, label, str(path), "good") for path in dict.fromkeys(find_images(good))]
+    samples = [Sample(path, "normal") for path in dict.fromkeys(find_images(good))]
     images = PreparedImages(samples, inspector.preparation, progress=run.progress)
     learned = set(inspector.provenance.get(LEARNED_KEYS, ()))
     known = [sample.path.name for sample, key in zip(images.samples, images.keys) if key[:KEY_LETTERS] in learned]

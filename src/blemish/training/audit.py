@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish.backbones.teacher import FrozenTeacher
-from blemish.data.manifest import Entry, write_manifest
+from blemish.data.manifest import write_manifest
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import read_training, refuse_to_replace
 from blemish.data.samples import Sample, TrainingSet
@@ -181,9 +181,8 @@ def write_clean(found: Audit, manifest: Path) -> Path:
     """
     refuse_to_replace(manifest, found.training)
     left = {one.sample.path for one in found.judged if not one.suspect}
-    kept = [Entry(s.path, "normal", "train", "good", s.group) for s in found.training.normal if s.path in left]
-    bad = [Entry(s.path, "anomalous", "train", s.kind, s.group) for s in found.training.anomalous]
-    return write_manifest(manifest, [*kept, *bad])
+    kept = [dataclasses.replace(s, label="normal", kind="good") for s in found.training.normal if s.path in left]
+    return write_manifest(manifest, [*kept, *found.training.anomalous])
 
 
 def _learner(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Learner, Run]:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blemish.data.images import DecodedImage, read_image
-from blemish.data.testset import TestSample, TestSet, load_mask
+from blemish.data.samples import Sample
+from blemish.data.testset import TestSet, load_mask
 from blemish.errors import DataError
 from blemish.inspection.calibration import count_rejected
 from blemish.inspection.inspector import Inspector
@@ -44,7 +45,7 @@ class Judged:
         mask: the truth at the same resolution; None where no outline is known.
     """
 
-    sample: TestSample
+    sample: Sample
     score: float
     map: Heat | None
     mask: Mask | None
@@ -148,7 +149,7 @@ def _judge(
     return judged, np.concatenate(thumbnails) if thumbnails else np.empty((0,), np.float32), unreadable
 
 
-def _load(inspector: Inspector, sample: TestSample) -> tuple[TestSample, DecodedImage, Tensor] | str:
+def _load(inspector: Inspector, sample: Sample) -> tuple[Sample, DecodedImage, Tensor] | str:
     try:
         raster = read_image(sample.path)
         return sample, raster, inspector.preparation.prepare(raster)
@@ -157,7 +158,7 @@ def _load(inspector: Inspector, sample: TestSample) -> tuple[TestSample, Decoded
 
 
 def _one(
-    inspector: Inspector, sample: TestSample, size: tuple[int, int], score: float, heat: Heat | None, at: At
+    inspector: Inspector, sample: Sample, size: tuple[int, int], score: float, heat: Heat | None, at: At
 ) -> Judged:
     preparation = inspector.preparation
     outlined = heat is not None and (sample.mask is not None or not sample.anomalous)
