@@ -1,14 +1,16 @@
-"""Decisions, p-values and thresholds against brute force; groups; saving."""
+"""Decisions and promises against brute force, exact fractions, scipy.stats and known values; plans; saving."""
 
 import json
 from fractions import Fraction
-from math import ceil, inf
+from math import ceil, floor, inf
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from blemish.errors import CalibrationError, ConfigError, ModelFileError
-from blemish.inspection.calibration import Calibration, calibrate, count_rejected, part_scores, uncalibrated
+from blemish.inspection import calibration
+from blemish.inspection.calibration import Calibration, calibrate, count_rejected, group_scores, plan, uncalibrated
 
 
 def brute_decision(scores, new, rate: Fraction):
@@ -67,14 +69,14 @@ def test_the_unit_is_the_part():
     assert (made.n, made.images) == (5, 7)
     assert made.rate == 1 / 6
     assert "The parts had 7 images" in made.sentence()
-    assert part_scores(scores, groups).tolist() == [2, 5, 3, 0, 9]
+    assert group_scores(scores, groups).tolist() == [2, 5, 3, 0, 9]
 
 
 def test_images_without_a_group_are_parts_of_their_own():
-    assert part_scores([1, 2, 3, 4], [None, "a", None, "a"]).tolist() == [1, 4, 3]
-    assert part_scores([1, 2, 3, 4], [0, "a", None, "a"]).tolist() == [1, 4, 3]
-    assert part_scores([1, 2, 3], [2, None, 1]).tolist() == [1, 2, 3]  # the number 1 is not "the image at place 1"
-    assert part_scores([3, 1, 2]).tolist() == [3, 1, 2]
+    assert group_scores([1, 2, 3, 4], [None, "a", None, "a"]).tolist() == [1, 4, 3]
+    assert group_scores([1, 2, 3, 4], [0, "a", None, "a"]).tolist() == [1, 4, 3]
+    assert group_scores([1, 2, 3], [2, None, 1]).tolist() == [1, 2, 3]  # the number 1 is not "the image at place 1"
+    assert group_scores([3, 1, 2]).tolist() == [3, 1, 2]
 
 
 def test_observed_rates_count_parts():
@@ -92,20 +94,6 @@ def test_good_parts_show_a_region_as_rarely_as_they_are_rejected():
     assert calibrate("holdout", scores).pixel_threshold is None
 
 
-def test_another_rate_without_fitting_or_scoring():
-    made = calibrate("crossfit", np.arange(120.0), np.arange(120), max_map_values=np.arange(120.0) / 2, trusted=False)
-    other = made.with_rate(0.05)
-    assert made.rate == 0.01
-    assert (other.kind, other.n, other.images, other.trusted, other.rate) == ("crossfit", 120, 120, False, 0.05)
-    assert (made.threshold, other.threshold, other.pixel_threshold) == (119, 114, 57)
-    with pytest.raises(CalibrationError, match="at least 999"):
-        made.with_rate(0.001)
-    with pytest.raises(ConfigError, match="above 0"):
-        made.with_rate(0)
-    with pytest.raises(CalibrationError, match="there are 0"):
-        uncalibrated().with_rate(0.01)
-
-
 def test_without_calibration_there_is_no_decision():
     none = uncalibrated()
     assert none.threshold is none.review_threshold is none.pixel_threshold is None
@@ -116,12 +104,8 @@ def test_without_calibration_there_is_no_decision():
             ask(1.0)
 
 
-def test_promise_of_120_parts():
+def test_the_rates_of_120_parts():
     made = calibrate("holdout", np.random.default_rng(1).normal(size=120))
-    assert made.sentence().startswith(
-        "On average 1 good part in 121 is rejected; with 95 % confidence no more than 1 in 41. "
-        "This promise rests on 120 good parts"
-    )
     assert made.expected_false_reject == 1 / 121
     assert made.false_reject_bound == pytest.approx(1 - 0.05 ** (1 / 120))
 
@@ -189,3 +173,197 @@ def test_inputs_that_do_not_match():
         calibrate("holdout", range(6), max_map_values=[1, 2])
     with pytest.raises(CalibrationError, match="at least 5 good parts"):
         calibrate("holdout", range(6), ["a"] * 6)  # six images, one part
+
+
+# n, target -> (average, 95 % bound) in percent, or the parts needed where n cannot support the target.
+TABLE = {
+    20: {0.05: (4.8, 13.9), 0.02: 49, 0.01: 99, 0.001: 999},
+    50: {0.05: (3.9, 9.1), 0.02: (2.0, 5.8), 0.01: 99, 0.001: 999},
+    100: {0.05: (5.0, 8.9), 0.02: (2.0, 4.7), 0.01: (1.0, 3.0), 0.001: 999},
+    300: {0.05: (5.0, 7.2), 0.02: (2.0, 3.5), 0.01: (1.0, 2.1), 0.001: 999},
+    1000: {0.05: (5.0, 6.2), 0.02: (2.0, 2.8), 0.01: (1.0, 1.6), 0.001: (0.1, 0.3)},
+}
+
+
+@pytest.mark.parametrize(("n", "rate", "wanted"), [(n, a, w) for n, row in TABLE.items() for a, w in row.items()])
+def test_table_of_what_n_parts_support(n, rate, wanted):
+    rejects = calibration.allowed_rejects(rate, n)
+    if isinstance(wanted, int):
+        assert rejects == 0
+        assert calibration.groups_needed(rate) == wanted
+    else:
+        found = rejects / (n + 1), calibration.rate_bound(rejects, n)
+        assert tuple(round(100 * value, 1) for value in found) == wanted
+
+
+@pytest.mark.parametrize("target", ["smallest", Fraction(1, 100), Fraction(1, 20), Fraction(1, 1000), Fraction(3, 10)])
+def test_float_rates_count_like_exact_fractions(target):
+    for n in range(1, 2001):
+        exact = Fraction(1, n + 1) if target == "smallest" else target
+        k = ceil((n + 1) * (1 - exact))  # the rank of the threshold, by definition
+        rejects = calibration.allowed_rejects(float(exact), n)
+        assert rejects == n + 1 - k == floor(exact * (n + 1))
+        assert (rejects >= 1) == (n >= 1 / exact - 1) == (calibration.groups_needed(float(exact)) <= n)
+
+
+def test_a_written_rate_just_below_what_n_supports_is_not_rounded_up():
+    assert calibration.allowed_rejects(0.00826, 120) == 0  # 1/121 is .0082645
+    assert calibration.allowed_rejects(0.00827, 120) == 1
+
+
+def test_default_rate_is_the_larger_of_one_percent_and_what_n_supports():
+    assert calibration.default_rate(20) == 1 / 21
+    assert calibration.default_rate(99) == pytest.approx(0.01)
+    assert calibration.default_rate(5000) == 0.01
+    assert all(calibration.allowed_rejects(calibration.default_rate(n), n) >= 1 for n in range(1, 3000))
+
+
+@pytest.mark.parametrize(("n", "rejects"), [(5, 1), (20, 1), (120, 1), (300, 3), (1000, 50)])
+def test_bound_is_the_quantile_of_the_beta_law(n, rejects):
+    k = n + 1 - rejects
+    assert calibration.rate_bound(rejects, n) == pytest.approx(stats.beta(n + 1 - k, k).ppf(0.95), rel=1e-9)
+
+
+def test_stated_bounds_hold_with_a_confidence_that_rounds_to_95_percent_or_more():
+    for n in (*range(5, 400), 1000, 1500):
+        for rejects in {1, 2, 5, n // 20, n // 5} & set(range(1, n)):
+            law = stats.beta(rejects, n + 1 - rejects)
+            stated = calibration.bound_in_words(rejects, n)
+            assert law.cdf(1 / stated) >= 0.945
+            assert law.cdf(1 / (stated + 1)) < 0.95  # and it is not needlessly loose
+
+
+def sentence(kind, rejects, n, images=None, trusted=True):
+    rate = rejects / (n + 1) if n else None
+    return Calibration(kind, np.arange(float(n)), rate, images=images or n, trusted=trusted).sentence()
+
+
+def test_promises_and_estimates_in_words():
+    assert sentence("holdout", 1, 120) == (
+        "On average 1 good part in 121 is rejected; with 95 % confidence no more than 1 in 41. "
+        "This promise rests on 120 good parts that the model did not learn from, "
+        "and holds while parts, camera and light stay as they were."
+    )
+    assert sentence("crossfit", 1, 45) == (
+        "About 1 good part in 46 is rejected; probably no more than 1 in 16. "
+        "This is an estimate, not a promise: it rests on 45 good parts, each scored by a model "
+        "that had not learned from it, but from fewer parts than this one."
+    )
+    assert "On average 3 good parts in 301 (about 1 in 100) are rejected" in sentence("holdout", 3, 300)
+    assert "On average 1 good part in 20 is rejected" in sentence("holdout", 5, 99)
+    pile = sentence("holdout", 1, 120, images=360, trusted=False)
+    assert "The parts had 360 images: a part is rejected if any of its images is." in pile
+    assert "120 parts that the model" in pile and "Nobody has looked at them" in pile
+    assert sentence("none", 0, 0).startswith("No promise") and "blemish calibrate" in sentence("none", 0, 0)
+
+
+def test_a_refusal_names_the_parts_needed_and_what_n_supports():
+    with pytest.raises(CalibrationError) as refused:
+        calibration.settle_rate(0.001, 120)
+    assert str(refused.value) == (
+        "a false-reject rate of 0.001 needs at least 999 good parts that the model did not learn from; "
+        "there are 120. Add 879 more, or ask for 0.00827 (1 good part in 121) or above."
+    )
+    with pytest.raises(CalibrationError, match=r"needs at least 9 (?!.*ask for)"):  # 3 parts support no rate
+        calibration.settle_rate(0.1, 3)
+
+
+def test_the_rate_offered_in_a_refusal_is_accepted():
+    for n in range(calibration.FEWEST, 3000):
+        offered = float(calibration.supported_rate(n))
+        assert calibration.settle_rate(offered, n) == offered
+        assert offered == pytest.approx(1 / (n + 1), rel=0.01)
+
+
+def test_the_number_of_parts_named_in_a_refusal_is_enough_and_one_less_is_not():
+    for rate in (0.3, 0.1, 0.07, 0.05, 0.02, 0.01, 0.003, 0.001, 1 / 121):
+        needed = max(calibration.groups_needed(rate), calibration.FEWEST)
+        assert calibration.settle_rate(rate, needed) == rate
+        with pytest.raises(CalibrationError, match=f"needs at least {needed} good parts"):
+            calibration.settle_rate(rate, needed - 1)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 5, float("nan")])
+def test_impossible_rates(rate):
+    with pytest.raises(ConfigError, match="above 0 and below 1"):
+        calibration.settle_rate(rate, 1000)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (1, 120), (7, 50), (500, 1000), (0, 1)])
+def test_interval_of_an_observed_rate_is_clopper_pearson(k, n):
+    wanted = stats.binomtest(k, n).proportion_ci(0.95, method="exact")
+    assert calibration.binomial_interval(k, n) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+
+
+def test_nothing_observed_says_nothing():
+    assert calibration.binomial_interval(0, 0) == (0, 1)
+    with pytest.raises(ConfigError, match="3 of 2"):
+        calibration.binomial_interval(3, 2)
+
+
+def test_from_150_parts_on_some_are_held_out_and_below_cross_fitting():
+    held = {150: 50, 200: 66, 297: 99, 300: 99, 495: 99, 600: 120, 5000: 1000, 90000: 1000}
+    for n, held_out in held.items():
+        made = plan(n)
+        assert (made.kind, made.held_out, made.folds) == ("holdout", held_out, 0)
+        assert made.rate == max(0.01, 1 / (held_out + 1)) and str(held_out) in made.reason
+    for n in (5, 30, 99, 149):
+        made = plan(n)
+        assert (made.kind, made.held_out, made.folds) == ("crossfit", 0, 5)
+        assert made.rate == max(0.01, 1 / (n + 1)) and "estimate" in made.reason
+    for n in (0, 1, 4):
+        made = plan(n)
+        assert (made.kind, made.held_out, made.folds, made.rate) == ("none", 0, 0, None)
+        assert "5 are needed" in made.reason
+
+
+def test_a_rate_that_needs_more_gets_more_while_half_remain_to_learn_from():
+    made = plan(400, false_reject=0.005)
+    assert (made.kind, made.held_out, made.rate) == ("holdout", 199, 0.005)
+
+
+def test_a_rate_that_a_promise_cannot_have_falls_back_to_an_estimate_with_its_reason():
+    made = plan(150, false_reject=0.01)
+    assert (made.kind, made.rate) == ("crossfit", 0.01)
+    assert "more than half of the 150" in made.reason
+
+
+def test_a_plan_can_always_be_kept():
+    for n in range(10, 1500, 7):
+        for wanted in ("auto", "holdout", "crossfit"):
+            made = plan(n, wanted)
+            assert calibration.allowed_rejects(made.rate, made.held_out or n) >= 1
+            assert made.held_out <= n // 2
+
+
+def test_an_explicit_rate_beyond_reach_is_refused_with_the_parts_needed():
+    with pytest.raises(CalibrationError, match=r"needs at least 999 good parts .* there are 120\. Add 879 more"):
+        plan(120, false_reject=0.001)
+    with pytest.raises(CalibrationError, match="at least 198 good parts, 99 to hold out"):
+        plan(150, "holdout", 0.01)
+    with pytest.raises(CalibrationError, match=r"at least 10 good parts.*there are 7"):
+        plan(7, "holdout")
+    with pytest.raises(CalibrationError, match=r"calibration needs at least 5 .* there are 3"):
+        plan(3, "crossfit")
+    with pytest.raises(CalibrationError, match="at least 9"):
+        plan(3, false_reject=0.1)
+
+
+def test_the_numbers_named_in_refusals_are_enough():
+    for n, wanted, rate in ((198, "holdout", 0.01), (10, "holdout", None), (999, "auto", 0.001)):
+        assert plan(n, wanted, rate).kind in ("holdout", "crossfit")
+
+
+def test_as_asked():
+    assert plan(400, "none").kind == "none"
+    assert plan(400, "crossfit").kind == "crossfit"
+    assert (plan(40, "holdout").kind, plan(40, "holdout").held_out) == ("holdout", 13)
+
+
+def test_wrong_values():
+    with pytest.raises(ConfigError, match="choose auto, holdout, crossfit or none"):
+        plan(100, "split")
+    with pytest.raises(ConfigError, match="not none"):
+        plan(100, "none", 0.01)
+    with pytest.raises(ConfigError, match="above 0 and below 1"):
+        plan(100, "auto", 1.0)

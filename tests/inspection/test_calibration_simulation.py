@@ -6,8 +6,7 @@ Scores are uniform (any continuous law gives the same ranks), so a threshold t r
 import numpy as np
 import pytest
 
-from blemish.inspection.calibration import calibrate
-from blemish.inspection.planning import plan
+from blemish.inspection.calibration import calibrate, plan
 
 REPEATS = 2000
 

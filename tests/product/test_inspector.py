@@ -14,9 +14,9 @@ from safetensors import safe_open
 import blemish
 from blemish.data.images import read_image
 from blemish.errors import ImageError, ModelFileError, WeightsError
+from blemish.inspection.calibration import PROMISE_FROM
 from blemish.inspection.inspector import load
-from blemish.inspection.planning import PROMISE_FROM
-from blemish.inspection.scale import Scale
+from blemish.inspection.overlay import Scale
 from blemish.training.evaluate import evaluate
 from blemish.training.fit import fit
 

@@ -1,65 +1,61 @@
-"""Thresholds from good parts only: what their scores say of a new score.
+"""Thresholds from normal groups only: split conformal prediction, and the sentences it allows.
 
-The unit is the part. A part is rejected if any of its images is, so its score is the largest of theirs, ``n`` counts
-parts, and what is promised is the share of good *parts* rejected, when new parts come with as many images as those
-calibrated on. An image alone is rejected no more often than its part, so for images the bound holds too, with room.
+The unit is the group (people read "part"): a group is rejected if any of its images is, so its score is the largest of
+theirs. Sort the scores of ``n`` normal groups that the model did not learn from and put the threshold at the ``k``-th
+smallest. A further normal group is as likely to fall into any of the ``n + 1`` gaps between them, so it lands above the
+threshold with probability ``(n + 1 - k) / (n + 1)``: whatever the method, whatever the law of the scores. That holds on
+average over calibrations; the rate of one calibration, the one a user has, follows ``Beta(n + 1 - k, k)``, whose 95 %
+quantile is the bound that is named. Tied scores only lower both. Nothing holds once parts, camera or light change.
 
-Two ways lead to scores of parts that a model did not learn from (never use its own training images: a memory bank
-knows them by heart, and their scores are nearly zero):
+- ``holdout``: groups kept away from learning are scored by the final model: a promise.
+- ``crossfit``: every group is scored by a model fitted without its fold, and the final model learns from all: an
+  estimate. Models that learned from less score normal groups higher as a rule, which errs towards fewer rejects.
 
-- ``holdout``: some parts are kept away from learning and the final model scores them. New good parts and held-out ones
-  are then alike, and split conformal prediction gives a promise.
-- ``crossfit``: every part is scored by a model fitted without its fold, and the final model learns from all. It differs
-  from those that gave the scores, so this is an estimate. Models that learned from less score good parts higher as a
-  rule, which errs towards fewer rejects; but no theorem says so of the model that is kept. (Cross-conformal prediction
-  and CV+ ask every fold's model about a new image, and even they prove only about twice the rate: Barber et al.,
-  Predictive inference with the jackknife+, Annals of Statistics 2021.)
+Never calibrate on training images: a memory bank knows them by heart. Vovk, Gammerman and Shafer, Algorithmic Learning
+in a Random World, 2005; Vovk, ACML 2012 (the Beta law); Barber et al., Predictive inference with the jackknife+, Annals
+of Statistics 2021 (why cross-fitting proves less).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import betainc, betaincinv
 
 from blemish.errors import CalibrationError, ConfigError, ModelFileError
-from blemish.inspection import promises
-from blemish.inspection.planning import Plan, Wanted, plan
-from blemish.inspection.promises import Kind
 
+Kind = Literal["holdout", "crossfit", "none"]
+Wanted = Literal["auto", "holdout", "crossfit", "none"]
 Decision = Literal["ok", "review", "reject"]
 Scores = NDArray[np.float64]
 
-REVIEW = 5
-"""A part goes to a person where p is at most this many times the rate."""
-
-__all__ = [
-    "Calibration",
-    "Decision",
-    "Plan",
-    "Wanted",
-    "calibrate",
-    "count_rejected",
-    "part_scores",
-    "plan",
-    "uncalibrated",
-]
+CONFIDENCE = 0.95
+DEFAULT_RATE = 0.01
+REVIEW = 5  # a group goes to a person where p is at most this many times the rate
+FEWEST = 5  # with fewer groups, five times the smallest rate is everything, and there are no five folds
+FOLDS = 5
+PROMISE_FROM = 150  # from so many groups on, enough can be spared from learning for a promise
+_FULL_HOLDOUT = 99  # what the default rate needs
+_LARGEST_HOLDOUT = 1000  # 1 % is then bounded by 1.6 %: more would cost learning and gain little
+_ROUNDING = 1e-9  # relative: 1/121 as a float, times 121, must count as 1
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What scores of good parts say about a new score. Build it with ``calibrate`` or ``uncalibrated``.
+    """What scores of normal groups say about a new score. Build it with ``calibrate`` or ``uncalibrated``.
 
     Attributes:
         kind: ``holdout``, ``crossfit`` or ``none``.
-        scores: ``n`` part scores, ascending, float64; empty for ``none``.
-        rate: the false-reject rate asked for, or the default one; None for ``none``.
-        max_map_values: ``n`` largest map values, one a part, ascending; None for a method without maps.
-        images: how many images the parts had.
-        trusted: False if nobody has looked at the parts (an unlabelled pile).
+        scores: ``n`` group scores, ascending; empty for ``none``.
+        rate: the false-reject rate; None for ``none``.
+        max_map_values: ``n`` largest map values, one a group, ascending; None for a method without maps.
+        images: how many images the groups had.
+        trusted: False if nobody has looked at the groups (an unlabelled pile).
     """
 
     kind: Kind
@@ -71,18 +67,18 @@ class Calibration:
 
     @property
     def n(self) -> int:
-        """Calibration parts."""
+        """Calibration groups."""
         return len(self.scores)
 
     @property
     def rejects(self) -> int:
         """How many of the ``n + 1`` gaps between the scores lie above the threshold; 0 without calibration."""
-        return 0 if self.rate is None else promises.allowed_rejects(self.rate, self.n)
+        return 0 if self.rate is None else allowed_rejects(self.rate, self.n)
 
     @property
     def reviews(self) -> int:
         """The same for the review threshold, rejects included; may exceed ``n``: then nothing is simply ok."""
-        return 0 if self.rate is None else promises.allowed_rejects(REVIEW * self.rate, self.n)
+        return 0 if self.rate is None else allowed_rejects(REVIEW * self.rate, self.n)
 
     @property
     def threshold(self) -> float | None:
@@ -96,45 +92,36 @@ class Calibration:
 
     @property
     def pixel_threshold(self) -> float | None:
-        """Outlined are map values above it; None for a method without maps.
-
-        The same quantile, of the parts' largest map values: a good part shows any region as rarely as it is rejected.
-        """
+        """Outlined are map values above it; a normal group shows any region as rarely as it is rejected."""
         return None if self.max_map_values is None else _value_below_gaps(self.max_map_values, self.rejects)
 
     @property
     def expected_false_reject(self) -> float | None:
-        """The share of good parts rejected, on average over calibrations; None without calibration."""
-        return None if self.rate is None else promises.expected_rate(self.rejects, self.n)
+        """The share of normal groups rejected, on average over calibrations."""
+        return None if self.rate is None else self.rejects / (self.n + 1)
 
     @property
     def false_reject_bound(self) -> float | None:
-        """What the share stays below with 95 % confidence; None without calibration."""
-        return None if self.rate is None else promises.rate_bound(self.rejects, self.n)
+        """What the share stays below with 95 % confidence."""
+        return None if self.rate is None else rate_bound(self.rejects, self.n)
 
     def p_value(self, score: float) -> float:
-        """The share of good parts at least as strange, the new one counted among them, in (0, 1].
-
-        Raises:
-            CalibrationError: there is no calibration.
-        """
-        return self._at_least_as_strange(score) / (self.n + 1)
+        """The share of normal groups at least as anomalous, the new one counted among them, in (0, 1]."""
+        return self._count_at_least(score) / (self.n + 1)
 
     def decide(self, score: float) -> Decision:
-        """``reject`` if p <= rate, ``review`` if p <= 5 rate, else ``ok``. For a part, give its largest score.
+        """``reject`` if p <= rate, ``review`` if p <= 5 rate, else ``ok``. For a group, give its largest score.
 
-        A score that is not a number is rejected: nothing good is known to look like it.
+        A score that is not a number is rejected: nothing normal is known to look like it.
 
         Raises:
             CalibrationError: there is no calibration; the message says how to make one.
         """
         # Counts, not p-values, are compared: 1/121 as a float must not fall on the wrong side of itself.
-        strange = self._at_least_as_strange(score)
-        if strange <= self.rejects:
-            return "reject"
-        return "review" if strange <= self.reviews else "ok"
+        count = self._count_at_least(score)
+        return "reject" if count <= self.rejects else "review" if count <= self.reviews else "ok"
 
-    def _at_least_as_strange(self, score: float) -> int:
+    def _count_at_least(self, score: float) -> int:
         if self.rate is None:
             raise CalibrationError(
                 "this model was not calibrated, so it gives scores but neither p-values nor decisions: "
@@ -144,21 +131,37 @@ class Calibration:
 
     def sentence(self) -> str:
         """The promise or estimate in plain words, with its bound and the number of parts it rests on."""
-        return promises.promise(self.kind, self.rejects, self.n, self.images, self.trusted)
-
-    def with_rate(self, false_reject: float) -> Calibration:
-        """The same scores at another false-reject rate: nothing is refitted, nothing scored.
-
-        Raises:
-            CalibrationError: the scores cannot support the rate, or there are none.
-            ConfigError: the rate is not between 0 and 1.
-        """
-        return replace(self, rate=promises.settle_rate(false_reject, self.n))
+        if self.kind == "none":
+            return (
+                "No promise: this model was not calibrated, so it gives scores and no decisions. "
+                "`blemish calibrate MODEL GOOD_IMAGES -o MODEL` adds them."
+            )
+        n, rejects = self.n, self.rejects
+        parts = "good parts" if self.trusted else "parts"
+        bound = f"1 in {bound_in_words(rejects, n)}"
+        average = f"1 good part in {(n + 1) // rejects} is"
+        if (n + 1) % rejects:
+            average = f"{rejects} good parts in {n + 1} (about 1 in {(n + 1) / rejects:.0f}) are"
+        words = (
+            f"On average {average} rejected; with 95 % confidence no more than {bound}. "
+            f"This promise rests on {n} {parts} that the model did not learn from, "
+            "and holds while parts, camera and light stay as they were."
+        )
+        if self.kind == "crossfit":
+            words = (
+                f"About {average} rejected; probably no more than {bound}. "
+                f"This is an estimate, not a promise: it rests on {n} {parts}, each scored by a model "
+                "that had not learned from it, but from fewer parts than this one."
+            )
+        if self.images > n:
+            words += f" The parts had {self.images} images: a part is rejected if any of its images is."
+        unseen = " Nobody has looked at them: bad ones raise the threshold, so that fewer good and more bad parts pass."
+        return words if self.trusted else words + unseen
 
     def to_tensors(self) -> dict[str, Scores]:
         """Arrays for the model file: ``scores`` and, for a method with maps, ``peaks``. Empty for ``none``."""
-        tensors = {} if self.rate is None else {"scores": self.scores.copy()}
-        return tensors if self.max_map_values is None else {**tensors, "peaks": self.max_map_values.copy()}
+        arrays = {"scores": None if self.rate is None else self.scores, "peaks": self.max_map_values}
+        return {name: values.copy() for name, values in arrays.items() if values is not None}
 
     def meta(self) -> dict[str, Any]:
         """The rest, for JSON: ``kind``, ``rate``, ``images``, ``trusted``."""
@@ -179,28 +182,12 @@ class Calibration:
             differs = max_map_values is not None and len(max_map_values) != len(scores)
             if meta["kind"] not in ("holdout", "crossfit") or differs:
                 raise CalibrationError("its kind is unknown, or its arrays differ in length")
-            rate = promises.settle_rate(float(meta["rate"]), len(scores))
+            rate = settle_rate(float(meta["rate"]), len(scores))
             return cls(meta["kind"], scores, rate, max_map_values, int(meta["images"]), bool(meta["trusted"]))
         except (KeyError, TypeError, ValueError, ConfigError, CalibrationError) as error:
             raise ModelFileError(
                 f"the model file's calibration is not whole ({error}): copy the file again or calibrate it anew"
             ) from error
-
-
-def _value_below_gaps(values: Scores, gaps: int) -> float:
-    """The value with ``gaps - 1`` of ``values`` (ascending) behind it: what lies above it lies in the last gaps."""
-    return -float("inf") if gaps > len(values) else float(values[len(values) - gaps])
-
-
-def _ascending(values: ArrayLike) -> Scores:
-    ordered = np.sort(np.array(values, dtype=np.float64).reshape(-1))
-    if not np.isfinite(ordered).all():
-        raise CalibrationError(
-            f"{np.count_nonzero(~np.isfinite(ordered))} of {len(ordered)} calibration scores are not finite: "
-            "the model is broken, or its images are. Look at the images, then fit anew."
-        )
-    ordered.flags.writeable = False
-    return ordered
 
 
 def uncalibrated() -> Calibration:
@@ -217,33 +204,32 @@ def calibrate(
     false_reject: float | None = None,
     trusted: bool = True,
 ) -> Calibration:
-    """A calibration from scores of good images that the model which scored them did not learn from.
+    """A calibration from scores of normal images that the model which scored them did not learn from.
 
     Recalibrating an existing model is this with new images and ``kind="holdout"``: nothing is refitted.
 
     Args:
         kind: whether the final model scored them, or models fitted without their fold.
         scores: one an image.
-        groups: the part that each image shows; None, for all or for one, makes an image a part of its own.
+        groups: of each image; None, for all or for one, makes an image a group of its own.
         max_map_values: the largest map value of each image, or None for a method without maps.
-        false_reject: the share of good parts that may be rejected; None for the default.
+        false_reject: the share of normal groups that may be rejected; None for the default.
         trusted: False if nobody has looked at the images.
 
     Raises:
-        CalibrationError: the parts are too few for the rate, or scores are not finite.
+        CalibrationError: the groups are too few for the rate, or scores are not finite.
         ConfigError: the rate is not between 0 and 1.
     """
     images = np.asarray(scores).size
-    if max_map_values is not None and np.asarray(max_map_values).size != images:
-        count = np.asarray(max_map_values).size
-        raise CalibrationError(f"{images} scores and {count} map maxima: one each an image is needed")
-    by_part = _ascending(part_scores(scores, groups))
-    peaks_by_part = None if max_map_values is None else _ascending(part_scores(max_map_values, groups))
-    return Calibration(kind, by_part, promises.settle_rate(false_reject, len(by_part)), peaks_by_part, images, trusted)
+    if max_map_values is not None and (maxima := np.asarray(max_map_values).size) != images:
+        raise CalibrationError(f"{images} scores and {maxima} map maxima: one each an image is needed")
+    by_group = _ascending(group_scores(scores, groups))
+    highest = None if max_map_values is None else _ascending(group_scores(max_map_values, groups))
+    return Calibration(kind, by_group, settle_rate(false_reject, len(by_group)), highest, images, trusted)
 
 
-def part_scores(scores: ArrayLike, groups: Sequence[Hashable] | None = None) -> Scores:
-    """One score a part, the largest of its images', in the order in which parts first appear.
+def group_scores(scores: ArrayLike, groups: Sequence[Hashable] | None = None) -> Scores:
+    """The largest score of each group, in the order in which groups first appear; None is a group of its own.
 
     Raises:
         CalibrationError: there is not one group for each score.
@@ -253,17 +239,162 @@ def part_scores(scores: ArrayLike, groups: Sequence[Hashable] | None = None) -> 
         return values
     if len(groups) != len(values):
         raise CalibrationError(f"{len(values)} scores and {len(groups)} groups: one group a score is needed")
-    numbers: dict[tuple[bool, Hashable], int] = {}
-    part = [
-        numbers.setdefault((group is None, image if group is None else group), len(numbers))
-        for image, group in enumerate(groups)
-    ]
-    worst = np.full(len(numbers), -np.inf)
-    np.maximum.at(worst, part, values)
-    return worst
+    largest: dict[Hashable, float] = {}
+    for image, (group, value) in enumerate(zip(groups, values.tolist())):
+        key = (group is None, image if group is None else group)
+        largest[key] = float(np.maximum(value, largest.get(key, -math.inf)))  # passes NaN on
+    return np.array(list(largest.values()), dtype=np.float64)
 
 
 def count_rejected(rejected: ArrayLike, groups: Sequence[Hashable] | None = None) -> tuple[int, int]:
-    """Parts with any image rejected, and all parts; the difference is the parts that pass, escapes among bad ones."""
-    by_part = part_scores(np.asarray(rejected, dtype=bool), groups)
-    return int(np.count_nonzero(by_part)), len(by_part)
+    """Groups with any image rejected, and all groups."""
+    by_group = group_scores(np.asarray(rejected, dtype=bool), groups)
+    return int(np.count_nonzero(by_group)), len(by_group)
+
+
+def _value_below_gaps(values: Scores, gaps: int) -> float:
+    return -math.inf if gaps > len(values) else float(values[len(values) - gaps])
+
+
+def _ascending(values: ArrayLike) -> Scores:
+    ordered = np.sort(np.array(values, dtype=np.float64).reshape(-1))
+    if not np.isfinite(ordered).all():
+        raise CalibrationError(
+            f"{np.count_nonzero(~np.isfinite(ordered))} of {len(ordered)} calibration scores are not finite: "
+            "the model is broken, or its images are. Look at the images, then fit anew."
+        )
+    ordered.flags.writeable = False
+    return ordered
+
+
+def check_rate(rate: float) -> None:
+    """Refuse, as a ConfigError, a false-reject rate that is not strictly between 0 and 1."""
+    if not 0 < rate < 1:
+        raise ConfigError(
+            f"a false-reject rate of {rate:g} was asked for: it is the share of good parts that may be rejected, "
+            "above 0 and below 1. For 1 good part in 100 give 0.01."
+        )
+
+
+def allowed_rejects(rate: float, n: int) -> int:
+    """The largest whole number not above ``rate * (n + 1)``, up to rounding; 0 if ``n`` is too small for the rate."""
+    return math.floor(rate * (n + 1) * (1 + _ROUNDING))
+
+
+def groups_needed(rate: float) -> int:
+    """The smallest number of normal groups that can support a rate: ``1 / rate - 1``, rounded up."""
+    return math.ceil(1 / (rate * (1 + _ROUNDING))) - 1
+
+
+def default_rate(n: int) -> float:
+    """1 %, or the smallest rate that ``n`` normal groups support if that is larger."""
+    return max(DEFAULT_RATE, 1 / (n + 1))
+
+
+def settle_rate(wanted: float | None, n: int) -> float:
+    """The rate asked for, or the default one, after making sure that ``n`` normal groups support it.
+
+    Raises:
+        CalibrationError: they do not; the message says how many are needed, and what ``n`` supports.
+        ConfigError: the rate is not between 0 and 1.
+    """
+    if wanted is not None:
+        check_rate(wanted)
+    if n < FEWEST or (wanted is not None and not allowed_rejects(wanted, n)):
+        needed = FEWEST if wanted is None else max(FEWEST, groups_needed(wanted))
+        asked = "calibration" if wanted is None else f"a false-reject rate of {wanted:g}"
+        other = "fit without calibration"
+        if n >= FEWEST:
+            other = f"ask for {supported_rate(n)} (1 good part in {n + 1}) or above"
+        raise CalibrationError(
+            f"{asked} needs at least {needed} good parts that the model did not learn from; "
+            f"there are {n}. Add {needed - n} more, or {other}."
+        )
+    return default_rate(n) if wanted is None else wanted
+
+
+def rate_bound(rejects: int, n: int, confidence: float = CONFIDENCE) -> float:
+    """What the false-reject rate of one calibration stays below, with ``confidence``: a quantile of its Beta law."""
+    return float(betaincinv(rejects, n + 1 - rejects, confidence))
+
+
+def bound_in_words(rejects: int, n: int) -> int:
+    """N of "no more than 1 in N": the nearest whose confidence still rounds to 95 %, else rounded down."""
+    exact = 1 / rate_bound(rejects, n)
+    nearest = round(exact)
+    if nearest > exact and betainc(rejects, n + 1 - rejects, 1 / nearest) < CONFIDENCE - 0.005:
+        return math.floor(exact)
+    return nearest
+
+
+def supported_rate(n: int) -> str:
+    """The smallest rate that ``n`` groups support, in three digits, rounded up so that it can be asked for."""
+    rate = 1 / (n + 1)
+    digits = 2 - math.floor(math.log10(rate))
+    return f"{math.ceil(round(rate * 10**digits, 6)) / 10**digits:g}"
+
+
+def binomial_interval(k: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The Clopper-Pearson interval of a rate that was seen ``k`` times in ``n`` groups; (0, 1) without any."""
+    if not 0 <= k <= n:
+        raise ConfigError(f"{k} of {n} was given: an observed rate needs a count between 0 and the number of parts")
+    tail = (1 - confidence) / 2
+    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
+    return low, 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How normal groups are used: so many held out, or so many folds, or neither; the rate that follows; and why."""
+
+    kind: Kind
+    held_out: int
+    folds: int
+    rate: float | None
+    reason: str
+
+
+def plan(n_groups: int, wanted: Wanted = "auto", false_reject: float | None = None) -> Plan:
+    """How to calibrate on ``n_groups`` normal groups.
+
+    Held out are a third of the groups up to 99, the number that the default rate of 1 % needs; a fifth once that is
+    more; and never above 1,000. A rate that needs more is served as long as half of the groups remain to learn from.
+
+    Raises:
+        CalibrationError: the groups cannot support what was asked for; the message says how many could.
+        ConfigError: ``wanted`` or ``false_reject`` is not a valid value.
+    """
+    if wanted not in ("auto", "holdout", "crossfit", "none"):
+        raise ConfigError(f"calibration {wanted!r} is unknown: choose auto, holdout, crossfit or none")
+    if false_reject is not None:
+        check_rate(false_reject)
+    if wanted == "none":
+        if false_reject is not None:
+            raise ConfigError("a false-reject rate needs a calibration: choose auto, holdout or crossfit, not none")
+        return Plan("none", 0, 0, None, "no calibration, as asked: scores without decisions")
+    if wanted == "auto" and false_reject is None and n_groups < FEWEST:
+        return Plan("none", 0, 0, None, f"{n_groups} good parts are too few to calibrate on: {FEWEST} are needed")
+    needed = 0 if false_reject is None else groups_needed(false_reject)
+    usual = min(max(min(n_groups // 3, _FULL_HOLDOUT), n_groups // 5, FEWEST), _LARGEST_HOLDOUT)
+    held_out = max(usual, needed)
+    leaves_half = held_out <= n_groups // 2
+    if wanted == "holdout" and not leaves_half:
+        least = max(FEWEST, needed)
+        at_rate = "" if false_reject is None else f" with a false-reject rate of {false_reject:g}"
+        raise CalibrationError(
+            f"a promise{at_rate} needs at least {2 * least} good parts, {least} to hold out and as many to learn from; "
+            f"there are {n_groups}. Add {2 * least - n_groups} more, ask for a larger rate, or cross-fit for an "
+            "estimate."
+        )
+    if leaves_half and (wanted == "holdout" or (wanted == "auto" and n_groups >= PROMISE_FROM)):
+        rate = default_rate(held_out) if false_reject is None else false_reject
+        reason = f"{held_out} of {n_groups} good parts are held out from learning, for a promise"
+        return Plan("holdout", held_out, 0, rate, reason)
+    rate = settle_rate(false_reject, n_groups)
+    if wanted == "crossfit":
+        why = "as asked"
+    elif n_groups < PROMISE_FROM:
+        why = f"{n_groups} good parts are fewer than the {PROMISE_FROM} from which on some can be spared for a promise"
+    else:
+        why = f"a promise of {rate:g} would keep more than half of the {n_groups} good parts from learning"
+    return Plan("crossfit", 0, FOLDS, rate, f"{FOLDS}-fold cross-fitting, for an estimate: {why}")

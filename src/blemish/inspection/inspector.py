@@ -24,8 +24,8 @@ from blemish.data.preprocessing import Preprocessing
 from blemish.errors import ImageError, ModelFileError
 from blemish.inspection.calibration import Calibration, calibrate
 from blemish.inspection.model_file import read_model, write_model
+from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.inspection.regions import find_regions
-from blemish.inspection.render import Scale, fixed_scale
 from blemish.inspection.verdict import Verdict
 from blemish.registry import make_config, method_class
 from blemish.run import Precision, PrecisionName, Run, choose_device, choose_precision

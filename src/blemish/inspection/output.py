@@ -13,8 +13,8 @@ from blemish.data.loading import PreparedImages
 from blemish.data.samples import Sample
 from blemish.errors import CalibrationError, DataError, ImageError, OutputError
 from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector, Source
+from blemish.inspection.overlay import save_heatmap
 from blemish.inspection.regions import regions_csv
-from blemish.inspection.render import save_heatmap
 from blemish.inspection.verdict import Verdict
 from blemish.run import Progress, Run, check_writable, written_atomically
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish.inspection.calibration import Decision
+from blemish.inspection.overlay import Scale, overlay
 from blemish.inspection.regions import Region
-from blemish.inspection.render import Scale, overlay
 
 if TYPE_CHECKING:
     from PIL.Image import Image

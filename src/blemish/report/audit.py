@@ -9,9 +9,20 @@ from PIL import Image
 
 from blemish.data.images import read_image
 from blemish.inspection.inspector import on_screen
-from blemish.inspection.render import legend, overlay
+from blemish.inspection.overlay import overlay
 from blemish.report.charts import score_histogram
-from blemish.report.html import charts, commands, figure, heading, paragraph, pictures, promise, table, write_page
+from blemish.report.html import (
+    charts,
+    commands,
+    figure,
+    heading,
+    legend,
+    paragraph,
+    pictures,
+    promise,
+    table,
+    write_page,
+)
 from blemish.training.audit import Audit, Judged
 
 SIDE = 320
@@ -45,8 +56,7 @@ def _body(found: Audit) -> Iterator[str]:
     yield from _pictures(found, "Suspects, worst first", [one for one in suspects if one.heat is not None])
     yield from _pictures(found, "Just below the cut", [one for one in rest if one.heat is not None][:UNSUSPECTED])
     if found.scale is not None:
-        picture = legend(found.scale, "colour: how far above what most images show")
-        yield pictures([figure(picture, "Legend", "one fixed scale for all pictures", "legend")])
+        yield legend(found.scale, "Colour: how far above what most images show. One fixed scale for all pictures.")
     yield heading("All suspects")
     rows = [(one.rank, f"{one.score:.4g}", str(one.sample.path), one.sample.group) for one in suspects]
     yield table(("rank", "score", "image", "part"), rows, (2, 3))

@@ -38,7 +38,7 @@ from blemish.bench.tables import (
     timing_table,
 )
 from blemish.errors import DataError
-from blemish.inspection.render import Scale, fixed_scale, overlay
+from blemish.inspection.overlay import Scale, fixed_scale, overlay
 from blemish.report import html
 from blemish.report.charts import curves, dot_plot, score_histogram
 from blemish.report.epochs import charts_over_epochs

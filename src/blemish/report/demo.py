@@ -12,9 +12,19 @@ from blemish.data.demo import write_demo
 from blemish.data.images import read_image
 from blemish.data.testset import load_mask, open_test_set
 from blemish.inspection.inspector import Inspector
-from blemish.inspection.render import data_uri, legend
 from blemish.report.charts import score_histogram
-from blemish.report.html import charts, commands, figure, heading, paragraph, pictures, promise, table, write_page
+from blemish.report.html import (
+    charts,
+    commands,
+    figure,
+    heading,
+    legend,
+    paragraph,
+    pictures,
+    promise,
+    table,
+    write_page,
+)
 from blemish.run import Run
 from blemish.training.evaluate import Evaluation, Judged, evaluate
 from blemish.training.fit import FitSettings, fit
@@ -187,8 +197,7 @@ def _section(one: _Lesson) -> Iterator[str]:
         share = round(1 / (calibration.expected_false_reject or 1))
         ticks = [(one.inspector.scale.threshold, f"reached by 1 good part in {share}")]
         words = "One fixed scale for all pictures of this model. A ring: where to look on a part that goes to review."
-        picture = legend(one.inspector.scale, words, ticks, truth=True)
-        yield f"<p class='legend'><img alt='Legend' src='{data_uri(picture)}'></p>"
+        yield legend(one.inspector.scale, words, ticks, truth=True)
 
 
 def _row(one: _Lesson, title: str, some: Sequence[Judged], caption: str) -> Iterator[str]:

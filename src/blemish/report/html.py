@@ -5,15 +5,13 @@ Text goes through ``escape`` before it meets markup; a file name may hold anythi
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from blemish.inspection.render import data_uri
+from blemish.inspection.overlay import RAMP, Scale, data_uri
 from blemish.run import written_atomically
 
 STYLE = """
@@ -47,7 +45,12 @@ figcaption b { color: var(--ink); } .reject b { color: var(--bad); } .ok b { col
 pre { background: #182230; color: #e6ebf1; padding: 14px 18px; border-radius: 6px; overflow-x: auto; font-size: 14px; }
 .charts { display: flex; flex-wrap: wrap; gap: 18px; margin: 12px 0; }
 .charts > div { background: var(--paper); border: 1px solid var(--line); border-radius: 6px; padding: 10px; }
-.legend img { max-width: 480px; width: 100%; border: 1px solid var(--line); border-radius: 6px; }
+.legend { max-width: 480px; background: var(--paper); border: 1px solid var(--line); border-radius: 6px;
+          padding: 8px 14px; font-size: 13px; }
+.legend .bar { height: 26px; } .legend .ticks { position: relative; height: 1.6em; }
+.legend .ticks span { position: absolute; padding-left: 4px; border-left: 1px solid var(--ink); white-space: nowrap; }
+.legend i { display: inline-block; width: 26px; height: 12px; margin-right: 8px; background: #808080; }
+.legend i.found { border: 2px solid #fff; outline: 2px solid #000; } .legend i.marked { border: 2px dashed #5adcff; }
 nav a { margin-right: 14px; color: var(--accent); }
 @media print { body { background: #fff; } figure, tr { break-inside: avoid; } }
 """
@@ -109,17 +112,40 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], words: Sequen
 
 def figure(picture: Image.Image, title: str, caption: str, css: str = "", lossy: bool = False) -> str:
     """A picture with two lines under it; ``lossy`` makes a page of many photographs five times smaller."""
-    source = _jpeg_uri(picture) if lossy else data_uri(picture)
+    source = data_uri(picture)
+    if lossy:
+        source = data_uri(picture.convert("RGB"), "JPEG", quality=88, subsampling=0)
     return (
         f"<figure class='{css}'><img alt='{escape(title, quote=True)}' src='{source}'>"
         f"<figcaption><b>{escape(title)}</b><br>{escape(caption)}</figcaption></figure>"
     )
 
 
-def _jpeg_uri(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.convert("RGB").save(file, format="JPEG", quality=88, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+def legend(scale: Scale, sentence: str, ticks: Iterable[tuple[float, str]] = (), truth: bool = False) -> str:
+    """What the colours and lines on pictures mean.
+
+    Args:
+        scale: the model's.
+        sentence: the promise in words.
+        ticks: map values and what each means; those outside the scale are left out. Without any, its ends are named.
+        truth: whether to explain the dashed line as well.
+    """
+    shown = [tick for tick in ticks if scale.threshold <= tick[0] <= scale.top]
+    shown = shown or [(scale.threshold, f"{scale.threshold:.4g}"), (scale.top, f"{scale.top:.4g} and above")]
+    colours = ", ".join(f"rgba({red},{green},{blue},{a / 255:.2f})" for red, green, blue, a in RAMP[::51].tolist())
+    places = ((100 * (value - scale.threshold) / (scale.top - scale.threshold), text) for value, text in shown)
+    marks = "".join(
+        f"<span style='{f'left:{place:.0f}%' if place < 60 else f'right:{100 - place:.0f}%'}'>{escape(text)}</span>"
+        for place, text in places
+    )
+    lines = [("", "no colour: the map is not above the threshold"), ("found", "found by the model")]
+    lines += [("marked", "marked by a person")] * truth
+    meanings = "".join(f"<div><i class='{css}'></i>{text}</div>" for css, text in lines)
+    return (
+        f"<div class='legend'><p>{escape(sentence)}</p>"
+        f"<div class='bar' style='background: linear-gradient(90deg, {colours}), linear-gradient(#464646, #bebebe)'>"
+        f"</div><div class='ticks'>{marks}</div>{meanings}</div>"
+    )
 
 
 def pictures(figures: Iterable[str], css: str = "") -> str:

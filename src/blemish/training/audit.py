@@ -28,7 +28,7 @@ from blemish.data.surveying import survey
 from blemish.errors import ConfigError, DataError, RegimeError
 from blemish.inspection.calibration import uncalibrated
 from blemish.inspection.inspector import Inspector
-from blemish.inspection.scale import Scale, fixed_scale
+from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.registry import make_config, method_class
 from blemish.run import Run, Silent
 from blemish.training.epoch_selection import AUTO

@@ -22,9 +22,8 @@ from blemish.data.images import DecodedImage, read_image
 from blemish.data.samples import Sample
 from blemish.data.testset import TestSet, load_mask
 from blemish.errors import DataError
-from blemish.inspection.calibration import count_rejected
+from blemish.inspection.calibration import binomial_interval, count_rejected
 from blemish.inspection.inspector import Inspector
-from blemish.inspection.promises import binomial_interval
 from blemish.metrics import aupro_per_image, auroc, cue_aurocs, cue_values, image_metrics, pixel_metrics
 from blemish.run import Run
 

@@ -1,0 +1,202 @@
+"""Overlays: a map's colours over the picture, on one fixed scale per model; regions outlined, the truth dashed.
+
+Up to the model's threshold the picture is left exactly as it is; above it a value has one colour whatever the image.
+The ramp runs from violet through pink and orange to yellow: parts are seldom violet or pink, so it stands out on grey
+metal and brown wood alike. It grows lighter all the way, and blue falls while red and green rise, so that people with
+any of the three colour blindnesses see the same order. Outlines are white within black: colour never speaks alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from blemish.errors import ConfigError, DataError
+from blemish.inspection.regions import TOUCHING, Region, checked_map, fill_holes
+
+LINE, CASING, TRUTH = (255, 255, 255), (0, 0, 0), (90, 220, 255)
+_ANCHORS = (
+    *((40, 15, 130), (110, 35, 185), (175, 40, 165), (220, 65, 125)),
+    *((245, 112, 75), (253, 172, 50), (250, 235, 60)),
+)
+_OPACITIES = (0.45, 0.70)  # the defect must stay visible under its colour
+_STEPS = 256
+_RING = 16  # a ring's radius is this part of the picture's longer side
+_DASH = 6  # in line widths
+
+_positions = np.linspace(0, len(_ANCHORS) - 1, _STEPS)
+_channels = [np.interp(_positions, range(len(_ANCHORS)), channel) for channel in zip(*_ANCHORS)]
+RAMP = np.stack([*_channels, 255 * np.linspace(*_OPACITIES, _STEPS)], axis=1).round().astype(np.uint8)
+"""The colours and opacities that a scale runs through, ``256 4``."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One model's colours, fixed when it is calibrated.
+
+    Attributes:
+        threshold: up to and including this map value the picture is left as it is.
+        top: from this map value on, the last colour.
+
+    Raises:
+        ConfigError: the two are not finite, or ``top`` does not lie above ``threshold``.
+    """
+
+    threshold: float
+    top: float
+
+    def __post_init__(self) -> None:
+        # Maps are float32: the two ends must differ there too.
+        if not (math.isfinite(self.threshold) and np.float32(self.threshold) < np.float32(self.top) < math.inf):
+            raise ConfigError(
+                f"a scale from {self.threshold} to {self.top} was given; two finite map values are needed, the second "
+                "one higher: fixed_scale() finds them"
+            )
+
+    def layer(self, heatmap: ArrayLike) -> NDArray[np.uint8]:
+        """What lies over the picture: red, green, blue and opacity, ``h w 4``, all 0 up to the threshold."""
+        values = checked_map(heatmap)
+        colours = np.zeros((*values.shape, 4), dtype=np.uint8)
+        above = values > np.float32(self.threshold)
+        position = (values[above].astype(np.float64) - self.threshold) / (self.top - self.threshold)
+        colours[above] = RAMP[np.clip(position * _STEPS, 0, _STEPS - 1).astype(np.intp)]
+        return colours
+
+
+def fixed_scale(threshold: float, normal_maxima: ArrayLike) -> Scale:
+    """The scale that follows from calibration alone.
+
+    The top lies as far above the threshold as twice the threshold's distance from what a normal image usually shows
+    (the median of ``normal_maxima``). Where that distance is unknown or nothing, half the threshold's size (or 1)
+    serves in its place.
+
+    Args:
+        threshold: the map value above which pixels are coloured.
+        normal_maxima: the highest map value of each image that calibrated the model; may be empty.
+
+    Raises:
+        ConfigError: the threshold or one of the maxima is not finite.
+    """
+    maxima = np.asarray(normal_maxima, dtype=np.float64).ravel()
+    if not (math.isfinite(threshold) and np.isfinite(maxima).all()):
+        raise ConfigError("a scale needs a finite threshold and finite maps of good images: calibrate the model again")
+    distance = threshold - float(np.median(maxima)) if maxima.size else 0.0
+    if distance <= 1e-3 * abs(threshold):
+        distance = abs(threshold) / 4 or 0.5
+    return Scale(float(threshold), float(threshold + 2 * distance))
+
+
+def overlay(
+    image: NDArray[np.uint8],
+    heatmap: ArrayLike,
+    scale: Scale,
+    regions: Sequence[Region] = (),
+    truth: ArrayLike | None = None,
+    *,
+    zoom: int = 1,
+    spot: tuple[int, int] | None = None,
+) -> Image.Image:
+    """``image`` under the map's colours, with regions outlined in white within black.
+
+    Args:
+        image: RGB, ``h w 3``.
+        heatmap: ``h w``, the same size.
+        scale: the model's.
+        regions: those of ``heatmap`` above the scale's threshold to outline; lines lie just outside.
+        truth: a mask ``h w``; where a person marked a defect, outlined in dashed light blue.
+        zoom: each pixel becomes ``zoom`` by ``zoom`` ones, so that lines stay thin on small images.
+        spot: a pixel (x, y) to ring: where a person should look although nothing lies above the threshold.
+
+    Raises:
+        DataError: the sizes differ, the image is not RGB uint8, or the map holds values that are not finite.
+        ConfigError: ``zoom`` is less than 1.
+    """
+    values = checked_map(heatmap)
+    if image.shape != (*values.shape, 3) or image.dtype != np.uint8:
+        raise DataError(
+            f"an image of shape {image.shape} and type {image.dtype} was given with a map of shape {values.shape}; "
+            f"an RGB image of shape {(*values.shape, 3)} and type uint8 is needed"
+        )
+    if truth is not None and np.shape(truth) != values.shape:
+        raise DataError(
+            f"a mask of shape {np.shape(truth)} was given with a map of shape {values.shape}: make them equal"
+        )
+    if zoom < 1:
+        raise ConfigError(f"zoom {zoom}: a whole number, 1 or more, is needed")
+    layer = scale.layer(values)
+    opacity = layer[..., 3:].astype(np.float32) / 255
+    picture = _magnified((opacity * layer[..., :3] + (1 - opacity) * image).round().astype(np.uint8), zoom)
+    width = max(1, round(max(picture.shape[:2]) / 400))
+    if regions:
+        labels, _ = ndimage.label(layer[..., 3] > 0, structure=TOUCHING)
+        outlined = np.isin(labels, [labels[region.peak[::-1]] for region in regions])
+        draw_outline(picture, _magnified(fill_holes(outlined), zoom), width)
+    if truth is not None:
+        draw_dashes(picture, _magnified(np.asarray(truth) > 0, zoom), width)
+    drawn = Image.fromarray(picture)
+    if spot is not None:
+        x, y, radius = zoom * (spot[0] + 0.5), zoom * (spot[1] + 0.5), max(drawn.size) / _RING
+        for colour, line in ((CASING, 3 * width), (LINE, width)):
+            outer = radius + line / 2
+            box = (x - outer, y - outer, x + outer, y + outer)
+            ImageDraw.Draw(drawn).ellipse(box, outline=colour, width=line)
+    return drawn
+
+
+def draw_outline(picture: NDArray[np.uint8], inside: NDArray[np.bool_], width: int) -> None:
+    """Draw a white line just outside of ``inside``, and a black one around it, on ``picture`` (``h w 3``)."""
+    for colour in (LINE, CASING):
+        grown = ndimage.maximum_filter(inside, size=2 * width + 1)
+        picture[grown & ~inside] = colour
+        inside = grown
+
+
+def draw_dashes(picture: NDArray[np.uint8], inside: NDArray[np.bool_], width: int) -> None:
+    """Draw light blue and black dashes along the boundary of ``inside`` on ``picture`` (``h w 3``)."""
+    size = 2 * width + 1
+    border = ndimage.maximum_filter(inside, size) & ~ndimage.minimum_filter(inside, size, mode="constant")
+    rows, columns = np.nonzero(border)
+    # Boundaries run along rows and columns of pixels, so on each of them row + column counts its steps.
+    is_blue = (rows + columns) // (_DASH * width) % 2 == 0
+    picture[rows, columns] = np.where(is_blue[:, None], TRUTH, CASING)
+
+
+def _magnified(array: NDArray[Any], zoom: int) -> NDArray[Any]:
+    return array.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def data_uri(image: Image.Image, file_format: str = "PNG", **options: Any) -> str:
+    """``image`` as a ``data:`` address, to stand inside an HTML file; ``options`` are those of Pillow's ``save``."""
+    file = io.BytesIO()
+    image.save(file, format=file_format, **options)
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def save_heatmap(path: str | Path, heatmap: ArrayLike) -> None:
+    """Write raw map values: ``.tif`` and ``.tiff`` as 32-bit float TIFF (ImageJ opens it), ``.npy`` for NumPy.
+
+    Raises:
+        ConfigError: the suffix is another one.
+        DataError: the map is not a finite array ``h w``.
+        OutputError: the file cannot be written; nothing half-written is left.
+    """
+    from blemish.run.files import written_atomically  # the package around it imports torch
+
+    path, values = Path(path), checked_map(heatmap)
+    if path.suffix.lower() not in (".tif", ".tiff", ".npy"):
+        raise ConfigError(f"{path.name}: a map is written as .tif, .tiff or .npy; name the file so")
+    with written_atomically(path) as temporary, temporary.open("wb") as file:
+        if path.suffix.lower() == ".npy":
+            np.save(file, values, allow_pickle=False)
+        else:
+            Image.fromarray(values).save(file, format="TIFF")
