@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -123,8 +124,21 @@ def method_entry(name: str) -> MethodEntry:
 def method_class(name: str) -> type[Method]:
     """The class of a method, imported now."""
     module, _, attribute = method_entry(name).target.partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
-    return found
+    method: type[Method] = getattr(importlib.import_module(module), attribute)
+    return method
+
+
+def option_table(method: type[Method]) -> dict[str, dict[str, str]]:
+    """A method's options by name: ``default`` as it is written after ``--set name=``, and ``meaning``."""
+    from pydantic import TypeAdapter
+
+    properties = TypeAdapter(method.Config).json_schema(mode="serialization")["properties"]
+    table = {}
+    for name, option in properties.items():
+        values = option["default"] if isinstance(option["default"], list) else [option["default"]]
+        written = ",".join(value if isinstance(value, str) else json.dumps(value) for value in values)
+        table[name] = {"default": written, "meaning": option.get("description", "")}
+    return table
 
 
 def make_config(method: type[Method], options: Mapping[str, Any]) -> Any:
@@ -143,15 +157,10 @@ def make_config(method: type[Method], options: Mapping[str, Any]) -> Any:
         return TypeAdapter(method.Config).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        said = f"{first['msg']}{_hint(method.Config, where, first)}"
-        raise ConfigError(f"{method.__name__} option {where}={first['input']!r}: {said}") from None
-
-
-def _hint(config: type[Any], option: str, error: Mapping[str, Any]) -> str:
-    """How a list is written, where something else was given for one."""
-    if error["type"] != "tuple_type":
-        return ""
-    default: Any = next((field.default for field in dataclasses.fields(config) if field.name == option), ())
-    alone = f"; one alone is written {option}=[{error['input']}]" if isinstance(error["input"], int | float) else ""
-    return f"; write it like the default, {option}={','.join(str(part) for part in default)}{alone}"
+        path, value = ".".join(str(part) for part in first["loc"]), first["input"]
+        described = option_table(method)[str(first["loc"][0])]
+        hint = f" ({described['meaning']})" if described["meaning"] else ""
+        if first["type"] == "tuple_type":  # something else was given for a list
+            hint += f"; write it like the default, {path}={described['default']}"
+            hint += f"; one alone is written {path}=[{value}]" if isinstance(value, int | float) else ""
+        raise ConfigError(f"{method.__name__} option {path}={value!r}: {first['msg']}{hint}") from None

@@ -9,26 +9,81 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from typer.main import get_command
 
 import blemish
-from blemish.cli import app
-from blemish.registry import METHODS
+from blemish.backbones.catalogue import BACKBONES
+from blemish.cli import app, options
+from blemish.contract import Regime
+from blemish.data.preprocessing import ResizeMode
+from blemish.inspection.calibration import Wanted
+from blemish.registry import DEFAULT_METHOD, METHODS
+from blemish.run import PrecisionName
+from blemish.training.evaluate import At
 
 ROOT = Path(__file__).parents[2]
-SOURCE = sorted((ROOT / "src" / "blemish").rglob("*.py"))
-LONGEST_FILE, LONGEST_FUNCTION = 320, 60
-"""Lines. The guides are 300 and 40; a test that stops at the guide would be fought, not followed."""
+PACKAGE = ROOT / "src" / "blemish"
+SOURCE = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+TREES = {name: ast.parse(text) for name, text in SOURCE.items()}
 
-LONG_BY_NATURE: dict[str, int] = {}
-"""The command line is a list of commands with their options."""
+BUDGET = {"the redesign": 12_000}
+"""Lines that ``src`` may have, by what was built: whatever is added states its own share."""
+
+TEST_BUDGET = 9_000
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+
+GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
+"""Folders that know no method and no backbone by name."""
 
 
-def relative(path: Path) -> str:
-    return path.relative_to(ROOT / "src" / "blemish").as_posix()
+def lines(folder: Path) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py"))
+
+
+@pytest.mark.xfail(reason="the redesign is still under way")
+def test_the_source_stays_within_its_budget() -> None:
+    assert lines(PACKAGE) <= sum(BUDGET.values())
+
+
+@pytest.mark.xfail(reason="the redesign is still under way")
+def test_the_tests_stay_within_their_budget() -> None:
+    assert lines(ROOT / "tests") <= TEST_BUDGET
+
+
+def test_files_and_functions_are_short() -> None:
+    """A function is counted without its docstring."""
+    long = [name for name, text in SOURCE.items() if len(text.splitlines()) > LONGEST_FILE]
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                if (node.end_lineno or 0) - first.lineno >= LONGEST_FUNCTION:
+                    long.append(f"{name}: {node.name}")
+    assert long == []
+
+
+def test_nothing_prints_and_nothing_asserts() -> None:
+    """Notes go to progress; ``python -O`` removes asserts, so errors are raised."""
+    found = []
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            prints = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            if prints or isinstance(node, ast.Assert):
+                found.append(f"{name}:{node.lineno}")
+    assert found == []
+
+
+def test_no_room_for_odds_and_ends() -> None:
+    forbidden = {"utils", "util", "helpers", "helper", "base", "common", "misc", "core"}
+    assert [name for name in SOURCE if {Path(name).stem, Path(name).parent.name} & forbidden] == []
 
 
 def test_imports_point_downwards() -> None:
@@ -38,40 +93,89 @@ def test_imports_point_downwards() -> None:
     program = Path(sys.executable).with_name("lint-imports")
     command = str(program) if program.exists() else shutil.which("lint-imports")
     assert command is not None
-    done = subprocess.run(
-        [command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", SOURCE, ids=relative)
-def test_files_and_functions_are_short_and_quiet(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LONG_BY_NATURE.get(relative(path), LONGEST_FILE)
-    tree = ast.parse(text)
+def imports() -> dict[str, set[str]]:
+    """Which modules each module imports, wherever in it: at the top, in a function, for type hints alone."""
+    modules = {"blemish." + name.removesuffix(".py").replace("/", "."): tree for name, tree in TREES.items()}
+    modules = {name.removesuffix(".__init__"): tree for name, tree in modules.items()}
+    graph: dict[str, set[str]] = {}
+    for name, tree in modules.items():
+        imported: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+                imported |= {child if child in modules else node.module for child in submodules}
+        graph[name] = (imported & modules.keys()) - {name}
+    return graph
+
+
+def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
+    names = list(graph)
+    linked = csr_array([[other in graph[name] for other in names] for name in names], dtype=np.int8)
+    count, label = connected_components(linked, directed=True, connection="strong")
+    groups = [{name for name, of in zip(names, label) if of == number} for number in range(count)]
+    return [group for group in groups if len(group) > 1]
+
+
+@pytest.mark.xfail(reason="the redesign is still under way")
+def test_no_import_goes_round_in_a_circle() -> None:
+    """Also not one for type hints alone, nor one inside a function."""
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+    assert len(imports()) == len(SOURCE)
+    assert "blemish.run" in imports()["blemish.contract"]
+    assert cycles(imports()) == []
+
+
+def literals(tree: ast.AST) -> Iterator[ast.Constant]:
+    """Strings that a program uses: docstrings are for people, and may name what they like."""
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body_from = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
-            length = (node.end_lineno or 0) - body_from.lineno + 1
-            assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines below its docstring"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print", f"line {node.lineno} prints: notes go to progress"
-        if isinstance(node, ast.Assert):
-            pytest.fail(f"line {node.lineno} asserts: python -O removes it; raise an error of blemish.errors")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in statements:
+            yield node
 
 
-def test_no_room_for_odds_and_ends() -> None:
-    forbidden = {"utils", "util", "helpers", "helper", "base", "common", "misc", "core"}
-    assert [relative(path) for path in SOURCE if {path.stem, path.parent.name} & forbidden] == []
+def test_general_layers_know_no_method_and_no_backbone_by_name() -> None:
+    """Only the registry and the catalogue do, and the method itself: defaults are read from there."""
+    names = "|".join([*METHODS, *BACKBONES, r"resnet\d*", r"efficientnet\w*", r"wide_resnet\w*"])
+    named = re.compile(rf"(?<![\w.-])({names})(?!\w)")
+    assert named.search("use -m softpatch")
+    found = [
+        f"{name}:{literal.lineno} {literal.value!r}"
+        for name, tree in TREES.items()
+        if name.startswith(GENERAL)
+        for literal in literals(tree)
+        if named.search(str(literal.value))
+    ]
+    assert found == []
+
+
+def test_words_that_options_may_be_are_those_of_the_library() -> None:
+    spellings = {
+        options.Precision: PrecisionName,
+        options.Resize: ResizeMode,
+        options.Calibration: Wanted,
+        options.Resolution: At,
+    }
+    for ours, theirs in spellings.items():
+        assert set(get_args(ours)) == set(get_args(theirs))
+
+
+def test_every_regime_has_a_default_method_at_home_in_it() -> None:
+    assert {regime: METHODS[name].regime for regime, name in DEFAULT_METHOD.items()} == {r: r for r in get_args(Regime)}
 
 
 @pytest.mark.parametrize("name", blemish.__all__)
 def test_public_names_resolve_and_explain_themselves(name: str) -> None:
-    found = getattr(blemish, name)
-    assert inspect.getdoc(found)
-    if inspect.isfunction(found):
-        arguments = [argument for argument in inspect.signature(found).parameters if argument not in ("self", "run")]
-        described = inspect.getdoc(found) or ""
+    public = getattr(blemish, name)
+    assert inspect.getdoc(public)
+    if inspect.isfunction(public):
+        arguments = [argument for argument in inspect.signature(public).parameters if argument not in ("self", "run")]
+        described = inspect.getdoc(public) or ""
         assert all(argument in described for argument in arguments)
 
 
@@ -82,20 +186,13 @@ def test_all_lists_what_can_be_imported_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_a_page(name: str) -> None:
-    page = ROOT / "docs" / "methods" / f"{name}.md"
-    assert page.is_file(), f"write {page.relative_to(ROOT)}"
-    text = page.read_text(encoding="utf-8")
-    assert len(text.split()) > 80
-    assert text.startswith("# ")
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_opens_with_its_paper(name: str) -> None:
+def test_every_method_has_a_page_and_opens_with_its_paper(name: str) -> None:
     """One paper, one file, readable alone: its opening says idea, score and differences from what was published."""
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith("# ")
+    assert len(page.split()) > 80
     module = METHODS[name].target.partition(":")[0]
-    text = (ROOT / "src" / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8")
-    opening = ast.get_docstring(ast.parse(text)) or ""
+    opening = ast.get_docstring(TREES[module.removeprefix("blemish.").replace(".", "/") + ".py"]) or ""
     assert len(opening.split()) > 60
     assert re.search(r"(?i)\b(19|20)\d\d\b|supplement", opening), "name the paper and its year"
 
@@ -109,25 +206,17 @@ def test_every_command_shows_an_example(name: str) -> None:
         assert explained, f"blemish {name} {parameter.name} has no help"
 
 
-def tracked_files() -> list[Path]:
+def test_no_machine_s_path_and_no_large_file_is_tracked() -> None:
+    """Neither in code nor in results: nobody else has these folders."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [ROOT / name for name in listed.split("\0") if name]
-
-
-def test_no_machine_s_path_and_no_large_file_is_tracked() -> None:
-    """Neither in code nor in results: nobody else has these folders."""
     # Written in pieces, so that this file does not name them itself.
-    homes = [f"/{place}" + r"/(?!me/|you/)\w+/" for place in ("home", "Users")]
-    places = re.compile("|".join(["/" + "work/", "/" + "tmp/env", *homes]))
-    for path in tracked_files():
+    homes = [f"/{home}" + r"/(?!me/|you/)\w+/" for home in ("home", "Users")]
+    paths = re.compile("|".join(["/" + "work/", "/" + "tmp/env", *homes]))
+    for path in (ROOT / name for name in listed.split("\0") if name):
         if not path.is_file():
             continue
         assert path.stat().st_size < 1_000_000, path
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        found = places.search(text)
-        assert found is None, f"{path.relative_to(ROOT)} names {found and found.group()}"
+        named = paths.search(path.read_bytes().decode("utf-8", errors="ignore"))
+        assert named is None, f"{path.relative_to(ROOT)} names {named and named.group()}"

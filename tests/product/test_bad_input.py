@@ -487,7 +487,7 @@ def test_ctrl_c_while_python_still_imports(start):
         "import sys, runpy\n"
         "class Interrupting:\n"
         "    def find_spec(name, *rest):\n"
-        "        if name == 'blemish.cli.learning': raise KeyboardInterrupt\n"
+        "        if name == 'blemish.cli.fit': raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Interrupting)\n"
     )
     command = [sys.executable, "-c", interrupting + start]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.errors import ConfigError
 from blemish.registry import METHODS, nearest_name
 
@@ -230,7 +231,7 @@ class Recipe(_Section):
     methods: Annotated[tuple[Variant, ...], Field(min_length=1)]
     data: Annotated[tuple[DataEntry, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
-    backbone: str = "efficientnet_lite0"
+    backbone: str = DEFAULT_BACKBONE
     weights: str = "pretrained"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     epochs: Annotated[int, Field(ge=1)] | None = None

@@ -1,9 +1,9 @@
-"""The command line: thin. One module for each kind of work; ``app`` holds what they share."""
+"""The command line: thin. One module for each kind of work; ``app`` and ``options`` hold what they share."""
 
-from blemish.cli import comparing, judging, learning, lists
+from blemish.cli import bench, fit, inspect, lists
 from blemish.cli.app import app
 
-__all__ = ["app", "comparing", "judging", "learning", "lists", "main"]
+__all__ = ["app", "bench", "fit", "inspect", "lists", "main"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The application, and what its commands share: exit codes, printing, runs, models.
+"""The application, and what its commands share: exit codes, option groups, printing.
 
 Results go to standard output, everything else to standard error. Nothing heavy is imported until a command needs it,
 so that every ``--help`` answers at once.
@@ -6,21 +6,17 @@ so that every ``--help`` answers at once.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
-
-from blemish.cli.options import Precision
-
-if TYPE_CHECKING:
-    from blemish.inspection.inspector import Inspector
-    from blemish.run import Progress, Run
 
 FAILED, WRONG, REJECTED = 1, 2, 3
 
@@ -71,71 +67,35 @@ app = typer.Typer(
 )
 
 
-def load_model(
-    model: Path,
-    device: str,
-    threads: int | None,
-    precision: Precision,
-    weights: str | None,
-    smallest_area: int | None = None,
-) -> Inspector:
-    """The inspector in a model file, on the device asked for."""
-    from blemish.inspection.inspector import load
-    from blemish.run import set_threads
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make ``function`` a command; a parameter that is a dataclass is an option group: its fields are the options."""
+    parameters: list[Parameter] = []
+    groups: dict[str, type] = {}
+    for parameter in signature(function, eval_str=True).parameters.values():
+        kind: type = parameter.annotation
+        if is_dataclass(kind):
+            groups[parameter.name] = kind
+            parameters += signature(kind, eval_str=True).parameters.values()
+        else:
+            parameters.append(parameter)
 
-    set_threads(threads)
-    inspector = load(model, device, precision.value, weights)
-    return inspector if smallest_area is None else dataclasses.replace(inspector, smallest_area=smallest_area)
+    @wraps(function)
+    def run(**options: Any) -> None:
+        for name, group in groups.items():
+            options[name] = group(**{field.name: options.pop(field.name) for field in fields(group)})
+        function(**options)
 
-
-def make_run(quiet: bool, device: str = "auto", threads: int | None = None, seed: int = 0) -> Run:
-    """A run on the device asked for, watched by whoever sits there."""
-    from blemish.run import Run, choose_device, set_threads
-
-    set_threads(threads)
-    return Run(seed=seed, device=choose_device(device), progress=make_progress(quiet))
-
-
-def make_progress(quiet: bool) -> Progress:
-    """A bar for a person, lines for a log, warnings alone with ``--quiet``."""
-    from blemish.run import Bar, Lines, Warnings
-
-    if quiet:
-        return Warnings()
-    return Bar() if sys.stderr.isatty() else Lines()
+    run.__signature__ = Signature(  # type: ignore[attr-defined]
+        [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command()(run)
+    return run
 
 
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """``key=value`` pairs; a value is read as JSON where it is JSON, a comma makes a list, else it is text."""
-    from blemish.errors import ConfigError
-
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {pair}: write it as key=value, such as --set fraction=0.1")
-        try:
-            options[key] = json.loads(f"[{value}]" if "," in value and value[:1] != "[" else value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
-
-
-def parse_epochs(given: str | None) -> int | Literal["auto"] | None:
-    """A number of epochs, or ``auto``."""
-    from blemish.errors import ConfigError
-
-    if given is None or given == "auto":
-        return given  # type: ignore[return-value]
-    try:
-        return int(given)
-    except ValueError:
-        raise ConfigError(f"--epochs {given}: give a whole number, or auto") from None
-
-
-def print_result(found: dict[str, Any], as_json: bool, text: str) -> None:
+def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
     """One result: a JSON object, or words."""
-    typer.echo(json.dumps(found) if as_json else text)
+    typer.echo(json.dumps(result) if as_json else text)
 
 
 def print_table(rows: dict[str, dict[str, str]], as_json: bool) -> None:

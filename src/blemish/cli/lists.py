@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from blemish.cli.app import app, load_model, print_result, print_table
-from blemish.cli.options import (
-    AsJson,
-    Model,
-    Precision,
-    Weights,
-)
+import typer
+
+from blemish.cli.app import command, print_result, print_table
+from blemish.cli.options import AsJson, Machine, ModelFile, Weights
 
 
-@app.command()
-def info(model: Model, weights: Weights = None, as_json: AsJson = False) -> None:
+@command
+def info(model: ModelFile, weights: Weights = None, as_json: AsJson = False) -> None:
     """What a model is: method, data, promise, sizes, digests. Example: blemish info parts.blemish"""
-    inspector = load_model(model, "cpu", None, Precision.auto, weights)
-    found = inspector.info()
-    print_result(found, as_json, "\n".join(f"{key:18} {_plain(value)}" for key, value in found.items()))
+    facts = Machine(device="cpu").load(model, weights).info()
+    print_result(facts, as_json, "\n".join(f"{key:18} {_plain(value)}" for key, value in facts.items()))
 
 
-@app.command()
-def methods(as_json: AsJson = False) -> None:
+@command
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, whose options for --set are listed instead.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """The methods there are, one line each. Example: blemish methods"""
-    from blemish.registry import METHODS
+    from blemish.registry import METHODS, method_class, option_table
 
-    print_table({name: {"regime": e.regime, "idea": e.idea, "paper": e.paper} for name, e in METHODS.items()}, as_json)
+    rows = {key: {"regime": e.regime, "idea": e.idea, "paper": e.paper} for key, e in METHODS.items()}
+    print_table(rows if name is None else option_table(method_class(name)), as_json)
 
 
-@app.command()
+@command
 def backbones(as_json: AsJson = False) -> None:
     """The backbones there are, one line each. Example: blemish backbones"""
     from blemish.backbones.catalogue import BACKBONES
@@ -38,7 +38,7 @@ def backbones(as_json: AsJson = False) -> None:
     print_table(rows, as_json)
 
 
-@app.command()
+@command
 def datasets(as_json: AsJson = False) -> None:
     """The data sets that Blemish knows, one line each. Example: blemish datasets"""
     from blemish.data.public import datasets as known

@@ -20,6 +20,7 @@ from blemish.data.loading import PreparedImages
 from blemish.data.splits import folds_by_group
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector
+from blemish.registry import DEFAULT_METHOD
 from blemish.run import Run, Silent
 from blemish.training.learner import Learner
 
@@ -62,7 +63,8 @@ def check_comparable(learner: Learner) -> None:
         ConfigError: the method has no twin that learns from good images alone, or there are fewer than two parts.
     """
     if getattr(learner.config, "strategy", "recon") == "recon":
-        raise ConfigError(f"--compare shows what known-bad images change in ckaad; {learner.name} as set has no twin")
+        weak = DEFAULT_METHOD["weak"]
+        raise ConfigError(f"--compare shows what known-bad images change in {weak}; {learner.name} as set has no twin")
     bad = _groups(learner.images.anomalous)
     if len(set(bad)) < 2:
         raise ConfigError(f"--compare holds out half of the known-bad parts, and there are {len(set(bad))}: give two")

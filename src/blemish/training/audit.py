@@ -29,13 +29,12 @@ from blemish.errors import ConfigError, DataError, RegimeError
 from blemish.inspection.calibration import uncalibrated
 from blemish.inspection.inspector import Inspector
 from blemish.inspection.overlay import Scale, fixed_scale
-from blemish.registry import make_config, method_class
+from blemish.registry import DEFAULT_METHOD, make_config, method_class
 from blemish.run import Run, Silent
 from blemish.training.epoch_selection import AUTO
 from blemish.training.fit import FitSettings, build_for, method_options
 from blemish.training.learner import Learner, PreparedSet
 
-METHOD = "patchcore"
 FOLDS = 5
 FEWEST = 10
 """Below this many parts the suggested cut rests on next to nothing, which is said."""
@@ -187,10 +186,11 @@ def write_clean(found: Audit, manifest: Path) -> Path:
 
 def _learner(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Learner, Run]:
     """What learns from parts of the set, as a pile that nobody has looked at."""
-    name = settings.method or METHOD
+    name = settings.method or DEFAULT_METHOD["clean"]
     cls = method_class(name)
     if cls.regimes == {"weak"}:
-        raise RegimeError(f"{name} learns from known-bad images, and an audit has none: use -m {METHOD}")
+        other = DEFAULT_METHOD["clean"]
+        raise RegimeError(f"{name} learns from known-bad images, and an audit has none: use -m {other}")
     if settings.epochs == AUTO:
         raise ConfigError("an audit takes a number of epochs: epochs=auto is fit's")
     config = make_config(cls, method_options(name, cls, settings))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish.backbones.backbone import TimmBackbone, build_backbone
+from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Method
 from blemish.data.preprocessing import ResizeMode
@@ -26,7 +27,7 @@ from blemish.data.surveying import survey
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
 from blemish.inspection.inspector import Inspector
-from blemish.registry import DEFAULT_METHOD, METHODS, make_config, method_class, method_entry, nearest_name
+from blemish.registry import DEFAULT_METHOD, make_config, method_class, method_entry, nearest_name
 from blemish.run import PrecisionName, Run, Silent, choose_precision
 from blemish.training.ablation import check_comparable, compare
 from blemish.training.epoch_selection import AUTO, choose_length
@@ -60,7 +61,7 @@ class FitSettings:
 
     method: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    backbone: str = "efficientnet_lite0"
+    backbone: str = DEFAULT_BACKBONE
     weights: str = "pretrained"
     size: int | tuple[int, int] = 256
     resize: ResizeMode = "stretch"
@@ -255,8 +256,8 @@ def _introduce(training: TrainingSet, name: str, cls: type[Method], run: Run) ->
                 f"use -m {DEFAULT_METHOD[training.regime]}"
             )
     elif training.regime == "contaminated":
-        other = "; -m softpatch expects bad ones" if "softpatch" in METHODS else ""
-        run.progress.note(f"warning: {name} takes every unlabelled image as good{other}")
+        other = f"-m {DEFAULT_METHOD['contaminated']} expects bad ones"
+        run.progress.note(f"warning: {name} takes every unlabelled image as good; {other}")
     elif training.regime == "weak":
         run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are only scored")
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from blemish.cli.app import FAILED, app, make_progress, print_result, say
-from blemish.cli.options import AsJson, Device, Quiet, Threads
+from blemish.cli.app import FAILED, command, print_result, say
+from blemish.cli.options import AsJson, Device, Quiet, Threads, make_progress
 
 
-@app.command()
+@command
 def contaminate(
     data: Annotated[Path, typer.Argument(help="A set with good training images and bad test images.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The manifest to write, beside the images.")],
@@ -25,9 +25,9 @@ def contaminate(
     from blemish.data.readers import read_training
     from blemish.data.testset import open_test_set
 
-    found = draw(read_training(data), open_test_set(data), ratio, seed)
-    pile, overlap = write_contaminated(found, output)
-    bad, images = len(found.drawn), len(found.training.samples)
+    drawn = draw(read_training(data), open_test_set(data), ratio, seed)
+    pile, overlap = write_contaminated(drawn, output)
+    bad, images = len(drawn.drawn), len(drawn.training.samples)
     print_result(
         {"no_overlap": str(pile), "overlap": str(overlap), "training_images": images, "bad": bad},
         as_json,
@@ -36,7 +36,7 @@ def contaminate(
     )
 
 
-@app.command()
+@command
 def reveal(
     data: Annotated[Path, typer.Argument(help="A set with good training images and bad ones in training or test.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Manifests to write beside the images, a name each.")],
@@ -53,14 +53,14 @@ def reveal(
 
     training, test = read_training(data), open_test_set(data)
     for number, chosen in enumerate(kinds_to_reveal(training, test, kinds, seed)):
-        found = draw(training, test, ratio, chosen, seed, number)
+        drawn = draw(training, test, ratio, chosen, seed, number)
         name = f"{output.stem}-{chosen[0] if kinds == 1 else f'draw{number}'}"
-        for path in write_revealed(found, output.with_stem(name)):
-            written = {"manifest": str(path), "known_bad": found.labels, "kinds": list(chosen)}
-            print_result(written, as_json, f"{path}: {found.labels} bad images labelled, of {', '.join(chosen)}")
+        for path in write_revealed(drawn, output.with_stem(name)):
+            written = {"manifest": str(path), "known_bad": drawn.labels, "kinds": list(chosen)}
+            print_result(written, as_json, f"{path}: {drawn.labels} bad images labelled, of {', '.join(chosen)}")
 
 
-@app.command()
+@command
 def bench(
     recipe: Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quick.toml.", show_default=False)],
     results: Annotated[Path, typer.Option(help="Folder of the ledger that rows are added to.")] = Path("results"),

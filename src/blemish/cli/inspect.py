@@ -1,0 +1,117 @@
+"""Judging: ``demo``, ``inspect``, ``evaluate``, ``calibrate``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blemish.cli.app import FAILED, REJECTED, command, print_result
+from blemish.cli.options import (
+    AsJson,
+    Device,
+    FailOn,
+    FalseReject,
+    Machine,
+    ModelFile,
+    Quiet,
+    Resolution,
+    Seed,
+    Threads,
+    Weights,
+    make_progress,
+)
+
+
+@command
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="For images and the page.")] = Path("demo-output"),
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Everything once, offline, on real textures with painted defects. Example: blemish demo"""
+    from blemish.report.demo import run_demo
+
+    result = run_demo(output, Machine(threads=threads, quiet=quiet).run(seed))
+    print_result(result.as_dict(), as_json, result.as_text())
+
+
+@command
+def inspect(
+    model: ModelFile,
+    images: Annotated[list[Path], typer.Argument(help="Images or folders of images.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for overlays.")] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps, 32-bit TIFF.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="File for regions, one row each.")] = None,
+    fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = "never",
+    smallest_area: Annotated[int | None, typer.Option(min=0, help="Ignore regions of fewer original pixels.")] = None,
+    weights: Weights = None,
+    *,
+    machine: Machine,
+    as_json: Annotated[bool, typer.Option("--json", help="Standard output is JSON with or without it.")] = True,
+) -> None:
+    """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
+    from blemish.errors import CalibrationError, OutputError
+    from blemish.inspection.output import deliver
+
+    del as_json  # taken because every other command takes it
+    if csv is not None and csv.resolve() == model.resolve():
+        raise OutputError(f"{csv} is the model and would be replaced: choose another name")
+    inspector = machine.load(model, weights)
+    if smallest_area is not None:
+        inspector = dataclasses.replace(inspector, smallest_area=smallest_area)
+    if fail_on != "never" and inspector.calibration.kind == "none":
+        raise CalibrationError(f"--fail-on {fail_on} needs decisions. {inspector.calibration.sentence()}")
+    progress = make_progress(machine.quiet)
+    decisions, unreadable = deliver(inspector, images, typer.echo, progress, output, maps, csv)
+    failing = {"never": set(), "review": {"review", "reject"}, "reject": {"reject"}}[fail_on]
+    if unreadable:
+        raise typer.Exit(FAILED)
+    if failing & decisions:
+        raise typer.Exit(REJECTED)
+
+
+@command
+def evaluate(
+    model: ModelFile,
+    data: Annotated[Path, typer.Argument(help="A set with test images and, for pixel metrics, masks.")],
+    at: Annotated[Resolution, typer.Option(help="Where pixel metrics are measured.")] = "input",
+    per_image_pro: Annotated[bool, typer.Option("--per-image-pro", help="Also AU-PRO as the RD family does.")] = False,
+    weights: Weights = None,
+    *,
+    machine: Machine,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on a test set. Example: blemish evaluate parts.blemish parts/ --json"""
+    from blemish.data.testset import open_test_set
+    from blemish.training.evaluate import as_text
+    from blemish.training.evaluate import evaluate as measure
+
+    inspector = machine.load(model, weights)
+    result = measure(inspector, open_test_set(data), machine.run(), at, per_image_pro)
+    print_result(result.as_dict(), as_json, as_text(result))
+
+
+@command
+def calibrate(
+    model: ModelFile,
+    good: Annotated[list[Path], typer.Argument(help="Good images that the model did not learn from, or folders.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The calibrated model to write.", show_default=False)],
+    false_reject: FalseReject = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
+    from blemish.inspection.output import recalibrated
+
+    machine = Machine(device, threads, quiet=quiet)
+    fresh = recalibrated(machine.load(model, weights), good, false_reject, machine.run())
+    fresh.save(output)
+    print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.calibration.sentence()}")
