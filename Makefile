@@ -4,24 +4,35 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.blemish-ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-avx2 lint docs clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $(READY)
 
 demo: $(READY)   ## PatchCore learns real textures and finds painted defects, offline
 	$(BIN)/blemish demo
 
-test: $(READY) lint   ## everything the continuous check runs
-	$(BIN)/python -m pytest
+# Two processes of one thread each: small tensors gain nothing from a second thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: $(READY) lint   ## the checks of the code, and all tests: minutes
+	$(PYTEST)
+
+test-avx2: $(READY)   ## the methods' common tests as a processor without AVX-512 and bf16 units computes
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) tests/contract tests/ops
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(READY)   ## the site in build/site: pages lie as in the repository, so that links hold in both
+	rm -rf build/pages && mkdir -p build/pages
+	cp -r README.md CONTRIBUTING.md CHANGELOG.md docs results build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf .venv demo-output .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build demo-output .mypy_cache .ruff_cache .pytest_cache

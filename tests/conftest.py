@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -61,10 +61,15 @@ class TinyImages:
         return Batch(self.images[chosen], tuple(f"{self.seed}/{i}" for i in chosen))
 
 
-@pytest.fixture(autouse=True)
-def fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Automatic precision is fp32 on every processor, so that figures agree; tests of bf16 ask for it by name."""
-    monkeypatch.setattr("blemish.run.device.has_bf16_units", lambda device: False)
+@pytest.fixture(autouse=True, scope="session")
+def fp32_unless_asked() -> Iterator[None]:
+    """Automatic precision is fp32 on every processor, so that figures agree; tests of bf16 ask for it by name.
+
+    Processes that a test starts choose for themselves: where figures are compared, they are told fp32.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blemish.run.device.has_bf16_units", lambda device: False)
+        yield
 
 
 @pytest.fixture

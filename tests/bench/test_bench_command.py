@@ -23,6 +23,7 @@ title = "Weave <b>& blots"
 seeds = [3]
 backbone = "resnet18"
 weights = "random"
+precision = "fp32"
 [[methods]]
 label = "half"
 method = "patchcore"
@@ -66,7 +67,13 @@ def finished(data, tmp_path_factory) -> Path:
 def test_the_row_equals_fit_and_evaluate_by_hand(finished, data):
     (row,) = Ledger(finished / "results" / FILE).rows()
     settings = FitSettings(
-        "patchcore", {"fraction": 0.5}, backbone="resnet18", weights="random", size=64, calibration="none"
+        method="patchcore",
+        options={"fraction": 0.5},
+        backbone="resnet18",
+        weights="random",
+        size=64,
+        calibration="none",
+        precision="fp32",
     )
     run = Run(seed=3)
     inspector = fit(data / "weave", settings, run)
