@@ -113,6 +113,14 @@ class MadeUpFeatures(Backbone):
         self.levels = (Level(2, 512, 8, signed=False), Level(3, 1024, 16, signed=False))
         self.generator = torch.Generator().manual_seed(0)
 
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps for as many images as are given."""
+        return self(images)
+
+    def spec(self) -> dict[str, str]:
+        """Nothing could build it again."""
+        return {}
+
     def __call__(self, given: Batch | Tensor) -> list[Tensor]:
         """Feature maps for as many images as are given."""
         batch = len(given.images) if isinstance(given, Batch) else len(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blemish.backbones.tensors import digest_of
 from blemish.contract import Backbone, Batch, Level, rounded
+from blemish.run import Precision
 
 
 class TinyBackbone(Backbone):
@@ -29,7 +32,9 @@ class TinyBackbone(Backbone):
                 weights.data.normal_(std=0.5, generator=generator)
             self.convolutions.append(convolution)
             levels.append(level)
-        self.levels = tuple(levels)
+        self.name, self.levels, self.dense = "tiny", tuple(levels), True
+        self.precision = Precision(torch.float32, channels_last=True, reason="test")
+        self.digest = digest_of(self.state_dict())
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -39,6 +44,9 @@ class TinyBackbone(Backbone):
             found = convolution(pooled)
             features.append(rounded(found if self.signed else found.relu()))
         return features
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name}
 
 
 class TinyImages:

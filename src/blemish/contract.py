@@ -8,17 +8,16 @@ A higher score is always more anomalous.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from blemish.errors import ConfigError
-
-if TYPE_CHECKING:
-    from blemish.run import Run
+from blemish.errors import ConfigError, RegimeError
+from blemish.run.device import Precision, choose_precision
+from blemish.run.run import Run
 
 Label = Literal["normal", "unlabelled", "anomalous"]
 """What is known of a training image."""
@@ -63,6 +62,13 @@ class Images(Protocol):
         """The images at ``indices``, in that order."""
 
 
+def in_batches(images: Images, size: int, order: Sequence[int] | None = None) -> Iterator[Batch]:
+    """All ``images``, or those at ``order`` in that order, ``size`` at a time; the last batch may be smaller."""
+    order = range(len(images)) if order is None else order
+    for start in range(0, len(order), size):
+        yield images.batch(order[start : start + size])
+
+
 @dataclass(frozen=True)
 class TrainingImages:
     """All that a method may see of a training set: no ground truth, no test image.
@@ -98,16 +104,31 @@ class Level:
 class Backbone(nn.Module, ABC):
     """A frozen feature extractor: ``images -> list of feature maps``, one for each of ``levels``.
 
-    Implemented by ``blemish.backbones``; declared here because methods are written against it. ``forward`` takes
-    ``b 3 h w`` images in [0, 1], normalises them itself, and returns float32 maps ``b c y x`` whose values are
+    Implemented by ``blemish.backbones``; declared here because everything else is written against it. ``forward``
+    takes ``b 3 h w`` images in [0, 1], normalises them itself, and returns float32 maps ``b c y x`` whose values are
     rounded to bf16, so that features read from a cache equal features computed.
+
+    Attributes:
+        name: of the architecture.
+        levels: what ``forward`` returns, shallowest first.
+        dense: False for depthwise convolutions, which gain little from bf16.
+        precision: how it computes; may be set, again after moving to another device.
+        digest: SHA-256 over its trained tensors.
     """
 
+    name: str
     levels: tuple[Level, ...]
+    dense: bool
+    precision: Precision
+    digest: str
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """The feature maps of ``images``, shallowest level first."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """All that is needed beside the tensors to build it again: JSON-able, without paths."""
 
 
 class Teacher(Protocol):
@@ -120,13 +141,19 @@ class Teacher(Protocol):
 class Method(nn.Module, ABC):
     """A way of learning what is normal. Abstract: one final subclass for each paper, in a file of its own.
 
-    Class attributes:
-        Config: a frozen dataclass whose defaults are the paper's.
-        regimes: the regimes in which the method finds the images it needs.
-        uses_feature_cache: False where ``fit`` has no use for a teacher's kept features: it never asks for those of a
-            ``Batch``, and keeping them would be work for nothing.
-        has_schedule: True where what happens in an epoch depends on how many there will be: then the first epochs of a
-            long training are not a short one, and its length cannot be chosen by looking at it on the way.
+    A subclass writes ``train_on`` and ``predict``; ``fit``, ``forward`` and ``load_fitted`` are the same for all.
+
+    Attributes:
+        Config: a frozen dataclass whose defaults are the paper's; its fields carry their descriptions.
+        regimes: the regimes in which the method finds the images it needs. Where ``clean`` is among them the others
+            are served too, by the normal images alone.
+        uses_feature_cache: False where learning has no use for a teacher's kept features: it never asks for those of
+            a ``Batch``, and keeping them would be work for nothing.
+        has_schedule: True where what happens in an epoch depends on how many there will be: then the first epochs of
+            a long training are not a short one, and its length cannot be chosen by looking at it on the way.
+        precision: how the networks that were trained compute; None where nobody has said, for the processor's choice.
+        is_fitted: whether it has learned, or is learning: then it can judge.
+        learning: what it learns from at the moment, and the run; None before and after ``fit``.
     """
 
     Config: ClassVar[type[Any]]
@@ -135,7 +162,7 @@ class Method(nn.Module, ABC):
     has_schedule: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: Any) -> None:
-        """Keep what is given; build the networks, untrained.
+        """Keep what is given; subclasses build their networks, untrained.
 
         Args:
             backbone: extracts the levels named by the config's ``layers``.
@@ -146,34 +173,93 @@ class Method(nn.Module, ABC):
         self.backbone = backbone
         self.size = size
         self.config = config
+        self.precision: Precision | None = None
+        self.is_fitted = False
+        self.learning: tuple[TrainingImages, Run] | None = None
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: Any) -> bool:
-        """Whether what it trains is made of dense convolutions, as most students are, whatever their teacher's are.
+        """Whether what it trains on ``backbone`` is made of dense convolutions, as most students are.
 
         Depthwise ones gain little from bf16 and are trained without.
-
-        Args:
-            backbone: the teacher.
-            config: an instance of ``Config``.
         """
         return True
 
-    @abstractmethod
+    @classmethod
+    def learns_from_anomalous(cls, config: Any) -> bool:
+        """Whether the known-bad images of a weak set take part in learning."""
+        return False
+
+    @classmethod
+    def without_anomalous(cls, config: Any) -> Any:
+        """The config of the same method learning from the normal images alone; None where it cannot or already does.
+
+        What the known-bad images change is measured against it.
+        """
+        return None
+
+    @final
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Learn from ``training``. ``run`` owns seed, device, precision, progress and cancellation."""
+        """Learn from ``training``. ``run`` owns seed, device, precision, progress and cancellation.
+
+        Raises:
+            RegimeError: the images that it learns from are not there.
+        """
+        self._check_regime(training)
+        self.is_fitted, self.precision, self.learning = True, run.precision, (training, run)
+        self.train_on(training, teacher, run)
+        self.finalize()
+        self.learning = None
+
+    @abstractmethod
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Learn from at least one normal image."""
 
     def finalize(self) -> None:
         """Get ready to judge. ``fit`` ends with it; whoever judges with a method that still learns calls it first."""
         self.eval()
 
-    @abstractmethod
+    @final  # type: ignore[misc]  # torch declares an attribute
     def forward(self, images: Tensor) -> Prediction:
-        """Judge ``b 3 h w`` images in [0, 1]: deterministic, without gradient tricks, exportable."""
+        """Judge ``b 3 h w`` images in [0, 1]: deterministic, exportable.
 
+        Raises:
+            ConfigError: it has learned nothing yet.
+        """
+        if not self.is_fitted:
+            raise ConfigError(f"this {type(self).__name__} has learned nothing yet: call fit or load_fitted first")
+        return self.predict(images)
+
+    @abstractmethod
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images in [0, 1]."""
+
+    @final
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave. Overridden where the size of a buffer is learned."""
+        """Take back what ``state_dict`` gave; buffers whose size is learned take the size they have there."""
+        for name, buffer in list(self.named_buffers()):
+            if name in state and state[name].shape != buffer.shape:
+                owner, _, leaf = name.rpartition(".")
+                setattr(self.get_submodule(owner), leaf, torch.empty_like(state[name], device=buffer.device))
         self.load_state_dict(dict(state), strict=True)
+        self.is_fitted = True
+
+    def autocast(self, images: Tensor) -> torch.autocast:
+        """The context in which the networks that were trained judge ``images``."""
+        return (self.precision or choose_precision(images.device)).autocast(images.device)
+
+    def _check_regime(self, training: TrainingImages) -> None:
+        name, normal, anomalous = type(self).__name__.lower(), len(training.normal), len(training.anomalous)
+        if not normal:
+            raise RegimeError(f"{name} learns from normal images and was given none: add some to the training set")
+        if "clean" not in self.regimes and (
+            training.regime not in self.regimes or (training.regime == "weak" and not anomalous)
+        ):
+            raise RegimeError(
+                f"{name} learns from {' or '.join(sorted(self.regimes))} sets, and this one is {training.regime} with "
+                f"{normal} images taken as normal and {anomalous} known to be bad: use a method for such sets "
+                "(blemish methods lists them)"
+            )
 
 
 def rounded(features: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from blemish.backbones.backbone import build_backbone
 from blemish.backbones.cache import DiskStore, Layout, MemoryStore, bytes_needed
 from blemish.backbones.teacher import FACT, FrozenTeacher, identity
 from blemish.contract import Backbone, Batch, Level, rounded
-from blemish.run import Run, Silent
+from blemish.run import Run, Silent, choose_precision
 
 SIZE = 32
 
@@ -33,6 +33,8 @@ class Counting(Backbone):
         self.first, self.second = nn.Conv2d(3, 5, 3, stride=4), nn.Conv2d(5, 7, 3, stride=2)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.name, self.digest, self.dense = "counting", "0" * 64, True
+        self.precision = choose_precision(torch.device("cpu"), "fp32")
         self.levels = (Level(1, 5, 4, True), Level(2, 7, 8, True))
         self.seen = 0
 
@@ -41,6 +43,9 @@ class Counting(Backbone):
         first = self.first(images)
         second = self.second(first).contiguous(memory_format=torch.channels_last)
         return [rounded(first.contiguous()), rounded(second)]
+
+    def spec(self) -> dict[str, str]:
+        return {"name": self.name}
 
 
 class Some:

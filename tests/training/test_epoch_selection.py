@@ -48,7 +48,7 @@ class Toy(Method):
         self.aged = nn.Linear(1, 1, bias=False)
         self.normal = nn.Parameter(torch.zeros(3, *size), requires_grad=False)
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         nn.init.zeros_(self.aged.weight)
         self.normal.copy_(training.normal.batch(range(len(training.normal))).images.mean(dim=0))
         length = run.length(epochs=self.config.epochs, steps=self.config.steps)
@@ -64,7 +64,7 @@ class Toy(Method):
                 self.aged.weight.add_(1)
             epoch.log(loss=1.0)
 
-    def forward(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor) -> Prediction:
         clear = (images - self.normal).abs().mean(dim=1)
         haze = 0.5 * abs(math.log(float(self.aged.weight) / BEST))
         drops = torch.Generator().manual_seed(int(1000 * images.sum()) % 2**31)

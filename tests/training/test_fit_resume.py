@@ -41,7 +41,7 @@ class Toy(Method):
         super().__init__(backbone, size, config)
         self.student = nn.Conv2d(backbone.levels[0].channels, backbone.levels[0].channels, 1)
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         optimiser = torch.optim.Adam(self.student.parameters(), lr=0.01)
         keep = {"student": self.student, "optimiser": optimiser}
         length = run.length(epochs=self.config.epochs, steps=self.config.steps)
@@ -57,7 +57,7 @@ class Toy(Method):
                 optimiser.step()
                 epoch.log(loss=loss.detach())
 
-    def forward(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor) -> Prediction:
         (features,) = self.backbone(images)
         return Prediction(None, (self.student(features) - features).square().mean(dim=(1, 2, 3)))
 

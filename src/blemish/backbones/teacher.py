@@ -19,7 +19,6 @@ from blemish.backbones.cache import (
     available_memory,
     bytes_needed,
 )
-from blemish.backbones.tensors import digest_of
 from blemish.contract import Backbone, Batch, Images
 from blemish.run import Run
 
@@ -144,13 +143,12 @@ def identity(backbone: Backbone) -> dict[str, str]:
 
     Versions, processor and threads too: others may round otherwise, and then a fit would not repeat to the bit.
     """
-    precision = getattr(backbone, "precision", None)
     device = next(backbone.parameters()).device
     return {
-        "backbone": str(getattr(backbone, "name", type(backbone).__name__)),
+        "backbone": backbone.name,
         "stages": str([level.stage for level in backbone.levels]),
-        "weights": getattr(backbone, "digest", None) or digest_of(backbone.state_dict()),
-        "precision": "fp32" if precision is None else f"{precision.name} {precision.channels_last}",
+        "weights": backbone.digest,
+        "precision": f"{backbone.precision.name} {backbone.precision.channels_last}",
         "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),

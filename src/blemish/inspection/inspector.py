@@ -158,7 +158,7 @@ class Inspector:
         description = {
             "method": self.name,
             "config": dataclasses.asdict(self.method.config),
-            "backbone": self.method.backbone.spec(),  # type: ignore[operator]
+            "backbone": self.method.backbone.spec(),
             "with_backbone": with_backbone,
             "preparation": self.preparation.to_dict(),
             "calibration": self.calibration.meta(),
@@ -170,7 +170,7 @@ class Inspector:
 
     def info(self) -> dict[str, Any]:
         """What this model is, JSON-able: method, data, promise, sizes, digests."""
-        backbone = self.method.backbone.spec()  # type: ignore[operator]
+        backbone = self.method.backbone.spec()
         learned = sum(v.numel() for k, v in self.method.state_dict().items() if not k.startswith(BACKBONE))
         return {
             "method": self.name,
@@ -248,10 +248,8 @@ def _assemble(
     cls = method_class(description["method"])
     config = make_config(cls, description["config"])
     method = cls(backbone, preparation.input_size, config)
-    if hasattr(method, "precision"):  # methods with a network of their own beside the backbone
-        dense, learned = cls.gains_from_bf16(backbone, config), provenance.get("precision_trained")
-        own_precision = as_calibrated(device, precision, dense, learned)
-        setattr(method, "precision", own_precision)  # noqa: B010 (a module types it as a tensor)
+    dense, trained = cls.gains_from_bf16(backbone, config), provenance.get("precision_trained")
+    method.precision = as_calibrated(device, precision, dense, trained)
     own = {name: t for name, t in state.items() if not name.startswith(BACKBONE)}
     method.load_fitted(own | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
     arrays = {n.removeprefix("calibration."): t.numpy() for n, t in tensors.items() if n.startswith("calibration.")}

@@ -28,7 +28,7 @@ Detection, arXiv 2508.18007, 2025.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -37,13 +37,12 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
 from blemish.ops.agreement import PreviousStudent, consensus, outputs
 from blemish.ops.cosine import LOSSES, Loss, anomaly_map
 from blemish.ops.jitter import noise_deviations, perturbed
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
-from blemish.run import Epoch, Precision, Run, choose_precision
+from blemish.run import Epoch, Run
 
 Regularisation = Literal["none", "full", "linear", "s-shape"]
 Selection = Literal["all", "next", "consensual"]
@@ -115,24 +114,12 @@ class CDD(Method):
         """
         super().__init__(backbone, size, config)
         self.student = build_reverse_student(backbone, size)
-        self.precision: Precision | None = None
         self.confident: list[int] = []
-        self.is_fitted = False
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach the global student what is normal in the pile.
-
-        Raises:
-            RegimeError: there is no unlabelled image.
-        """
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Teach the global student what is normal in the pile."""
         count, config = len(training.normal), self.config
-        if count == 0 or training.regime not in self.regimes:
-            raise RegimeError(
-                f"cdd learns from unlabelled images, and this set is {training.regime} with {count} images to take "
-                "as normal: label them unlabelled, or use -m rd"
-            )
         initialise(self.student, run.generator("student"))
-        self.is_fitted, self.precision = True, run.precision
         noise = noise_deviations(self.backbone, config.perturbation, training.normal, teacher, config.batch_size)
         run.log.facts["noise on features"] = ", ".join(f"{deviation:.3g}" for deviation in noise)
         lesson = DomainTrainer(self.student, config, noise, training.normal, teacher, run)
@@ -142,25 +129,14 @@ class CDD(Method):
             lesson.teach(epoch)
         self.student.eval()
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if not self.is_fitted:
-            raise ConfigError("this CDD has learned nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
-        with (self.precision or choose_precision(images.device)).autocast(images.device):
+        with self.autocast(images):
             student = self.student(features)
         size = (int(images.shape[-2]), int(images.shape[-1]))
         map_ = anomaly_map(features, student, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
-
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
-        super().load_fitted(state)
-        self.is_fitted = True
 
 
 class Student(NamedTuple):
@@ -231,7 +207,12 @@ class DomainTrainer:
         self._from_teacher(epoch, "confident", self.whole, last)
 
     def _from_teacher(
-        self, epoch: Epoch, name: str, pupil: Student, batches: list[list[int]], weight: float = 0.0,
+        self,
+        epoch: Epoch,
+        name: str,
+        pupil: Student,
+        batches: list[list[int]],
+        weight: float = 0.0,
         noise: torch.Generator | None = None,
     ) -> None:
         """A pupil learns batches from the teacher and, with ``weight``, from the last global student."""

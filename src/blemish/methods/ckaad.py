@@ -31,8 +31,9 @@ AAAI 2025.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -42,7 +43,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
+from blemish.errors import ConfigError
 from blemish.ops.cosine import anomaly_map, layer_loss
 from blemish.ops.cycling import passes
 from blemish.ops.discriminators import (
@@ -57,7 +58,7 @@ from blemish.ops.discriminators import (
 from blemish.ops.distortion import elastic_twins
 from blemish.ops.residual import Norm, initialise
 from blemish.ops.reverse import build_reverse_student
-from blemish.run import Epoch, Precision, Run, choose_precision
+from blemish.run import Epoch, Run
 
 Strategy = Literal["recon", "reconsub", "gan", "ckaimg", "ckapatch"]
 
@@ -130,20 +131,21 @@ class CKAAD(Method):
         self._grid = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
         _check_grid(self._grid, size, config)
         self.student = build_reverse_student(backbone, size, config.norm)
-        self.precision: Precision | None = None
-        self.is_fitted = False
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach the auto-encoder to give back normal features, and the discriminator to tell when it does not.
+    @classmethod
+    def learns_from_anomalous(cls, config: CKAADConfig) -> bool:
+        """In every strategy but ``recon``."""
+        return config.strategy != "recon"
 
-        Raises:
-            RegimeError: there is no normal image.
-        """
-        if len(training.normal) == 0:
-            raise RegimeError("ckaad learns what is normal from good images and was given none: add some")
+    @classmethod
+    def without_anomalous(cls, config: CKAADConfig) -> CKAADConfig | None:
+        """The same auto-encoder as plain reconstruction."""
+        return None if config.strategy == "recon" else dataclasses.replace(config, strategy="recon")
+
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Teach the auto-encoder to give back normal features, and the discriminator to tell when it does not."""
         config, strategy = self.config, self._strategy(training, run)
         initialise(self.student, run.generator("student"))
-        self.is_fitted, self.precision = True, run.precision
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         keep = {"student": self.student, "optimiser": optimiser}
         adversary = None if strategy in ("recon", "reconsub") else Adversary(self.backbone, self._grid, config, run)
@@ -161,27 +163,16 @@ class CKAAD(Method):
                 optimiser.step()
         self.student.eval()
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if not self.is_fitted:
-            raise ConfigError("this CKAAD has learned nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
-        with (self.precision or choose_precision(images.device)).autocast(images.device):
+        with self.autocast(images):
             student = self.student(features)
         map_ = anomaly_map(features, student, (int(images.shape[-2]), int(images.shape[-1])), self.config.sigma)
         values = map_.flatten(1)
         if self.config.score == "top":
             values = values.topk(min(self.config.top, values.shape[1]), dim=1).values
         return Prediction(map_, values.mean(dim=1))
-
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
-        super().load_fitted(state)
-        self.is_fitted = True
 
     def _strategy(self, training: TrainingImages, run: Run) -> Strategy:
         """What can be done with the images at hand; said where it is not what was asked for."""

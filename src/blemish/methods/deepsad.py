@@ -23,7 +23,7 @@ Ruff et al.: Deep Semi-Supervised Anomaly Detection, ICLR 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -33,7 +33,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
 from blemish.ops.residual import initialise
 from blemish.ops.standardisation import Standardisation
 from blemish.run import Run
@@ -91,19 +90,14 @@ class DeepSAD(Method):
         super().__init__(backbone, size, config)
         self.head = Head([level.channels for level in backbone.levels], config.width, config.dimensions)
         self.register_buffer("centre", torch.zeros(config.dimensions))
-        self.is_fitted = False
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Draw the good images to the centre and push the known-bad ones away.
+    @classmethod
+    def learns_from_anomalous(cls, config: DeepSADConfig) -> bool:
+        """Always."""
+        return True
 
-        Raises:
-            RegimeError: there is no good image, or none known to be bad.
-        """
-        if not len(training.normal) or not len(training.anomalous):
-            raise RegimeError(
-                f"deepsad learns from good and known-bad images and was given {len(training.normal)} and "
-                f"{len(training.anomalous)}: without known-bad ones use patchcore, or ckaad, which is then recon"
-            )
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Draw the good images to the centre and push the known-bad ones away."""
         config = self.config
         self._begin(training.normal, teacher, run)
         optimiser = torch.optim.Adam(
@@ -126,20 +120,9 @@ class DeepSAD(Method):
                 epoch.log(loss=loss.detach())
         self.head.eval()
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if not self.is_fitted:
-            raise ConfigError("this Deep SAD has learned nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         return Prediction(None, self._distances(self.backbone(images)))
-
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
-        super().load_fitted(state)
-        self.is_fitted = True
 
     @torch.no_grad()
     def _begin(self, normal: Images, teacher: Teacher, run: Run) -> None:
@@ -152,7 +135,6 @@ class DeepSAD(Method):
         centre = found.mean(dim=0)
         away = torch.where(centre < 0, -NUDGE, NUDGE)
         self.centre.copy_(torch.where(centre.abs() < NUDGE, away, centre))
-        self.is_fitted = True
 
     def _distances(self, features: list[Tensor]) -> Tensor:
         found: Tensor = (self.head(features) - self.centre).square().sum(dim=1)

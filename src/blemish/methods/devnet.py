@@ -28,7 +28,7 @@ Pang, Ding, Shen, van den Hengel: Explainable Deep Few-shot Anomaly Detection wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -38,7 +38,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
 from blemish.ops.cycling import passes
 from blemish.ops.smoothing import upscale
 from blemish.ops.standardisation import Standardisation
@@ -103,19 +102,14 @@ class DevNet(Method):
         widths = [level.channels for level in backbone.levels]
         self.scale = Standardisation(widths)
         self.scorers = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
-        self.is_fitted = False
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Keep the good images' scores near zero and lift the known-bad ones'.
+    @classmethod
+    def learns_from_anomalous(cls, config: DevNetConfig) -> bool:
+        """Always."""
+        return True
 
-        Raises:
-            RegimeError: there is no good image, or none known to be bad.
-        """
-        if not len(training.normal) or not len(training.anomalous):
-            raise RegimeError(
-                f"devnet learns from good and known-bad images and was given {len(training.normal)} and "
-                f"{len(training.anomalous)}: without known-bad ones use patchcore, or ckaad, which is then recon"
-            )
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Keep the good images' scores near zero and lift the known-bad ones'."""
         config, half = self.config, self.config.batch_size // 2
         self._begin(training, teacher, run)
         optimiser = torch.optim.Adam(
@@ -141,24 +135,13 @@ class DevNet(Method):
                 epoch.log(loss=loss.detach(), normal=normal.mean().detach(), anomalous=anomalous.mean().detach())
         self.scorers.eval()
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if not self.is_fitted:
-            raise ConfigError("this DevNet has learned nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         sizes = [images, halved(images)][: self.config.scales]
         maps = [map_ for seen in sizes for map_ in self._score_maps(self.backbone(seen))]
         size = (int(images.shape[-2]), int(images.shape[-1]))
         map_ = torch.stack([upscale(one, size, self.config.sigma) for one in maps]).mean(dim=0)
         return Prediction(map_, top_mean(maps, self.config.top))
-
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
-        super().load_fitted(state)
-        self.is_fitted = True
 
     @torch.no_grad()
     def _begin(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
@@ -170,7 +153,6 @@ class DevNet(Method):
         size, count = self.config.batch_size, len(training.normal)
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
         self.scale.learn(teacher(training.normal.batch(list(chunk))) for chunk in chunks)
-        self.is_fitted = True
 
     def _seen(self, batch: Batch, teacher: Teacher) -> list[list[Tensor]]:
         """Features at each size of the image."""

@@ -23,7 +23,6 @@ All else is reverse distillation's, so that runs with and without compare; one s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -33,13 +32,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.backbones.student import build_student
-from blemish.contract import Backbone, Images, Level, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
+from blemish.contract import Backbone, Level, Method, Prediction, Teacher, TrainingImages
+from blemish.errors import ConfigError
 from blemish.ops.cosine import LOSSES, Loss, anomaly_map
-from blemish.ops.norms import settled_norms
+from blemish.ops.norms import precise_batchnorm
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
-from blemish.run import Precision, Run, choose_precision, derive_seed
+from blemish.run import Run, derive_seed
 
 Internal = Literal["conv", "attention", "memory", "bottleneck"]
 MIN_INNER = 16
@@ -102,28 +101,18 @@ class FMAM(Method):
         if config.base == "nkd" and config.internal == "bottleneck":
             raise ConfigError("internal=bottleneck maps what reverse distillation's bottleneck takes in: use base=rd")
         self.student = build_reverse_student(backbone, size) if config.base == "rd" else build_student(backbone, size)
-        self.mappings = nn.ModuleList(_mapping(level, config) for level in backbone.levels)
-        self.precision: Precision | None = None
-        self.is_fitted = False
-        self._learning: tuple[Images, Run] | None = None
+        self.mappings = Mappings(_mapping(level, config) for level in backbone.levels)
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: FMAMConfig) -> bool:
         """Reverse distillation's student always; that of ``nkd`` as its teacher."""
-        return config.base == "rd" or bool(getattr(backbone, "dense", True))
+        return config.base == "rd" or backbone.dense
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach student and mappings together to give the teacher's features of the normal images.
-
-        Raises:
-            RegimeError: there is no normal image.
-        """
-        if len(training.normal) == 0:
-            raise RegimeError("fmam learns from good images and was given none: add some to the training set")
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Teach student and mappings together to give the teacher's features of the normal images."""
         config, loss_of = self.config, LOSSES[self.config.loss]
         self._begin(run)
-        self._learning = training.normal, run
-        learners = nn.ModuleList([self.student, self.mappings])
+        learners = self._network()
         optimiser = torch.optim.Adam(learners.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         length = run.length(epochs=config.epochs, steps=config.steps)
         keep = {"learners": learners, "optimiser": optimiser}
@@ -134,46 +123,28 @@ class FMAM(Method):
                 batch = training.normal.batch(indices)
                 features = teacher(batch)
                 with run.precision.autocast(run.device):
-                    mapped = self._mapped(batch.images.to(run.device), features)
+                    mapped = learners(batch.images.to(run.device) if config.base == "nkd" else features)
                 loss = loss_of(features, mapped)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 epoch.log(loss=loss.detach())
-        self.finalize()
-        self._learning = None
 
     def finalize(self) -> None:
         """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""
+        if self.config.base == "nkd" and self.learning is not None:
+            training, run = self.learning
+            precise_batchnorm(self._network(), training.normal, self.config.batch_size, run)
         self.eval()
-        if self.config.base == "rd" or self._learning is None:
-            return
-        images, run = self._learning
-        order, size = run.permutation(len(images), "order of settling"), self.config.batch_size
-        learners = nn.ModuleList([self.student, self.mappings])
-        with settled_norms(learners), run.precision.autocast(run.device):
-            for start in range(0, len(order), size):
-                self._each(self.student(images.batch(order[start : start + size]).images.to(run.device)))
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if not self.is_fitted:
-            raise ConfigError("this FMAM has learned nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
-        with (self.precision or choose_precision(images.device)).autocast(images.device):
-            mapped = self._mapped(images, features)
+        with self.autocast(images):
+            mapped = self._network()(images if self.config.base == "nkd" else features)
         size = (int(images.shape[-2]), int(images.shape[-1]))
         map_ = anomaly_map(features, mapped, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
-
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
-        super().load_fitted(state)
-        self.is_fitted = True
 
     def _begin(self, run: Run) -> None:
         """Fresh values, the student's the same as without mappings."""
@@ -185,16 +156,19 @@ class FMAM(Method):
         for mapping in self.mappings:
             if isinstance(mapping, MemoryMapping):
                 mapping.reset_prototypes(run.generator("prototypes"))
-        self.is_fitted, self.precision = True, run.precision
 
-    def _mapped(self, images: Tensor, features: list[Tensor]) -> list[Tensor]:
-        """The student's maps, mapped."""
-        if self.config.internal == "bottleneck":
-            return self.student(self._each(features))  # type: ignore[no-any-return]
-        return self._each(self.student(features if self.config.base == "rd" else images))
+    def _network(self) -> nn.Module:
+        """Student and mappings in the order in which features pass through them."""
+        order = [self.mappings, self.student] if self.config.internal == "bottleneck" else [self.student, self.mappings]
+        return nn.Sequential(*order)
 
-    def _each(self, maps: list[Tensor]) -> list[Tensor]:
-        return [mapping(map_) for mapping, map_ in zip(self.mappings, maps, strict=True)]
+
+class Mappings(nn.ModuleList):
+    """One mapping for each level: feature maps to feature maps of the same shapes."""
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """The mapped features, level by level."""
+        return [mapping(map_) for mapping, map_ in zip(self, maps, strict=True)]
 
 
 def _mapping(level: Level, config: FMAMConfig) -> nn.Module:

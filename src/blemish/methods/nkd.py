@@ -21,7 +21,6 @@ Compare Wang, Han, Ding, Xu: Student-Teacher Feature Pyramid Matching, BMVC 2021
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,11 +29,10 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.backbones.student import build_student
-from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
+from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.cosine import LOSSES, Loss, anomaly_map
-from blemish.ops.norms import settled_norms
-from blemish.run import Precision, Run, choose_precision, derive_seed
+from blemish.ops.norms import precise_batchnorm
+from blemish.run import Run, derive_seed
 
 
 @dataclass(frozen=True)
@@ -82,27 +80,16 @@ class NKD(Method):
         """
         super().__init__(backbone, size, config)
         self.student = build_student(backbone, size)
-        self.precision: Precision | None = None
-        self.is_fitted = False
-        self._learning: tuple[Images, Run] | None = None
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: NKDConfig) -> bool:
         """As its teacher, whose architecture the student has."""
-        return bool(getattr(backbone, "dense", True))
+        return backbone.dense
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach the student to see normal images as the teacher does.
-
-        Raises:
-            RegimeError: there is no normal image.
-        """
-        if len(training.normal) == 0:
-            raise RegimeError("nkd learns from good images and was given none: add some to the training set")
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Teach the student to see normal images as the teacher does."""
         config, loss_of = self.config, LOSSES[self.config.loss]
         self.student.reset(derive_seed(run.seed, "student"))
-        self.is_fitted, self.precision = True, run.precision
-        self._learning = training.normal, run
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         length = run.length(epochs=config.epochs, steps=config.steps)
         keep = {"student": self.student, "optimiser": optimiser}
@@ -119,36 +106,19 @@ class NKD(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 epoch.log(loss=loss.detach())
-        self.finalize()
-        self._learning = None
 
     def finalize(self) -> None:
         """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""
+        if self.learning is not None:
+            training, run = self.learning
+            precise_batchnorm(self.student, training.normal, self.config.batch_size, run)
         self.eval()
-        if self._learning is None:
-            return
-        images, run = self._learning
-        order, size = run.permutation(len(images), "order of settling"), self.config.batch_size
-        with settled_norms(self.student), run.precision.autocast(run.device):
-            for start in range(0, len(order), size):
-                self.student(images.batch(order[start : start + size]).images.to(run.device))
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if not self.is_fitted:
-            raise ConfigError("this NKD has learned nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
-        with (self.precision or choose_precision(images.device)).autocast(images.device):
+        with self.autocast(images):
             student = self.student(images)
         size = (int(images.shape[-2]), int(images.shape[-1]))
         map_ = anomaly_map(features, student, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
-
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
-        super().load_fitted(state)
-        self.is_fitted = True

@@ -21,7 +21,6 @@ Deng, Li: Anomaly Detection via Reverse Distillation from One-Class Embedding, C
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,11 +29,10 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
 from blemish.ops.cosine import LOSSES, Loss, anomaly_map
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import build_reverse_student
-from blemish.run import Precision, Run, choose_precision
+from blemish.run import Run
 
 
 @dataclass(frozen=True)
@@ -82,20 +80,11 @@ class RD(Method):
         """
         super().__init__(backbone, size, config)
         self.student = build_reverse_student(backbone, size)
-        self.precision: Precision | None = None
-        self.is_fitted = False
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach the student to give back the features of the normal images.
-
-        Raises:
-            RegimeError: there is no normal image.
-        """
-        if len(training.normal) == 0:
-            raise RegimeError("rd learns from good images and was given none: add some to the training set")
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Teach the student to give back the features of the normal images."""
         config, loss_of = self.config, LOSSES[self.config.loss]
         initialise(self.student, run.generator("student"))
-        self.is_fitted, self.precision = True, run.precision
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         length = run.length(epochs=config.epochs, steps=config.steps)
         keep = {"student": self.student, "optimiser": optimiser}
@@ -113,22 +102,11 @@ class RD(Method):
                 epoch.log(loss=loss.detach())
         self.student.eval()
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if not self.is_fitted:
-            raise ConfigError("this RD has learned nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
-        with (self.precision or choose_precision(images.device)).autocast(images.device):
+        with self.autocast(images):
             student = self.student(features)
         size = (int(images.shape[-2]), int(images.shape[-1]))
         map_ = anomaly_map(features, student, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
-
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
-        super().load_fitted(state)
-        self.is_fitted = True

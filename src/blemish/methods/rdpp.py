@@ -27,7 +27,7 @@ Tien et al.: Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -37,14 +37,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
 from blemish.ops.cosine import LOSSES, Loss, anomaly_map, cosines, vector_loss
 from blemish.ops.projection import build_projections, reset_projections
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import build_reverse_student
 from blemish.ops.simplex import PUBLISHED_SIZE, WAVELENGTH, Patches, check_patches, noise_field, with_noise
 from blemish.ops.sinkhorn import paired_transport, released_transport
-from blemish.run import Epoch, Precision, Run, choose_precision
+from blemish.run import Epoch, Run
 
 RECON_WEIGHT, CON_WEIGHT = 0.01, 0.1
 """Beside 1 for SSOT; the three together are divided by their sum, 1.11."""
@@ -121,17 +120,9 @@ class RDPP(Method):
         check_patches(size, self._patches)
         self.projections = build_projections(backbone, size)
         self.student = build_reverse_student(backbone, size)
-        self.precision: Precision | None = None
-        self.is_fitted = False
 
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach projections and student together.
-
-        Raises:
-            RegimeError: there is no normal image.
-        """
-        if len(training.normal) == 0:
-            raise RegimeError("rdpp learns from good images and was given none: add some to the training set")
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Teach projections and student together."""
         config, count = self.config, len(training.normal)
         field = self._begin(run)
         optimisers = {
@@ -154,31 +145,19 @@ class RDPP(Method):
                         optimiser.zero_grad(set_to_none=True)
         self.student.eval()
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if not self.is_fitted:
-            raise ConfigError("this RD++ has learned nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
-        with (self.precision or choose_precision(images.device)).autocast(images.device):
+        with self.autocast(images):
             student = self.student(self._projected(features))
         size = (int(images.shape[-2]), int(images.shape[-1]))
         map_ = anomaly_map(features, student, size, self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
-        super().load_fitted(state)
-        self.is_fitted = True
-
     def _begin(self, run: Run) -> Tensor:
         """Fresh values, the student's the same as plain reverse distillation's; the field of noise."""
         initialise(self.student, run.generator("student"))
         reset_projections(self.projections, run.generator("projection"))
-        self.is_fitted, self.precision = True, run.precision
         # Four of the largest patches a side: enough places to cut that two images rarely get the same noise.
         return noise_field(run.generator("noise field"), 4 * (self._patches.sides[1] + 1), self._wavelength)
 

@@ -25,7 +25,6 @@ Jiang et al.: SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -36,7 +35,6 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError, RegimeError
 from blemish.ops.coreset import farthest_first, first_distances, random_projection, size_of_coreset
 from blemish.ops.lof import Watch, local_outlier_factors, nearest_others
 from blemish.ops.neighbours import Neighbours
@@ -111,17 +109,8 @@ class SoftPatch(Method):
         self.register_buffer("weights", torch.empty(0))
 
     @torch.no_grad()
-    def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Weigh the patches of the pile, and remember a coreset of those that do not stand off.
-
-        Raises:
-            RegimeError: there is no unlabelled image.
-        """
-        if len(training.normal) == 0 or training.regime not in self.regimes:
-            raise RegimeError(
-                f"softpatch learns from unlabelled images, and this set is {training.regime} with "
-                f"{len(training.normal)} images to take as normal: label them unlabelled, or use -m patchcore"
-            )
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        """Weigh the patches of the pile, and remember a coreset of those that do not stand off."""
         config = self.config
         projection = random_projection(self.patches.width, config.projection_dim, run.generator("projection"))
         vectors, shortened = describe_patches(training.normal, teacher, self.patches, projection, run, BATCH)
@@ -152,14 +141,8 @@ class SoftPatch(Method):
             weights = 1 + gaussian_distances(by_place, watch)
         return weights.T.reshape(-1).clamp(min=0)
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Judge images ``b 3 h w``.
-
-        Raises:
-            ConfigError: nothing was fitted or restored before.
-        """
-        if len(self.memory) == 0:
-            raise ConfigError("this SoftPatch remembers nothing yet: call fit or load_fitted first")
+    def predict(self, images: Tensor) -> Prediction:
+        """Map and score of ``b 3 h w`` images."""
         vectors = self.patches(self.backbone(images))
         b, y, x, d = vectors.shape
         distances, nearest = self.memory(vectors.view(-1, d))
@@ -169,13 +152,6 @@ class SoftPatch(Method):
         scores = scores.view(b, y, x)
         size = (int(images.shape[-2]), int(images.shape[-1]))
         return Prediction(upscale(scores, size, self.config.sigma), scores.amax(dim=(1, 2)))
-
-    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave: its memory decides how much is remembered."""
-        device = self.memory.centre.device
-        self.memory = Neighbours(state["memory.points"].new_empty(state["memory.points"].shape)).to(device)
-        self.weights = state["weights"].new_empty(state["weights"].shape).to(device)
-        super().load_fitted(state)
 
 
 def nearest_distances(points: Tensor, watch: Watch = iter) -> Tensor:

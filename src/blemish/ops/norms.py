@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, taken anew with the weights that training has come to.
+"""Precise BatchNorm: running statistics taken anew with the weights that training has come to.
 
 While a network learns, BatchNorm keeps running means and variances of the last ten batches or so, each seen with the
 weights of its own step. A network of many thin layers that still moves fast can be far from what these say: its loss
@@ -8,29 +8,16 @@ One more pass over the training images with the weights at rest removes the lott
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
-import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from blemish.contract import Images, in_batches
+from blemish.run import Run
 
 
-@contextlib.contextmanager
-def settled_norms(network: nn.Module) -> Iterator[None]:
-    """A block in which all that passes through ``network`` makes up its norms' statistics, every batch alike.
-
-    No gradient is kept. After the block the network is in eval mode.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the plain mean over batches
-    network.train()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-        network.eval()
+def precise_batchnorm(network: nn.Module, images: Images, batch_size: int, run: Run) -> None:
+    """Take the statistics of ``network``'s BatchNorm from one pass over ``images``, every batch alike."""
+    order = run.permutation(len(images), "order of settling")
+    batches = (batch.images.to(run.device) for batch in in_batches(images, batch_size, order))
+    with run.precision.autocast(run.device):
+        update_bn(batches, network)

@@ -62,7 +62,7 @@ def check_comparable(learner: Learner) -> None:
     Raises:
         ConfigError: the method has no twin that learns from good images alone, or there are fewer than two parts.
     """
-    if getattr(learner.config, "strategy", "recon") == "recon":
+    if learner.cls.without_anomalous(learner.config) is None:
         weak = DEFAULT_METHOD["weak"]
         raise ConfigError(f"--compare shows what known-bad images change in {weak}; {learner.name} as set has no twin")
     bad = _groups(learner.images.anomalous)
@@ -95,10 +95,10 @@ def compare(
         kept = sorted(set(indices) - set(held))
         kept_bad = bad_images.subset([i for i in range(len(bad_images)) if i not in bad_half])
         images = dataclasses.replace(learner.images, anomalous=kept_bad)
-        for found, strategy in ((ours, learner.config.strategy), (twins, "recon")):
-            config = dataclasses.replace(learner.config, strategy=strategy)
+        twin = learner.cls.without_anomalous(learner.config)
+        for found, config, which in ((ours, learner.config, "with"), (twins, twin, "without")):
             part = dataclasses.replace(learner, images=images, config=config)
-            judge = inspector(part.learn(kept, run.scoped(f"comparison, half {number}, {strategy}")))
+            judge = inspector(part.learn(kept, run.scoped(f"comparison, half {number}, {which} known-bad images")))
             good, _ = judge.scores(learner.images.normal.subset(held), silent)
             bad, _ = judge.scores(bad_images.subset(bad_half), silent)
             found.append(_standing(good, bad))

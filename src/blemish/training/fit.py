@@ -268,10 +268,10 @@ def _show_known_bad(inspector: Inspector, images: PreparedSet, run: Run) -> None
     scores, _ = inspector.scores(images.anomalous, run, "scoring known-bad images")
     rejected = sum(inspector.calibration.decide(float(score)) == "reject" for score in scores)
     found = f"of {len(scores)} known-bad images this model rejects {rejected}"
-    strategy = getattr(inspector.method.config, "strategy", "")
-    if method_entry(inspector.name).regime == "weak" and strategy != "recon":
+    method = inspector.method
+    if method.learns_from_anomalous(method.config):
         found += ", but it has learned from them"
-        if strategy and "known_bad_changed" not in inspector.provenance:
+        if method.without_anomalous(method.config) is not None and "known_bad_changed" not in inspector.provenance:
             found += "; --compare says what they changed, learning four times more from half of the images each"
     run.progress.note(found)
 

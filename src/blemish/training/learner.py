@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from blemish.backbones.backbone import TimmBackbone
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Method, Regime, TrainingImages
 from blemish.data.loading import PreparedImages, fitted_scale
@@ -133,12 +132,11 @@ class Learner:
         keys = [self.images.normal.keys[i] for i in indices]
         keys += ["known-bad", *(self.images.anomalous.keys if self.images.anomalous is not None else ())]
         backbone = self.teacher.backbone
-        named = f"{backbone.name} {backbone.digest[:16]}" if isinstance(backbone, TimmBackbone) else str(type(backbone))
         return {
             "method": f"{self.name} {method_entry(self.name).version}",
             "options": json.dumps(dataclasses.asdict(self.config), sort_keys=True, default=str),
-            "backbone": named,
-            "backbone's precision": getattr(getattr(backbone, "precision", None), "name", "fp32"),
+            "backbone": f"{backbone.name} {backbone.digest[:16]}",
+            "backbone's precision": backbone.precision.name,
             "preparation": self.images.preparation.digest,
             "regime": self.images.regime,
             "images": hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16],
