@@ -142,6 +142,7 @@ def test_a_second_fit_finds_features_on_disk_and_other_weights_do_not(tmp_path: 
     again, other = Counting(), Counting()
     with torch.no_grad():
         other.first.bias += 1
+        other.digest = "1" * 64
     FrozenTeacher(again).keep_features([images], Run(), tmp_path)
     assert again.seen == 2
     teacher = FrozenTeacher(other)

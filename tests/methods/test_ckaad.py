@@ -233,5 +233,5 @@ def test_what_cannot_be_done_is_refused_in_words(fitted, tiny_backbone, tiny_ima
     method = CKAAD(tiny_backbone(), (64, 64), CKAADConfig(layers=(2, 3)))
     with pytest.raises(ConfigError, match="learned nothing"):
         method(torch.rand(1, 3, 64, 64))
-    with pytest.raises(RegimeError, match="good images"):
+    with pytest.raises(RegimeError, match="normal images"):
         method.fit(TrainingImages(tiny_images(0), tiny_images(2), "weak"), tiny_teacher(tiny_backbone()), Run())

@@ -104,7 +104,7 @@ def test_mappings_sit_behind_the_student_or_before_its_bottleneck(learned, tiny_
     method.student.register_forward_hook(lambda _, inputs, maps: gave.extend(map_.clone() for map_ in maps))
     with torch.no_grad():
         teacher = method.backbone(images)
-        mapped = method._mapped(images, teacher)
+        mapped = method._network()(teacher)
         before = internal == "bottleneck"
         mapping_takes, mapping_gives = (teacher, given) if before else (gave, mapped)
         for takes, gives, mapping in zip(mapping_takes, mapping_gives, method.mappings):

@@ -177,7 +177,7 @@ def test_identical_images_are_remembered_once(tiny_backbone, tiny_images, tiny_t
 def test_nothing_to_learn_from_and_nothing_learned_are_said(tiny_backbone, tiny_images, tiny_teacher):
     backbone = tiny_backbone()
     method = PatchCore(backbone, (64, 64), PatchCoreConfig())
-    with pytest.raises(RegimeError, match="good images"):
+    with pytest.raises(RegimeError, match="normal images"):
         method.fit(TrainingImages(tiny_images(0), tiny_images(3), "weak"), tiny_teacher(backbone), Run())
     with pytest.raises(ConfigError, match="call fit or load_fitted"):
         method(tiny_images(1).images)

@@ -285,7 +285,7 @@ def test_what_it_cannot_work_with_is_said(tiny_backbone, tiny_images, tiny_teach
     method = RDPP(backbone, (64, 64), RDPPConfig(layers=(2, 3)))
     with pytest.raises(ConfigError, match="call fit or load_fitted"):
         method(tiny_images(1).images)
-    with pytest.raises(RegimeError, match="good images"):
+    with pytest.raises(RegimeError, match="normal images"):
         method.fit(TrainingImages(tiny_images(0), tiny_images(3), "weak"), tiny_teacher(backbone), Run())
     with pytest.raises(ConfigError, match="noise patches"):
         RDPP(backbone, (64, 64), RDPPConfig(patch=(20, 10)))

@@ -82,7 +82,7 @@ def test_map_and_score_are_as_defined(fitted, tiny_images, name, settings, sigma
     with torch.no_grad():
         teacher = method.backbone(images)
         if name == "fmam":
-            student = method._mapped(images, teacher)
+            student = method._network()(images if method.config.base == "nkd" else teacher)
         else:
             student = method.student(teacher if name == "rd" else images)
         prediction = method(images)
@@ -163,7 +163,7 @@ def test_nothing_to_learn_from_and_nothing_learned_are_said(tiny_backbone, tiny_
     method = cls(backbone, (64, 64), make_config(cls, {"layers": (2, 3)}))
     with pytest.raises(ConfigError, match="call fit or load_fitted"):
         method(tiny_images(1).images)
-    with pytest.raises(RegimeError, match="good images"):
+    with pytest.raises(RegimeError, match="normal images"):
         method.fit(TrainingImages(tiny_images(0), tiny_images(3), "weak"), tiny_teacher(backbone), Run())
 
 
@@ -214,7 +214,7 @@ def test_on_the_embedded_architecture_students_give_negative_features_too(fitted
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         given = images if name == "nkd" else backbone(images)
-        maps = method._mapped(images, given) if name == "fmam" else method.student(given)
+        maps = method._network()(given) if name == "fmam" else method.student(given)
         assert method(images).map.isfinite().all()
     assert all(0.2 < float((map_ < 0).float().mean()) < 0.8 for map_ in maps)
 
