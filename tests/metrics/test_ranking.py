@@ -9,23 +9,22 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from blemish.errors import DataError
-from blemish.metrics import (
-    accuracy_oracle,
-    auroc,
-    average_precision,
-    f1_max_oracle,
-    fpr_at_tpr,
-    image_metrics,
-    rank,
-)
+from blemish.metrics import auroc, image_metrics, rank
 
-METRICS = [
-    auroc,
-    average_precision,
-    fpr_at_tpr,
-    accuracy_oracle,
-    lambda scores, labels: f1_max_oracle(scores, labels)[0],
-]
+
+def average_precision(scores, labels):
+    return rank(scores, labels).average_precision()
+
+
+def fpr_at_tpr(scores, labels, tpr=0.95):
+    return rank(scores, labels).fpr_at_tpr(tpr)
+
+
+def f1_max(scores, labels):
+    return rank(scores, labels).f1_max()
+
+
+METRICS = [auroc, average_precision, fpr_at_tpr, lambda scores, labels: f1_max(scores, labels)[0]]
 
 
 @st.composite
@@ -60,17 +59,11 @@ def brute_f1(scores, labels):
 
 @settings(deadline=None)
 @given(scored())
-def test_auroc_counts_pairs_as_mann_whitney_and_scikit_learn(data):
+def test_auroc_and_average_precision_are_scikit_learns_and_auroc_counts_pairs(data):
     scores, labels = data
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
     assert auroc(scores, labels) == pytest.approx(np.mean(pairs), abs=1e-12)
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-
-
-@settings(deadline=None)
-@given(scored())
-def test_average_precision_is_scikit_learns(data):
-    scores, labels = data
     assert average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
 
 
@@ -107,9 +100,7 @@ def test_rounding_of_the_rate_moves_no_threshold(tpr, total):
 @given(scored())
 def test_f1_and_accuracy_equal_a_search_over_all_thresholds(data):
     scores, labels = data
-    f1, threshold, accuracy = brute_f1(scores, labels)
-    assert f1_max_oracle(scores, labels) == pytest.approx((f1, threshold), abs=1e-12)
-    assert accuracy_oracle(scores, labels) == pytest.approx(accuracy, abs=1e-12)
+    assert f1_max(scores, labels) == pytest.approx(brute_f1(scores, labels), abs=1e-12)
 
 
 @settings(deadline=None)
@@ -131,8 +122,7 @@ def test_constant_scores_know_nothing():
     assert auroc(scores, labels) == 0.5
     assert average_precision(scores, labels) == pytest.approx(0.4)
     assert fpr_at_tpr(scores, labels) == 1.0
-    assert f1_max_oracle(scores, labels) == (pytest.approx(8 / 14), 3.0)
-    assert accuracy_oracle(scores, labels) == pytest.approx(0.4)
+    assert f1_max(scores, labels) == (pytest.approx(8 / 14), 3.0, pytest.approx(0.4))
 
 
 def test_infinite_scores_are_ranked():
@@ -145,7 +135,7 @@ def test_infinite_scores_are_ranked():
 def test_one_class_gives_nan_not_a_figure(label):
     scores, labels = np.array([1.0, 2.0, 2.0]), np.full(3, label)
     assert all(math.isnan(metric(scores, labels)) for metric in METRICS)
-    assert math.isnan(f1_max_oracle(scores, labels)[1])
+    assert all(math.isnan(value) for value in f1_max(scores, labels))
     assert all(math.isnan(value) for value in image_metrics(scores, labels).values())
 
 
@@ -155,8 +145,8 @@ def test_image_metrics_are_the_single_ones():
     assert image_metrics(scores, labels) == {
         "image_auroc": auroc(scores, labels),
         "image_ap": average_precision(scores, labels),
-        "image_f1_max_oracle": f1_max_oracle(scores, labels)[0],
-        "accuracy_oracle": accuracy_oracle(scores, labels),
+        "image_f1_max_oracle": f1_max(scores, labels)[0],
+        "accuracy_oracle": f1_max(scores, labels)[2],
     }
 
 

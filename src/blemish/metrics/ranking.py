@@ -2,14 +2,13 @@
 
 All of them follow from one table: for every positive, how many negatives score higher than it, and how many at least
 as high. Only the negatives from the lowest positive upwards have to be sorted for it, and no label is carried
-through a sort, which is why 13 million pixels take a fraction of a second.
-
-Equal scores are treated exactly. Where a metric does not exist (no positive or no negative) it is NaN, never 0 or 1.
+through a sort, which is why 13 million pixels take a fraction of a second. Equal scores are treated exactly.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +26,11 @@ Whole = NDArray[np.intp]
 class Ranking:
     """Where the positives stand among the negatives, from the lowest positive to the highest.
 
+    Every metric is NaN where there is no positive or no negative.
+
     Attributes:
         scores: ``p``, the positives' scores, ascending.
-        order: ``p``, the place of each of them in the list of positives that was given.
+        order: ``p``, the index of each of them in the list of positives.
         above: ``p``, number of negatives that score strictly higher.
         at_or_above: ``p``, number of negatives that score at least as high.
         negatives: number of negatives in all.
@@ -45,59 +46,58 @@ class Ranking:
 
     @property
     def has_both(self) -> bool:
-        """There is at least one positive and one negative, so that ranking them means something."""
+        """There is at least one positive and one negative."""
         return self.negatives > 0 and self.scores.size > 0
 
-    def found(self) -> Whole:
-        """``p``, the number of positives that score at least as high as each positive (equals count fully)."""
-        places = np.arange(self.scores.size)
+    def true_positives(self) -> Whole:
+        """``p``, the number of positives that score at least as high as each positive."""
         starts = np.ones(self.scores.size, dtype=bool)
         np.not_equal(self.scores[1:], self.scores[:-1], out=starts[1:])
-        return self.scores.size - np.maximum.accumulate(np.where(starts, places, 0))
+        return self.scores.size - np.maximum.accumulate(np.where(starts, np.arange(self.scores.size), 0))
 
     def auroc(self) -> float:
-        """The chance that a positive scores higher than a negative, equals counting one half (Mann-Whitney)."""
+        """Area under the ROC curve in [0, 1]: the chance that a positive scores higher, equals counting one half."""
         if not self.has_both:
             return math.nan
-        pairs = self.scores.size * self.negatives
         # Whole numbers all the way: the sum is exact however many pairs there are.
         lost = int(self.above.sum()) + int(self.at_or_above.sum())
-        return 1 - lost / (2 * pairs)
+        return 1 - lost / (2 * self.scores.size * self.negatives)
 
     def average_precision(self) -> float:
         """Precision averaged over the positives, a step function without interpolation (scikit-learn's AP)."""
         if not self.has_both:
             return math.nan
-        found = self.found()
-        return float(np.mean(found / (found + self.at_or_above)))
+        hits = self.true_positives()
+        return float(np.mean(hits / (hits + self.at_or_above)))
 
     def fpr_at_tpr(self, tpr: float = 0.95) -> float:
-        """The share of negatives flagged by the highest threshold that finds at least ``tpr`` of the positives."""
+        """The share of negatives flagged by the highest threshold that finds at least ``tpr`` of the positives.
+
+        Raises:
+            DataError: ``tpr`` outside (0, 1].
+        """
         if not 0 < tpr <= 1:
             raise DataError(f"tpr={tpr} given; a true-positive rate lies in (0, 1]: use for example 0.95")
         if not self.has_both:
             return math.nan
         total = self.scores.size
-        needed = max(math.ceil(tpr * total), 1)
-        # The product rounds: settle by the quotient, which is what "at least 95 % found" compares.
-        if (needed - 1) / total >= tpr:
-            needed -= 1
-        elif needed / total < tpr:
-            needed += 1
+        # A product would round: the quotient is what "at least 95 % found" compares.
+        needed = 1 + bisect_left(range(1, total + 1), tpr, key=lambda count: count / total)
         return int(self.at_or_above[total - needed]) / self.negatives
 
     def f1_max(self) -> tuple[float, float, float]:
         """The best F1 of all thresholds, its threshold (``score >= threshold`` is positive), the accuracy there.
 
-        Of several thresholds with the same F1 the highest is taken. NaN three times where a class is missing.
+        An oracle, since the labels choose the threshold; the accuracy is the medical papers' ACC. Of several
+        thresholds with the same F1 the highest is taken.
         """
         if not self.has_both:
             return math.nan, math.nan, math.nan
-        total, found = self.scores.size, self.found()
+        total, hits = self.scores.size, self.true_positives()
         # The best threshold is always a positive's score: stopping at a negative's only adds a false alarm.
-        f1 = 2 * found / (found + self.at_or_above + total)
+        f1 = 2 * hits / (hits + self.at_or_above + total)
         best = total - 1 - int(np.argmax(f1[::-1]))
-        right = int(found[best]) + self.negatives - int(self.at_or_above[best])
+        right = int(hits[best]) + self.negatives - int(self.at_or_above[best])
         return float(f1[best]), float(self.scores[best]), right / (total + self.negatives)
 
 
@@ -116,10 +116,18 @@ def rank_positives(scores: Scores, positives: Whole, floor: float | None = None)
     order = np.argsort(theirs)
     theirs = theirs[order]
     left_out = 0 if floor is None else int(np.searchsorted(theirs, theirs.dtype.type(floor)))
-    lowest = floor if left_out else next(iter(theirs[:1]), None)
+    lowest = floor if left_out else next(iter(theirs[:1]), np.inf)
     order, theirs = order[left_out:], theirs[left_out:]
-    negatives = _sorted_others(scores, positives, lowest)
-    below, not_above = _places(negatives, theirs)
+    is_sorted = scores >= scores.dtype.type(lowest)
+    is_sorted[positives] = False
+    negatives = scores[is_sorted]
+    negatives.sort()
+    below = np.searchsorted(negatives, theirs, side="left")
+    not_above = below.copy()
+    inside = np.flatnonzero(below < negatives.size)
+    # Equal scores are rare among real maps: search a second time for those alone.
+    tied = inside[negatives[below[inside]] == theirs[inside]]
+    not_above[tied] = np.searchsorted(negatives, theirs[tied], side="right")
     return Ranking(
         scores=theirs,
         order=order,
@@ -128,27 +136,6 @@ def rank_positives(scores: Scores, positives: Whole, floor: float | None = None)
         negatives=scores.size - positives.size,
         sorted_negatives=negatives.size,
     )
-
-
-def _sorted_others(scores: Scores, positives: Whole, lowest: float | None) -> Scores:
-    if lowest is None:
-        return scores[:0]
-    wanted = scores >= scores.dtype.type(lowest)
-    wanted[positives] = False
-    others = scores[wanted]
-    others.sort()
-    return others
-
-
-def _places(ascending: Scores, wanted: Scores) -> tuple[Whole, Whole]:
-    """How many of ``ascending`` lie below, and how many not above, each of ``wanted`` (sorted, too, for speed)."""
-    below = np.searchsorted(ascending, wanted, side="left")
-    not_above = below.copy()
-    inside = np.flatnonzero(below < ascending.size)
-    # Equal scores are rare among real maps: search a second time for those alone.
-    tied = inside[ascending[below[inside]] == wanted[inside]]
-    not_above[tied] = np.searchsorted(ascending, wanted[tied], side="right")
-    return below, not_above
 
 
 def check_scores(
@@ -176,14 +163,10 @@ def check_scores(
 
 
 def rank(scores: ArrayLike, labels: ArrayLike) -> Ranking:
-    """The ranking that every function below reads; make it once to take several metrics from it.
-
-    Args:
-        scores: ``n`` numbers, higher is more anomalous.
-        labels: ``n`` bool, True is anomalous.
+    """The ranking of ``n`` scores (higher is more anomalous), from which any of its metrics can be taken.
 
     Raises:
-        DataError: lengths differ, NaN, nothing given, labels that are not bool.
+        DataError: lengths differ, NaN, nothing given, ``labels`` that are not bool (True is anomalous).
     """
     values, flags = check_scores(scores, labels)
     if values.ndim != 1:
@@ -194,27 +177,6 @@ def rank(scores: ArrayLike, labels: ArrayLike) -> Ranking:
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve in [0, 1]; .5 for constant scores, NaN where one class is missing."""
     return rank(scores, labels).auroc()
-
-
-def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Average precision in [0, 1]; the share of positives for constant scores, NaN where one class is missing."""
-    return rank(scores, labels).average_precision()
-
-
-def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, tpr: float = 0.95) -> float:
-    """False-positive rate at the highest threshold that finds ``tpr`` of the positives; NaN without both classes."""
-    return rank(scores, labels).fpr_at_tpr(tpr)
-
-
-def f1_max_oracle(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """The best F1 over all thresholds and its threshold: an oracle, since the labels choose the threshold."""
-    f1, threshold, _ = rank(scores, labels).f1_max()
-    return f1, threshold
-
-
-def accuracy_oracle(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Accuracy at the threshold of the best F1 (the medical papers' ACC): an oracle as well."""
-    return rank(scores, labels).f1_max()[2]
 
 
 def image_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:

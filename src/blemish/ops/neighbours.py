@@ -1,9 +1,12 @@
 """Exact nearest neighbours: a quick product proposes candidates, direct differences decide.
 
 ``|q - y|^2 = |q|^2 + |y|^2 - 2 q.y`` turns the search into one matrix product, but loses digits where vectors lie
-close together and far from zero. So vectors are centred first, the product only proposes, the few candidates of each
-query are measured by direct differences, and a bound on the product's rounding tells whether anything that was not
-proposed could be nearer. Queries for which it could are measured directly against every point.
+close together and far from zero. So vectors are centred first, the product only proposes, and the few candidates of
+each query are measured by direct differences. A bound on the product's rounding tells whether anything that was not
+proposed could be nearer; for queries for which it could, everything within the bound is measured.
+
+The product is float32 also where bf16 is faster: the bound on a bf16 product leaves tens of candidates a query, and
+measuring those takes longer than the product saves.
 """
 
 from __future__ import annotations
@@ -11,15 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blemish.run import has_bf16_units
+SPARE_UNCHECKED = 3
+"""Points proposed beyond those asked for in an exported graph, which has no check."""
 
-CANDIDATES = {torch.float32: 4, torch.bfloat16: 16}
-"""Points proposed for each query at first: the product's rounding makes the first alone unsure."""
-
-MORE_CANDIDATES = 256
-"""Points proposed where that was not enough, before everything is measured directly."""
-
-PRODUCT_BYTES = 2**25
+PRODUCT_BYTES = 2**23
 """Queries are taken in portions, so that the product with all points stays about this small."""
 
 STRIDES = 16
@@ -50,7 +48,7 @@ class Neighbours(nn.Module):
         """How many points there are."""
         return len(self.points)
 
-    def forward(self, queries: Tensor, k: int = 1, product: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
         """The ``k`` nearest points, nearest first: squared distances ``q k`` and indices ``q k``.
 
         The distances are float32 sums of squared differences, and the points are the nearest up to the rounding of
@@ -59,69 +57,43 @@ class Neighbours(nn.Module):
         Args:
             queries: ``q d``.
             k: how many; all points where there are fewer.
-            product: what proposes: float32, or bfloat16 where the processor has units for it (the default there).
         """
-        if product is None:
-            product = torch.bfloat16 if has_bf16_units(self.points.device) else torch.float32
-        centred = queries.float() - self.centre
+        centred, k = queries.float() - self.centre, min(k, len(self))
         if torch.compiler.is_compiling():
-            return self._propose(centred, min(k, len(self)), product, CANDIDATES[product])[:2]
-        portion = max(1, PRODUCT_BYTES // (4 * max(1, len(self))))
-        found = [self._checked(part, min(k, len(self)), product) for part in torch.split(centred, portion)]
-        return torch.cat([d for d, _ in found]), torch.cat([i for _, i in found])
+            _, candidates = smallest(self._product(centred), min(len(self), k + SPARE_UNCHECKED))
+            return self._measured(centred, candidates, k)
+        portions = torch.split(centred, max(1, PRODUCT_BYTES // (4 * max(1, len(self)))))
+        nearest = [self._search(portion, k) for portion in portions]
+        return torch.cat([distances for distances, _ in nearest]), torch.cat([indices for _, indices in nearest])
 
-    def _checked(self, queries: Tensor, k: int, product: torch.dtype) -> tuple[Tensor, Tensor]:
-        distances, indices, sure = self._propose(queries, k, product, CANDIDATES[product])
-        for attempt in (self._propose_more, self._direct):
-            unsure = (~sure).nonzero().squeeze(1)
-            if len(unsure) == 0:
-                break
-            distances[unsure], indices[unsure], sure[unsure] = attempt(queries[unsure], k)
+    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        product = self._product(queries)
+        values, candidates = smallest(product, min(len(self), k + 1))
+        distances, indices = self._measured(queries, candidates[:, :k], k)
+        if k == len(self):
+            return distances, indices
+        # Points no farther than the k-th candidate have a norm of at most ``reach``. A float32 sum of d products is off
+        # by at most d half-units of the product of the norms.
+        unit = (queries.shape[1] + 8) * 2.0**-24
+        square, farthest = queries.square().sum(dim=1), distances[:, -1]
+        norm = square.sqrt()
+        reach = norm + farthest.sqrt()
+        limit = farthest - square + unit * (2 * norm * reach + 3 * reach.square())
+        for row in (values[:, k] <= limit).nonzero().flatten().tolist():
+            within = (product[row] <= limit[row]).nonzero().T
+            nearest, order = self._measured(queries[row : row + 1], within, k)
+            distances[row], indices[row] = nearest[0], order[0]
         return distances, indices
 
-    def _propose_more(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self._propose(queries, k, torch.float32, MORE_CANDIDATES)
-
-    def _propose(self, queries: Tensor, k: int, product: torch.dtype, more: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The nearest among the product's candidates; sure where all others are too far even with its rounding."""
-        partial = self._partial(queries, product)
-        width = min(len(self), k - 1 + more)
-        proposed, candidates = smallest(partial, width)
-        distances, order = self._differences(queries, candidates).sort(dim=1)
-        distances, indices = distances[:, :k], candidates.gather(1, order[:, :k])
-        farthest = distances[:, -1:]
-        limit = farthest + self._rounding(queries, farthest, product) - queries.square().sum(1, keepdim=True)
-        sure = (proposed[:, -1:] > limit).squeeze(1)
-        return distances, indices, sure | (width == len(self))
-
-    def _partial(self, queries: Tensor, product: torch.dtype) -> Tensor:
+    def _product(self, queries: Tensor) -> Tensor:
         """``q n``: squared distances less the query's own square, which is the same for all points."""
-        if product == torch.float32:
-            return torch.addmm(self.norms, queries, self.points.T, alpha=-2)
-        return (queries.to(product) @ self.points.to(product).T).float().mul_(-2).add_(self.norms)
+        return torch.addmm(self.norms, queries, self.points.T, alpha=-2)
 
-    def _differences(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        """``q k``: squared distances to the given points, by direct differences."""
-        return (queries[:, None] - self.points[candidates]).square().sum(dim=2)
-
-    def _direct(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The nearest of all points by direct differences: slow, and always right."""
-        distances = torch.cdist(queries, self.points, compute_mode="donot_use_mm_for_euclid_dist")
-        indices = distances.topk(k, dim=1, largest=False).indices
-        distances, order = self._differences(queries, indices).sort(dim=1)
-        return distances, indices.gather(1, order), torch.ones(len(queries), dtype=torch.bool, device=queries.device)
-
-    def _rounding(self, queries: Tensor, distances: Tensor, product: torch.dtype) -> Tensor:
-        """``q 1``: how far a proposed squared distance may be off, for points no farther than ``distances``.
-
-        Such a point's norm is at most ``reach = |q| + distance``. A float32 sum of ``d`` products is off by at most
-        ``d`` half-units of the product of the norms, and a bf16 product rounds both factors and the result to 8 bits.
-        """
-        norm = queries.square().sum(dim=1, keepdim=True).sqrt()
-        reach = norm + distances.sqrt()
-        float32 = (queries.shape[1] + 8) * 2.0**-24
-        unit = float32 if product == torch.float32 else float32 + 3.1 * 2.0**-8
-        return 2 * unit * norm * reach + 3 * float32 * reach**2
+    def _measured(self, queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` nearest of ``q m`` candidates, by direct differences."""
+        distances = (queries[:, None] - self.points[candidates]).square_().sum(dim=2)
+        distances, order = distances.sort(dim=1)
+        return distances[:, :k], candidates.gather(1, order[:, :k])
 
 
 def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -141,8 +113,8 @@ def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     minima = values[:, :covered].view(-1, STRIDES, length).amin(dim=1)
     columns = minima.topk(count, dim=1, largest=False).indices
     rows = torch.arange(0, covered, length, device=values.device)
-    places = (columns[:, None] + rows[:, None]).flatten(1)
+    positions = (columns[:, None] + rows[:, None]).flatten(1)
     rest = torch.arange(covered, values.shape[1], device=values.device).expand(len(values), -1)
-    places = torch.cat([places, rest], dim=1)
-    found, order = values.gather(1, places).topk(count, dim=1, largest=False)
-    return found, places.gather(1, order)
+    positions = torch.cat([positions, rest], dim=1)
+    chosen, order = values.gather(1, positions).topk(count, dim=1, largest=False)
+    return chosen, positions.gather(1, order)

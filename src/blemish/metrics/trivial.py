@@ -1,7 +1,7 @@
 """How far trivial cues alone separate a test set: brightness, contrast and gradient of a thumbnail.
 
-Where one of them is near 1 or near 0, good and bad images differ in something that is no defect (a lamp, a day, a
-camera), and a high image AUROC says little about a detector.
+Where one of them is near 1 or near 0, normal and anomalous images differ in something that is no defect (a lamp, a day,
+a camera), and a high image AUROC says little about a detector.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from blemish.errors import DataError
 from blemish.metrics.ranking import auroc
-
-CUES = ("brightness", "contrast", "gradient")
 
 
 def cue_values(thumbnails: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
@@ -54,8 +52,3 @@ def cue_aurocs(values: Mapping[str, ArrayLike], labels: ArrayLike) -> dict[str, 
         DataError: lengths differ, NaN, labels that are not bool.
     """
     return {cue: auroc(numbers, labels) for cue, numbers in values.items()}
-
-
-def trivial_cue_aurocs(thumbnails: NDArray[Any], labels: ArrayLike) -> dict[str, float]:
-    """``{"brightness": ..., "contrast": ..., "gradient": ...}``: the AUROC of each cue of the thumbnails."""
-    return cue_aurocs(cue_values(thumbnails), labels)
