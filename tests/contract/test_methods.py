@@ -20,7 +20,7 @@ from blemish.backbones.backbone import build_backbone
 from blemish.contract import Method, Prediction
 from blemish.errors import BlemishError, RegimeError
 from blemish.inspection.inspector import Inspector, load
-from blemish.registry import METHODS, make_config, method_class
+from blemish.registry import METHODS, make_config, method_class, option_table
 from blemish.training import fit as fitting
 
 SIDE = 64
@@ -139,9 +139,9 @@ def test_the_entry_is_whole(name: str) -> None:
 
 def test_options_are_described_one_by_one(name: str) -> None:
     cls = method_class(name)
-    for field in dataclasses.fields(cls.Config):
-        described = [line.strip() for line in (cls.Config.__doc__ or "").splitlines()]
-        assert any(line.startswith((f"{field.name}:", f"{field.name},")) for line in described), field.name
+    described = [line.strip() for line in (cls.Config.__doc__ or "").splitlines()]
+    for option, row in option_table(cls).items():
+        assert row["meaning"] or any(line.startswith((f"{option}:", f"{option},")) for line in described), option
 
 
 def test_shapes_and_finite_numbers(name: str, learn) -> None:
