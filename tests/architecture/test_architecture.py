@@ -15,6 +15,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from typer.main import get_command
@@ -167,6 +168,26 @@ def test_words_that_options_may_be_are_those_of_the_library() -> None:
 
 def test_every_regime_has_a_default_method_at_home_in_it() -> None:
     assert {regime: METHODS[name].regime for regime, name in DEFAULT_METHOD.items()} == {r: r for r in get_args(Regime)}
+
+
+def test_fit_reaches_the_first_gradient_in_five_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who follows a batch from ``blemish.fit`` goes through no more functions of ours than that."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    frames: list[str] = []
+
+    def backward(*_: object, **__: object) -> None:
+        stack = inspect.stack()[1:]
+        frames.extend(frame.function for frame in stack if Path(frame.filename).is_relative_to(PACKAGE))
+        raise blemish.BlemishError("seen")
+
+    monkeypatch.setattr("torch.Tensor.backward", backward)
+    settings = {"method": "rd", "backbone": "test_resnet", "weights": "random", "size": 64, "calibration": "none"}
+    with pytest.raises(blemish.BlemishError, match="seen"):
+        blemish.fit(tmp_path, **settings)
+    assert frames[-1] == "fit"
+    assert len(frames) <= 5, frames
 
 
 @pytest.mark.parametrize("name", blemish.__all__)
