@@ -3,7 +3,7 @@
 python scripts/datasets/br35h.py DIR
 
 DIR is the unpacked set: ``no`` (normal) and ``yes`` (tumour). The files of each are sorted by their plain names. Bad
-training images are known-bad: to label a few of them only, use ``blemish.data.reveal``. Which slices are of one patient
+training images are known-bad: to label a few of them only, use ``blemish reveal``. Which slices are of one patient
 is not known, so each image is a group of its own. Writes ``DIR/br35h.csv``.
 Kaggle, Br35H :: Brain Tumor Detection 2020; no licence stated for the images.
 """

@@ -4,7 +4,7 @@ python scripts/datasets/chest_xray.py DIR
 
 DIR is the unpacked set: ``train`` and ``test``, each with ``NORMAL`` and ``PNEUMONIA``. Pneumonia is two kinds,
 bacteria and virus, by the files' names; a patient (``person12``, ``IM-0115``) is a group. Bad training images are
-known-bad: to label a few of them only, use ``blemish.data.reveal``. Writes ``DIR/chest_xray.csv``.
+known-bad: to label a few of them only, use ``blemish reveal``. Writes ``DIR/chest_xray.csv``.
 Kermany et al., Cell 2018; CC BY 4.0.
 """
 

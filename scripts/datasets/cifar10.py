@@ -4,7 +4,7 @@ python scripts/datasets/cifar10.py DIR [CLASS ...]
 
 DIR holds ``cifar-10-batches-bin`` of the binary version (the Python version would have to be unpickled). Images are
 written to ``DIR/images`` once, 60,000 of them. In ``DIR/CLASS.csv`` the class is normal; the training images of all
-other classes are known-bad: to label a few of them only, use ``blemish.data.reveal``. Without CLASS: all ten.
+other classes are known-bad: to label a few of them only, use ``blemish reveal``. Without CLASS: all ten.
 Krizhevsky 2009; no licence stated.
 """
 

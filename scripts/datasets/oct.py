@@ -4,7 +4,7 @@ python scripts/datasets/oct.py DIR
 
 DIR is the unpacked set: ``train`` and ``test``, each with ``NORMAL``, ``CNV``, ``DME`` and ``DRUSEN``; a patient, the
 number in ``CNV-1016042-3.jpeg``, is a group. Bad training images are known-bad: to label a few of them only, use
-``blemish.data.reveal``. Writes ``DIR/oct.csv``.
+``blemish reveal``. Writes ``DIR/oct.csv``.
 Kermany et al., Cell 2018; CC BY 4.0.
 """
 

@@ -7,8 +7,8 @@ import pytest
 from blemish.bench.jobs import place_of, plan
 from blemish.bench.recipe import load_recipe
 from blemish.bench.sets import open_sets
+from blemish.data.protocols import label_anomalies
 from blemish.data.readers import read_training
-from blemish.data.reveal import reveal
 from blemish.data.testset import open_test_set
 from blemish.errors import ConfigError
 
@@ -70,7 +70,7 @@ def test_a_job_opens_what_the_protocol_draws_and_says_so(data, tmp_path):
             assert not {"reveal", "kinds"} & set(configuration)
             assert (ours.samples, judged.samples) == (training.samples, test.samples)
             continue
-        expected = reveal(training, test, 0.2, configuration["kinds"], configuration["seed"])
+        expected = label_anomalies(training, test, 0.2, configuration["kinds"], configuration["seed"])
         assert (ours.samples, judged.samples) == (expected.training.samples, expected.test.samples)
         assert len(ours.anomalous) == 3
         assert {s.kind for s in ours.anomalous} == set(configuration["kinds"])

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from blemish.bench.ledger import held
 from blemish.data.demo import DEMO_CATEGORIES, write_demo
-from blemish.data.protocols import contaminate
+from blemish.data.protocols import alternative_split, contaminate, label_anomalies
 from blemish.data.readers import read_training
-from blemish.data.resplit import resplit
-from blemish.data.reveal import reveal
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError
@@ -90,8 +88,8 @@ def open_sets(place: Place) -> tuple[TrainingSet, TestSet]:
         drawn = contaminate(training, test, place.contaminate, place.seed)
         training, test = drawn.training, drawn.test(place.overlap)
     if place.reveal is not None:
-        revealed = reveal(training, test, place.reveal, place.kinds, place.seed)
-        training, test = revealed.training, revealed.test
+        labelled = label_anomalies(training, test, place.reveal, place.kinds, place.seed)
+        training, test = labelled.training, labelled.test
     return training, test
 
 
@@ -104,7 +102,7 @@ def planted(place: Place) -> frozenset[Path]:
 
 def _as_split(place: Place) -> tuple[TrainingSet, TestSet]:
     training, test = read_training(place.folder), open_test_set(place.folder)
-    return resplit(training, test, place.folder / place.alt_split) if place.alt_split else (training, test)
+    return alternative_split(training, test, place.folder / place.alt_split) if place.alt_split else (training, test)
 
 
 def data_digest(training: TrainingSet, test: TestSet) -> str:

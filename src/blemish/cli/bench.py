@@ -46,16 +46,15 @@ def reveal(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a manifest.")] = False,
 ) -> None:
     """Training sets with a few known-bad images. Example: blemish reveal parts/ -o parts/few.csv"""
+    from blemish.data.protocols import kinds_to_label, label_anomalies, write_labelled
     from blemish.data.readers import read_training
-    from blemish.data.reveal import kinds_to_reveal, write_revealed
-    from blemish.data.reveal import reveal as draw
     from blemish.data.testset import open_test_set
 
     training, test = read_training(data), open_test_set(data)
-    for number, chosen in enumerate(kinds_to_reveal(training, test, kinds, seed)):
-        drawn = draw(training, test, ratio, chosen, seed, number)
+    for number, chosen in enumerate(kinds_to_label(training, test, kinds, seed)):
+        drawn = label_anomalies(training, test, ratio, chosen, seed, number)
         name = f"{output.stem}-{chosen[0] if kinds == 1 else f'draw{number}'}"
-        for path in write_revealed(drawn, output.with_stem(name)):
+        for path in write_labelled(drawn, output.with_stem(name)):
             written = {"manifest": str(path), "known_bad": drawn.labels, "kinds": list(chosen)}
             print_result(written, as_json, f"{path}: {drawn.labels} bad images labelled, of {', '.join(chosen)}")
 
