@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from blemish.data.folders import images_in
 from blemish.data.manifest import write_manifest
+from blemish.data.readers import images_in
 from blemish.data.samples import Sample
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from blemish.data.folders import images_in
 from blemish.data.manifest import write_manifest
 from blemish.data.public import PUBLIC_SETS
+from blemish.data.readers import images_in
 from blemish.data.samples import Sample
 
 CLASSES = PUBLIC_SETS["cifar10"].categories

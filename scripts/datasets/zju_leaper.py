@@ -14,8 +14,8 @@ import json
 import sys
 from pathlib import Path
 
-from blemish.data.folders import images_in, natural_key
 from blemish.data.manifest import write_manifest
+from blemish.data.readers import images_in, natural_key
 from blemish.data.samples import Sample
 
 

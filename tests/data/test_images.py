@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from blemish.data import images
-from blemish.data.images import MAX_PIXELS, decode, full_scale, read_header, read_image
+from blemish.data.images import MAX_PIXELS, decode, read_header, read_image, white_level
 from blemish.errors import ImageError
 
 RNG = np.random.default_rng(3)
@@ -272,15 +272,15 @@ def test_headers_tell_depth(tmp_path):
 @pytest.mark.parametrize(
     ("largest", "scale"), [(0, 255), (200, 255), (255, 255), (256, 511), (1023, 1023), (3900, 4095), (65535, 65535)]
 )
-def test_full_scale_is_the_next_power_of_two(largest, scale):
+def test_white_level_is_the_next_power_of_two(largest, scale):
     deep = np.zeros((9, 9), np.uint16)
     deep[4, 4] = largest
-    assert full_scale([read_image(deep), read_image(GREY), read_image(np.zeros((9, 9), np.uint16))]) == scale
+    assert white_level([read_image(deep), read_image(GREY), read_image(np.zeros((9, 9), np.uint16))]) == scale
 
 
-def test_full_scale_without_deep_images():
-    assert full_scale([read_image(GREY), read_image(GREY / 255)]) == 255
-    assert full_scale([]) == 255
+def test_white_level_without_deep_images():
+    assert white_level([read_image(GREY), read_image(GREY / 255)]) == 255
+    assert white_level([]) == 255
 
 
 def test_filters_for_warnings_are_restored_after_threads():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from blemish.data import loading
 from blemish.data.images import read_image
-from blemish.data.loading import PreparedImages, fitted_scale
+from blemish.data.loading import PreparedImages, fitted_white_level
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import read_training
 from blemish.errors import DataError, ImageError
@@ -171,15 +171,15 @@ def test_given_pixels_are_not_changed_by_the_network(folder):
     assert torch.equal(images.batch([1]).images, copy)
 
 
-def test_deep_images_take_the_fitted_scale(folder):
+def test_deep_images_take_the_fitted_white_level(folder):
     deep = RNG.integers(0, 3000, (20, 20), dtype=np.uint16)
     deep[3, 4] = 3900
     Image.fromarray(deep).save(folder / "good/9.png")
     (folder / "good/10.png").write_bytes(b"no image")
     samples = read_training(folder).samples
-    assert fitted_scale(samples) == fitted_scale(samples, workers=1) == 4095
-    assert fitted_scale(samples[:9]) == 255
-    scaled = Preprocessing(size=20, full_scale=4095)
+    assert fitted_white_level(samples) == fitted_white_level(samples, workers=1) == 4095
+    assert fitted_white_level(samples[:9]) == 255
+    scaled = Preprocessing(size=20, white_level=4095)
     images = PreparedImages(samples, scaled)
     np.testing.assert_allclose(images.batch([9]).images[0, 2].numpy(), deep / 4095, atol=1e-6)
     # Without the scale the deep one is named and skipped, like any file that does not fit.

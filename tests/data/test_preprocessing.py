@@ -59,7 +59,7 @@ def test_stretch_is_an_antialiased_resize(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_float_and_16_bit_stretch_are_not_rounded(size):
     picture = RNG.integers(0, 4096, size, dtype=np.uint16)
-    found = Preprocessing("stretch", 64, full_scale=4095).prepare(read_image(picture))
+    found = Preprocessing("stretch", 64, white_level=4095).prepare(read_image(picture))
     expected = resized(picture[..., None] / 4095, (64, 64), triangle_weights)[..., 0]
     for channel in found.numpy():
         np.testing.assert_allclose(channel, expected, atol=1e-5)
@@ -86,7 +86,7 @@ def test_crop_defaults_to_seven_eighths():
 def test_opencv_reads_two_centres_without_antialiasing(size, depth):
     scale = 2**depth - 1
     picture = RNG.integers(0, scale + 1, (*size, 3)).astype(np.uint8 if depth == 8 else np.uint16)
-    found = Preprocessing("opencv", (64, 48), full_scale=scale).prepare(read_image(picture))
+    found = Preprocessing("opencv", (64, 48), white_level=scale).prepare(read_image(picture))
     expected = resized(picture / scale, (64, 48), opencv_weights)
     np.testing.assert_allclose(found.numpy(), expected.transpose(2, 0, 1), atol=2e-7)
 
@@ -122,8 +122,8 @@ def test_grey_equals_its_colour_copy(family):
 
 def test_values_above_the_scale_are_clipped_and_8_bit_images_ignore_it():
     deep = np.full((16, 16), 2000, np.uint16)
-    assert Preprocessing(size=16, full_scale=1023).prepare(read_image(deep)).unique().tolist() == [1.0]
-    assert Preprocessing(size=16, full_scale=4095).prepare(read_image(np.full((16, 16), 255, np.uint8))).min() == 1.0
+    assert Preprocessing(size=16, white_level=1023).prepare(read_image(deep)).unique().tolist() == [1.0]
+    assert Preprocessing(size=16, white_level=4095).prepare(read_image(np.full((16, 16), 255, np.uint8))).min() == 1.0
 
 
 def test_16_bits_after_8_bit_training_are_refused():
@@ -133,7 +133,7 @@ def test_16_bits_after_8_bit_training_are_refused():
 
 
 def test_stacking_mixed_depths_equals_one_by_one():
-    preparation = Preprocessing(size=16, full_scale=4095)
+    preparation = Preprocessing(size=16, white_level=4095)
     pictures = [np.full((20, 20), 80, np.uint8), RNG.integers(0, 4096, (30, 20), dtype=np.uint16)]
     pictures.append(RNG.integers(0, 256, (16, 24, 3), dtype=np.uint8))
     rasters = [read_image(picture) for picture in pictures]
@@ -243,7 +243,7 @@ def test_map_of_another_size_is_refused():
         Preprocessing(),
         Preprocessing("crop", 64, 32),
         Preprocessing("letterbox", (64, 256)),
-        Preprocessing(full_scale=4095),
+        Preprocessing(white_level=4095),
     ],
 )
 def test_settings_survive_json(preparation):
@@ -258,7 +258,7 @@ def test_digest_changes_with_every_setting():
         Preprocessing(size=(128, 64)),
         Preprocessing("crop"),
         Preprocessing("crop", crop=200),
-        Preprocessing(full_scale=511),
+        Preprocessing(white_level=511),
     ]
     assert len({variant.digest for variant in variants}) == len(variants)
     assert Preprocessing().digest == Preprocessing().digest

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.data.readers import read_globs, read_training, shared_files
-from blemish.data.surveying import survey
+from blemish.data.readers import read_globs, read_training, shared_files, survey
 from blemish.errors import DataError
 
 

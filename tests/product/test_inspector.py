@@ -75,7 +75,7 @@ def test_sixteen_bits_on_the_scale_that_was_learned(texture, save, tmp_path):
     for i in range(6):
         save(tmp_path / "good" / f"{i}.png", texture(i)[..., 0].astype(np.uint16) * 16)
     deep = fit(tmp_path, **QUICK)
-    assert deep.preparation.full_scale == 4095
+    assert deep.preparation.white_level == 4095
     part = texture(9)[..., 0].astype(np.uint16) * 16
     spoiled = part.copy()
     spoiled[20:40, 20:40] = 4000

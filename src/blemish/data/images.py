@@ -13,13 +13,13 @@ What becomes of each kind of image:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ MIN_SIDE = 8
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "PPM", "GIF")
 _ORIENTATION = 0x0112
-_TURNS = {
+_UPRIGHT = {  # ImageOps.exif_transpose also writes the EXIF anew, which fails where that is damaged
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -96,11 +96,7 @@ def read_image(source: Path | str | bytes | Image.Image | npt.NDArray[Any]) -> D
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        ImageError: it cannot be opened.
-    """
+    """The content of a file; an ImageError where it cannot be opened."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -108,11 +104,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(content: bytes, name: str) -> DecodedImage:
-    """The image whose file holds ``content``; ``name`` is how errors call it.
-
-    Raises:
-        ImageError: as for ``read_image``.
-    """
+    """The image whose file holds ``content``; ``name`` is how errors, those of ``read_image``, call it."""
     try:
         with _PILLOW_QUIET, Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             return _decoded(image, name)
@@ -125,8 +117,7 @@ def decode(content: bytes, name: str) -> DecodedImage:
 def read_header(path: Path) -> Header:
     """Size and depth from the first bytes of a file: quick, and no proof that the rest can be decoded.
 
-    Raises:
-        ImageError: the header cannot be read.
+    Raises an ImageError where they cannot be read.
     """
     try:
         with _PILLOW_QUIET, Image.open(path, formats=_FORMATS) as image:
@@ -139,13 +130,13 @@ def read_header(path: Path) -> Header:
         raise _unreadable(str(path), error) from error
 
 
-def full_scale(rasters: Iterable[DecodedImage]) -> int:
+def white_level(images: Iterable[DecodedImage]) -> int:
     """The value that counts as white in 16-bit images: the smallest 2^n - 1 not below any of theirs, n from 8 to 16.
 
     It is fixed when a model learns, because a scale chosen for each image would hide that one is too bright.
     Without 16-bit images it is 255.
     """
-    largest = max((int(raster.pixels.max()) for raster in rasters if raster.bits == 16), default=0)
+    largest = max((int(image.pixels.max()) for image in images if image.bits == 16), default=0)
     return max(255, (1 << largest.bit_length()) - 1)
 
 
@@ -156,21 +147,21 @@ def _decoded(image: Image.Image, name: str) -> DecodedImage:
         raise ImageError(f"{name} holds {frames} images, and one is judged at a time: save each as a file of its own.")
     try:
         image.load()
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-        turned = image if turn is None else image.transpose(turn)
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        upright = image if turn is None else image.transpose(turn)
         if _bits(image.mode) == 8:
-            return _eight_bit(turned)
+            return _eight_bit(upright)
     except Exception as error:
         raise _unreadable(name, error) from error
-    return _raster(_checked(np.asarray(turned)[..., None], name))
+    return _replicated(_checked(np.asarray(upright)[..., None], name))
 
 
 def _eight_bit(image: Image.Image) -> DecodedImage:
     grey = image.mode in ("1", "L", "LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (image.mode == "P" and "transparency" in image.info):
         colours = _over_black(np.asarray(image.convert("RGBA")))
-        return _raster(colours[..., :1] if grey else colours)
-    return _raster(np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image.convert("RGB")))
+        return _replicated(colours[..., :1] if grey else colours)
+    return _replicated(np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image.convert("RGB")))
 
 
 def _checked(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
@@ -196,10 +187,11 @@ def _from_array(array: npt.NDArray[Any]) -> DecodedImage:
         values = _checked(values, name)
     elif values.dtype != np.uint8:
         raise ImageError(f"{name} is not an image: uint8, uint16, bool or float in [0, 1] is needed.")
-    return _raster(_over_black(values) if values.shape[2] == 4 else values)
+    return _replicated(_over_black(values) if values.shape[2] == 4 else values)
 
 
-def _raster(values: npt.NDArray[Any]) -> DecodedImage:
+def _replicated(values: npt.NDArray[Any]) -> DecodedImage:
+    """``h w 3`` or, as three equal channels, ``h w 1``."""
     bits = {"uint8": 8, "uint16": 16, "float32": 32}[values.dtype.name]
     return DecodedImage(np.broadcast_to(values, (*values.shape[:2], 3)), bits, grey=values.shape[2] == 1)
 
@@ -251,23 +243,20 @@ class _PillowQuiet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._saved = warnings.catch_warnings()
+        self._saved = contextlib.ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
+                self._saved.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
             self._inside += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._saved.__exit__(kind, error, trace)
+                self._saved.close()
 
 
 _PILLOW_QUIET = _PillowQuiet()

@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blemish.contract import Batch
-from blemish.data.images import DecodedImage, decode, full_scale, read_bytes, read_header
+from blemish.data.images import DecodedImage, decode, read_bytes, read_header, white_level
 from blemish.data.preprocessing import Preprocessing, stacked
 from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError
@@ -36,19 +36,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """One image: ``h w c`` as ``Preprocessing.resized`` gave it, its key, and the size it had."""
-
-    pixels: npt.NDArray[Any]
-    key: str
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What stays of one image: its pixels are None beyond the budget."""
+    """One image: ``h w c`` as ``Preprocessing.resized`` gave it (empty beyond the budget), its key, its own size."""
 
     sample: Sample
-    pixels: npt.NDArray[Any] | None
+    pixels: npt.NDArray[Any]
     key: str
     size: tuple[int, int]
 
@@ -63,6 +54,9 @@ class PreparedImages:
         strict: fail on the first file that cannot be read, instead of skipping it.
         progress: told of the decoding, and of each skipped file.
         budget: bytes of prepared pixels to keep in memory.
+
+    Attributes:
+        skipped: path and reason of each file that cannot be read.
 
     Raises:
         ImageError: ``strict``, and a file cannot be read.
@@ -81,22 +75,23 @@ class PreparedImages:
     ) -> None:
         self.preparation = preparation
         self._workers = workers if workers is not None else usable_cores()
-        kept: list[_Kept] = []
+        kept: list[_Prepared] = []
         skipped: list[tuple[Path, str]] = []
         progress = progress or Silent()
         # Closed at once when a file or the user stops it, so that the rest is not decoded for nothing.
-        with contextlib.closing(_in_parallel(self._attempt, samples, self._workers)) as found:
-            for sample, got in zip(samples, progress.track(found, "decoding", total=len(samples))):
-                if isinstance(got, _Prepared):
-                    fits = got.pixels.nbytes <= budget
-                    # The first that does not fit ends the keeping: which images are kept is then easy to tell.
-                    budget = budget - got.pixels.nbytes if fits else 0
-                    kept.append(_Kept(sample, got.pixels if fits else None, got.key, got.size))
-                elif strict:
-                    raise got
-                else:
-                    skipped.append((sample.path, str(got)))
-                    progress.note(f"skipped: {got}")
+        with contextlib.closing(_in_parallel(self._attempt, samples, self._workers)) as attempts:
+            tracked = progress.track(attempts, "decoding", total=len(samples))
+            for sample, attempt in zip(samples, tracked):
+                if isinstance(attempt, ImageError):
+                    if strict:
+                        raise attempt
+                    skipped.append((sample.path, str(attempt)))
+                    progress.note(f"skipped: {attempt}")
+                    continue
+                size = attempt.pixels.nbytes
+                # The first that does not fit ends the keeping: which images are kept is then easy to tell.
+                budget = budget - size if size <= budget else -1
+                kept.append(attempt if budget >= 0 else replace(attempt, pixels=attempt.pixels[:0].copy()))
         if not kept:
             reason = f": {skipped[0][1]}" if skipped else "."
             raise DataError(f"none of the {len(samples)} images can be used{reason}")
@@ -129,10 +124,13 @@ class PreparedImages:
             DataError: a file beyond the budget has vanished or changed since the set was built.
         """
         chosen = [self._kept[index] for index in indices]
-        missing = list(dict.fromkeys(kept for kept in chosen if kept.pixels is None))
-        read = dict(zip(missing, _in_parallel(self._again, missing, self._workers)))
-        pixels = [kept.pixels if kept.pixels is not None else read[kept] for kept in chosen]
-        return Batch(stacked(pixels), tuple(kept.key for kept in chosen))
+        missing = list(dict.fromkeys(image for image in chosen if not len(image.pixels)))
+        again = dict(zip(missing, _in_parallel(self._prepare, [image.sample for image in missing], self._workers)))
+        for image, now in again.items():
+            if now.key != image.key:
+                raise DataError(f"{image.sample.path} changed while it was being learnt from: start again.")
+        pixels = [again.get(image, image).pixels for image in chosen]
+        return Batch(stacked(pixels), tuple(image.key for image in chosen))
 
     def subset(self, indices: Sequence[int]) -> PreparedImages:
         """The images at ``indices`` as a set of their own, sharing the memory: for holding out and cross-fitting."""
@@ -143,34 +141,27 @@ class PreparedImages:
 
     def _attempt(self, sample: Sample) -> _Prepared | ImageError:
         try:
-            return self._prepared(sample.path)
+            return self._prepare(sample)
         except ImageError as error:
             return error
 
-    def _prepared(self, path: Path) -> _Prepared:
-        content = read_bytes(path)
-        raster = decode(content, str(path))
-        digest = hashlib.sha256(content)
-        digest.update(self.preparation.digest.encode())
+    def _prepare(self, sample: Sample) -> _Prepared:
+        content = read_bytes(sample.path)
+        image = decode(content, str(sample.path))
+        key = hashlib.sha256(content + self.preparation.digest.encode()).hexdigest()
         try:
-            return _Prepared(self.preparation.resized(raster), digest.hexdigest(), raster.size)
+            return _Prepared(sample, self.preparation.resized(image), key, image.size)
         except ImageError as error:
-            raise ImageError(f"{path}: {error}") from error
-
-    def _again(self, kept: _Kept) -> npt.NDArray[Any]:
-        prepared = self._prepared(kept.sample.path)
-        if prepared.key != kept.key:
-            raise DataError(f"{kept.sample.path} changed while it was being learnt from: start again.")
-        return prepared.pixels
+            raise ImageError(f"{sample.path}: {error}") from error
 
 
-def fitted_scale(samples: Iterable[Sample], workers: int | None = None) -> int:
-    """``full_scale`` over the 16-bit images among ``samples``: goes into the ``Preprocessing`` before fitting.
+def fitted_white_level(samples: Iterable[Sample], workers: int | None = None) -> int:
+    """``white_level`` over the 16-bit images among ``samples``: goes into the ``Preprocessing`` before fitting.
 
     Files that cannot be read are left to ``PreparedImages``.
     """
-    found = _in_parallel(_deep, list(samples), workers if workers is not None else usable_cores())
-    return full_scale(raster for raster in found if raster is not None)
+    images = _in_parallel(_deep, list(samples), workers if workers is not None else usable_cores())
+    return white_level(image for image in images if image is not None)
 
 
 def usable_cores() -> int:
@@ -185,10 +176,10 @@ def _deep(sample: Sample) -> DecodedImage | None:
     try:
         if read_header(sample.path).bits != 16:
             return None
-        raster = decode(read_bytes(sample.path), str(sample.path))
+        image = decode(read_bytes(sample.path), str(sample.path))
     except ImageError:
         return None
-    return DecodedImage(np.full((1, 1, 3), raster.pixels.max()), raster.bits, raster.grey)
+    return replace(image, pixels=np.full((1, 1, 3), image.pixels.max()))
 
 
 def _in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:

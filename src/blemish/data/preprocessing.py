@@ -1,6 +1,6 @@
 """From pixels to what a network is given, and back from its map to the picture.
 
-Four families; which one a paper's figures were made with changes them (fine textures most):
+Four ways to resize; which one a paper's figures were made with changes them (fine textures most):
 
 * ``stretch``: straight to the input size, the aspect is not kept; bilinear with antialiasing (Pillow's).
 * ``crop``: the shorter side to ``size``, then the middle ``crop`` square (224 of 256). What lies outside is not judged.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -29,6 +29,10 @@ from blemish.errors import ConfigError, DataError, ImageError
 
 ResizeMode = Literal["stretch", "crop", "opencv", "letterbox"]
 
+_WHITE_LEVELS = tuple((1 << bits) - 1 for bits in range(8, 17))
+_STORED = {"resize": "family", "size": "size", "crop": "crop", "white_level": "full_scale"}
+"""The names of the settings in model files."""
+
 
 class _Placing(NamedTuple):
     """How an axis lies in the input: resized to ``length``, then moved by ``offset`` (negative: cropped)."""
@@ -42,31 +46,31 @@ class Preprocessing:
     """How images are brought to the network's input size.
 
     Attributes:
-        family: one of the four above.
+        resize: one of the four above.
         size: the input's side or (height, width); for ``crop`` the shorter side before cropping.
         crop: side of the middle square, for ``crop`` alone; None takes 7/8 of ``size``, the papers' 224 of 256.
-        full_scale: what counts as white in a 16-bit image, from ``full_scale`` over the training images. Values above
+        white_level: what counts as white in a 16-bit image, from ``white_level`` over the training images. Values above
             it are clipped. 255 means that no deeper image was seen in training.
 
     Raises:
         ConfigError: a value does not fit.
     """
 
-    family: ResizeMode = "stretch"
+    resize: ResizeMode = "stretch"
     size: int | tuple[int, int] = 256
     crop: int | None = None
-    full_scale: int = 255
+    white_level: int = 255
 
     def __post_init__(self) -> None:
-        if self.family not in get_args(ResizeMode):
-            raise ConfigError(f"preparation {self.family!r} is unknown: choose {', '.join(get_args(ResizeMode))}")
+        if self.resize not in get_args(ResizeMode):
+            raise ConfigError(f"preparation {self.resize!r} is unknown: choose {', '.join(get_args(ResizeMode))}")
         if len(self._sides) != 2 or any(side < 1 for side in self._sides):
             raise ConfigError(f"size {self.size}: one side or (height, width), of at least 1 pixel, is needed")
-        if not (self.full_scale.bit_length() in range(8, 17) and (self.full_scale & (self.full_scale + 1)) == 0):
-            raise ConfigError(f"full_scale {self.full_scale}: 255, 511, 1023 ... or 65535 is needed")
-        if self.family != "crop":
+        if self.white_level not in _WHITE_LEVELS:
+            raise ConfigError(f"full_scale {self.white_level}: 255, 511, 1023 ... or 65535 is needed")
+        if self.resize != "crop":
             if self.crop is not None:
-                raise ConfigError(f"crop {self.crop} goes with the preparation 'crop', not with {self.family!r}")
+                raise ConfigError(f"crop {self.crop} goes with the preparation 'crop', not with {self.resize!r}")
         elif not isinstance(self.size, int):
             raise ConfigError(f"size {self.size}: the preparation 'crop' needs one number, the shorter side")
         elif not 1 <= self.input_size[0] <= self.size:
@@ -79,7 +83,7 @@ class Preprocessing:
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of what ``prepare`` gives."""
-        if self.family != "crop":
+        if self.resize != "crop":
             return self._sides
         side = round(self._sides[0] * 0.875) if self.crop is None else self.crop
         return side, side
@@ -89,32 +93,29 @@ class Preprocessing:
         """16 hexadecimal digits that change with any setting."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def prepare(self, raster: DecodedImage) -> Tensor:
-        """``3 h w``, float32 in [0, 1].
+    def prepare(self, image: DecodedImage) -> Tensor:
+        """``3 h w``, float32 in [0, 1]; raises what ``resized`` does."""
+        return stacked([self.resized(image)])[0]
+
+    def resized(self, image: DecodedImage) -> npt.NDArray[Any]:
+        """``h w c`` at the input size, c = 1 for grey: uint8 where that loses nothing, else float32 in [0, 1].
 
         Raises:
             ImageError: the image has 16 bits, and no image seen in training had.
         """
-        return stacked([self.resized(raster)])[0]
-
-    def resized(self, raster: DecodedImage) -> npt.NDArray[Any]:
-        """``h w c`` at the input size, c = 1 for grey: uint8 where that loses nothing, else float32 in [0, 1].
-
-        Raises:
-            ImageError: as for ``prepare``.
-        """
-        pixels = raster.pixels[..., :1] if raster.grey else raster.pixels
-        if raster.bits == 16:
+        pixels = image.pixels[..., :1] if image.grey else image.pixels
+        if image.bits == 16:
             pixels = self._scaled(pixels)
-        if self.family == "opencv":
+        if self.resize == "opencv":
             return _interpolated(pixels, self._sides)
-        vertical, horizontal = self._placings(raster.size)
+        vertical, horizontal = self._placings(image.size)
         content = _antialiased(pixels, (vertical.length, horizontal.length))
         height, width = self.input_size
-        if self.family == "crop":
+        if self.resize == "crop":
             return np.ascontiguousarray(content[-vertical.offset :, -horizontal.offset :][:height, :width])
-        if self.family == "letterbox":
-            rows, columns = (_padding(vertical, height), _padding(horizontal, width))
+        if self.resize == "letterbox":
+            rows = vertical.offset, height - vertical.length - vertical.offset
+            columns = horizontal.offset, width - horizontal.length - horizontal.offset
             return np.pad(content, (rows, columns, (0, 0)), mode="edge")
         return content
 
@@ -122,10 +123,10 @@ class Preprocessing:
         """``mask`` (``h w``) at the input size: the nearest pixel, placed as ``prepare`` places the image."""
         prepared = mask
         for axis, (placing, side) in enumerate(zip(self._placings(mask.shape), self.input_size)):
-            place = np.arange(side) - placing.offset
-            source = ((place + 0.5) * mask.shape[axis] / placing.length).astype(np.int64)
-            prepared = np.take(prepared, np.clip(source, 0, mask.shape[axis] - 1), axis=axis)
-            outside = (place < 0) | (place >= placing.length)
+            positions = np.arange(side) - placing.offset
+            nearest = ((positions + 0.5) * mask.shape[axis] / placing.length).astype(np.int64)
+            prepared = np.take(prepared, np.clip(nearest, 0, mask.shape[axis] - 1), axis=axis)
+            outside = (positions < 0) | (positions >= placing.length)
             prepared[(outside, slice(None)) if axis == 0 else (slice(None), outside)] = False
         return prepared
 
@@ -137,54 +138,55 @@ class Preprocessing:
         Raises:
             DataError: the map does not have the input's size.
         """
-        given = torch.as_tensor(anomaly_map).detach().to("cpu", torch.float32)
-        if tuple(given.shape) != self.input_size:
-            raise DataError(f"a map of shape {tuple(given.shape)} was given, {self.input_size} is needed")
-        smallest = given.min()
+        values = torch.as_tensor(anomaly_map).detach().to("cpu", torch.float32)
+        if tuple(values.shape) != self.input_size:
+            raise DataError(f"a map of shape {tuple(values.shape)} was given, {self.input_size} is needed")
+        smallest = values.min()
         for axis, placing in enumerate(self._placings(size)):
-            given = _sampled(given, axis, size[axis], placing, smallest)
-        result: npt.NDArray[np.float32] = given.numpy()
-        return result
+            values = _sampled(values, axis, size[axis], placing, smallest)
+        original: npt.NDArray[np.float32] = values.numpy()
+        return original
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a model file."""
-        values = asdict(self)
-        values["size"] = self.size if isinstance(self.size, int) else list(self.size)
-        return values
+        size = self.size if isinstance(self.size, int) else list(self.size)
+        return {"family": self.resize, "size": size, "crop": self.crop, "full_scale": self.white_level}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+    def from_dict(cls, stored: Mapping[str, Any]) -> Preprocessing:
         """What ``to_dict`` gave, back.
 
         Raises:
             ConfigError: an unknown name or value.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
+        unknown = set(stored) - set(_STORED.values())
         if unknown:
             raise ConfigError(f"a preparation has no setting {', '.join(sorted(unknown))}")
-        size = values.get("size", cls.size)
-        return cls(**{**values, "size": size if isinstance(size, int) else tuple(size)})
+        settings = {name: stored[key] for name, key in _STORED.items() if key in stored}
+        if not isinstance(settings.get("size", 0), int):
+            settings["size"] = tuple(settings["size"])
+        return cls(**settings)
 
     def _scaled(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         largest = int(pixels.max())
-        if self.full_scale == 255 < largest:
+        if self.white_level == 255 < largest:
             raise ImageError(
                 f"a 16-bit image with values up to {largest} was given, but no training image held values above 255: "
                 "convert it as the training images were, or fit on 16-bit images."
             )
-        scaled: npt.NDArray[np.float32] = pixels.astype(np.float32) / np.float32(self.full_scale)
+        scaled: npt.NDArray[np.float32] = pixels.astype(np.float32) / np.float32(self.white_level)
         return np.minimum(scaled, np.float32(1))
 
     def _placings(self, size: tuple[int, ...]) -> tuple[_Placing, _Placing]:
         """How a picture of ``size`` lies in the input: vertically, horizontally."""
         height, width = self._sides
-        if self.family == "crop":
+        if self.resize == "crop":
             # The longer side is cut down to an integer and the middle rounded half to even, as torchvision does.
             shorter = min(size[0], size[1])
             lengths = [height if side == shorter else int(height * side / shorter) for side in size]
             top, left = (-round((length - self.input_size[0]) / 2) for length in lengths)
             return _Placing(lengths[0], top), _Placing(lengths[1], left)
-        if self.family == "letterbox":
+        if self.resize == "letterbox":
             scale = min(height / size[0], width / size[1])
             rows, columns = (max(1, round(side * scale)) for side in size)
             return _Placing(rows, (height - rows) // 2), _Placing(columns, (width - columns) // 2)
@@ -193,32 +195,23 @@ class Preprocessing:
 
 def stacked(prepared: Sequence[npt.NDArray[Any]]) -> Tensor:
     """What ``Preprocessing.resized`` gave for several images, as ``b 3 h w`` float32 in [0, 1]."""
-    depths = {(array.dtype, array.shape) for array in prepared}
-    if len(depths) == 1:
-        joined = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2)
-        scaled = _unit(joined)
-        return scaled.expand(-1, 3, -1, -1).contiguous()
-    return torch.cat([stacked([array]) for array in prepared])
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
-
-
-def _padding(placing: _Placing, side: int) -> tuple[int, int]:
-    return placing.offset, side - placing.length - placing.offset
+    if len({(array.dtype, array.shape) for array in prepared}) > 1:
+        return torch.cat([stacked([array]) for array in prepared])
+    joined = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2)
+    scaled = joined.to(torch.float32).div_(255) if joined.dtype == torch.uint8 else joined
+    return scaled.expand(-1, 3, -1, -1).contiguous()
 
 
 def _antialiased(pixels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
     """Pillow's bilinear resize: uint8 stays uint8, float goes channel by channel."""
-    wanted = (size[1], size[0])
-    bilinear = Image.Resampling.BILINEAR
+    width_first, bilinear = (size[1], size[0]), Image.Resampling.BILINEAR
     if pixels.dtype == np.uint8:
         whole = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-        array = np.array(Image.fromarray(whole).resize(wanted, bilinear))
-        return array.reshape(*size, pixels.shape[2])
-    planes = [Image.fromarray(pixels[..., channel]).resize(wanted, bilinear) for channel in range(pixels.shape[2])]
-    resized: npt.NDArray[np.float32] = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+        return np.array(Image.fromarray(whole).resize(width_first, bilinear)).reshape(*size, pixels.shape[2])
+    planes = (Image.fromarray(pixels[..., channel]) for channel in range(pixels.shape[2]))
+    resized: npt.NDArray[np.float32] = np.stack(
+        [np.asarray(plane.resize(width_first, bilinear)) for plane in planes], axis=-1
+    )
     return resized.clip(0, 1)
 
 
@@ -234,13 +227,12 @@ def _interpolated(pixels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArra
 def _sampled(values: Tensor, axis: int, side: int, placing: _Placing, outside: Tensor) -> Tensor:
     """``values`` read linearly along ``axis`` where the centres of ``side`` original pixels lie."""
     available = values.shape[axis]
-    place = (torch.arange(side, dtype=torch.float64) + 0.5) * placing.length / side - 0.5 + placing.offset
+    position = (torch.arange(side, dtype=torch.float64) + 0.5) * placing.length / side - 0.5 + placing.offset
     first, last = max(0, placing.offset), min(available, placing.offset + placing.length) - 1
-    held = place.clamp(first, last)
+    held = position.clamp(first, last)
     below = held.floor().long()
-    weight = (held - below).to(torch.float32)
     shape = (-1, 1) if axis == 0 else (1, -1)
+    weight = (held - below).to(torch.float32).view(shape)
     lower, upper = values.index_select(axis, below), values.index_select(axis, (below + 1).clamp(max=last))
-    sampled = torch.lerp(lower, upper, weight.view(shape))
-    unknown = (place < -0.5) | (place > available - 0.5)
-    return torch.where(unknown.view(shape), outside, sampled) if bool(unknown.any()) else sampled
+    unknown = (position < -0.5) | (position > available - 0.5)
+    return torch.where(unknown.view(shape), outside, torch.lerp(lower, upper, weight))

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blemish.data.folders import folders_in, images_in
 from blemish.data.manifest import write_manifest
 from blemish.data.photographs import demo_datasets
+from blemish.data.readers import folders_in, images_in
 from blemish.data.samples import Sample, Split
 from blemish.errors import ConfigError, DataError
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from blemish.data.folders import Groups, folders_in, found_in, images_in, natural_key
 from blemish.data.images import read_image
 from blemish.data.manifest import read_manifest
+from blemish.data.readers import Groups, contents, folders_in, images_in, natural_key
 from blemish.data.samples import Sample, named_kinds
 from blemish.errors import DataError
 
@@ -92,7 +92,7 @@ def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
 def _open_folder(data: Path) -> TestSet:
     test = data / "test"
     if not test.is_dir():
-        raise DataError(f"{data} has no folder test ({found_in(data)}): test/good and test/<kind> are needed.")
+        raise DataError(f"{data} has no folder test ({contents(data)}): test/good and test/<kind> are needed.")
     groups = Groups(data)
     samples: list[Sample] = []
     for folder in sorted(folders_in(test), key=lambda folder: (folder.name != "good", natural_key(folder))):
@@ -103,7 +103,7 @@ def _open_folder(data: Path) -> TestSet:
             for path in images_in(folder)
         ]
     if not samples:
-        raise DataError(f"{test} holds no test image ({found_in(test)}): test/good and test/<kind> are needed.")
+        raise DataError(f"{test} holds no test image ({contents(test)}): test/good and test/<kind> are needed.")
     notes = (*_notes(samples), *groups.notes(sample.path for sample in samples))
     return TestSet(data.resolve().name, data, tuple(samples), notes)
 

@@ -210,7 +210,7 @@ class Inspector:
             regions=regions,
             size=size,
             scale=self.scale,
-            make_pixels=lambda: on_screen(raster, self.preparation.full_scale),
+            make_pixels=lambda: on_screen(raster, self.preparation.white_level),
             make_heatmap=(lambda: full) if full is not None else heatmap,
         )
 

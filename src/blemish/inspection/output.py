@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blemish.data.folders import EXTENSIONS
 from blemish.data.loading import PreparedImages
+from blemish.data.readers import EXTENSIONS
 from blemish.data.samples import Sample
 from blemish.errors import CalibrationError, DataError, ImageError, OutputError
 from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector, Source

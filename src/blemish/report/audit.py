@@ -85,7 +85,7 @@ def _figure(found: Audit, one: Judged) -> str:
 def _picture(found: Audit, one: Judged) -> Image.Image:
     """The image under its map, shrunk for the page."""
     raster = read_image(one.sample.path)
-    pixels = on_screen(raster, found.preparation.full_scale)
+    pixels = on_screen(raster, found.preparation.white_level)
     if found.scale is None or one.heat is None:
         picture = Image.fromarray(pixels)
     else:

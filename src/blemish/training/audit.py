@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.data.manifest import write_manifest
 from blemish.data.preprocessing import Preprocessing
-from blemish.data.readers import read_training, refuse_to_replace
+from blemish.data.readers import read_training, refuse_to_replace, survey
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group
-from blemish.data.surveying import survey
 from blemish.errors import ConfigError, DataError, RegimeError
 from blemish.inspection.calibration import uncalibrated
 from blemish.inspection.inspector import Inspector

@@ -20,10 +20,9 @@ from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Method
 from blemish.data.preprocessing import ResizeMode
-from blemish.data.readers import read_training, shared_files
+from blemish.data.readers import read_training, shared_files, survey
 from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
-from blemish.data.surveying import survey
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
 from blemish.inspection.inspector import Inspector

@@ -19,7 +19,7 @@ import torch
 
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Method, Regime, TrainingImages
-from blemish.data.loading import PreparedImages, fitted_scale
+from blemish.data.loading import PreparedImages, fitted_white_level
 from blemish.data.preprocessing import Preprocessing, ResizeMode
 from blemish.data.samples import TrainingSet
 from blemish.errors import ConfigError
@@ -48,7 +48,7 @@ class PreparedSet:
             DataError: no image can be read.
             ImageError: ``strict``, and one cannot be read.
         """
-        preparation = Preprocessing(family, size, crop, fitted_scale(training.samples))
+        preparation = Preprocessing(family, size, crop, fitted_white_level(training.samples))
         load = partial(PreparedImages, preparation=preparation, strict=strict, progress=run.progress)
         normal = load(training.normal)
         copies = len(normal) - len(set(normal.keys))
