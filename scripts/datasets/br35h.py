@@ -20,23 +20,17 @@ from blemish.data.samples import Sample
 TRAINING_SHARE = 0.8
 
 
-def entries(folder: Path) -> list[Sample]:
+def samples(folder: Path) -> list[Sample]:
     """Every image of one folder."""
     paths = sorted(images_in(folder), key=lambda path: path.name)
     first_test = int(TRAINING_SHARE * len(paths))
-    found = []
-    for place, path in enumerate(paths):
-        split, group = "train" if place < first_test else "test", f"{folder.name}/{path.name}"
-        if folder.name == "no":
-            found.append(Sample(path, "normal", split, "good", group))
-        else:
-            found.append(Sample(path, "anomalous", split, "tumour", group))
-    return found
+    label, kind = ("normal", "good") if folder.name == "no" else ("anomalous", "tumour")
+    return [Sample(path, label, "train" if i < first_test else "test", kind) for i, path in enumerate(paths)]
 
 
 def main(argv: list[str]) -> None:
     root = Path(argv[0])
-    print(write_manifest(root / "br35h.csv", entries(root / "no") + entries(root / "yes")))
+    print(write_manifest(root / "br35h.csv", samples(root / "no") + samples(root / "yes")))
 
 
 if __name__ == "__main__":

@@ -17,25 +17,24 @@ from blemish.data.readers import images_in
 from blemish.data.samples import Sample
 
 
-def entries(root: Path, product: str) -> list[Sample]:
+def samples(root: Path, product: str) -> list[Sample]:
     """Every image of one product."""
     place = root / product
     masks = {path.stem: path for path in images_in(place / "ground_truth" / "ko")}
-    found = []
+    listed = []
     for split, folder in (("train", "ok"), ("test", "ok"), ("test", "ko")):
         for path in images_in(place / split / folder):
-            group = path.relative_to(root).as_posix()
             if folder == "ok":
-                found.append(Sample(path, "normal", split, "good", group))
+                listed.append(Sample(path, "normal", split))
             else:
-                found.append(Sample(path, "anomalous", split, "ko", group, masks.get(path.stem)))
-    return found
+                listed.append(Sample(path, "anomalous", split, "ko", mask=masks.get(path.stem)))
+    return listed
 
 
 def main(argv: list[str]) -> None:
     root = Path(argv[0])
     for product in ("01", "02", "03"):
-        print(write_manifest(root / f"{product}.csv", entries(root, product)))
+        print(write_manifest(root / f"{product}.csv", samples(root, product)))
 
 
 if __name__ == "__main__":

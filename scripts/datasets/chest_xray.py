@@ -19,13 +19,13 @@ from blemish.data.readers import images_in
 from blemish.data.samples import Sample
 
 
-def entry(path: Path, split: str) -> Sample:
+def sample(path: Path, split: str) -> Sample:
     """One image; its name says patient and kind, as in ``person1_bacteria_2`` and ``NORMAL2-IM-0115-0001``."""
     patient = re.match(r"person\d+|(?:NORMAL2-)?IM-\d+", path.stem)
     # The same number may stand in train and test, in normal and pneumonia, without being the same patient.
     group = f"{split}/{path.parent.name}/{patient.group() if patient else path.stem}"
     if path.parent.name == "NORMAL":
-        return Sample(path, "normal", split, "good", group)
+        return Sample(path, "normal", split, group=group)
     kind = next((kind for kind in ("bacteria", "virus") if kind in path.stem), "pneumonia")
     return Sample(path, "anomalous", split, kind, group)
 
@@ -33,8 +33,8 @@ def entry(path: Path, split: str) -> Sample:
 def main(argv: list[str]) -> None:
     root = Path(argv[0])
     folders = [(split, root / split / name) for split in ("train", "test") for name in ("NORMAL", "PNEUMONIA")]
-    found = [entry(path, split) for split, folder in folders for path in images_in(folder)]
-    print(write_manifest(root / "chest_xray.csv", found))
+    listed = [sample(path, split) for split, folder in folders for path in images_in(folder)]
+    print(write_manifest(root / "chest_xray.csv", listed))
 
 
 if __name__ == "__main__":

@@ -37,19 +37,16 @@ def unpack(root: Path) -> None:
             Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)).save(file)
 
 
-def entries(root: Path, normal: str) -> list[Sample]:
+def samples(root: Path, normal: str) -> list[Sample]:
     """Every image, one class of which is normal."""
-    found = []
+    listed = []
     for split in ("train", "test"):
         for name in CLASSES:
             folder = root / "images" / split / name
             for path in images_in(folder) if folder.is_dir() else []:
-                group = path.relative_to(root).as_posix()
-                if name == normal:
-                    found.append(Sample(path, "normal", split, "good", group))
-                else:
-                    found.append(Sample(path, "anomalous", split, name, group))
-    return found
+                label, kind = ("normal", "good") if name == normal else ("anomalous", name)
+                listed.append(Sample(path, label, split, kind))
+    return listed
 
 
 def main(argv: list[str]) -> None:
@@ -57,7 +54,7 @@ def main(argv: list[str]) -> None:
     if not (root / "images").is_dir():
         unpack(root)
     for name in argv[1:] or CLASSES:
-        print(write_manifest(root / f"{name}.csv", entries(root, name)))
+        print(write_manifest(root / f"{name}.csv", samples(root, name)))
 
 
 if __name__ == "__main__":

@@ -18,20 +18,20 @@ from blemish.data.readers import folders_in, images_in
 from blemish.data.samples import Sample
 
 
-def entry(path: Path, split: str) -> Sample:
+def sample(path: Path, split: str) -> Sample:
     """One image."""
     kind = path.parent.name
     patient = path.stem.rpartition("-")[0] or path.stem
     if kind == "NORMAL":
-        return Sample(path, "normal", split, "good", patient)
+        return Sample(path, "normal", split, group=patient)
     return Sample(path, "anomalous", split, kind, patient)
 
 
 def main(argv: list[str]) -> None:
     root = Path(argv[0])
     folders = [(split, folder) for split in ("train", "test") for folder in folders_in(root / split)]
-    found = [entry(path, split) for split, folder in folders for path in images_in(folder)]
-    print(write_manifest(root / "oct.csv", found))
+    listed = [sample(path, split) for split, folder in folders for path in images_in(folder)]
+    print(write_manifest(root / "oct.csv", listed))
 
 
 if __name__ == "__main__":

@@ -19,24 +19,24 @@ from blemish.data.readers import images_in, natural_key
 from blemish.data.samples import Sample
 
 
-def entries(root: Path, listed: dict[str, dict[str, list[str]]]) -> list[Sample]:
+def samples(root: Path, listed: dict[str, dict[str, list[str]]]) -> list[Sample]:
     """Every image of one pattern."""
     images = {path.stem: path for path in images_in(root / "Images")}
     masks = root / "Annotations" / "masks"
-    found = []
+    picked = []
     for split in ("train", "test"):
-        found += [Sample(images[id_], "normal", split, "good", id_) for id_ in listed["normal"][split]]
+        picked += [Sample(images[id_], "normal", split, group=id_) for id_ in listed["normal"][split]]
     for id_ in listed["defect"]["test"]:
         mask = masks / f"{id_}.png"
-        found.append(Sample(images[id_], "anomalous", "test", "defect", id_, mask if mask.is_file() else None))
-    return found
+        picked.append(Sample(images[id_], "anomalous", "test", "defect", id_, mask if mask.is_file() else None))
+    return picked
 
 
 def main(argv: list[str]) -> None:
     root = Path(argv[0])
     for pattern in sorted((root / "ImageSets" / "Patterns").glob("pattern*.json"), key=natural_key):
         listed = json.loads(pattern.read_text(encoding="utf-8"))
-        print(write_manifest(root / f"{pattern.stem}.csv", entries(root, listed)))
+        print(write_manifest(root / f"{pattern.stem}.csv", samples(root, listed)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from blemish.bench.ledger import held
-from blemish.data.demo import DEMO_CATEGORIES, write_demo
+from blemish.data.demo import write_demo
 from blemish.data.protocols import alternative_split, contaminate, label_anomalies
+from blemish.data.public import DEMO_CATEGORIES
 from blemish.data.readers import read_training
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet, open_test_set
