@@ -128,16 +128,24 @@ def method_class(name: str) -> type[Method]:
     return method
 
 
+KINDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "array": "list"}
+"""What an option takes, by its type in the JSON schema of a config."""
+
+
 def option_table(method: type[Method]) -> dict[str, dict[str, str]]:
-    """A method's options by name: ``default`` as it is written after ``--set name=``, and ``meaning``."""
+    """A method's options by name: ``default`` as written after ``--set name=``, what it ``takes``, and ``meaning``."""
     from pydantic import TypeAdapter
 
     properties = TypeAdapter(method.Config).json_schema(mode="serialization")["properties"]
     table = {}
     for name, option in properties.items():
         values = option["default"] if isinstance(option["default"], list) else [option["default"]]
-        written = ",".join(value if isinstance(value, str) else json.dumps(value) for value in values)
-        table[name] = {"default": written, "meaning": option.get("description", "")}
+        schema = option.get("anyOf", [option])[0]
+        table[name] = {
+            "default": ",".join(value if isinstance(value, str) else json.dumps(value) for value in values),
+            "takes": ", ".join(map(str, schema["enum"])) if "enum" in schema else KINDS.get(schema["type"], "text"),
+            "meaning": option.get("description", ""),
+        }
     return table
 
 
