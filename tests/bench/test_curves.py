@@ -134,8 +134,8 @@ def test_places_of_trusted_images_are_not_guessed_where_some_were_left_out(tmp_p
     training = TrainingSet("pile", None, tuple(pile))
     follower = Follower({}, 1, None, training, {pile[0].path}, Run(), tmp_path / "notes")
     follower.begin(goes_on=False)
-    follower.watch(SimpleNamespace(method=SimpleNamespace(confident=[0, 1], finalize=lambda: None)))
-    follower.on_epoch(1, {})
+    learning = SimpleNamespace(method=SimpleNamespace(confident=[0, 1], finalize=lambda: None))
+    follower.on_epoch(1, {}, learning)
     assert follower.trusted(4) == {"epoch": [1], "images": [2], "bad": [1], "share": 0.25}
     assert follower.trusted(3) is None  # place 0 of three may be any of the first two
 

@@ -71,22 +71,22 @@ def test_the_bad_images_come_first_and_are_suspect(found):
 
 
 def test_no_image_is_judged_by_a_model_that_saw_its_part(folder, monkeypatch):
-    from blemish.training import audit as module
+    from blemish.inspection.inspector import Inspector
     from blemish.training.learner import Learner
 
     learned, judged = [], []
-    learn, predictions = Learner.learn, module._predictions
+    learn, stream = Learner.learn, Inspector.stream
 
-    def watched_learn(self, indices, run, watch=None):
-        learned.append({self.images.groups[i] for i in indices})
-        return learn(self, indices, run, watch)
+    def watched_learn(self, indices, run, on_epoch=None):
+        learned.append({self.groups[i] for i in indices})
+        return learn(self, indices, run, on_epoch)
 
-    def watched_predictions(inspector, images, indices):
-        judged.append([images.groups[i] for i in indices])
-        return predictions(inspector, images, indices)
+    def watched_stream(self, indices, read):
+        judged.append([f"part{i // 2}" for i in indices])
+        return stream(self, indices, read)
 
     monkeypatch.setattr(Learner, "learn", watched_learn)
-    monkeypatch.setattr(module, "_predictions", watched_predictions)
+    monkeypatch.setattr(Inspector, "stream", watched_stream)
     audit(folder, QUICK)
     assert len(learned) == len(judged) == 5
     for seen, parts in zip(learned, judged):

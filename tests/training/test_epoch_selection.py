@@ -19,7 +19,7 @@ from blemish.errors import Cancelled, ConfigError
 from blemish.registry import METHODS, MethodEntry
 from blemish.run import Run
 from blemish.training.audit import audit
-from blemish.training.epoch_selection import KINDS, ChosenLength, Validation
+from blemish.training.epoch_selection import KINDS, described
 from blemish.training.fit import FitSettings, fit
 
 SIDE, PARTS, BEST = 96, 20, 6
@@ -152,14 +152,14 @@ def test_a_choice_that_was_stopped_goes_on_where_it_was(folder, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-def test_looks_of_other_work_are_not_taken_up(folder, tmp_path):
+def test_points_of_other_work_are_not_taken_up(folder, tmp_path):
     run = Run(checkpoint=tmp_path / "kept")
     fit(folder, SETTINGS, run)
     run.forget_checkpoints()
-    notes = tmp_path / "kept" / "looks.checkpoint"
+    notes = tmp_path / "kept" / "curve.checkpoint"
     notes.parent.mkdir()
     look = {"epoch": 3, "image_auroc": 1, "aupro": 1}
-    for content in ("{", "[]", '{"looks": [], "work": {}}', json.dumps({"looks": [look], "work": {}})):
+    for content in ("{", "[]", '{"points": [], "work": {}}', json.dumps({"points": [look], "work": {}})):
         notes.write_text(content)
         chosen = fit(folder, SETTINGS, replace(run, resume=True)).provenance["length_chosen"]
         assert (chosen["epochs"], len(chosen["looks"]["epoch"])) == (BEST, 9)
@@ -168,16 +168,18 @@ def test_looks_of_other_work_are_not_taken_up(folder, tmp_path):
 
 
 def test_a_sentence_says_what_was_chosen_and_whether_more_may_help():
-    looks = (Validation(1, 0.6, 0.5), Validation(2, 0.9, 0.7), Validation(3, 0.8, 0.8))
-    found = ChosenLength(40, 9, looks)
-    assert found.best.epoch == 2, "the first of equal ones"
-    assert found.sentence() == (
+    def points(*figures):
+        return [dict(zip(("epoch", "image_auroc", "aupro"), point)) for point in figures]
+
+    facts, sentence = described(points((1, 0.6, 0.5), (2, 0.9, 0.7), (3, 0.8, 0.8)), 40, 9)
+    assert facts["epochs"] == 2, "the first of equal ones"
+    assert facts["looks"] == {"epoch": [1, 2, 3], "image_auroc": [0.6, 0.9, 0.8], "aupro": [0.5, 0.7, 0.8]}
+    assert sentence == (
         "length: 2 of at most 40 epochs, by defects painted on 9 held-out good images (image AUROC 0.900, "
         "AU-PRO 0.700; by epoch 1: 0.550, 2: 0.800, 3: 0.800)"
     )
-    late = ChosenLength(3, 12, (Validation(1, 0.6, None), Validation(3, 0.7, None)))
-    assert late.sentence().endswith("(image AUROC 0.700; by epoch 1: 0.600, 3: 0.700); it was still getting better: "
-                                    "allow more")  # fmt: skip
+    _, late = described(points((1, 0.6, None), (3, 0.7, None)), 3, 12)
+    assert late.endswith("(image AUROC 0.700; by epoch 1: 0.600, 3: 0.700); it was still getting better: allow more")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -158,19 +158,18 @@ def test_the_length_is_handed_on(folder: Path) -> None:
 
 
 def test_a_watcher_is_told_of_the_model_and_of_its_epochs_alone(folder: Path) -> None:
-    told: list[Inspector] = []
-    epochs: list[tuple[int, float]] = []
+    told: list[tuple[int, float, Inspector]] = []
 
-    def on_epoch(number: int, means: dict[str, float]) -> None:
-        told[0].method.eval()
-        told[0].predict(torch.rand(2, 3, 32, 32))
-        epochs.append((number, means["loss"]))
+    def on_epoch(number: int, means: dict[str, float], inspector: Inspector) -> None:
+        inspector.method.finalize()
+        inspector.predict(torch.rand(2, 3, 32, 32))
+        told.append((number, means["loss"], inspector))
 
-    run = Run(on_epoch=on_epoch)
-    watched = fit(folder, SETTINGS, run, watch=told.append)
-    assert [number for number, _ in epochs] == [1, 2]
-    assert told[0].method is watched.method
-    assert run.curves["toy"] == [{"loss": loss} for _, loss in epochs]
+    run = Run()
+    watched = fit(folder, SETTINGS, run, on_epoch)
+    assert [number for number, *_ in told] == [1, 2]
+    assert all(inspector.method is watched.method for *_, inspector in told)
+    assert run.curves["toy"] == [{"loss": loss} for _, loss, _ in told]
     plain = fit(folder, SETTINGS)
     assert all(torch.equal(tensor, learned(plain)[name]) for name, tensor in learned(watched).items())
 

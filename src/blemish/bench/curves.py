@@ -48,7 +48,6 @@ class Follower:
     per_image: bool = False
     _points: dict[str, list[Point]] = field(default_factory=dict)
     _trusted: list[Point] = field(default_factory=list)
-    _watched: list[Inspector] = field(default_factory=list)
 
     def begin(self, goes_on: bool) -> None:
         """Take up the notes of the training that goes on, or forget those of another."""
@@ -58,13 +57,8 @@ class Follower:
             self._points |= found["points"]
             self._trusted = found["trusted"]
 
-    def watch(self, inspector: Inspector) -> None:
-        """Told of the model that is about to learn."""
-        self._watched = [inspector]
-
-    def on_epoch(self, epoch: int, _: dict[str, float]) -> None:
+    def on_epoch(self, epoch: int, _: dict[str, float], inspector: Inspector) -> None:
         """Validation, where it is time. An epoch that was seen before a resumption is not looked at again."""
-        (inspector,) = self._watched
         confident = getattr(inspector.method, "confident", None)
         if confident is not None and self.planted and all(one["epoch"] < epoch for one in self._trusted):
             samples = self.training.normal

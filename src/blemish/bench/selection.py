@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blemish.bench.curves import Follower, look
@@ -58,13 +58,10 @@ def learn_and_judge(
     """
     at, per_image = configuration["at"], configuration["per_image_pro"]
     if configuration["selection"] == "last":
-        if follower is None:
-            inspector = fit(training, settings, run)
-        else:
-            inspector = fit(training, settings, replace(run, on_epoch=follower.on_epoch), watch=follower.watch)
+        inspector = fit(training, settings, run, None if follower is None else follower.on_epoch)
         return Outcome(inspector, evaluate(inspector, test, run, at, per_image))
     watcher = _Watcher(test, run, configuration)
-    inspector = fit(training, settings, replace(run, on_epoch=watcher.on_epoch), watch=watcher.watch)
+    inspector = fit(training, settings, run, watcher.on_epoch)
     last = evaluate(inspector, test, run, at, per_image)
     if watcher.best is None:
         raise ConfigError(
@@ -90,15 +87,9 @@ class _Watcher:
     epoch: int | None = None
     best: Evaluation | None = None
     _value: float = -math.inf
-    _watched: list[Inspector] = field(default_factory=list)
 
-    def watch(self, inspector: Inspector) -> None:
-        """Told of the model that is about to learn."""
-        self._watched = [inspector]
-
-    def on_epoch(self, epoch: int, _: dict[str, float]) -> None:
+    def on_epoch(self, epoch: int, _: dict[str, float], inspector: Inspector) -> None:
         """Judge, and remember if better; the mean leaves out figures that this set cannot give."""
-        (inspector,) = self._watched
         inspector.method.finalize()
         found = look(inspector, self.test, self.run, self.configuration["at"], self.configuration["per_image_pro"])
         self.openings += 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ from blemish.contract import Images, Method, Prediction
 from blemish.data.images import DecodedImage, read_image
 from blemish.data.preprocessing import Preprocessing
 from blemish.errors import ImageError, ModelFileError
-from blemish.inspection.calibration import Calibration, calibrate
+from blemish.inspection.calibration import Calibration
 from blemish.inspection.model_file import read_model, write_model
 from blemish.inspection.overlay import Scale, fixed_scale
-from blemish.inspection.regions import find_regions
-from blemish.inspection.verdict import Verdict
+from blemish.inspection.regions import Region, find_regions
+from blemish.inspection.verdict import Verdict, on_screen
 from blemish.registry import make_config, method_class
 from blemish.run import Precision, PrecisionName, Run, choose_device, choose_precision
 
@@ -34,12 +35,33 @@ Source = str | Path | bytes | Image | NDArray[Any]
 """What may be judged: a path, encoded bytes, a PIL image, an array ``h w`` or ``h w c`` in RGB order."""
 
 BACKBONE = "backbone."
-
 LEARNED_KEYS = "learned_keys"
 """Where a model's provenance keeps the keys of the images it learned from: it must not be calibrated on them."""
-
 KEY_LETTERS = 16
 """Of each key: 64 bits tell images apart."""
+BATCH = 8
+WORKERS = 4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scored(Generic[T]):
+    """One item of a stream with what the method says of it.
+
+    Attributes:
+        item: as it was given.
+        image: as it was read; None for an item that was read as a prepared tensor.
+        prepared: ``3 h w`` in [0, 1], as the network was given it.
+        score: raw.
+        map: ``h w`` at the network's size; None for a method without maps.
+    """
+
+    item: T
+    image: DecodedImage | None
+    prepared: Tensor
+    score: float
+    map: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -68,14 +90,13 @@ class Inspector:
         Raises:
             ImageError: the image cannot be read.
         """
-        raster = read_image(image)
-        prediction = self.predict(self.preparation.prepare(raster)[None])
-        return self._verdict(_name(image), raster, prediction, 0)
+        (verdict,) = self.many([image])
+        return verdict
 
     def many(
         self,
         images: Iterable[Source],
-        batch_size: int = 8,
+        batch_size: int = BATCH,
         on_error: Callable[[Source, ImageError], None] | None = None,
     ) -> Iterator[Verdict]:
         """Judge many images in order, decoding the next ones while the current ones are judged.
@@ -87,51 +108,69 @@ class Inspector:
             batch_size: images judged together.
             on_error: called for an image that cannot be read, which is then left out; without it the error is raised.
         """
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for batch in _in_batches(pool, self._load, images, batch_size):
-                readable: list[tuple[Source, DecodedImage, Tensor]] = []
-                for source, future in batch:
+        return map(self._verdict, self.stream(images, read_image, batch_size, on_error))
+
+    def stream(
+        self,
+        items: Iterable[T],
+        read: Callable[[T], DecodedImage | Tensor],
+        batch_size: int = BATCH,
+        on_error: Callable[[T, ImageError], None] | None = None,
+    ) -> Iterator[Scored[T]]:
+        """Every item with its image, raw score and map, in order; the next batch is read while one is judged.
+
+        Args:
+            items: taken at most two batches ahead.
+            read: gives an item's image, to be prepared, or a tensor ``3 h w`` that is so already. Runs in threads.
+            batch_size: items judged together.
+            on_error: called for an item whose image cannot be read or prepared, which is then left out; without it the
+                error is raised.
+        """
+
+        def load(item: T) -> tuple[DecodedImage | None, Tensor]:
+            image = read(item)
+            return (None, image) if isinstance(image, Tensor) else (image, self.preparation.prepare(image))
+
+        remaining = iter(items)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            ahead = deque([[(item, pool.submit(load, item)) for item in islice(remaining, batch_size)]])
+            while batch := ahead.popleft():
+                ahead.append([(item, pool.submit(load, item)) for item in islice(remaining, batch_size)])
+                readable = []
+                for item, future in batch:
                     try:
-                        readable.append((source, *future.result()))
+                        readable.append((item, *future.result()))
                     except ImageError as error:
                         if on_error is None:
                             raise
-                        on_error(source, error)
+                        on_error(item, error)
                 if not readable:
                     continue
-                prediction = self.predict(torch.stack([tensor for _, _, tensor in readable]))
-                for i, (source, raster, _) in enumerate(readable):
-                    yield self._verdict(_name(source), raster, prediction, i)
+                prediction = self.predict(torch.stack([prepared for *_, prepared in readable]))
+                scores = prediction.score.tolist()
+                maps = [None] * len(scores) if prediction.map is None else prediction.map.numpy()
+                for (item, image, prepared), score, map_ in zip(readable, scores, maps):
+                    yield Scored(item, image, prepared, score, map_)
 
     def predict(self, images: Tensor) -> Prediction:
         """Raw scores and maps of prepared images, ``b 3 h w`` in [0, 1], on the CPU."""
         device = next(self.method.parameters(), torch.empty(0)).device
         with torch.inference_mode():
             prediction = self.method(images.to(device))
-        heat = None if prediction.map is None else prediction.map.float().cpu()
-        return Prediction(heat, prediction.score.float().cpu())
+        map_ = None if prediction.map is None else prediction.map.float().cpu()
+        return Prediction(map_, prediction.score.float().cpu())
 
-    def scores(self, images: Images, run: Run, title: str = "scoring") -> tuple[NDArray[Any], NDArray[Any] | None]:
+    def scores(
+        self, images: Images, run: Run, title: str = "scoring"
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Raw score and largest map value of every image; the latter None for a method without maps."""
+        indices = run.progress.track(range(len(images)), title)
         scores, max_map_values = [], []
-        for start in run.progress.track(range(0, len(images), 8), title):
-            prediction = self.predict(images.batch(range(start, min(start + 8, len(images)))).images)
-            scores.append(prediction.score.numpy())
-            if prediction.map is not None:
-                max_map_values.append(prediction.map.amax(dim=(1, 2)).numpy())
-        return np.concatenate(scores), np.concatenate(max_map_values) if max_map_values else None
-
-    def calibrated(
-        self, images: Images, groups: Sequence[str], run: Run, false_reject: float | None = None
-    ) -> Inspector:
-        """The same inspector with a threshold from good images that it did not learn from; nothing is refitted.
-
-        Raises:
-            CalibrationError: the good parts are too few for the rate asked for.
-        """
-        scores, max_map_values = self.scores(images, run, "calibrating")
-        calibration = calibrate("holdout", scores, groups, max_map_values=max_map_values, false_reject=false_reject)
-        return dataclasses.replace(self, calibration=calibration)
+        for scored in self.stream(indices, lambda index: images.batch([index]).images[0]):
+            scores.append(scored.score)
+            if scored.map is not None:
+                max_map_values.append(float(scored.map.max()))
+        return np.array(scores), np.array(max_map_values) if max_map_values else None
 
     @cached_property
     def scale(self) -> Scale | None:
@@ -150,11 +189,10 @@ class Inspector:
         Raises:
             OutputError: the folder is read-only or the disk is full.
         """
-        tensors = {f"method.{name}": value for name, value in self.method.state_dict().items()}
-        if not with_backbone:
-            tensors = {name: value for name, value in tensors.items() if not name.startswith("method." + BACKBONE)}
+        state = self.method.state_dict()
+        tensors = {f"method.{name}": t for name, t in state.items() if with_backbone or not name.startswith(BACKBONE)}
         for name, values in self.calibration.to_tensors().items():
-            tensors[f"calibration.{name}"] = torch.from_numpy(np.asarray(values))
+            tensors[f"calibration.{name}"] = torch.from_numpy(values)
         description = {
             "method": self.name,
             "config": dataclasses.asdict(self.method.config),
@@ -170,52 +208,53 @@ class Inspector:
 
     def info(self) -> dict[str, Any]:
         """What this model is, JSON-able: method, data, promise, sizes, digests."""
-        backbone = self.method.backbone.spec()
-        learned = sum(v.numel() for k, v in self.method.state_dict().items() if not k.startswith(BACKBONE))
         return {
             "method": self.name,
             "config": dataclasses.asdict(self.method.config),
-            "backbone": backbone,
+            "backbone": self.method.backbone.spec(),
             "preparation": self.preparation.to_dict(),
             "promise": self.calibration.sentence(),
             "threshold": self.calibration.threshold,
             "review_threshold": self.calibration.review_threshold,
             "pixel_threshold": self.calibration.pixel_threshold,
-            "learned_numbers": learned,
+            "learned_numbers": sum(
+                tensor.numel() for name, tensor in self.method.state_dict().items() if not name.startswith(BACKBONE)
+            ),
             **{name: value for name, value in self.provenance.items() if name != LEARNED_KEYS},
         }
 
-    def _load(self, source: Source) -> tuple[DecodedImage, Tensor]:
-        raster = read_image(source)
-        return raster, self.preparation.prepare(raster)
-
-    def _verdict(self, source: str | None, raster: DecodedImage, prediction: Prediction, i: int) -> Verdict:
-        heat = None if prediction.map is None else prediction.map[i]
-        score, size = float(prediction.score[i]), raster.size
-        known = self.calibration.kind != "none"
-        threshold = self.calibration.pixel_threshold
+    def _verdict(self, scored: Scored[Source]) -> Verdict:
+        image, map_, calibration = scored.image, scored.map, self.calibration
+        if image is None:
+            raise TypeError("a verdict is of an image, not of a prepared tensor: give it as an array h w c")
+        known, threshold = calibration.kind != "none", calibration.pixel_threshold
+        size, preparation = image.size, self.preparation
 
         def heatmap() -> NDArray[np.float32] | None:
-            return None if heat is None else self.preparation.to_original(heat, size)
+            return None if map_ is None else preparation.to_original(map_, size)
 
+        regions: tuple[Region, ...] = ()
+        full = None
         # Resizing never exceeds the map's maximum, so a map below the threshold needs none.
-        marked = heat is not None and threshold is not None and float(heat.max()) > threshold
-        full = heatmap() if marked else None
-        regions = () if full is None or threshold is None else find_regions(full, threshold, self.smallest_area)
+        if map_ is not None and threshold is not None and float(map_.max()) > threshold:
+            full = preparation.to_original(map_, size)
+            regions = find_regions(full, threshold, self.smallest_area)
         return Verdict(
-            source=source,
-            score=score,
-            p_value=self.calibration.p_value(score) if known else None,
-            decision=self.calibration.decide(score) if known else None,
+            source=str(scored.item) if isinstance(scored.item, (str, Path)) else None,
+            score=scored.score,
+            p_value=calibration.p_value(scored.score) if known else None,
+            decision=calibration.decide(scored.score) if known else None,
             regions=regions,
             size=size,
             scale=self.scale,
-            make_pixels=lambda: on_screen(raster, self.preparation.white_level),
-            make_heatmap=(lambda: full) if full is not None else heatmap,
+            make_pixels=lambda: on_screen(image, preparation.full_scale),
+            make_heatmap=heatmap if full is None else lambda: full,
         )
 
 
-def load(path: str | Path, device: str = "auto", precision: str = "auto", weights: str | None = None) -> Inspector:
+def load(
+    path: str | Path, device: str = "auto", precision: PrecisionName = "auto", weights: str | None = None
+) -> Inspector:
     """The inspector in a model file.
 
     Args:
@@ -228,39 +267,35 @@ def load(path: str | Path, device: str = "auto", precision: str = "auto", weight
         ModelFileError: the file is missing, damaged, no model, or from a newer version.
         WeightsError: the file holds no backbone, and the weights here are absent or not the ones it learned with.
     """
-    where = choose_device(device)
+    chosen = choose_device(device)
     tensors, description = read_model(Path(path))
+    parts: dict[str, dict[str, Tensor]] = {"method": {}, "calibration": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
     try:
-        return _assemble(tensors, description, where, precision, weights)
+        state = parts["method"]
+        kept = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
+        backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)
+        provenance = description["provenance"]
+        backbone.precision = as_calibrated(chosen, precision, backbone.dense, provenance.get("precision"))
+        preparation = Preprocessing.from_dict(description["preparation"])
+        cls = method_class(description["method"])
+        config = make_config(cls, description["config"])
+        method = cls(backbone, preparation.input_size, config)
+        learned = provenance.get("precision_trained")
+        method.precision = as_calibrated(chosen, precision, cls.gains_from_bf16(backbone, config), learned)
+        method.load_fitted(state | {BACKBONE + name: tensor for name, tensor in backbone.state_dict().items()})
+        return Inspector(
+            method=method.to(chosen).eval(),
+            name=description["method"],
+            preparation=preparation,
+            calibration=Calibration.from_tensors(parts["calibration"], description["calibration"]),
+            provenance=provenance,
+            smallest_area=description["smallest_area"],
+        )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path} does not hold what this Blemish expects ({error}): fit it anew") from error
-
-
-def _assemble(
-    tensors: dict[str, Tensor], description: dict[str, Any], device: torch.device, precision: Any, weights: str | None
-) -> Inspector:
-    state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
-    kept = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
-    backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)
-    provenance = description["provenance"]
-    backbone.precision = as_calibrated(device, precision, backbone.dense, provenance.get("precision"))
-    preparation = Preprocessing.from_dict(description["preparation"])
-    cls = method_class(description["method"])
-    config = make_config(cls, description["config"])
-    method = cls(backbone, preparation.input_size, config)
-    dense, trained = cls.gains_from_bf16(backbone, config), provenance.get("precision_trained")
-    method.precision = as_calibrated(device, precision, dense, trained)
-    own = {name: t for name, t in state.items() if not name.startswith(BACKBONE)}
-    method.load_fitted(own | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
-    arrays = {n.removeprefix("calibration."): t.numpy() for n, t in tensors.items() if n.startswith("calibration.")}
-    return Inspector(
-        method=method.to(device).eval(),
-        name=description["method"],
-        preparation=preparation,
-        calibration=Calibration.from_tensors(arrays, description["calibration"]),
-        provenance=provenance,
-        smallest_area=description["smallest_area"],
-    )
 
 
 def as_calibrated(device: torch.device, wanted: PrecisionName, dense: bool, calibrated: str | None) -> Precision:
@@ -275,31 +310,3 @@ def as_calibrated(device: torch.device, wanted: PrecisionName, dense: bool, cali
     if wanted == "auto" and calibrated == "fp32":
         return Precision(torch.float32, channels_last=True, reason="as it was calibrated")
     return choose_precision(device, wanted, dense)
-
-
-def on_screen(raster: DecodedImage, full_scale: int) -> NDArray[np.uint8]:
-    """Eight bits a channel: deeper images at the model's full scale."""
-    if raster.bits == 8:
-        return raster.pixels
-    top = 1.0 if raster.bits == 32 else full_scale
-    return (np.clip(raster.pixels / top, 0, 1) * 255).round().astype(np.uint8)
-
-
-def _name(source: Source) -> str | None:
-    return str(source) if isinstance(source, (str, Path)) else None
-
-
-def _in_batches(
-    pool: ThreadPoolExecutor,
-    load_one: Callable[[Any], tuple[DecodedImage, Tensor]],
-    sources: Iterable[Any],
-    batch_size: int,
-) -> Iterator[list[tuple[Any, Future[tuple[DecodedImage, Tensor]]]]]:
-    """Batches of sources with their loading under way, one batch ahead."""
-    ahead: deque[tuple[Any, Future[tuple[DecodedImage, Tensor]]]] = deque()
-    for source in sources:
-        ahead.append((source, pool.submit(load_one, source)))
-        if len(ahead) == 2 * batch_size:
-            yield [ahead.popleft() for _ in range(batch_size)]
-    while ahead:
-        yield [ahead.popleft() for _ in range(min(batch_size, len(ahead)))]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blemish.data.loading import PreparedImages
-from blemish.data.readers import EXTENSIONS
+from blemish.data.folders import EXTENSIONS
 from blemish.data.samples import Sample
 from blemish.errors import CalibrationError, DataError, ImageError, OutputError
-from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector, Source
+from blemish.inspection.calibration import calibrate
 from blemish.inspection.overlay import save_heatmap
 from blemish.inspection.regions import regions_csv
-from blemish.inspection.verdict import Verdict
-from blemish.run import Progress, Run, check_writable, written_atomically
+from blemish.run.files import check_writable, written_atomically
+
+if TYPE_CHECKING:
+    from blemish.inspection.inspector import Inspector, Source
+    from blemish.run import Progress, Run
 
 
 def deliver(
@@ -41,7 +44,13 @@ def deliver(
     """
     images = find_images(paths)
     names = _distinct_names(images)
-    _spare_the_originals(names, overlays, maps, table)
+    written = [] if table is None else [table]
+    for folder, suffix in ((overlays, ".png"), (maps, ".tiff")):
+        written += [] if folder is None else [folder / f"{name}{suffix}" for name in names.values()]
+    originals = {path.resolve() for path in images}
+    for path in written:
+        if path.resolve() in originals:
+            raise OutputError(f"{path} is an image to be judged and would be written over: choose another place")
     if table is not None:
         check_writable(table)
     decisions: set[str] = set()
@@ -54,15 +63,16 @@ def deliver(
 
     for verdict in inspector.many(progress.track(images, "inspecting"), on_error=refuse):
         decisions.add(verdict.decision or "")
-        line = verdict.as_dict()
-        stem = names[Path(verdict.source or "")]
-        if overlays is not None:
-            line["overlay"] = str(_write_picture(verdict, overlays / f"{stem}.png"))
-        if maps is not None and verdict.heatmap is not None:
-            save_heatmap(maps / f"{stem}.tiff", verdict.heatmap)
-            line["map"] = str(maps / f"{stem}.tiff")
+        line, name = verdict.as_dict(), names[Path(verdict.source or "")]
         if table is not None:
             rows.append(verdict.as_dict())
+        if overlays is not None:
+            line["overlay"] = str(overlays / f"{name}.png")
+            with written_atomically(overlays / f"{name}.png") as temporary:
+                verdict.overlay().save(temporary, format="PNG")
+        if maps is not None and verdict.heatmap is not None:
+            line["map"] = str(maps / f"{name}.tiff")
+            save_heatmap(maps / f"{name}.tiff", verdict.heatmap)
         say(json.dumps(line))
     if table is not None:
         with written_atomically(table) as temporary:
@@ -71,13 +81,16 @@ def deliver(
 
 
 def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float | None, run: Run) -> Inspector:
-    """The inspector with a threshold from these good images, each of them a part of its own.
+    """The inspector with a threshold from these good images, each of them a part of its own; nothing is refitted.
 
     Raises:
         DataError: there is no image at the paths given.
         CalibrationError: they are too few for the rate asked for, or the model has learned from some of them: its
             scores of those are too low to be a threshold for new ones.
     """
+    from blemish.data.loading import PreparedImages
+    from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS
+
     samples = [Sample(path, "normal") for path in dict.fromkeys(find_images(good))]
     images = PreparedImages(samples, inspector.preparation, progress=run.progress)
     learned = set(inspector.provenance.get(LEARNED_KEYS, ()))
@@ -87,7 +100,9 @@ def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float
             f"the model has learned from {len(known)} of these {len(images)} images, such as {known[0]}: a threshold "
             "from them would reject almost every new part. Give good images that it has not seen."
         )
-    return inspector.calibrated(images, [sample.group for sample in images.samples], run, false_reject)
+    scores, max_map_values = inspector.scores(images, run, "calibrating")
+    calibration = calibrate("holdout", scores, max_map_values=max_map_values, false_reject=false_reject)
+    return dataclasses.replace(inspector, calibration=calibration)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -96,57 +111,31 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         DataError: nothing is there.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += sorted(
-                one
-                for one in path.rglob("*")
-                if one.suffix.lower() in EXTENSIONS
-                and one.name[0] != "."
-                and "ground_truth" not in one.relative_to(path).parts
-            )
-        else:
-            found.append(path)
-    if not found:
+        below = sorted(path.rglob("*")) if path.is_dir() else []
+        images += [] if path.is_dir() else [path]
+        images += [
+            file
+            for file in below
+            if file.suffix.lower() in EXTENSIONS
+            and not file.name.startswith(".")
+            and "ground_truth" not in file.relative_to(path).parts
+        ]
+    if not images:
         raise DataError(f"no image in {', '.join(str(path) for path in paths)}: name image files, or folders of them")
-    return found
+    return images
 
 
 def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:
     """A file name for each image: its stem, led by its folders' names or, at last, numbered where images share one."""
     names: dict[Path, str] = {}
-    left = list(dict.fromkeys(images))
+    unnamed = list(dict.fromkeys(images))
     for depth in range(3):
-        tried = {path: "_".join((*_folders(path)[:depth][::-1], path.stem)) for path in left}
+        folders = {path: [folder.name for folder in path.parents if folder.name not in ("", "..")] for path in unnamed}
+        tried = {path: "_".join((*folders[path][:depth][::-1], path.stem)) for path in unnamed}
         # Some file systems take a.png and A.png for one file.
         times = Counter(name.casefold() for name in (*tried.values(), *names.values()))
         names |= {path: name for path, name in tried.items() if times[name.casefold()] == 1}
-        left = [path for path in left if path not in names]
-    return names | {path: f"{path.stem}_{path.suffix[1:]}_{place}" for place, path in enumerate(left)}
-
-
-def _folders(path: Path) -> list[str]:
-    """The names of the folders that hold ``path``, the nearest first, as far as they can stand in a file's name."""
-    return [folder.name for folder in path.parents if folder.name not in ("", "..")]
-
-
-def _spare_the_originals(
-    names: Mapping[Path, str], overlays: Path | None, maps: Path | None, table: Path | None
-) -> None:
-    originals = {path.resolve() for path in names}
-    written = [] if table is None else [table]
-    for folder, suffix in ((overlays, ".png"), (maps, ".tiff")):
-        written += [] if folder is None else [folder / f"{stem}{suffix}" for stem in names.values()]
-    for path in written:
-        if path.resolve() in originals:
-            raise OutputError(f"{path} is an image to be judged and would be written over: choose another place")
-
-
-def _write_picture(verdict: Verdict, path: Path) -> Path:
-    try:
-        with written_atomically(path) as temporary:
-            verdict.overlay().save(temporary, format="PNG")
-    except ValueError as error:
-        raise OutputError(f"{path} was not written: {error}") from error
-    return path
+        unnamed = [path for path in unnamed if path not in names]
+    return names | {path: f"{path.stem}_{path.suffix[1:]}_{number}" for number, path in enumerate(unnamed)}

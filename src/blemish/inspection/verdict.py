@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from blemish.data.images import DecodedImage
 from blemish.inspection.calibration import Decision
 from blemish.inspection.overlay import Scale, overlay
 from blemish.inspection.regions import Region
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 THIN_LINES = 400
 """Pictures of smaller images are magnified until their longer side has about this many pixels: outlines stay thin."""
@@ -63,16 +62,14 @@ class Verdict:
         row, column = divmod(int(self.heatmap.argmax()), self.size[1])
         return column, row
 
-    def overlay(self, truth: NDArray[np.bool_] | None = None) -> Image:
+    def overlay(self, truth: NDArray[np.bool_] | None = None) -> Image.Image:
         """The image with everything above the pixel threshold coloured on the model's one fixed scale.
 
         A good part stays as it is. What is not ``ok`` although nothing lies above the pixel threshold gets a ring
         where the map is worst. Without a calibration there is no threshold, and the picture stays plain.
         """
-        from PIL import Image as PillowImage
-
         if self.heatmap is None or self.scale is None:
-            return PillowImage.fromarray(self.pixels)
+            return Image.fromarray(self.pixels)
         zoom = max(1, round(THIN_LINES / max(self.size)))
         spot = self.peak if self.decision != "ok" and not self.regions else None
         return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth, zoom=zoom, spot=spot)
@@ -88,3 +85,11 @@ class Verdict:
             "width": self.size[1],
             "height": self.size[0],
         }
+
+
+def on_screen(image: DecodedImage, white_level: int) -> NDArray[np.uint8]:
+    """Eight bits a channel: ``white_level`` of a 16-bit image, or 1.0 of a float one, is white."""
+    if image.bits == 8:
+        return image.pixels
+    white = 1.0 if image.bits == 32 else white_level
+    return (np.clip(image.pixels / white, 0, 1) * 255).round().astype(np.uint8)

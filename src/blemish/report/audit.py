@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from blemish.data.images import read_image
-from blemish.inspection.inspector import on_screen
 from blemish.inspection.overlay import overlay
+from blemish.inspection.verdict import on_screen
 from blemish.report.charts import score_histogram
 from blemish.report.html import (
     charts,

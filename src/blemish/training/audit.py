@@ -1,8 +1,8 @@
 """Which images of a folder that is supposed to be good are probably not.
 
-A model that has seen an image says little about it: a memory of patches finds each of its own again. So the parts are
-divided into folds, and every image is judged by a model that never saw its part. Bad images are few and differ from
-each other, so most of the others do not know their defects.
+A model that has seen an image says little about it: a memory of patches finds each of its own again. So the groups are
+divided into folds, and every image is judged by a model that never saw its group. Anomalous images are few and differ
+from each other, so most of the others do not know their defects.
 
 Nothing is deleted or moved: what comes out is a list, a page to look at, and a manifest of what is left.
 """
@@ -10,46 +10,38 @@ Nothing is deleted or moved: what comes out is a list, a page to look at, and a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from blemish.backbones.teacher import FrozenTeacher
 from blemish.data.manifest import write_manifest
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import read_training, refuse_to_replace, survey
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group
 from blemish.errors import ConfigError, DataError, RegimeError
-from blemish.inspection.calibration import uncalibrated
-from blemish.inspection.inspector import Inspector
 from blemish.inspection.overlay import Scale, fixed_scale
-from blemish.registry import DEFAULT_METHOD, make_config, method_class
-from blemish.run import Run, Silent
+from blemish.registry import DEFAULT_METHOD, method_class
+from blemish.run import Run
+from blemish.training.crossfit import crossfit
 from blemish.training.epoch_selection import AUTO
-from blemish.training.fit import FitSettings, build_for, method_options
-from blemish.training.learner import Learner, PreparedSet
+from blemish.training.fit import FitSettings, build_learner, introduce, load_images, method_config
 
 FOLDS = 5
 FEWEST = 10
-"""Below this many parts the suggested cut rests on next to nothing, which is said."""
-
+"""Below this many groups the suggested cut rests on next to nothing, which is said."""
 SPREADS = 3.0
 """How many robust standard deviations above the median an image is suspect."""
-
 SIGMA = 1.4826
 """From the median absolute deviation to the standard deviation of a normal distribution."""
-
-BATCH = 8
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One image and what the models that never saw its part think of it.
+    """One image and what the models that never saw its group think of it.
 
     Attributes:
         sample: which image.
@@ -64,17 +56,12 @@ class Judged:
     score: float
     rank: int
     suspect: bool
-    heat: NDArray[np.float32] | None = dataclasses.field(default=None, repr=False, compare=False)
+    heat: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """What ``audit --json`` prints of it."""
-        return {
-            "path": str(self.sample.path),
-            "score": self.score,
-            "rank": self.rank,
-            "suspect": self.suspect,
-            "group": self.sample.group,
-        }
+        figures = {"score": self.score, "rank": self.rank, "suspect": self.suspect}
+        return {"path": str(self.sample.path), **figures, "group": self.sample.group}
 
 
 @dataclass(frozen=True)
@@ -104,7 +91,7 @@ class Audit:
     @property
     def suspects(self) -> tuple[Judged, ...]:
         """What lies above the cut, most suspicious first."""
-        return tuple(one for one in self.judged if one.suspect)
+        return tuple(image for image in self.judged if image.suspect)
 
     def sentence(self) -> str:
         """The outcome, for people."""
@@ -117,46 +104,72 @@ class Audit:
 def audit(
     data: str | Path | TrainingSet, settings: FitSettings | None = None, run: Run | None = None, shown: int = 60
 ) -> Audit:
-    """Judge every image of a set by a model that never saw its part.
+    """Judge every image of a set by a model that never saw its group.
 
     Args:
         data: a folder, a manifest or a set read before. Good and unlabelled images are audited; known-bad ones are
             left out.
-        settings: method, options, backbone, size; calibration is not used. PatchCore unless a method is named.
+        settings: method, options, backbone, size; calibration is not used. The default of clean sets unless a method
+            is named.
         run: seed, device, progress.
         shown: of how many, the most suspicious ones, maps are kept.
 
     Raises:
-        DataError: there are fewer than two parts.
+        DataError: there are fewer than two groups.
         RegimeError: the method needs labels.
         ConfigError: an unknown method, backbone, option or value.
     """
     run, settings = run or Run(), settings or FitSettings()
     training = data if isinstance(data, TrainingSet) else read_training(Path(data))
+    name = settings.method or DEFAULT_METHOD["clean"]
+    if method_class(name).regimes == {"weak"}:
+        other = DEFAULT_METHOD["clean"]
+        raise RegimeError(f"{name} learns from known-bad images, and an audit has none: use -m {other}")
+    if settings.epochs == AUTO:
+        raise ConfigError("an audit takes a number of epochs: epochs=auto is fit's")
+    config = method_config(name, settings)
     with run.interruptible():
-        learner, run = _learner(training, settings, run)
-        scores, max_map_values, heat = _cross_judged(learner, shown, run)
+        introduce(training, run)
+        if training.anomalous:
+            run.progress.note(f"note: the {len(training.anomalous)} known-bad images are left out")
+        images, _ = load_images(dataclasses.replace(training, samples=training.normal), settings, run)
+        groups = [sample.group for sample in images.samples]
+        parts = len(set(groups))
+        if parts < 2:
+            raise DataError(f"{training.name} shows {parts} part: an audit compares parts, so at least 2 are needed.")
+        if parts < FEWEST:
+            warning = f"warning: {parts} parts are few to tell good from bad by: from {FEWEST} on it makes sense"
+            run.progress.note(warning)
+        # Nobody has looked at what is audited, whatever its folder is called.
+        learner, run = build_learner(name, config, images, None, "contaminated", settings, run)
+        learner.keep_features(range(len(images)), True, settings.cache, run)
+        folds = folds_by_group(groups, min(FOLDS, parts), run.seed)
+        scores, max_map_values = np.empty(len(images)), np.full(len(images), np.nan)
+        maps: dict[int, NDArray[np.float32]] = {}
+        for fold, inspector in crossfit(learner, folds, run, "cross-judging"):
+            for scored in inspector.stream(fold, lambda index: images.batch([index]).images[0]):
+                scores[scored.item] = scored.score
+                if scored.map is not None:
+                    max_map_values[scored.item] = scored.map.max()
+                    maps[scored.item] = scored.map.copy()
+                if len(maps) > shown:
+                    del maps[min(maps, key=lambda i: (scores[i], -i))]
     cut, rule = suggested_cut(scores)
-    order = np.lexsort((np.arange(len(scores)), -scores))
-    images = learner.images.normal
     judged = [
-        Judged(images.samples[i], float(scores[i]), rank, bool(scores[i] > cut), heat.get(int(i)))
-        for rank, i in enumerate(order, start=1)
+        Judged(images.samples[i], float(scores[i]), rank, bool(scores[i] > cut), maps.get(int(i)))
+        for rank, i in enumerate(np.argsort(-scores, kind="stable"), start=1)
     ]
-    scale = None if max_map_values is None else fixed_scale(suggested_cut(max_map_values)[0], max_map_values)
+    scale = fixed_scale(suggested_cut(max_map_values)[0], max_map_values) if maps else None
     skipped = tuple(path for path, _ in images.skipped)
-    return Audit(training, learner.name, tuple(judged), cut, rule, scale, images.preparation, skipped)
+    return Audit(training, name, tuple(judged), cut, rule, scale, images.preparation, skipped)
 
 
-def suggested_cut(scores: NDArray[Any]) -> tuple[float, str]:
+def suggested_cut(scores: ArrayLike) -> tuple[float, str]:
     """Above which score an image is suspect, and why.
 
     The median plus three robust standard deviations (the median absolute deviation, scaled): a tenth of bad images,
     however bad, hardly moves either, where mean and standard deviation would follow them. No rule can know how many
     are bad: the ranking is the finding, the cut is where to start looking.
-
-    Args:
-        scores: of each image.
     """
     values = np.asarray(scores, dtype=np.float64)
     median = float(np.median(values))
@@ -164,87 +177,20 @@ def suggested_cut(scores: NDArray[Any]) -> tuple[float, str]:
     return median + SPREADS * spread, f"suggested cut: the median and {SPREADS:g} robust standard deviations"
 
 
-def write_clean(found: Audit, manifest: Path) -> Path:
+def write_clean(result: Audit, manifest: Path) -> Path:
     """Write a manifest of the images that are not suspect, to fit from; unlabelled ones count as good from here on.
 
     Known-bad images stay what they are. Test images are not listed: evaluate on the set itself.
 
     Args:
-        found: what the audit gave.
+        result: what the audit gave.
         manifest: where to, in a folder that holds the images.
 
     Raises:
         ManifestError: an image lies outside the manifest's folder, or the manifest is what the set was read by.
         OutputError: it cannot be written.
     """
-    refuse_to_replace(manifest, found.training)
-    left = {one.sample.path for one in found.judged if not one.suspect}
-    kept = [dataclasses.replace(s, label="normal", kind="good") for s in found.training.normal if s.path in left]
-    return write_manifest(manifest, [*kept, *found.training.anomalous])
-
-
-def _learner(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Learner, Run]:
-    """What learns from parts of the set, as a pile that nobody has looked at."""
-    name = settings.method or DEFAULT_METHOD["clean"]
-    cls = method_class(name)
-    if cls.regimes == {"weak"}:
-        other = DEFAULT_METHOD["clean"]
-        raise RegimeError(f"{name} learns from known-bad images, and an audit has none: use -m {other}")
-    if settings.epochs == AUTO:
-        raise ConfigError("an audit takes a number of epochs: epochs=auto is fit's")
-    config = make_config(cls, method_options(name, cls, settings))
-    run.progress.note(f"{training.name}: {training.summary()}")
-    for note in (*training.notes, *survey(training.samples)):
-        run.progress.note(f"note: {note}")
-    if training.anomalous:
-        run.progress.note(f"note: the {len(training.anomalous)} known-bad images are left out")
-    pile = dataclasses.replace(training, samples=training.normal)
-    with run.timer.stage("images"):
-        images = PreparedSet.of(pile, settings.resize, settings.size, settings.crop, settings.strict, run)
-    parts = len(set(images.groups))
-    if parts < 2:
-        raise DataError(f"{training.name} shows {parts} part: an audit compares parts, so at least 2 are needed.")
-    if parts < FEWEST:
-        run.progress.note(f"warning: {parts} parts are few to tell good from bad by: from {FEWEST} on it makes sense")
-    images = dataclasses.replace(images, regime="contaminated")
-    backbone, run = build_for(settings, cls, config, run)
-    learner = Learner(name, cls, config, images, FrozenTeacher(backbone))
-    learner.keep_features(range(len(images.normal)), True, settings.cache, run)
-    return learner, run
-
-
-def _cross_judged(
-    learner: Learner, shown: int, run: Run
-) -> tuple[NDArray[Any], NDArray[Any] | None, dict[int, NDArray[np.float32]]]:
-    """Scores and map maxima of all images, the latter None without maps, and the maps of the highest scores."""
-    images = learner.images
-    everything = range(len(images.normal))
-    scores, max_map_values = np.empty(len(everything)), np.empty(len(everything))
-    heat: dict[int, NDArray[np.float32]] = {}
-    has_maps = True
-    folds = folds_by_group(images.groups, min(FOLDS, len(set(images.groups))), run.seed)
-    shown_folds = folds if learner.is_trained else run.progress.track(folds, "cross-judging")
-    for number, fold in enumerate(shown_folds, start=1):
-        part = run if learner.is_trained else dataclasses.replace(run, progress=Silent())
-        method = learner.learn(sorted(set(everything) - set(fold)), part.scoped(f"fold {number} of {len(folds)}"))
-        inspector = Inspector(method, learner.name, images.preparation, uncalibrated(), {})
-        for indices, found, maps in _predictions(inspector, images, fold):
-            scores[indices] = found
-            if maps is None:
-                has_maps = False
-                continue
-            max_map_values[indices] = maps.max(axis=(1, 2))
-            heat |= dict(zip(indices, maps))
-            heat = {i: heat[i] for i in sorted(heat, key=lambda i: -scores[i])[:shown]}
-    return scores, max_map_values if has_maps else None, heat
-
-
-def _predictions(
-    inspector: Inspector, images: PreparedSet, indices: Sequence[int]
-) -> Iterator[tuple[list[int], NDArray[Any], NDArray[Any] | None]]:
-    """Batch by batch: which images, their scores ``b``, their maps ``b h w``."""
-    for start in range(0, len(indices), BATCH):
-        some = list(indices[start : start + BATCH])
-        prediction = inspector.predict(images.normal.batch(some).images)
-        maps = None if prediction.map is None else prediction.map.numpy()
-        yield some, prediction.score.numpy(), maps
+    refuse_to_replace(manifest, result.training)
+    clean = {image.sample.path for image in result.judged if not image.suspect}
+    kept = [dataclasses.replace(s, label="normal", kind="good") for s in result.training.normal if s.path in clean]
+    return write_manifest(manifest, [*kept, *result.training.anomalous])

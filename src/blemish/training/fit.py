@@ -6,32 +6,37 @@ No test image is opened here, and none could be: import-linter forbids this modu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import datetime
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from blemish.backbones.backbone import TimmBackbone, build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.backbones.teacher import FrozenTeacher
-from blemish.contract import Method
-from blemish.data.preprocessing import ResizeMode
-from blemish.data.readers import read_training, shared_files, survey
-from blemish.data.samples import TrainingSet
+from blemish.contract import Regime
+from blemish.data.loading import PreparedImages, fitted_scale
+from blemish.data.preprocessing import Preprocessing, ResizeMode
+from blemish.data.readers import read_training, shared_files
+from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
+from blemish.data.surveying import survey
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
-from blemish.inspection.inspector import Inspector
+from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
 from blemish.registry import DEFAULT_METHOD, make_config, method_class, method_entry, nearest_name
 from blemish.run import PrecisionName, Run, Silent, choose_precision
 from blemish.training.ablation import check_comparable, compare
+from blemish.training.crossfit import crossfit
 from blemish.training.epoch_selection import AUTO, choose_length
-from blemish.training.learner import IN_MEMORY, Learner, PreparedSet
-from blemish.training.provenance import provenance_of
+from blemish.training.learner import IN_MEMORY, Learner, OnEpoch
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def fit(
     data: str | Path | TrainingSet,
     settings: FitSettings | None = None,
     run: Run | None = None,
-    watch: Callable[[Inspector], None] | None = None,
+    on_epoch: OnEpoch | None = None,
     **changes: Any,
 ) -> Inspector:
     """Learn what is normal from a folder, a manifest or a ``TrainingSet``.
@@ -88,8 +93,9 @@ def fit(
         data: an MVTec-AD-layout folder, a plain folder of images, a CSV manifest, or a set read before.
         settings: how; the defaults are meant to be right.
         run: seed, device, progress, checkpoints. Silent on the CPU by default.
-        watch: told of the model, uncalibrated, that is about to learn from everything that will be learned from:
-            with ``run.on_epoch``, the way to follow it.
+        on_epoch: called as ``on_epoch(epoch, means, inspector)`` at the end of each epoch of the model that learns from
+            everything that will be learned from. To judge with the uncalibrated inspector, call
+            ``inspector.method.finalize()`` before.
         changes: single settings by name, for short calls: ``fit("parts/", method="patchcore", size=320)``.
 
     Raises:
@@ -99,157 +105,130 @@ def fit(
         WeightsError: the backbone's weights are not on this machine.
         Cancelled: Ctrl-C, or the run's time limit; the message says how to go on.
     """
-    run = run or Run()
+    settings, run = _changed(settings or FitSettings(), changes), run or Run()
     with run.interruptible():
-        return _fit(data, settings, run, watch, changes)
+        training = data if isinstance(data, TrainingSet) else read_training(Path(data))
+        learner, planned, run = _prepared(training, settings, run)
+        kept, held, folds = list(range(len(learner.normal))), list[int](), list[list[int]]()
+        if planned.kind == "holdout":
+            kept, held = split_by_group(learner.groups, planned.held_out, run.seed)
+        elif planned.kind == "crossfit":
+            folds = folds_by_group(learner.groups, planned.folds, run.seed)
+        learner.keep_features(kept, bool(folds), settings.cache, run)
+        facts: dict[str, Any] = {}
+        if settings.epochs == AUTO:
+            facts["length_chosen"], sentence = choose_length(learner, kept, run)
+            run.progress.note(sentence)
+            learner = learner.with_options(epochs=facts["length_chosen"]["epochs"])
+        calibration = uncalibrated()
+        if folds:
+            calibration = _calibrate("crossfit", crossfit(learner, folds, run, "cross-fitting"), learner, settings, run)
+        inspector = learner.learn(kept, run, on_epoch)
+        if held:
+            calibration = _calibrate("holdout", [(held, inspector)], learner, settings, run)
+        facts = _provenance(training, learner, kept, settings, run) | facts
+        if settings.compare:
+            change = compare(learner, kept, run)
+            facts["known_bad_changed"] = dataclasses.asdict(change)
+            run.progress.note(change.sentence())
+        inspector = dataclasses.replace(inspector, calibration=calibration, provenance=facts)
+        _show_known_bad(inspector, learner, run)
+        return inspector
 
 
-def _fit(
-    data: str | Path | TrainingSet,
-    settings: FitSettings | None,
-    run: Run,
-    watch: Callable[[Inspector], None] | None,
-    changes: Mapping[str, Any],
-) -> Inspector:
-    settings = _changed(settings or FitSettings(), changes)
-    training = data if isinstance(data, TrainingSet) else read_training(Path(data))
+def _changed(settings: FitSettings, changes: Mapping[str, Any]) -> FitSettings:
+    known = [setting.name for setting in dataclasses.fields(FitSettings)]
+    for change in changes:
+        if change not in known:
+            raise ConfigError(f"fit has no setting {change!r}: {nearest_name(change, known)}")
+    return dataclasses.replace(settings, **changes)
+
+
+def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Learner, Plan, Run]:
+    """What learns, how it will be calibrated, and the run in the precision chosen: whatever can be refused is, here."""
     name = settings.method or DEFAULT_METHOD[training.regime]
-    cls = method_class(name)
-    config = make_config(cls, method_options(name, cls, settings))
-    _introduce(training, name, cls, run)
+    config = method_config(name, settings)
+    introduce(training, run)
+    _check_regime(training, name, run)
     if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
         run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
-    with run.timer.stage("images"):
-        images = PreparedSet.of(training, settings.resize, settings.size, settings.crop, settings.strict, run)
-    how = plan(len(set(images.groups)), settings.calibration, settings.false_reject)
-    run.progress.note(f"calibration: {how.reason}")
-    backbone, run = build_for(settings, cls, config, run)
-    learner = Learner(name, cls, config, images, FrozenTeacher(backbone))
+    normal, anomalous = load_images(training, settings, run)
+    planned = plan(len({sample.group for sample in normal.samples}), settings.calibration, settings.false_reject)
+    run.progress.note(f"calibration: {planned.reason}")
+    learner, run = build_learner(name, config, normal, anomalous, training.regime, settings, run)
     if settings.compare:
         check_comparable(learner)
-    inspector = partial(Inspector, name=name, preparation=images.preparation, provenance={})
-    bare = partial(inspector, calibration=uncalibrated())
-    before = None if watch is None else lambda method: watch(bare(method))
-    kept, held = list(range(len(images.normal))), list[int]()
-    if how.kind == "holdout":
-        kept, held = split_by_group(images.groups, how.held_out, run.seed)
-    learner.keep_features(kept, how.kind == "crossfit", settings.cache, run)
-    chosen = choose_length(learner, kept, bare, run) if settings.epochs == AUTO else None
-    if chosen is not None:
-        run.progress.note(chosen.sentence())
-        learner = dataclasses.replace(learner, config=dataclasses.replace(config, epochs=chosen.best.epoch))
-    if how.kind == "holdout":
-        method = learner.learn(kept, run, before)
-        calibration = _calibrate_held_out(bare(method), images, held, settings, run)
-    else:
-        calibration = _calibrate_folds(learner, inspector, how, settings, run)
-        method = learner.learn(kept, run, before)
-    provenance = provenance_of(training, images, kept, settings.calibration, backbone, run)
-    if chosen is not None:
-        provenance["length_chosen"] = chosen.as_dict()
-    if settings.compare:
-        change = compare(learner, kept, bare, run)
-        provenance["known_bad_changed"] = dataclasses.asdict(change)
-        run.progress.note(change.sentence())
-    fitted = inspector(method, calibration=calibration, provenance=provenance)
-    _show_known_bad(fitted, images, run)
-    return fitted
+    return learner, planned, run
 
 
-def build_for(settings: FitSettings, cls: type[Method], config: Any, run: Run) -> tuple[TimmBackbone, Run]:
-    """The backbone, and the run with the precision of what is trained on it; both are said with their reasons."""
+def method_config(name: str, settings: FitSettings) -> Any:
+    """The method's config, with the length of training in it where one is given."""
+    cls, epochs, steps = method_class(name), settings.epochs, settings.steps
+    length: dict[str, Any] = {}
+    if epochs is not None and steps is not None:
+        raise ConfigError(f"epochs={epochs} and steps={steps}: give one of both")
+    if epochs is not None or steps is not None:
+        if not {"epochs", "steps"} <= {option.name for option in dataclasses.fields(cls.Config)}:
+            raise ConfigError(f"{name} is not trained in epochs or steps: leave --epochs and --steps out")
+        if epochs == AUTO and cls.has_schedule:
+            raise ConfigError(
+                f"{name} follows a schedule over its whole length, so a look on the way says nothing of a training "
+                "that ends there: give --epochs a number"
+            )
+        # With ``auto`` the most, until it is chosen, is what the options or the method say.
+        length = {"steps": steps} if epochs in (None, AUTO) else {"epochs": epochs, "steps": None}
+    return make_config(cls, {**settings.options, **length})
+
+
+def introduce(training: TrainingSet, run: Run) -> None:
+    """Say what was found, before work starts."""
+    run.progress.note(f"{training.name}: {training.summary()}")
+    for note in (*training.notes, *survey(training.samples)):
+        run.progress.note(f"note: {note}")
+
+
+def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[PreparedImages, PreparedImages | None]:
+    """The images of a training set, decoded and prepared: those taken as normal, and the known-bad ones."""
+    with run.timer.stage("images"):
+        preparation = Preprocessing(settings.resize, settings.size, settings.crop, fitted_scale(training.samples))
+        load = partial(PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress)
+        normal = load(training.normal)
+        copies = len(normal) - len(set(normal.keys))
+        if copies:
+            run.progress.note(f"warning: {copies} training images are copies of others, which lowers the threshold")
+        return normal, load(training.anomalous) if training.anomalous else None
+
+
+def build_learner(
+    name: str,
+    config: Any,
+    normal: PreparedImages,
+    anomalous: PreparedImages | None,
+    regime: Regime,
+    settings: FitSettings,
+    run: Run,
+) -> tuple[Learner, Run]:
+    """What learns, and the run with the precision of what is trained; both precisions are said with their reasons."""
+    cls = method_class(name)
     backbone = build_backbone(settings.backbone, tuple(config.layers), settings.weights, run.seed)
     backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
     run.progress.note(f"precision: {backbone.precision.name} ({backbone.precision.reason})")
     trained = choose_precision(run.device, settings.precision, cls.gains_from_bf16(backbone, config))
     if trained.name != backbone.precision.name:
         run.progress.note(f"precision of what is trained: {trained.name} ({trained.reason})")
-    return backbone.to(run.device), dataclasses.replace(run, precision=trained)
+    teacher = FrozenTeacher(backbone.to(run.device))
+    return Learner(name, cls, config, normal, anomalous, regime, teacher), dataclasses.replace(run, precision=trained)
 
 
-def method_options(name: str, cls: type[Method], settings: FitSettings) -> Mapping[str, Any]:
-    """The method's options, with the length of training among them where one is given."""
-    if settings.epochs is None and settings.steps is None:
-        return settings.options
-    if settings.epochs is not None and settings.steps is not None:
-        raise ConfigError(f"epochs={settings.epochs} and steps={settings.steps}: give one of both")
-    known = {entry.name for entry in dataclasses.fields(cls.Config)}
-    if not {"epochs", "steps"} <= known:
-        raise ConfigError(f"{name} is not trained in epochs or steps: leave --epochs and --steps out")
-    if settings.steps is not None:
-        return {**settings.options, "steps": settings.steps}
-    if settings.epochs == AUTO and cls.has_schedule:
-        raise ConfigError(
-            f"{name} follows a schedule over its whole length, so a look on the way says nothing of a training that "
-            "ends there: give --epochs a number"
-        )
-    if settings.epochs == AUTO:  # the most, until it is chosen, is what the options or the method say
-        return {**settings.options, "steps": None}
-    return {**settings.options, "epochs": settings.epochs, "steps": None}
-
-
-def _calibrate_held_out(
-    inspector: Inspector, images: PreparedSet, held: Sequence[int], settings: FitSettings, run: Run
-) -> Calibration:
-    with run.timer.stage("calibration"):
-        scores, max_map_values = inspector.scores(images.normal.subset(held), run, "scoring held-out images")
-    return calibrate(
-        "holdout",
-        scores,
-        [images.groups[i] for i in held],
-        max_map_values=max_map_values,
-        false_reject=settings.false_reject,
-        trusted=_looked_at(images, held),
-    )
-
-
-def _calibrate_folds(learner: Learner, inspector: Any, how: Plan, settings: FitSettings, run: Run) -> Calibration:
-    """Scores of every image by a model that never saw its part."""
-    if how.kind == "none":
-        return uncalibrated()
-    images = learner.images
-    everything = range(len(images.normal))
-    scores = np.empty(len(everything))
-    max_map_values: NDArray[Any] | None = None
-    silent = dataclasses.replace(run, progress=Silent())
-    folds = folds_by_group(images.groups, how.folds, run.seed)
-    # A fold that takes hours shows its own epochs; where it takes moments, one bar for all folds is enough.
-    shown = folds if learner.is_trained else run.progress.track(folds, "cross-fitting")
-    for number, fold in enumerate(shown, start=1):
-        part = (run if learner.is_trained else silent).scoped(f"fold {number} of {len(folds)}")
-        method = learner.learn(sorted(set(everything) - set(fold)), part)
-        with run.timer.stage("calibration"):
-            found, highest = inspector(method, calibration=uncalibrated()).scores(images.normal.subset(fold), silent)
-        scores[fold] = found
-        if highest is not None:
-            max_map_values = np.empty(len(everything)) if max_map_values is None else max_map_values
-            max_map_values[fold] = highest
-    return calibrate(
-        "crossfit",
-        scores,
-        images.groups,
-        max_map_values=max_map_values,
-        false_reject=settings.false_reject,
-        trusted=_looked_at(images, everything),
-    )
-
-
-def _looked_at(images: PreparedSet, indices: Sequence[int]) -> bool:
-    return all(images.normal.samples[i].label == "normal" for i in indices)
-
-
-def _introduce(training: TrainingSet, name: str, cls: type[Method], run: Run) -> None:
-    """Say what was found before work starts; refuse a method that cannot find the images it needs."""
-    run.progress.note(f"{training.name}: {training.summary()}")
-    for note in (*training.notes, *survey(training.samples)):
-        run.progress.note(f"note: {note}")
+def _check_regime(training: TrainingSet, name: str, run: Run) -> None:
+    """Refuse a method that cannot find the images it needs; say what it makes of the others."""
     if training.root is not None:
         for ours, theirs in shared_files(training, training.root):
             run.progress.note(f"warning: {ours.name} in train is byte for byte {theirs.name} in test")
-    home = method_entry(name).regime
     run.progress.note(f"method: {name}; the set is {training.regime}")
+    home = method_entry(name).regime
     if home != "clean":
-        if training.regime not in cls.regimes:
+        if training.regime not in method_class(name).regimes:
             raise RegimeError(
                 f"{name} learns from {home} sets, and this one is {training.regime}: "
                 f"use -m {DEFAULT_METHOD[training.regime]}"
@@ -261,23 +240,76 @@ def _introduce(training: TrainingSet, name: str, cls: type[Method], run: Run) ->
         run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are only scored")
 
 
-def _show_known_bad(inspector: Inspector, images: PreparedSet, run: Run) -> None:
-    if images.anomalous is None or inspector.calibration.kind == "none":
+def _calibrate(
+    kind: Literal["holdout", "crossfit"],
+    models: Iterable[tuple[Sequence[int], Inspector]],
+    learner: Learner,
+    settings: FitSettings,
+    run: Run,
+) -> Calibration:
+    """From normal images, each scored by a model that never saw its group."""
+    samples: list[Sample] = []
+    scores, max_map_values = [], []
+    quiet = run if kind == "holdout" else dataclasses.replace(run, progress=Silent())
+    for indices, inspector in models:
+        images = learner.normal.subset(indices)
+        with run.timer.stage("calibration"):
+            scored, highest = inspector.scores(images, quiet, "scoring held-out images")
+        scores.append(scored)
+        max_map_values += [] if highest is None else [highest]
+        samples += images.samples
+    return calibrate(
+        kind,
+        np.concatenate(scores),
+        [sample.group for sample in samples],
+        max_map_values=np.concatenate(max_map_values) if max_map_values else None,
+        false_reject=settings.false_reject,
+        trusted=all(sample.label == "normal" for sample in samples),
+    )
+
+
+def _show_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:
+    if learner.anomalous is None or inspector.calibration.kind == "none":
         return
-    scores, _ = inspector.scores(images.anomalous, run, "scoring known-bad images")
-    rejected = sum(inspector.calibration.decide(float(score)) == "reject" for score in scores)
-    found = f"of {len(scores)} known-bad images this model rejects {rejected}"
-    method = inspector.method
-    if method.learns_from_anomalous(method.config):
-        found += ", but it has learned from them"
-        if method.without_anomalous(method.config) is not None and "known_bad_changed" not in inspector.provenance:
-            found += "; --compare says what they changed, learning four times more from half of the images each"
-    run.progress.note(found)
+    scores, _ = inspector.scores(learner.anomalous, run, "scoring known-bad images")
+    rejected = sum(inspector.calibration.decide(score) == "reject" for score in scores.tolist())
+    text = f"of {len(scores)} known-bad images this model rejects {rejected}"
+    if learner.cls.learns_from_anomalous(learner.config):
+        text += ", but it has learned from them"
+        if learner.cls.without_anomalous(learner.config) and "known_bad_changed" not in inspector.provenance:
+            text += "; --compare says what they changed, learning four times more from half of the images each"
+    run.progress.note(text)
 
 
-def _changed(settings: FitSettings, changes: Mapping[str, Any]) -> FitSettings:
-    known = [entry.name for entry in dataclasses.fields(FitSettings)]
-    for change in changes:
-        if change not in known:
-            raise ConfigError(f"fit has no setting {change!r}: {nearest_name(change, known)}")
-    return dataclasses.replace(settings, **changes)
+def _provenance(
+    training: TrainingSet, learner: Learner, learned: Sequence[int], settings: FitSettings, run: Run
+) -> dict[str, Any]:
+    """What a model was made from and by: no paths, no clock times finer than a day."""
+    normal, backbone = learner.normal, learner.teacher.backbone
+    bad = () if learner.anomalous is None else learner.anomalous.keys
+    keys = [*sorted(normal.keys), *(["known-bad", *sorted(bad)] if bad else [])]
+    versions = {}
+    for package in ("blemish", "torch", "timm"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return {
+        "data": training.name,
+        "regime": training.regime,
+        "images": len(normal),
+        "images_learned": len(learned),
+        "known_bad": len(bad),
+        LEARNED_KEYS: sorted(normal.keys[i][:KEY_LETTERS] for i in learned),
+        "groups": len(set(learner.groups)),
+        "data_digest": hashlib.sha256("".join(keys).encode()).hexdigest(),
+        "weights_digest": backbone.digest,
+        "seed": run.seed,
+        "precision": backbone.precision.name,
+        "precision_trained": run.precision.name,
+        "calibration_wanted": settings.calibration,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in run.timer.seconds.items()},
+        "versions": versions,
+        "python": platform.python_version(),
+        "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }

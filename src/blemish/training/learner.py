@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +18,16 @@ import torch
 
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Method, Regime, TrainingImages
-from blemish.data.loading import PreparedImages, fitted_white_level
-from blemish.data.preprocessing import Preprocessing, ResizeMode
-from blemish.data.samples import TrainingSet
+from blemish.data.loading import PreparedImages
 from blemish.errors import ConfigError
+from blemish.inspection.calibration import uncalibrated
+from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
 from blemish.run import Run, derive_seed, torch_seeded
 
 NO_CACHE, IN_MEMORY = "off", "memory"
-
-
-@dataclass(frozen=True)
-class PreparedSet:
-    """A training set, decoded and prepared."""
-
-    normal: PreparedImages
-    anomalous: PreparedImages | None
-    preparation: Preprocessing
-    regime: Regime
-
-    @staticmethod
-    def of(
-        training: TrainingSet, family: ResizeMode, size: int | tuple[int, int], crop: int | None, strict: bool, run: Run
-    ) -> PreparedSet:
-        """Decode the images of a training set.
-
-        Raises:
-            DataError: no image can be read.
-            ImageError: ``strict``, and one cannot be read.
-        """
-        preparation = Preprocessing(family, size, crop, fitted_white_level(training.samples))
-        load = partial(PreparedImages, preparation=preparation, strict=strict, progress=run.progress)
-        normal = load(training.normal)
-        copies = len(normal) - len(set(normal.keys))
-        if copies:
-            run.progress.note(f"warning: {copies} training images are copies of others, which lowers the threshold")
-        anomalous = load(training.anomalous) if training.anomalous else None
-        return PreparedSet(normal, anomalous, preparation, training.regime)
-
-    @property
-    def groups(self) -> list[str]:
-        """The part that each normal image shows."""
-        return [sample.group for sample in self.normal.samples]
+OnEpoch = Callable[[int, dict[str, float], Inspector], None]
+"""Told at the end of each epoch of its number (from 1), its mean logged values, and the model that still learns."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +38,33 @@ class Learner:
         name: of the method, in the registry.
         cls: of the method.
         config: of the method.
-        images: the whole set.
+        normal: what may be taken as normal.
+        anomalous: known-bad images; None without any.
+        regime: what is known of the set.
         teacher: keeps features for all that is learned from this set.
     """
 
     name: str
     cls: type[Method]
     config: Any
-    images: PreparedSet
+    normal: PreparedImages
+    anomalous: PreparedImages | None
+    regime: Regime
     teacher: FrozenTeacher
+
+    @property
+    def groups(self) -> list[str]:
+        """The group that each normal image belongs to."""
+        return [sample.group for sample in self.normal.samples]
 
     @property
     def is_trained(self) -> bool:
         """Whether the method goes through its images again and again, rather than once."""
-        return any(entry.name in ("epochs", "steps") for entry in dataclasses.fields(self.config))
+        return any(option.name in ("epochs", "steps") for option in dataclasses.fields(self.config))
+
+    def with_options(self, **options: Any) -> Learner:
+        """The same with other options of the method."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **options))
 
     def keep_features(self, indices: Sequence[int], is_crossfit: bool, where: str, run: Run) -> None:
         """Let the teacher keep the features of the images at ``indices``, if they will be asked for again.
@@ -97,56 +77,53 @@ class Learner:
         """
         if where == NO_CACHE or not (self.is_trained or is_crossfit) or not self.cls.uses_feature_cache:
             return
-        sets = [self.images.normal.subset(indices)]
-        if self.images.anomalous is not None and method_entry(self.name).regime == "weak":
-            sets.append(self.images.anomalous)
+        sets = [self.normal.subset(indices)]
+        if self.anomalous is not None and self.cls.learns_from_anomalous(self.config):
+            sets.append(self.anomalous)
         with run.timer.stage("features"):
             self.teacher.keep_features(sets, run, None if where == IN_MEMORY else Path(where))
 
-    def learn(self, indices: Sequence[int], run: Run, watch: Callable[[Method], None] | None = None) -> Method:
-        """A method learned from the normal images at ``indices`` and, in the weak regime, all of the known-bad ones.
+    def learn(self, indices: Sequence[int], run: Run, on_epoch: OnEpoch | None = None) -> Inspector:
+        """An uncalibrated inspector that learned from the normal images at ``indices`` and the known-bad ones.
 
         Args:
             indices: which of the normal images.
             run: its checkpoints will be refused to any other method, set, seed or precision.
-            watch: told of the method before it learns.
+            on_epoch: may judge with the inspector after ``inspector.method.finalize()``.
 
         Raises:
             ConfigError: what was learned is not finite.
         """
+        backbone, preparation = self.teacher.backbone, self.normal.preparation
         run = dataclasses.replace(run, work=self.work(indices))
-        normal = self.images.normal.subset(indices)
-        anomalous = self.images.anomalous or self.images.normal.subset(())
+        normal = self.normal.subset(indices)
+        training = TrainingImages(normal, self.anomalous or normal.subset(()), self.regime)
         # What a method draws without a generator of its own, such as first weights, depends on the seed too.
         with torch_seeded(derive_seed(run.seed, "first weights")), run.timer.stage("fit"):
-            backbone = self.teacher.backbone
-            method = self.cls(backbone, self.images.preparation.input_size, self.config).to(run.device)
-            if watch is not None:
-                watch(method)
-            method.fit(TrainingImages(normal, anomalous, self.images.regime), self.teacher, run)
-        _check_finite(self.name, method)
-        return method.eval()
+            method = self.cls(backbone, preparation.input_size, self.config).to(run.device)
+            inspector = Inspector(method, self.name, preparation, uncalibrated(), {})
+            if on_epoch is not None:
+                run = dataclasses.replace(run, on_epoch=lambda epoch, means: on_epoch(epoch, means, inspector))
+            method.fit(training, self.teacher, run)
+        for tensor in method.state_dict().values():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ConfigError(
+                    f"what {self.name} learned is not finite: its training ran away. Lower the learning rate, such as "
+                    "--set learning_rate=0.001"
+                )
+        return inspector
 
     def work(self, indices: Sequence[int]) -> dict[str, str]:
         """What is learned from what: a checkpoint serves nothing else."""
-        keys = [self.images.normal.keys[i] for i in indices]
-        keys += ["known-bad", *(self.images.anomalous.keys if self.images.anomalous is not None else ())]
+        keys = [self.normal.keys[i] for i in indices]
+        keys += ["known-bad", *(self.anomalous.keys if self.anomalous is not None else ())]
         backbone = self.teacher.backbone
         return {
             "method": f"{self.name} {method_entry(self.name).version}",
             "options": json.dumps(dataclasses.asdict(self.config), sort_keys=True, default=str),
             "backbone": f"{backbone.name} {backbone.digest[:16]}",
             "backbone's precision": backbone.precision.name,
-            "preparation": self.images.preparation.digest,
-            "regime": self.images.regime,
+            "preparation": self.normal.preparation.digest,
+            "regime": self.regime,
             "images": hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16],
         }
-
-
-def _check_finite(name: str, method: Method) -> None:
-    for tensor in method.state_dict().values():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ConfigError(
-                f"what {name} learned is not finite: its training ran away. Lower the learning rate, such as "
-                "--set learning_rate=0.001"
-            )
