@@ -35,24 +35,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
     set_threads(given.threads)
-    watched: list[blemish.Inspector] = []
     with tempfile.TemporaryDirectory() as scratch:
         write_set(given.folder, Path(scratch) / "painted", given.size)
         sets = {"painted": open_test_set(Path(scratch) / "painted"), "test": open_test_set(given.folder)}
 
-        def look(epoch: int, means: dict[str, float]) -> None:
+        def look(epoch: int, means: dict[str, float], inspector: blemish.Inspector) -> None:
             if epoch % given.every:
                 return
-            watched[0].method.finalize()
+            inspector.method.finalize()
             found: dict[str, object] = {"epoch": epoch, "loss": round(means["loss"], 4)}
             for name, one in sets.items():
-                metrics = evaluate(watched[0], one, blemish.Run(seed=given.seed), kinds=False).metrics
+                metrics = evaluate(inspector, one, blemish.Run(seed=given.seed), kinds=False).metrics
                 found[name] = {figure: round(metrics[figure], 4) for figure in FIGURES}
             print(json.dumps(found), flush=True)
 
-        run = blemish.Run(seed=given.seed, on_epoch=look)
+        run = blemish.Run(seed=given.seed)
         settings = {"method": given.method, "size": given.size, "calibration": "none", "epochs": given.epochs}
-        blemish.fit(Path(scratch) / "painted", run=run, watch=watched.append, **settings)
+        blemish.fit(Path(scratch) / "painted", run=run, on_epoch=look, **settings)
 
 
 if __name__ == "__main__":

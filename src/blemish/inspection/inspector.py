@@ -269,44 +269,33 @@ def load(
     """
     chosen = choose_device(device)
     tensors, description = read_model(Path(path))
-    parts: dict[str, dict[str, Tensor]] = {"method": {}, "calibration": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
+    method_state, arrays = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("method.", "calibration.")
+    )
+
+    def as_calibrated(dense: bool, made_in: str | None) -> Precision:
+        """By itself bf16 only for a model whose threshold was set in bf16; files of old do not say."""
+        return choose_precision(chosen, "fp32" if precision == "auto" and made_in == "fp32" else precision, dense)
+
     try:
-        state = parts["method"]
-        kept = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
+        kept = {name.removeprefix(BACKBONE): t for name, t in method_state.items() if name.startswith(BACKBONE)}
         backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)
         provenance = description["provenance"]
-        backbone.precision = as_calibrated(chosen, precision, backbone.dense, provenance.get("precision"))
+        backbone.precision = as_calibrated(backbone.dense, provenance.get("precision"))
         preparation = Preprocessing.from_dict(description["preparation"])
         cls = method_class(description["method"])
         config = make_config(cls, description["config"])
         method = cls(backbone, preparation.input_size, config)
-        learned = provenance.get("precision_trained")
-        method.precision = as_calibrated(chosen, precision, cls.gains_from_bf16(backbone, config), learned)
-        method.load_fitted(state | {BACKBONE + name: tensor for name, tensor in backbone.state_dict().items()})
+        method.precision = as_calibrated(cls.gains_from_bf16(backbone, config), provenance.get("precision_trained"))
+        method.load_fitted(method_state | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
         return Inspector(
             method=method.to(chosen).eval(),
             name=description["method"],
             preparation=preparation,
-            calibration=Calibration.from_tensors(parts["calibration"], description["calibration"]),
+            calibration=Calibration.from_tensors(arrays, description["calibration"]),
             provenance=provenance,
             smallest_area=description["smallest_area"],
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path} does not hold what this Blemish expects ({error}): fit it anew") from error
-
-
-def as_calibrated(device: torch.device, wanted: PrecisionName, dense: bool, calibrated: str | None) -> Precision:
-    """The precision to judge in: by itself bf16 only for a model whose threshold was set in bf16.
-
-    Args:
-        device: where networks run.
-        wanted: ``auto``, or a precision to insist on.
-        dense: as ``choose_precision`` takes it.
-        calibrated: what the model was made in; None for files that do not say, for which the processor decides.
-    """
-    if wanted == "auto" and calibrated == "fp32":
-        return Precision(torch.float32, channels_last=True, reason="as it was calibrated")
-    return choose_precision(device, wanted, dense)
