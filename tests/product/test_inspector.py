@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors import safe_open
 
 import blemish
-from blemish.data.images import read_image
-from blemish.errors import ImageError, ModelFileError, WeightsError
+from blemish.data.testset import open_test_set
+from blemish.errors import BlemishError, CalibrationError, ImageError, WeightsError
 from blemish.inspection.calibration import PROMISE_FROM
 from blemish.inspection.inspector import load
+from blemish.inspection.output import recalibrated
 from blemish.inspection.overlay import Scale
 from blemish.training.evaluate import evaluate
 from blemish.training.fit import fit
@@ -28,12 +29,8 @@ BATCHED = 1e-4
 def alike(ours, theirs):
     """Equal in everything that counts, to the bit."""
     assert ours.score == theirs.score
-    assert (ours.p_value, ours.decision, ours.regions, ours.size) == (
-        theirs.p_value,
-        theirs.decision,
-        theirs.regions,
-        theirs.size,
-    )
+    for name in ("p_value", "decision", "regions", "size"):
+        assert getattr(ours, name) == getattr(theirs, name)
     np.testing.assert_array_equal(ours.heatmap, theirs.heatmap)
     np.testing.assert_array_equal(np.asarray(ours.overlay()), np.asarray(theirs.overlay()))
 
@@ -90,10 +87,10 @@ def test_an_image_of_more_bits_than_any_in_training_is_refused(inspector, textur
         inspector(texture(1)[..., 0].astype(np.uint16) * 200)
 
 
-@pytest.mark.parametrize("given", [np.zeros((64, 64, 2), np.uint8), np.zeros(64), np.full((64, 64), -1), b"text"])
-def test_what_is_no_image_is_refused(inspector, given):
-    with pytest.raises(ImageError):
-        inspector(given)
+def test_what_is_no_image_is_refused(inspector):
+    for given in (np.zeros((64, 64, 2), np.uint8), np.zeros(64), np.full((64, 64), -1), b"text"):
+        with pytest.raises(ImageError):
+            inspector(given)
 
 
 # What comes out
@@ -104,9 +101,7 @@ def test_heat_map_regions_and_picture_are_in_the_original_image_s_own_pixels(ins
     for name, (top, left, bottom, right) in parts.squares.items():
         image = Image.open(parts.root / "test" / "square" / name).resize((160, 96), Image.Resampling.BICUBIC)
         verdict = inspector(image)
-        assert verdict.size == (96, 160)
-        assert verdict.heatmap is not None
-        assert verdict.heatmap.shape == (96, 160)
+        assert verdict.size == verdict.heatmap.shape == (96, 160)
         assert verdict.decision == "reject"
         x, y = verdict.regions[0].peak
         tolerance = 6  # a patch of 8 pixels at the network's size
@@ -115,14 +110,7 @@ def test_heat_map_regions_and_picture_are_in_the_original_image_s_own_pixels(ins
         assert verdict.heatmap[y, x] == pytest.approx(verdict.heatmap.max())
         x0, y0, x1, y1 = verdict.regions[0].box
         inside = verdict.heatmap[y0:y1, x0:x1] > inspector.calibration.pixel_threshold
-        assert inside.any(axis=0).all()
-        assert inside.any(axis=1).all()
-
-
-def test_regions_are_what_lies_above_the_pixel_threshold(inspector, parts):
-    verdict = inspector(parts.bad[3])
-    above = verdict.heatmap > np.float32(inspector.calibration.pixel_threshold)
-    assert sum(region.area for region in verdict.regions) == np.count_nonzero(above)
+        assert inside.any(axis=0).all() and inside.any(axis=1).all()
 
 
 def test_smallest_area_leaves_small_regions_out_and_changes_nothing_else(inspector, parts):
@@ -138,8 +126,7 @@ def test_smallest_area_leaves_small_regions_out_and_changes_nothing_else(inspect
 def test_the_picture_of_a_good_part_is_the_image_itself_magnified(inspector, parts):
     path = parts.root / "test" / "good" / "001.png"
     verdict = inspector(path)
-    assert verdict.decision == "ok"
-    assert verdict.regions == ()
+    assert (verdict.decision, verdict.regions) == ("ok", ())
     picture, pixels = np.asarray(verdict.overlay()), np.asarray(Image.open(path))
     zoom = picture.shape[0] // 64
     assert zoom * 64 == picture.shape[0] == picture.shape[1]
@@ -150,7 +137,8 @@ def test_the_picture_of_a_bad_part_is_coloured_where_the_map_is_above_the_thresh
     verdict = inspector(parts.bad[0])
     picture = np.asarray(verdict.overlay())
     zoom = picture.shape[0] // 64
-    above = verdict.heatmap > inspector.calibration.pixel_threshold
+    above = verdict.heatmap > np.float32(inspector.calibration.pixel_threshold)
+    assert sum(region.area for region in verdict.regions) == np.count_nonzero(above)
     middle = picture[zoom // 2 :: zoom, zoom // 2 :: zoom]
     changed = (middle != verdict.pixels).any(axis=2)
     assert changed[above].mean() > 0.99
@@ -174,16 +162,16 @@ def test_p_values_and_decisions_follow_the_calibration(inspector, parts):
 # Many at once
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 16])
-def test_many_is_single_calls_in_order(inspector, parts, batch_size):
+def test_many_is_single_calls_in_order(inspector, parts):
     images = [*parts.bad, *sorted((parts.root / "test" / "good").iterdir())]
     single = [inspector(path) for path in images]
-    many = list(inspector.many(images, batch_size=batch_size))
-    assert [verdict.source for verdict in many] == [str(path) for path in images]
-    for one, other in zip(many, single):
-        assert one.score == pytest.approx(other.score, rel=BATCHED)
-        assert (one.decision, one.p_value) == (other.decision, other.p_value)
-        np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=BATCHED, atol=BATCHED * other.heatmap.max())
+    for batch_size in (1, 4, 16):
+        many = list(inspector.many(images, batch_size=batch_size))
+        assert [verdict.source for verdict in many] == [str(path) for path in images]
+        for one, other in zip(many, single):
+            assert one.score == pytest.approx(other.score, rel=BATCHED)
+            assert (one.decision, one.p_value) == (other.decision, other.p_value)
+            np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=BATCHED, atol=BATCHED * other.heatmap.max())
 
 
 def test_many_takes_images_of_different_sizes_and_kinds_and_any_iterable(inspector, parts, texture):
@@ -231,16 +219,13 @@ def test_threads_do_not_disturb_each_other(inspector, parts):
 # Saving and loading
 
 
-def test_a_loaded_inspector_is_the_saved_one_to_the_bit(inspector, model, parts):
+def test_a_loaded_inspector_is_the_saved_one_to_the_bit(inspector, model, parts, tmp_path):
     again = blemish.load(model)
     assert again.info() == inspector.info()
+    stricter = dataclasses.replace(inspector, smallest_area=17).save(tmp_path / "stricter.blemish")
+    assert load(stricter).smallest_area == 17
     for path in [*parts.bad[::2], *sorted((parts.root / "test" / "good").iterdir())[:3]]:
         alike(again(path), inspector(path))
-
-
-def test_settings_made_after_fitting_are_saved(inspector, tmp_path):
-    path = dataclasses.replace(inspector, smallest_area=17).save(tmp_path / "m.blemish")
-    assert load(path).smallest_area == 17
 
 
 def test_the_same_seed_writes_the_same_model_to_the_bit_but_for_the_seconds(parts, tmp_path):
@@ -266,9 +251,9 @@ def test_a_file_without_backbone_accepts_only_the_weights_it_learned_with(parts,
         load(light, weights=str(tmp_path / "other.pth"))
 
 
-def test_a_model_made_of_something_else_is_a_model_file_error(inspector, tmp_path, monkeypatch):
+def test_a_model_of_a_method_unknown_here_names_it(inspector, tmp_path):
     odd = dataclasses.replace(inspector, name="no-such-method").save(tmp_path / "odd.blemish")
-    with pytest.raises((ModelFileError, blemish.BlemishError), match="no-such-method"):
+    with pytest.raises(BlemishError, match="no-such-method"):
         load(odd)
 
 
@@ -316,8 +301,6 @@ def test_without_calibration_there_are_scores_and_maps_and_nothing_else(parts):
 
 
 def test_a_new_threshold_does_not_need_a_new_fit(inspector, parts):
-    from blemish.inspection.output import recalibrated
-
     good = sorted((parts.root / "test" / "good").iterdir())
     fresh = recalibrated(inspector, good, 0.2, blemish.Run())
     assert fresh.method is inspector.method
@@ -328,19 +311,14 @@ def test_a_new_threshold_does_not_need_a_new_fit(inspector, parts):
 
 
 def test_evaluation_judges_as_single_calls_do(inspector, parts):
-    from blemish.data.testset import open_test_set
-
     found = evaluate(inspector, open_test_set(parts.root), blemish.Run())
-    for one in found.judged:
-        assert one.score == pytest.approx(inspector(one.sample.path).score, rel=BATCHED)
-        assert read_image(one.sample.path).size == (64, 64)
+    for image in found.judged:
+        assert image.score == pytest.approx(inspector(image.sample.path).score, rel=BATCHED)
     wrong = sum(inspector(path).decision == "reject" for path in (parts.root / "test" / "good").iterdir())
     assert found.decisions["false_reject_count"] == wrong
 
 
 def test_what_goes_to_review_without_a_region_is_ringed(inspector, parts):
-    import dataclasses
-
     verdict = inspector(parts.bad[0])
     top = float(verdict.heatmap.max())
     unmarked = dataclasses.replace(verdict, decision="review", regions=(), scale=Scale(2 * top, 3 * top))
@@ -354,9 +332,6 @@ def test_what_goes_to_review_without_a_region_is_ringed(inspector, parts):
 
 
 def test_a_threshold_never_comes_from_images_that_were_learned(inspector, parts, tmp_path):
-    from blemish.errors import CalibrationError
-    from blemish.inspection.output import recalibrated
-
     learned = sorted((parts.root / "train" / "good").iterdir())
     restored = blemish.load(inspector.save(tmp_path / "kept.blemish"))
     with pytest.raises(CalibrationError, match="has learned from 12 of these 12 images"):

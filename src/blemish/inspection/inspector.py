@@ -108,7 +108,8 @@ class Inspector:
             batch_size: images judged together.
             on_error: called for an image that cannot be read, which is then left out; without it the error is raised.
         """
-        return map(self._verdict, self.stream(images, read_image, batch_size, on_error))
+        for scored in self.stream(images, read_image, batch_size, on_error):
+            yield self._verdict(scored)
 
     def stream(
         self,
@@ -269,10 +270,11 @@ def load(
     """
     chosen = choose_device(device)
     tensors, description = read_model(Path(path))
-    method_state, arrays = (
+    method_state, scores = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in ("method.", "calibration.")
     )
+    arrays = {name: tensor.numpy() for name, tensor in scores.items()}
 
     def as_calibrated(dense: bool, made_in: str | None) -> Precision:
         """By itself bf16 only for a model whose threshold was set in bf16; files of old do not say."""
