@@ -248,7 +248,7 @@ class Inspector:
             regions=regions,
             size=size,
             scale=self.scale,
-            make_pixels=lambda: on_screen(image, preparation.full_scale),
+            make_pixels=lambda: on_screen(image, preparation.white_level),
             make_heatmap=heatmap if full is None else lambda: full,
         )
 

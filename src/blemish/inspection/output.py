@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blemish.data.folders import EXTENSIONS
+from blemish.data.readers import EXTENSIONS
 from blemish.data.samples import Sample
 from blemish.errors import CalibrationError, DataError, ImageError, OutputError
 from blemish.inspection.calibration import calibrate

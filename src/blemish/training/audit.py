@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from blemish.data.manifest import write_manifest
 from blemish.data.preprocessing import Preprocessing
-from blemish.data.readers import read_training, refuse_to_replace, survey
+from blemish.data.readers import read_training, refuse_to_replace
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group
 from blemish.errors import ConfigError, DataError, RegimeError

@@ -22,12 +22,11 @@ from blemish.backbones.backbone import build_backbone
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Regime
-from blemish.data.loading import PreparedImages, fitted_scale
+from blemish.data.loading import PreparedImages, fitted_white_level
 from blemish.data.preprocessing import Preprocessing, ResizeMode
-from blemish.data.readers import read_training, shared_files
+from blemish.data.readers import read_training, shared_files, survey
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
-from blemish.data.surveying import survey
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
 from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
@@ -190,7 +189,7 @@ def introduce(training: TrainingSet, run: Run) -> None:
 def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[PreparedImages, PreparedImages | None]:
     """The images of a training set, decoded and prepared: those taken as normal, and the known-bad ones."""
     with run.timer.stage("images"):
-        preparation = Preprocessing(settings.resize, settings.size, settings.crop, fitted_scale(training.samples))
+        preparation = Preprocessing(settings.resize, settings.size, settings.crop, fitted_white_level(training.samples))
         load = partial(PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress)
         normal = load(training.normal)
         copies = len(normal) - len(set(normal.keys))
