@@ -1,4 +1,4 @@
-"""What students say, as something to learn from: kept through an epoch, and chosen where several speak."""
+"""CDD's bricks: a student as the last epoch left it, the choice among several students, and noise on features."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from blemish.contract import Images, Teacher
-from blemish.ops.cosine import cosines, distances
+from blemish.contract import Backbone, Images, Teacher
+from blemish.ops.cosine import image_cosines, location_cosines
 from blemish.run import Run
 
 BUFFER_TYPE = torch.bfloat16
 """What is kept of a student, and what it is rounded to where nothing is kept."""
+
+REFERENCE_DEVIATION = 0.25
+"""Of the values of a WideResNet50's levels, about: the scale for which noise was published. An assumption, not
+measured, because its weights were not to be had; with them, ``level_deviations`` measures it."""
 
 
 @torch.no_grad()
 def outputs(student: nn.Module, features: Sequence[Tensor], run: Run) -> list[Tensor]:
     """The maps ``b c y x`` that a student in eval mode gives for the teacher's, without gradient."""
     with run.precision.autocast(run.device):
-        found: list[Tensor] = student(features)
-    return found
+        maps: list[Tensor] = student(features)
+    return maps
 
 
 class PreviousStudent:
@@ -49,37 +53,37 @@ class PreviousStudent:
         self._fits: bool | None = None
 
     def look(self, student: nn.Module, batch_size: int) -> list[int]:
-        """Become ``student`` and look at every image: their places, the one it agrees on best with the teacher first.
+        """Become ``student`` and look at every image: their indices, the one it agrees on best with the teacher first.
 
         Agreement is the mean cosine over locations, summed over levels.
         """
         self.network.load_state_dict(student.state_dict())
         confidences = []
         for start in range(0, len(self._images), batch_size):
-            places = range(start, min(start + batch_size, len(self._images)))
-            features = self._teacher(self._images.batch(places))
+            indices = range(start, min(start + batch_size, len(self._images)))
+            features = self._teacher(self._images.batch(indices))
             maps = self._computed(features)
-            agreed = [1 - distances(t, s).mean(dim=(1, 2)) for t, s in zip(features, maps, strict=True)]
+            agreed = [1 - (1 - location_cosines(t, s)).mean(dim=(1, 2)) for t, s in zip(features, maps, strict=True)]
             confidences.append(torch.stack(agreed).sum(dim=0))
-            self._keep(places, maps)
+            self._keep(indices, maps)
         order: list[int] = torch.cat(confidences).argsort(descending=True, stable=True).tolist()
         return order
 
-    def maps(self, places: Sequence[int], features: Sequence[Tensor]) -> list[Tensor]:
+    def maps(self, indices: Sequence[int], features: Sequence[Tensor]) -> list[Tensor]:
         """What it gives for images, ``b c y x`` a level, bf16; only after ``look``.
 
         Args:
-            places: of the images.
+            indices: of the images.
             features: the teacher's, of the same images.
         """
         if self._kept is None:
             return self._computed(features)
-        return [kept[list(places)].permute(0, 3, 1, 2) for kept in self._kept]
+        return [kept[list(indices)].permute(0, 3, 1, 2) for kept in self._kept]
 
     def _computed(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [map_.to(BUFFER_TYPE) for map_ in outputs(self.network, features, self._run)]
 
-    def _keep(self, places: range, maps: Sequence[Tensor]) -> None:
+    def _keep(self, indices: range, maps: Sequence[Tensor]) -> None:
         if self._fits is None:
             needed = len(self._images) * sum(map_[0].numel() * map_.element_size() for map_ in maps)
             self._fits = needed <= self._budget
@@ -92,7 +96,7 @@ class PreviousStudent:
                     f"{self._budget / 1e9:.3g}: it is computed at each use, which is slower"
                 )
         for kept, map_ in zip(self._kept or [], maps):
-            kept[places.start : places.stop] = map_.permute(0, 2, 3, 1)
+            kept[indices.start : indices.stop] = map_.permute(0, 2, 3, 1)
 
 
 @torch.no_grad()
@@ -105,7 +109,12 @@ def consensus(candidates: Sequence[Sequence[Tensor]], reference: Sequence[Tensor
         candidates: of each, maps ``b c y x``, a level each.
         reference: the same shapes.
     """
-    agreement = torch.stack([_agreement(maps, reference) for maps in candidates])
+    agreement = torch.stack(
+        [
+            torch.stack([image_cosines(*pair) for pair in zip(maps, reference, strict=True)]).sum(0)
+            for maps in candidates
+        ]
+    )
     best = agreement.argmax(dim=0)
     chosen = [map_.clone() for map_ in candidates[0]]
     for number, maps in enumerate(candidates[1:], start=1):
@@ -115,8 +124,51 @@ def consensus(candidates: Sequence[Sequence[Tensor]], reference: Sequence[Tensor
     return chosen
 
 
-def _agreement(maps: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
-    """``b``: the cosine of whole maps, summed over levels."""
-    pairs = zip(maps, reference, strict=True)
-    by_level = [cosines(a.permute(0, 2, 3, 1).flatten(1), b.permute(0, 2, 3, 1).flatten(1)) for a, b in pairs]
-    return torch.stack(by_level).sum(dim=0)
+def jittered(features: Sequence[Tensor], deviations: Sequence[float], generator: torch.Generator) -> list[Tensor]:
+    """Maps ``b c y x`` with independent Gaussian noise on every value; those given stay as they are.
+
+    Args:
+        features: a level each.
+        deviations: of the noise, a level each; 0 for none.
+        generator: on the CPU, so that a seed means the same on every device.
+    """
+    maps = []
+    for map_, deviation in zip(features, deviations, strict=True):
+        if deviation != 0:
+            b, c, y, x = map_.shape
+            noise = torch.randn((b, y, x, c), generator=generator).permute(0, 3, 1, 2)
+            map_ = torch.add(map_, noise.to(map_.device), alpha=deviation)  # noqa: PLW2901
+        maps.append(map_)
+    return maps
+
+
+def jitter_deviations(
+    backbone: Backbone, noise: float, images: Images, teacher: Teacher, batch_size: int
+) -> list[float]:
+    """The standard deviation of each level's noise: ``noise`` itself for ResNets, else in proportion to the level's.
+
+    Args:
+        backbone: whose levels they are.
+        noise: as published, for ResNets.
+        images: that the levels' own deviations are measured on, once; not needed for ResNets.
+        teacher: gives their features.
+        batch_size: images seen at once.
+    """
+    if noise == 0 or str(getattr(backbone, "name", "")).startswith(("resnet", "wide_resnet")):
+        return [noise] * len(backbone.levels)
+    return [noise * deviation / REFERENCE_DEVIATION for deviation in level_deviations(images, teacher, batch_size)]
+
+
+def level_deviations(images: Images, teacher: Teacher, batch_size: int) -> list[float]:
+    """The standard deviation of all values of each level, over all images."""
+    sums: Tensor | float = 0.0
+    for start in range(0, len(images), batch_size):
+        maps = teacher(images.batch(range(start, min(start + batch_size, len(images)))))
+        # Three numbers a level: how many values, their sum, the sum of their squares.
+        sums = sums + torch.tensor(
+            [[m.numel(), m.sum(dtype=torch.float64), m.square().sum(dtype=torch.float64)] for m in maps],
+            dtype=torch.float64,
+        )
+    count, total, squares = torch.as_tensor(sums).unbind(dim=1)
+    deviations: list[float] = (squares / count - (total / count).square()).clamp(min=0).sqrt().tolist()
+    return deviations

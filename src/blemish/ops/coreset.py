@@ -112,8 +112,6 @@ def farthest_first(
             return
         yield from picks.tolist()
         left -= len(picks)
-        if left > 0:
-            greedy.take(picks)
 
 
 class _Greedy:
@@ -139,27 +137,29 @@ class _Greedy:
         self.gathered = points.new_empty(ROWS, self.points.shape[1])
 
     def block(self, size: int, left: int) -> Tensor:
-        """The next picks, at most ``left``: indices in the order of picking."""
-        above = self._settled(size)
+        """The next picks, at most ``left``: indices in the order of picking. Points meet them when they have to."""
+        above = self._beyond_threshold(size)
         if len(above) == 0:
             return above
         candidates, limit = above, self.threshold
         if len(above) > size:
             farthest, chosen = torch.topk(self.bounds[above], size, sorted=False)
             candidates, limit = above[chosen.sort().values], float(farthest.min())
-        between = self._between(candidates)
+        # [j, i]: the squared distance that candidate i has once j is picked.
+        between = self._mirrored(candidates) @ self.points[candidates].T
+        between.masked_fill_(between <= self.same[candidates], 0)
+        if self.factors is not None:
+            between *= self.factors[candidates]
         positions = _replay(self.bounds[candidates].cpu().numpy(), between.cpu().numpy(), limit, left)
         self.threshold = max(self.threshold, limit * STEP)
         # Where every candidate is as far as something outside the block, the lowest index of all decides.
-        return candidates[positions] if positions else above[self.bounds[above].argmax()][None]
-
-    def take(self, picks: Tensor) -> None:
-        """Add new picks; points meet them when they have to."""
+        picks = candidates[positions] if positions else above[self.bounds[above].argmax()][None]
         self.picks[self.picked : self.picked + len(picks)] = self._mirrored(picks)
         self.picked += len(picks)
         self.bounds[picks] = 0
+        return picks
 
-    def _settled(self, size: int) -> Tensor:
+    def _beyond_threshold(self, size: int) -> Tensor:
         """Indices, ascending, of all points beyond the threshold, which is lowered until they are at least ``size``."""
         step = STEP
         while True:
@@ -179,28 +179,21 @@ class _Greedy:
             group = indices[self.met[indices] == met]
             for rows in torch.split(group, ROWS):
                 points = torch.index_select(self.points, 0, rows, out=self.gathered[: len(rows)])
-                bounds = self.bounds[rows]
+                bounds, same = self.bounds[rows], self.same[rows]
                 for first in range(met, self.picked, BLOCK):
                     mirrored = self.picks[first : min(first + BLOCK, self.picked)]
-                    torch.minimum(bounds, self._nearest(points, mirrored, rows), out=bounds)
+                    product = self.product[: len(points) * len(mirrored)].view(len(points), len(mirrored))
+                    nearest = torch.mm(points, mirrored.T, out=product).amin(dim=1)
+                    nearest.masked_fill_(nearest <= same, 0)
+                    if self.factors is not None:
+                        nearest *= self.factors[rows]
+                    torch.minimum(bounds, nearest, out=bounds)
                 self.bounds[rows] = bounds
         self.met[indices] = self.picked
-
-    def _nearest(self, points: Tensor, mirrored: Tensor, rows: Tensor) -> Tensor:
-        product = self.product[: len(points) * len(mirrored)].view(len(points), len(mirrored))
-        nearest = torch.mm(points, mirrored.T, out=product).amin(dim=1)
-        nearest.masked_fill_(nearest <= self.same[rows], 0)
-        return nearest if self.factors is None else nearest * self.factors[rows]
 
     def _mirrored(self, indices: Tensor) -> Tensor:
         chosen = self.points[indices]
         return torch.cat([-2 * chosen[:, :-2], chosen[:, -1:], chosen[:, -2:-1]], dim=1)
-
-    def _between(self, indices: Tensor) -> Tensor:
-        """``[j, i]``: the squared distance that point ``i`` has once ``j`` is picked."""
-        squared = self._mirrored(indices) @ self.points[indices].T
-        squared.masked_fill_(squared <= self.same[indices], 0)
-        return squared if self.factors is None else squared * self.factors[indices]
 
 
 def _replay(distances: np.ndarray, between: np.ndarray, limit: float, left: int) -> list[int]:

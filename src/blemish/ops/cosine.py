@@ -29,21 +29,31 @@ EPSILON = 1e-6
 def cosines(one: Tensor, other: Tensor) -> Tensor:
     """``n``, float32: the cosine of each row of ``one`` with that of ``other``, both ``n d`` and of any float type."""
     if torch.is_grad_enabled() and (one.requires_grad or other.requires_grad):
-        found: Tensor = _Cosines.apply(one, other)
-        return found
-    return _measured(one, other)[0]
+        cosine: Tensor = _Cosines.apply(one, other)
+        return cosine
+    return _measured(one, other)[0]  # what an exported graph can hold
+
+
+def image_cosines(one: Tensor, other: Tensor) -> Tensor:
+    """``b``, float32: the cosine of whole maps ``b c y x``, each one vector of y * x * c numbers."""
+    return cosines(one.permute(0, 2, 3, 1).flatten(1), other.permute(0, 2, 3, 1).flatten(1))
+
+
+def location_cosines(one: Tensor, other: Tensor) -> Tensor:
+    """``b y x``, float32: the cosine over channels at every location of two maps ``b c y x``."""
+    b, _, y, x = one.shape
+    rows = [map_.permute(0, 2, 3, 1).flatten(0, 2) for map_ in (one, other)]
+    return cosines(*rows).view(b, y, x)
 
 
 def layer_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """1 - cosine of whole maps, one vector of y * x * c numbers an image: mean over images, sum over levels.
-
-    What the released code of reverse distillation computes.
+    """1 - cosine of whole maps: mean over images, sum over levels. The released code of reverse distillation.
 
     Args:
         teacher: maps ``b c y x``, a level each.
         student: the same shapes.
     """
-    return torch.stack([1 - _by_image(t, s).mean() for t, s in zip(teacher, student, strict=True)]).sum()
+    return torch.stack([1 - image_cosines(t, s).mean() for t, s in zip(teacher, student, strict=True)]).sum()
 
 
 def vector_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
@@ -51,19 +61,13 @@ def vector_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
 
     What the paper on reverse distillation writes. Arguments as for ``layer_loss``.
     """
-    return torch.stack([1 - _by_location(t, s).mean() for t, s in zip(teacher, student, strict=True)]).sum()
+    return torch.stack([1 - location_cosines(t, s).mean() for t, s in zip(teacher, student, strict=True)]).sum()
 
 
 LOSSES: dict[Loss, Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]] = {
     "layer": layer_loss,
     "vector": vector_loss,
 }
-
-
-def distances(teacher: Tensor, student: Tensor) -> Tensor:
-    """``b y x``, float32: 1 - cosine over channels at every location of two maps ``b c y x``."""
-    b, _, y, x = teacher.shape
-    return 1 - _by_location(teacher, student).view(b, y, x)
 
 
 def anomaly_map(
@@ -80,16 +84,8 @@ def anomaly_map(
         sigma: of the Gaussian, in pixels of ``size``.
     """
     with torch.autocast(teacher[0].device.type, enabled=False):
-        levels = zip(teacher, student, strict=True)
-        return torch.stack([upscale(distances(t, s), size, sigma, align_corners=True) for t, s in levels]).sum(dim=0)
-
-
-def _by_image(one: Tensor, other: Tensor) -> Tensor:
-    return cosines(one.permute(0, 2, 3, 1).flatten(1), other.permute(0, 2, 3, 1).flatten(1))
-
-
-def _by_location(one: Tensor, other: Tensor) -> Tensor:
-    return cosines(one.permute(0, 2, 3, 1).flatten(0, 2), other.permute(0, 2, 3, 1).flatten(0, 2))
+        distances = [1 - location_cosines(t, s) for t, s in zip(teacher, student, strict=True)]
+        return torch.stack([upscale(level, size, sigma, align_corners=True) for level in distances]).sum(dim=0)
 
 
 class _Cosines(torch.autograd.Function):
@@ -116,8 +112,8 @@ class _Cosines(torch.autograd.Function):
 
 
 def _combined(towards: Tensor, plus: Tensor, own: Tensor, minus: Tensor) -> Tensor:
-    found = towards.float() * plus[:, None]
-    return found.addcmul_(own.float(), minus[:, None], value=-1).to(own.dtype)
+    gradient = towards.float() * plus[:, None]
+    return gradient.addcmul_(own.float(), minus[:, None], value=-1).to(own.dtype)
 
 
 def _measured(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,14 +34,18 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, levels: Sequence[Level]) -> None:
         """Build the networks of the teacher's ``levels``."""
         super().__init__()
-        self.networks = nn.ModuleList(_pointwise(level.channels) for level in levels)
+        self.networks = nn.ModuleList()
+        for width in (level.channels for level in levels):
+            layers: list[nn.Module] = []
+            for _ in range(2):
+                layers += [nn.Conv2d(width, width, 1, bias=False), nn.LeakyReLU(SLOPE, inplace=True)]
+            self.networks.append(nn.Sequential(*layers, nn.Conv2d(width, 1, 1, bias=False)))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of either sign; convolutions run under the caller's autocast."""
-        return [
-            network(_of_length_one(map_)).squeeze(1).float()
-            for network, map_ in zip(self.networks, features, strict=True)
-        ]
+        with torch.autocast(features[0].device.type, enabled=False):
+            units = [F.normalize(map_.float(), dim=1) for map_ in features]
+        return [network(unit).squeeze(1).float() for network, unit in zip(self.networks, units, strict=True)]
 
 
 class ImageDiscriminator(nn.Module):
@@ -61,7 +65,9 @@ class ImageDiscriminator(nn.Module):
         """
         super().__init__()
         deepest = levels[-1].channels
-        self.paths = nn.ModuleList(_path_down(levels[start:]) for start in range(len(levels)))
+        widths = [level.channels for level in levels]
+        steps: list[Step] = ["same" if below.stride == above.stride else "down" for above, below in pairwise(levels)]
+        self.paths = nn.ModuleList(_convolutions(widths[start:], steps[start:]) for start in range(len(levels)))
         count = max(1, math.ceil(math.log2(min(grid) / 2)))
         self.joined = _convolutions([deepest * len(levels), *[deepest] * count], ["down"] * count)
         self.whole = nn.Conv2d(deepest, deepest, 2, bias=False)
@@ -71,8 +77,8 @@ class ImageDiscriminator(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """One tensor ``b`` of outputs of either sign, in a list like a patch discriminator's."""
         rows, columns = features[-1].shape[-2:]
-        found = [path(map_)[..., :rows, :columns] for path, map_ in zip(self.paths, features, strict=True)]
-        joined = self.joined(torch.cat(found, dim=1))
+        maps = [path(map_)[..., :rows, :columns] for path, map_ in zip(self.paths, features, strict=True)]
+        joined = self.joined(torch.cat(maps, dim=1))
         code = self.inner(self.whole(F.adaptive_avg_pool2d(joined, 2)).flatten(1))
         # The released InstanceNorm1d is given "images numbers", so it standardises the numbers of each image.
         code = F.leaky_relu(F.layer_norm(code.float(), code.shape[-1:]), SLOPE)
@@ -84,9 +90,9 @@ def energies(outputs: Sequence[Tensor]) -> list[Tensor]:
     return [output.abs() for output in outputs]
 
 
-def mean_energy(found: Sequence[Tensor]) -> Tensor:
+def mean_energy(energies: Sequence[Tensor]) -> Tensor:
     """Energies, a tensor a level, as one number: mean over images and places, sum over levels."""
-    return torch.stack([energy.mean() for energy in found]).sum()
+    return torch.stack([energy.mean() for energy in energies]).sum()
 
 
 def discriminator_loss(
@@ -144,19 +150,6 @@ def reset_discriminator(network: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _pointwise(channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(2):
-        layers += [nn.Conv2d(channels, channels, 1, bias=False), nn.LeakyReLU(SLOPE, inplace=True)]
-    return nn.Sequential(*layers, nn.Conv2d(channels, 1, 1, bias=False))
-
-
-def _path_down(levels: Sequence[Level]) -> nn.Sequential:
-    """From the first of ``levels`` to the grid and width of the last."""
-    steps: list[Step] = ["same" if below.stride == above.stride else "down" for above, below in pairwise(levels)]
-    return _convolutions([level.channels for level in levels], steps)
-
-
 def _convolutions(widths: Sequence[int], steps: Sequence[Step]) -> nn.Sequential:
     """3x3 convolutions from each width to the next, each with its norm."""
     path = nn.Sequential()
@@ -164,8 +157,3 @@ def _convolutions(widths: Sequence[int], steps: Sequence[Step]) -> nn.Sequential
         norm = nn.InstanceNorm2d(outs, affine=True)
         path.extend([convolution(ins, outs, 3, step), norm, nn.LeakyReLU(SLOPE, inplace=True)])
     return path
-
-
-def _of_length_one(map_: Tensor) -> Tensor:
-    with torch.autocast(map_.device.type, enabled=False):
-        return F.normalize(map_.float(), dim=1)

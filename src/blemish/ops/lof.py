@@ -23,7 +23,6 @@ TINY = 1e-10
 LEAST = 1e-3
 """Mean distances below this part of the median one count as that much: see ``local_outlier_factors``."""
 
-
 Watch = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 """Passes on what it is given, one after another, and may tell somebody how far that went."""
 
@@ -43,13 +42,13 @@ def local_outlier_factors(points: Tensor, k: int = 5, least: float = LEAST, watc
     if n < 2:
         return points.new_ones(p, n)
     distances, indices = nearest_others(points, k, watch)
-    farthest = _of_neighbours(distances[..., -1], indices)
-    reach = torch.maximum(distances, farthest).mean(dim=2) + TINY
+    sets = torch.arange(p, device=points.device)[:, None, None]
+    reach = torch.maximum(distances, distances[..., -1][sets, indices]).mean(dim=2) + TINY
     apart = reach[reach > 2 * TINY]
     if len(apart):
         reach = reach.clamp(min=least * float(apart.median()))
     density = 1 / reach
-    return _of_neighbours(density, indices).mean(dim=2) / density
+    return density[sets, indices].mean(dim=2) / density
 
 
 def nearest_others(points: Tensor, k: int, watch: Watch = iter) -> tuple[Tensor, Tensor]:
@@ -63,8 +62,8 @@ def nearest_others(points: Tensor, k: int, watch: Watch = iter) -> tuple[Tensor,
     _, n, d = points.shape
     k = min(k, n - 1)
     portions = torch.split(points, max(1, PORTION_BYTES // (8 * n * n + 4 * n * k * d)))
-    found = [_nearest(part, k) for part in watch(portions)]
-    return torch.cat([near for near, _ in found]), torch.cat([index for _, index in found])
+    nearest = [_nearest(portion, k) for portion in watch(portions)]
+    return torch.cat([distances for distances, _ in nearest]), torch.cat([indices for _, indices in nearest])
 
 
 def _nearest(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -79,9 +78,3 @@ def _nearest(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     distances = (points[:, :, None] - points[sets, indices]).square().sum(dim=3).sqrt()
     distances, order = distances.sort(dim=2, stable=True)
     return distances, indices.gather(2, order)
-
-
-def _of_neighbours(values: Tensor, indices: Tensor) -> Tensor:
-    """``p n k``: for each point, ``values`` (``p n``) of its neighbours."""
-    p, n, k = indices.shape
-    return values.gather(1, indices.reshape(p, n * k)).view(p, n, k)

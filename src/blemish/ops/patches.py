@@ -41,7 +41,7 @@ class PatchVectors(nn.Module):
         self.pooling = nn.ModuleList()
         self.final_width: int | None = None
         if sum(channels) < width and not inflate:
-            self.pooling.extend(_NeighbourhoodMean(patch_size) for _ in channels)
+            self.pooling.extend(nn.AvgPool2d(patch_size, 1, patch_size // 2) for _ in channels)
             self.width = sum(channels)
             return
         self.width = width
@@ -88,27 +88,18 @@ def describe_patches(
     done = 0
     for start in run.progress.track(range(0, len(images), batch_size), "describing patches"):
         batch = images.batch(range(start, min(start + batch_size, len(images))))
-        found = patches(teacher(batch))
+        made = patches(teacher(batch))
         if done == 0:
-            total = found[0, ..., 0].numel() * len(images)
+            total = made[0, ..., 0].numel() * len(images)
             vectors = torch.empty(total, patches.width)
-            shortened = vectors if projection is None else found.new_empty(total, projection.shape[1])
-        found = found.flatten(0, 2)
-        rows = slice(done, done + len(found))
-        vectors[rows] = found.cpu()
+            shortened = vectors if projection is None else made.new_empty(total, projection.shape[1])
+        made = made.flatten(0, 2)
+        rows = slice(done, done + len(made))
+        vectors[rows] = made.cpu()
         if projection is not None:
-            torch.mm(found, projection, out=shortened[rows])
-        done += len(found)
+            torch.mm(made, projection, out=shortened[rows])
+        done += len(made)
     return vectors, shortened.to(run.device)
-
-
-class _NeighbourhoodMean(nn.Module):
-    def __init__(self, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.avg_pool2d(features, self.patch_size, stride=1, padding=self.patch_size // 2)
 
 
 class _AdaptivePooling(nn.Module):
@@ -121,21 +112,12 @@ class _AdaptivePooling(nn.Module):
         # Windows never cross the border between two groups: with g groups, entry i * length / g is a whole number.
         self.groups = gcd(channels, stage_width // ratio)
         entries = channels // self.groups * patch_size**2
-        windows = _adaptive_windows(entries, stage_width // self.groups)
-        windows = windows.view(-1, ratio, entries).mean(dim=1)
+        # The averages of adaptive pooling are its answers to one-hot inputs.
+        windows = F.adaptive_avg_pool1d(torch.eye(entries, dtype=torch.float64), stage_width // self.groups).T
+        windows = windows.reshape(-1, ratio, entries).mean(dim=1)
         kernel = windows.view(len(windows), -1, patch_size, patch_size).repeat(self.groups, 1, 1, 1)
         self.register_buffer("kernel", kernel.float(), persistent=False)
         self.padding = patch_size // 2
 
     def forward(self, features: Tensor) -> Tensor:
         return F.conv2d(features, self.kernel, padding=self.padding, groups=self.groups)
-
-
-def _adaptive_windows(entries: int, outputs: int) -> Tensor:
-    """``outputs entries``: the averages of adaptive pooling, from floor(i * e / o) up to ceil((i + 1) * e / o)."""
-    matrix = torch.zeros(outputs, entries, dtype=torch.float64)
-    for output in range(outputs):
-        first = output * entries // outputs
-        behind = -(-(output + 1) * entries // outputs)
-        matrix[output, first:behind] = 1 / (behind - first)
-    return matrix

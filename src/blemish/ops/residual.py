@@ -1,4 +1,4 @@
-"""Residual blocks that keep, halve or double the grid: what teachers' mirrors are built of.
+"""Residual blocks that keep, halve or double the grid: what teachers' mirrored students are built of.
 
 A block that doubles the grid has a 2x2 transposed convolution of stride 2 where its counterpart in a ResNet has a
 strided 3x3 one, and in its shortcut (reverse distillation, METHODS "Decoder"). Built on torch's meta device or not,
@@ -49,18 +49,8 @@ def convolution(ins: int, outs: int, size: int = 3, step: Step = "same") -> nn.M
 class Residual(nn.Module):
     """One residual block: ``b ins y x`` to ``b outs y' x'``."""
 
-    def __init__(self, ins: int, outs: int, kind: BlockKind, step: Step = "same", ends_in_relu: bool = True) -> None:
-        """Build the block.
-
-        Args:
-            ins: channels that come in.
-            outs: channels that go out.
-            kind: basic or bottleneck, and its norm.
-            step: what happens to the grid.
-            ends_in_relu: False where what follows compares the output with features that can be negative.
-        """
+    def __init__(self, ins: int, outs: int, kind: BlockKind, step: Step = "same") -> None:
         super().__init__()
-        self.ends_in_relu = ends_in_relu
         inner = outs // kind.squeeze if kind.bottleneck else outs
         if kind.bottleneck:
             layers = [convolution(ins, inner, 1), convolution(inner, inner, 3, step), convolution(inner, outs, 1)]
@@ -75,24 +65,17 @@ class Residual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The block's output."""
-        found = features
-        last = len(self.convolutions) - 1
-        for place, (convolve, norm) in enumerate(zip(self.convolutions, self.norms)):
-            found = norm(convolve(found))
-            if place < last:
-                found = F.relu(found, inplace=True)
-        found = found + self.shortcut(features)
-        return F.relu(found, inplace=True) if self.ends_in_relu else found
+        branch = features
+        *first, last = zip(self.convolutions, self.norms)
+        for convolve, norm in first:
+            branch = F.relu(norm(convolve(branch)), inplace=True)
+        convolve, norm = last
+        return F.relu(norm(convolve(branch)) + self.shortcut(features), inplace=True)
 
 
-def residual_stage(
-    ins: int, outs: int, blocks: int, kind: BlockKind, step: Step, ends_in_relu: bool = True
-) -> nn.Sequential:
+def residual_stage(ins: int, outs: int, blocks: int, kind: BlockKind, step: Step) -> nn.Sequential:
     """``blocks`` residual blocks, the first of which takes the step."""
-    stage = nn.Sequential(Residual(ins, outs, kind, step, ends_in_relu or blocks > 1))
-    for place in range(1, blocks):
-        stage.append(Residual(outs, outs, kind, ends_in_relu=ends_in_relu or place < blocks - 1))
-    return stage
+    return nn.Sequential(Residual(ins, outs, kind, step), *(Residual(outs, outs, kind) for _ in range(blocks - 1)))
 
 
 def untrained(network: nn.Module) -> nn.Module:
@@ -117,9 +100,13 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            _fill(module.weight, math.sqrt(2 * module.groups / _fan(module.weight, module.out_channels)), generator)
+            fan = module.out_channels * module.weight[0, 0].numel()
+            drawn = torch.empty(module.weight.shape).normal_(
+                std=math.sqrt(2 * module.groups / fan), generator=generator
+            )
+            module.weight.copy_(drawn)
         elif isinstance(module, nn.ConvTranspose2d):
-            bound = 1 / math.sqrt(_fan(module.weight, module.out_channels // module.groups))
+            bound = 1 / math.sqrt(module.out_channels // module.groups * module.weight[0, 0].numel())
             drawn = torch.empty(module.weight.shape).uniform_(-bound, bound, generator=generator)
             module.weight.copy_(drawn)
         elif isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d)):
@@ -130,11 +117,3 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             continue
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-
-def _fan(weight: Tensor, channels: int) -> int:
-    return channels * weight.shape[2] * weight.shape[3]
-
-
-def _fill(weight: Tensor, deviation: float, generator: torch.Generator) -> None:
-    weight.copy_(torch.empty(weight.shape).normal_(std=deviation, generator=generator))

@@ -10,10 +10,15 @@ goes to twice the deepest width; the decoder mirrors that with two basic blocks 
 off with a 1x1 convolution, which is followed by a ReLU only where the teacher's level ends in one. (Our reading: of
 EfficientNet-Lite0's 24, 40 and 112 channels, half of all values are negative, and 24 channels are few for a decoder to
 work in.)
+
+RD++'s projections, for ResNets as released: four 3x3 convolutions with bias on each level, C to C/2, C/4, C/2 and C
+channels, each followed by an instance norm without scale and shift and a leaky ReLU. Narrow levels of other backbones
+keep at least ``MIN_INNER`` channels inside (our reading).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,7 +32,10 @@ from blemish.errors import ConfigError
 from blemish.ops.residual import BlockKind, Norm, Step, convolution, normalisation, residual_stage, untrained
 
 MIN_WIDTH = 64
-"""Channels inside the mirror of a backbone that is not a ResNet, at least."""
+"""Channels inside the student of a backbone that is not a ResNet, at least."""
+
+MIN_INNER = 16
+"""Channels inside a projection, at least: ResNet18's narrowest, where EfficientNet-Lite0 would have 6."""
 
 _BASIC, _BOTTLENECK, _WIDE = BlockKind(False), BlockKind(True), BlockKind(True, squeeze=2)
 _RESNETS: dict[str, tuple[BlockKind, tuple[int, ...]]] = {
@@ -92,41 +100,36 @@ def decoder_spec(backbone: Backbone, norm: Norm = "batch") -> DecoderSpec:
 class Bottleneck(nn.Module):
     """One-class bottleneck embedding: feature maps, shallowest first, to one code on half the deepest grid."""
 
-    def __init__(self, mirror: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        norm, widths, deepest = mirror.kind.norm, mirror.widths, mirror.levels[-1].channels
-        reached = (*widths[:-1], deepest)
+        deepest = spec.levels[-1].channels
         self.paths = nn.ModuleList()
-        for start, level in enumerate(mirror.levels):
+        for start, level in enumerate(spec.levels):
             path = nn.Sequential()
-            ins = level.channels
-            for target in range(start + 1, len(mirror.levels)):
-                outs = reached[target]
-                path.extend([convolution(ins, outs, 3, mirror.steps[target]), normalisation(norm, outs), nn.ReLU(True)])
-                ins = outs
+            widths = [level.channels, *spec.widths[start + 1 : -1], deepest]
+            for (ins, outs), step in zip(pairwise(widths), spec.steps[start + 1 :]):
+                path.extend([convolution(ins, outs, 3, step), normalisation(spec.kind.norm, outs), nn.ReLU(True)])
             self.paths.append(path)
-        joined = deepest * len(mirror.levels)
-        self.stage = residual_stage(joined, 2 * widths[-1], mirror.deep_blocks, mirror.kind, "down")
+        joined = deepest * len(spec.levels)
+        self.stage = residual_stage(joined, 2 * spec.widths[-1], spec.deep_blocks, spec.kind, "down")
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """The code ``b d y x`` of feature maps ``b c y x``."""
         rows, columns = features[-1].shape[-2:]
-        found = [path(feature)[..., :rows, :columns] for path, feature in zip(self.paths, features, strict=True)]
-        return self.stage(torch.cat(found, dim=1))  # type: ignore[no-any-return]
+        maps = [path(feature)[..., :rows, :columns] for path, feature in zip(self.paths, features, strict=True)]
+        return self.stage(torch.cat(maps, dim=1))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
     """A code back to the teacher's levels, the deepest first inside, returned shallowest first."""
 
-    def __init__(self, mirror: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.stages, self.heads, self.rectified = nn.ModuleList(), nn.ModuleList(), []
-        ins = 2 * mirror.widths[-1]
-        steps: list[Step] = ["up" if step == "down" else "same" for step in (*mirror.steps[1:], "down")]
-        for level, width, blocks, step in zip(
-            reversed(mirror.levels), reversed(mirror.widths), reversed(mirror.blocks), reversed(steps)
-        ):
-            self.stages.append(residual_stage(ins, width, blocks, mirror.kind, step))
+        ins = 2 * spec.widths[-1]
+        steps: list[Step] = ["up" if step == "down" else "same" for step in (*spec.steps[1:], "down")]
+        for level, width, blocks, step in reversed(list(zip(spec.levels, spec.widths, spec.blocks, steps))):
+            self.stages.append(residual_stage(ins, width, blocks, spec.kind, step))
             is_read_off = level.signed or width != level.channels
             self.heads.append(nn.Conv2d(width, level.channels, 1) if is_read_off else nn.Identity())
             self.rectified.append(is_read_off and not level.signed)
@@ -145,27 +148,23 @@ class Decoder(nn.Module):
         for stage, head, rectified, (rows, columns) in zip(
             self.stages, self.heads, self.rectified, reversed(grids), strict=True
         ):
-            code = _fitted(stage(code), rows, columns)
+            code = stage(code)
+            missing = max(rows - code.shape[-2], 0), max(columns - code.shape[-1], 0)
+            if any(missing):
+                code = F.pad(code, (0, missing[1], 0, missing[0]), mode="replicate")
+            code = code[..., :rows, :columns]
             read = head(code)
             maps.append(F.relu(read, inplace=True) if rectified else read)
         return maps[::-1]
 
 
-def _fitted(map_: Tensor, rows: int, columns: int) -> Tensor:
-    """A map cut off, or its last row and column repeated, to the size wanted."""
-    missing = max(rows - map_.shape[-2], 0), max(columns - map_.shape[-1], 0)
-    if any(missing):
-        map_ = F.pad(map_, (0, missing[1], 0, missing[0]), mode="replicate")
-    return map_[..., :rows, :columns]
-
-
 class ReverseStudent(nn.Module):
     """Bottleneck and decoder together: the teacher's feature maps to the student's, shallowest first."""
 
-    def __init__(self, mirror: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.bottleneck = Bottleneck(mirror)
-        self.decoder = Decoder(mirror)
+        self.bottleneck = Bottleneck(spec)
+        self.decoder = Decoder(spec)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps of the same shapes as ``features``; convolutions run under the caller's autocast."""
@@ -173,8 +172,8 @@ class ReverseStudent(nn.Module):
         kind = features[0].device.type
         if torch.is_autocast_enabled(kind):  # once here; otherwise two convolutions each turn the joined map into bf16
             features = [feature.to(torch.get_autocast_dtype(kind)) for feature in features]
-        found: list[Tensor] = self.decoder(self.bottleneck(features), grids)
-        return found
+        maps: list[Tensor] = self.decoder(self.bottleneck(features), grids)
+        return maps
 
 
 def build_reverse_student(backbone: Backbone, size: tuple[int, int], norm: Norm = "batch") -> ReverseStudent:
@@ -191,6 +190,49 @@ def build_reverse_student(backbone: Backbone, size: tuple[int, int], norm: Norm 
     """
     check_cells(size, 2 * backbone.levels[-1].stride, "the student's code")
     with torch.device("meta"):
-        reversal = ReverseStudent(decoder_spec(backbone, norm))
-    untrained(reversal)
-    return reversal
+        student = ReverseStudent(decoder_spec(backbone, norm))
+    untrained(student)
+    return student
+
+
+class Projection(nn.Module):
+    """One level's projection: ``b c y x`` of more than one cell to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        middle, inner = (max(channels // part, MIN_INNER) for part in (2, 4))
+        self.layers = nn.Sequential()
+        for ins, outs in pairwise((channels, middle, inner, middle, channels)):
+            self.layers.extend([nn.Conv2d(ins, outs, 3, padding=1), nn.InstanceNorm2d(outs), nn.LeakyReLU(0.01)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Projected maps."""
+        projected: Tensor = self.layers(features)
+        return projected
+
+
+def build_projections(backbone: Backbone, size: tuple[int, int]) -> nn.ModuleList:
+    """RD++'s projection for each level, without values: call ``reset_projections`` or load some.
+
+    Args:
+        backbone: whose levels.
+        size: height and width of the images.
+
+    Raises:
+        ConfigError: a level has a single cell, of which an instance norm would leave nothing.
+    """
+    check_cells(size, backbone.levels[-1].stride, "the deepest projection")
+    with torch.device("meta"):
+        projections = nn.ModuleList(Projection(level.channels) for level in backbone.levels)
+    untrained(projections)
+    return projections
+
+
+@torch.no_grad()
+def reset_projections(projections: nn.ModuleList, generator: torch.Generator) -> None:
+    """Fresh values as torch's default draws them, which the released code keeps: uniform, bounded by the fan-in."""
+    for layer in projections.modules():
+        if isinstance(layer, nn.Conv2d):
+            bound = 1 / math.sqrt(layer.in_channels * 9)
+            for values in layer.parameters():
+                values.copy_(torch.empty(values.shape).uniform_(-bound, bound, generator=generator))

@@ -1,13 +1,11 @@
-"""Patches of simplex noise: what a student-to-be is shown as a pretended defect.
+"""Pretended defects: patches of simplex noise (RD++), elastic copies of normal images (CKAAD).
 
-The noise is OpenSimplex in three dimensions (Spencer, 2014), computed here from its definition and for all points at
-once: every point of a stretched cubic lattice has a gradient, and each that lies within sqrt(2) of a place adds
-``(2 - distance^2)^4 * (gradient . offset)`` to it. The usual programs search the nearest lattice points by cases and
-leave some out whose part is below 1e-4; they take seconds for one field, this takes tenths.
-
-Six such fields, each of half the wavelength and .6 of the amplitude of the one before, are summed. A field is made once
-for a training and patches are cut from it at random places, because noise made anew for each image would take longer
-than a training step.
+The noise is OpenSimplex in three dimensions (Spencer, 2014), computed from its definition and for all points at once:
+every point of a stretched cubic lattice has a gradient, and each that lies within sqrt(2) of a place adds
+``(2 - distance^2)^4 * (gradient . offset)`` to it. The usual programs search the nearest lattice points by cases, leave
+some out whose part is below 1e-4, and take 18 times as long. Six fields, each of half the wavelength and .6 of the
+amplitude of the one before, are summed, once for a training; patches are cut from it at random places, because noise
+made anew for each image would take longer than a training step.
 """
 
 from __future__ import annotations
@@ -30,6 +28,9 @@ PERSISTENCE = 0.6
 PUBLISHED_SIZE = 256
 """Side, in pixels, of the images for which sides and wavelength are published."""
 
+ELASTIC_ALPHA = 200.0
+"""Strength of elastic displacements; their smoothing (5 pixels), sampling and black filling are torchvision's."""
+
 _STRETCH, _SQUISH = -1 / 6, 1 / 3
 _NORM = 103.0
 _GRADIENTS = np.array(
@@ -41,7 +42,7 @@ _GRADIENTS = np.array(
 )
 _REACHED = {(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1), (0, 0, 2), (0, 1, 2), (-1, 1, 1), (-1, 0, 1)}
 _NEIGHBOURS = np.array([step for step in product((-1, 0, 1, 2), repeat=3) if tuple(sorted(step)) in _REACHED])
-"""Lattice points, seen from a place's cell, that can lie within sqrt(2) of it: 26 of 64."""
+"""Lattice points, seen from a point's cell, that can lie within sqrt(2) of it: 26 of 64."""
 
 
 @dataclass(frozen=True)
@@ -71,35 +72,22 @@ def simplex_noise(
         permutation: the numbers 0 to 255 in any order: what a seed stands for.
     """
     depth, row, column = np.meshgrid(z, y, x, indexing="ij")
-    places = np.stack([column.ravel(), row.ravel(), depth.ravel()])
-    cells = np.floor(places + _STRETCH * places.sum(axis=0)).astype(np.int64)
-    within = places - (cells + _SQUISH * cells.sum(axis=0))
+    points = np.stack([column.ravel(), row.ravel(), depth.ravel()])
+    cells = np.floor(points + _STRETCH * points.sum(axis=0)).astype(np.int64)
+    within = points - (cells + _SQUISH * cells.sum(axis=0))
     steps = _NEIGHBOURS + _SQUISH * _NEIGHBOURS.sum(axis=1, keepdims=True)
     weights = 2 - (within**2).sum(axis=0) + 2 * steps @ within - (steps**2).sum(axis=1, keepdims=True)
-    which, place = np.nonzero(weights > 0)  # about six points for each place
+    which, point = np.nonzero(weights > 0)  # about six lattice points for each point
     hashed = np.zeros(len(which), dtype=np.int64)
     for along, onward in zip(cells, _NEIGHBOURS.T):
-        hashed = permutation[(hashed + along[place] + onward[which]) & 255]
-    slopes = (_GRADIENTS[hashed % 24] * (within.T[place] - steps[which])).sum(axis=1)
-    total = np.bincount(place, weights[which, place] ** 4 * slopes, minlength=places.shape[1])
+        hashed = permutation[(hashed + along[point] + onward[which]) & 255]
+    slopes = (_GRADIENTS[hashed % 24] * (within.T[point] - steps[which])).sum(axis=1)
+    total = np.bincount(point, weights[which, point] ** 4 * slopes, minlength=points.shape[1])
     return (total / _NORM).reshape(depth.shape)
 
 
-def octave_noise(
-    shape: tuple[int, int, int], permutation: NDArray[np.int64], wavelength: float = WAVELENGTH
-) -> NDArray[np.float64]:
-    """Six octaves summed, within about [-2.4, 2.4], at whole coordinates from 0: channels, rows, columns."""
-    depth, rows, columns = (np.arange(count, dtype=np.float64) for count in shape)
-    total, amplitude = np.zeros(shape), 1.0
-    for octave in range(OCTAVES):
-        scale = 2.0**octave / wavelength
-        total += amplitude * simplex_noise(columns * scale, rows * scale, depth * scale, permutation)
-        amplitude *= PERSISTENCE
-    return total
-
-
 def noise_field(generator: torch.Generator, side: int, wavelength: float = WAVELENGTH) -> Tensor:
-    """``3 side side``, float32: one field of six octaves; every channel is another slice of it.
+    """``3 side side``, float32, within about [-2.4, 2.4]: one field of six octaves; each channel is a slice of it.
 
     Args:
         generator: chooses which field.
@@ -107,7 +95,13 @@ def noise_field(generator: torch.Generator, side: int, wavelength: float = WAVEL
         wavelength: of the first octave, in pixels.
     """
     permutation = torch.randperm(256, generator=generator).numpy()
-    return torch.from_numpy(octave_noise((3, side, side), permutation, wavelength)).float()
+    pixels = np.arange(side, dtype=np.float64)
+    channels = np.arange(3, dtype=np.float64)
+    total = np.zeros((3, side, side))
+    for octave in range(OCTAVES):
+        scale = 2.0**octave / wavelength
+        total += PERSISTENCE**octave * simplex_noise(pixels * scale, pixels * scale, channels * scale, permutation)
+    return torch.from_numpy(total).float()
 
 
 def check_patches(size: tuple[int, int], patches: Patches) -> None:
@@ -150,3 +144,18 @@ def with_noise(images: Tensor, field: Tensor, generator: torch.Generator, patche
         cut = field[:, row : row + shape[0], column : column + shape[1]]
         image[:, top : top + shape[0], left : left + shape[1]] += patches.strength * cut.to(image.device)
     return noisy
+
+
+def elastic_twins(images: Tensor) -> Tensor:
+    """``b 3 h w`` in [0, 1]: each image distorted by displacements of its own, drawn from torch's random state.
+
+    Computed on ``uint8`` on the CPU, as the released code of CKAAD does.
+
+    Args:
+        images: ``b 3 h w`` in [0, 1].
+    """
+    from torchvision.transforms.v2 import ElasticTransform  # takes a second to import, and few fits need it
+
+    transform = ElasticTransform(alpha=ELASTIC_ALPHA)
+    pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
+    return torch.stack([transform(image) for image in pixels]).to(images.dtype) / 255

@@ -8,7 +8,6 @@ Divergences, AISTATS 2019). All is float32 outside autocast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,46 +15,22 @@ from geomloss import SamplesLoss
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Cooling:
-    """From which temperature to which, and how fast.
-
-    Attributes:
-        blur: square root of the last temperature, a distance.
-        diameter: square root of the first one: no two points should be further apart.
-        scaling: by which the square root of the temperature is multiplied at each update.
-    """
-
-    blur: float = 0.05
-    diameter: float = 2.0
-    scaling: float = 0.9
-
-
-PAIRED = Cooling()
-"""Between unit vectors, which are at most 2 apart."""
-RELEASED = Cooling(diameter=1e7, scaling=0.95)
-"""What the released code sets."""
-
-
-def sinkhorn_divergence(one: Tensor, other: Tensor, cooling: Cooling = PAIRED) -> Tensor:
+def sinkhorn_divergence(
+    one: Tensor, other: Tensor, blur: float = 0.05, diameter: float = 2.0, scaling: float = 0.9
+) -> Tensor:
     """``b``: how far each cloud of ``one`` is from its counterpart; 0 where both hold the same points.
 
     Args:
         one: ``b n d``, points of equal weight.
         other: ``b m d``.
-        cooling: of the annealing.
+        blur: square root of the last temperature of the annealing, a distance.
+        diameter: square root of the first one: no two points should be further apart; unit vectors are at most 2.
+        scaling: by which the square root of the temperature is multiplied at each update.
     """
-    loss = SamplesLoss(
-        "sinkhorn",
-        p=2,
-        blur=cooling.blur,
-        diameter=cooling.diameter,
-        scaling=cooling.scaling,
-        backend="tensorized",
-    )
+    loss = SamplesLoss("sinkhorn", p=2, blur=blur, diameter=diameter, scaling=scaling, backend="tensorized")
     with torch.autocast(one.device.type, enabled=False):
-        found: Tensor = loss(one.float().contiguous(), other.float().contiguous())
-    return found
+        divergence: Tensor = loss(one.float().contiguous(), other.float().contiguous())
+    return divergence
 
 
 def paired_transport(
@@ -72,14 +47,14 @@ def paired_transport(
         generator: on the CPU, draws the places.
         locations: of one image and level; the cost grows with their square.
     """
-    found = []
+    levels = []
     for map_ in maps:
         rows, columns = map_.shape[2:]
         chosen = torch.randperm(rows * columns, generator=generator)[:locations].to(map_.device)
         with torch.autocast(map_.device.type, enabled=False):
             cloud = F.normalize(map_[:, :, chosen // columns, chosen % columns].transpose(1, 2).float(), dim=-1)
-        found.append(sinkhorn_divergence(cloud, cloud[partners.to(map_.device)]).mean())
-    return torch.stack(found).mean()
+        levels.append(sinkhorn_divergence(cloud, cloud[partners.to(map_.device)]).mean())
+    return torch.stack(levels).mean()
 
 
 def released_transport(maps: Sequence[Tensor], order: Tensor) -> Tensor:
@@ -92,8 +67,9 @@ def released_transport(maps: Sequence[Tensor], order: Tensor) -> Tensor:
         maps: ``b c y x``, a level each.
         order: ``b``, a permutation.
     """
-    found = []
+    levels = []
     for map_ in maps:
         points = map_.float().flatten(1).softmax(dim=1)
-        found.append(sinkhorn_divergence(points[None], points[order.to(map_.device)][None], RELEASED).sum())
-    return torch.stack(found).sum()
+        shuffled = points[order.to(map_.device)]
+        levels.append(sinkhorn_divergence(points[None], shuffled[None], diameter=1e7, scaling=0.95).sum())
+    return torch.stack(levels).sum()
