@@ -22,8 +22,8 @@ import torch
 from blemish.backbones.backbone import build_backbone
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.cosine import layer_loss, vector_loss
-from blemish.ops.projection import reset_projections
 from blemish.ops.residual import initialise
+from blemish.ops.reverse import reset_projections
 from blemish.ops.simplex import Patches, noise_field, with_noise
 from blemish.ops.sinkhorn import paired_transport, released_transport
 from blemish.run import choose_device, choose_precision, set_threads

@@ -21,8 +21,14 @@ from blemish.methods.cdd import (
 )
 from blemish.methods.rd import RD, RDConfig
 from blemish.ops import reverse
-from blemish.ops.agreement import PreviousStudent, consensus
-from blemish.ops.jitter import REFERENCE_DEVIATION, level_deviations, noise_deviations, perturbed
+from blemish.ops.agreement import (
+    REFERENCE_DEVIATION,
+    PreviousStudent,
+    consensus,
+    jitter_deviations,
+    jittered,
+    level_deviations,
+)
 from blemish.registry import METHODS, make_config, method_class
 from blemish.run import Precision, Progress, Run
 
@@ -327,21 +333,21 @@ def test_noise_is_absolute_for_resnets_and_in_proportion_for_others(tiny_backbon
     found = level_deviations(images, tiny_teacher(backbone), batch_size=2)
     own = [float(map_.double().std(correction=0)) for map_ in backbone(images.images)]
     assert found == pytest.approx(own, rel=1e-6)
-    noise = noise_deviations(backbone, 0.2, images, tiny_teacher(backbone), 2)
+    noise = jitter_deviations(backbone, 0.2, images, tiny_teacher(backbone), 2)
     assert noise == pytest.approx([0.2 * deviation / REFERENCE_DEVIATION for deviation in own])
     resnet = build_backbone("resnet18", (1, 2, 3), "random", seed=0)
-    assert noise_deviations(resnet, 0.2, images, None, 2) == [0.2, 0.2, 0.2]
-    assert noise_deviations(backbone, 0.0, images, None, 2) == [0.0, 0.0]
+    assert jitter_deviations(resnet, 0.2, images, None, 2) == [0.2, 0.2, 0.2]
+    assert jitter_deviations(backbone, 0.0, images, None, 2) == [0.0, 0.0]
 
 
 def test_noise_has_its_deviation_and_leaves_what_it_was_given():
     features = [torch.ones(4, 8, 16, 16), torch.full((4, 16, 8, 8), -3.0)]
-    found = perturbed(features, [0.5, 2.0], torch.Generator().manual_seed(0))
+    found = jittered(features, [0.5, 2.0], torch.Generator().manual_seed(0))
     for map_, clean, value, deviation in zip(found, features, (1.0, -3.0), (0.5, 2.0)):
         assert bool((clean == value).all())
         assert float(map_.mean()) == pytest.approx(value, abs=5 * deviation / map_.numel() ** 0.5)
         assert float(map_.std()) == pytest.approx(deviation, rel=0.06)
-    assert perturbed(features, [0.0, 0.0], torch.Generator()) == features
+    assert jittered(features, [0.0, 0.0], torch.Generator()) == features
 
 
 def test_only_what_others_teach_is_given_noise(fitted, monkeypatch):
@@ -349,9 +355,9 @@ def test_only_what_others_teach_is_given_noise(fitted, monkeypatch):
 
     def spy(features, deviations, generator):
         seen.append(len(features[0]))
-        return perturbed(features, deviations, generator)
+        return jittered(features, deviations, generator)
 
-    monkeypatch.setattr(cdd, "perturbed", spy)
+    monkeypatch.setattr(cdd, "jittered", spy)
     fitted({"domains": (2,), "epochs": 1})
     assert sum(seen) == 8  # the global student's images once; none of the domains'
 

@@ -17,8 +17,7 @@ from blemish.contract import Level, TrainingImages
 from blemish.errors import Cancelled, ConfigError, RegimeError
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.cosine import layer_loss, vector_loss
-from blemish.ops.projection import build_projections, reset_projections
-from blemish.ops.reverse import ReverseStudent
+from blemish.ops.reverse import ReverseStudent, build_projections, reset_projections
 from blemish.ops.sinkhorn import paired_transport
 from blemish.registry import make_config, method_class
 from blemish.run import Precision, Run

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from blemish.ops.cosine import LOSSES, anomaly_map, cosines, distances, layer_loss, vector_loss
+from blemish.ops.cosine import LOSSES, anomaly_map, cosines, layer_loss, location_cosines, vector_loss
 
 SHAPES = [(2, 5, 6, 4), (2, 7, 3, 2)]
 
@@ -113,10 +113,10 @@ def test_losses_leave_autocast_and_bf16_behind():
     assert student[0].grad.dtype == torch.bfloat16
 
 
-def test_distances_of_features_that_agree_are_nearly_zero():
+def test_features_that_agree_have_a_cosine_of_nearly_one():
     teacher, _ = pair()
-    assert float(distances(teacher[0], 3 * teacher[0]).abs().max()) < 1e-6
-    assert float((distances(teacher[0], -teacher[0]) - 2).abs().max()) < 1e-6
+    assert float((location_cosines(teacher[0], 3 * teacher[0]) - 1).abs().max()) < 1e-6
+    assert float((location_cosines(teacher[0], -teacher[0]) + 1).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("sigma", [0, 4])

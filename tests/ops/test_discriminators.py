@@ -17,7 +17,6 @@ from blemish.ops.discriminators import (
     mean_energy,
     reset_discriminator,
 )
-from blemish.ops.distortion import elastic_twins
 
 
 def levels_of(*widths, first=1, signed=False):
@@ -160,15 +159,3 @@ def test_bad_images_come_round_again_each_as_often_as_the_others():
     assert {len(indices) for indices in seen} == {2}
     assert sorted(index for indices in seen for index in indices) == sorted(4 * list(range(5)))
     assert next(passes(3, 8, torch.Generator())) in [[a, b, 3 - a - b] for a in range(3) for b in range(3) if a != b]
-
-
-def test_elastic_twins_move_pixels_and_each_its_own():
-    image = torch.linspace(0, 1, 64).expand(1, 3, 64, 64).clone()
-    torch.manual_seed(0)
-    twins = elastic_twins(image.expand(2, 3, 64, 64))
-    assert twins.shape == (2, 3, 64, 64)
-    assert float(twins.min()) >= 0 and float(twins.max()) <= 1
-    assert 0.001 < float((twins[0] - image[0]).abs().mean()) < 0.3
-    assert not torch.equal(twins[0], twins[1])
-    torch.manual_seed(0)
-    torch.testing.assert_close(elastic_twins(image.expand(2, 3, 64, 64)), twins, rtol=0, atol=0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from blemish.contract import Level
 from blemish.errors import ConfigError
-from blemish.ops.residual import BlockKind, Residual, initialise, residual_stage
+from blemish.ops.residual import BlockKind, Residual, initialise
 from blemish.ops.reverse import Decoder, ReverseStudent, build_reverse_student, decoder_spec
 
 
@@ -108,8 +108,7 @@ def test_other_backbones_are_mirrored_with_two_basic_blocks_a_stage():
     paths = conv(24, 64, 3) + conv(64, 112, 3) + conv(40, 112, 3)  # on the way, too, 64 channels stand for 40
     stage = basic_block(3 * 112, 224, 3, 1) + basic_block(224, 224, 3, 0)
     decoder = sum(
-        basic_block(ins, outs, 2, 2) + basic_block(outs, outs, 3, 0)
-        for ins, outs in ((224, 112), (112, 64), (64, 64))
+        basic_block(ins, outs, 2, 2) + basic_block(outs, outs, 3, 0) for ins, outs in ((224, 112), (112, 64), (64, 64))
     )
     heads = sum(width * level + level for width, level in ((112, 112), (64, 40), (64, 24)))
     with torch.device("meta"):
@@ -225,7 +224,7 @@ def test_a_doubling_basic_block_by_hand():
 
 
 def test_a_halving_bottleneck_block_by_hand():
-    block = Residual(6, 16, BlockKind(True), "down", ends_in_relu=False)
+    block = Residual(6, 16, BlockKind(True), "down")
     initialise(block, torch.Generator().manual_seed(1))
     block.eval()
     x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(2))
@@ -235,12 +234,7 @@ def test_a_halving_bottleneck_block_by_hand():
     found = F.relu(F.conv2d(x, one) * scale)
     found = F.relu(F.conv2d(found, two, stride=2, padding=1) * scale)
     found = F.conv2d(found, three) * scale + F.conv2d(x, block.shortcut[0].weight, stride=2) * scale
-    torch.testing.assert_close(block(x), found, rtol=1e-5, atol=1e-5)
-
-
-def test_inner_blocks_of_a_stage_keep_their_relu():
-    stage = residual_stage(4, 4, 3, BlockKind(False), "same", ends_in_relu=False)
-    assert [block.ends_in_relu for block in stage] == [True, True, False]
+    torch.testing.assert_close(block(x), F.relu(found), rtol=1e-5, atol=1e-5)
 
 
 def test_fresh_values_follow_the_released_rule_and_the_seed():

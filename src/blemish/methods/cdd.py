@@ -37,9 +37,8 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.agreement import PreviousStudent, consensus, outputs
+from blemish.ops.agreement import PreviousStudent, consensus, jitter_deviations, jittered, outputs
 from blemish.ops.cosine import LOSSES, Loss, anomaly_map
-from blemish.ops.jitter import noise_deviations, perturbed
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
 from blemish.run import Epoch, Run
@@ -120,7 +119,7 @@ class CDD(Method):
         """Teach the global student what is normal in the pile."""
         count, config = len(training.normal), self.config
         initialise(self.student, run.generator("student"))
-        noise = noise_deviations(self.backbone, config.perturbation, training.normal, teacher, config.batch_size)
+        noise = jitter_deviations(self.backbone, config.perturbation, training.normal, teacher, config.batch_size)
         run.log.facts["noise on features"] = ", ".join(f"{deviation:.3g}" for deviation in noise)
         lesson = DomainTrainer(self.student, config, noise, training.normal, teacher, run)
         length, keep = run.length(epochs=config.epochs, steps=config.steps), lesson.keep()
@@ -222,7 +221,7 @@ class DomainTrainer:
             wanted: list[tuple[float, Sequence[Tensor]]] = [(1.0, features)]
             if weight > 0:
                 wanted.append((weight, self.last.maps(indices, features)))
-            given = features if noise is None else perturbed(features, self.noise, noise)
+            given = features if noise is None else jittered(features, self.noise, noise)
             losses = self._update(pupil, given, wanted)
             epoch.log(**dict(zip([name, "pull"], losses)))
         pupil.network.eval()
@@ -236,7 +235,7 @@ class DomainTrainer:
         if selection == "consensual" and len(wanted) > 1:
             wanted = [consensus(wanted, self.last.maps(indices, features))]
         self.whole.network.train()
-        given = perturbed(features, self.noise, noise)
+        given = jittered(features, self.noise, noise)
         losses = self._update(self.whole, given, [(1 / len(wanted), maps) for maps in wanted])
         epoch.log(loss=torch.stack(losses).mean())
 

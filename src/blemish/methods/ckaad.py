@@ -55,9 +55,9 @@ from blemish.ops.discriminators import (
     mean_energy,
     reset_discriminator,
 )
-from blemish.ops.distortion import elastic_twins
 from blemish.ops.residual import Norm, initialise
 from blemish.ops.reverse import build_reverse_student
+from blemish.ops.simplex import elastic_twins
 from blemish.run import Epoch, Run
 
 Strategy = Literal["recon", "reconsub", "gan", "ckaimg", "ckapatch"]

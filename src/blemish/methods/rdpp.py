@@ -20,7 +20,7 @@ Paper and released code (github.com/tientrandinh/Revisiting-Reverse-Distillation
 - The code has epochs set for each product and picks the epoch that does best on the test set; ours is the last of 200.
 - The paper averages over levels where the code sums, and has no 1.11; we follow the code.
 - Gradients left over from an odd last batch leak into the code's next epoch; ours are used at the end of their own.
-- Backbones other than ResNets: see ``blemish.ops.projection`` and ``blemish.ops.reverse`` (our reading).
+- Backbones other than ResNets: see ``blemish.ops.reverse`` (our reading).
 
 Tien et al.: Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023.
 """
@@ -38,9 +38,8 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.cosine import LOSSES, Loss, anomaly_map, cosines, vector_loss
-from blemish.ops.projection import build_projections, reset_projections
 from blemish.ops.residual import initialise
-from blemish.ops.reverse import build_reverse_student
+from blemish.ops.reverse import build_projections, build_reverse_student, reset_projections
 from blemish.ops.simplex import PUBLISHED_SIZE, WAVELENGTH, Patches, check_patches, noise_field, with_noise
 from blemish.ops.sinkhorn import paired_transport, released_transport
 from blemish.run import Epoch, Run

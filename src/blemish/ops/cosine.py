@@ -71,7 +71,7 @@ LOSSES: dict[Loss, Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]] = {
 
 
 def anomaly_map(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], size: tuple[int, int], sigma: float = 4.0
+    teacher: Sequence[Tensor], student: Sequence[Tensor], size: Sequence[int], sigma: float = 4.0
 ) -> Tensor:
     """``b h w``, float32: the distances of all levels, brought to ``size``, summed and smoothed.
 

@@ -7,6 +7,7 @@ cheaper than interpolating and then convolving, and equal to it up to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 
-def upscale(maps: Tensor, size: tuple[int, int], sigma: float = 4.0, align_corners: bool = False) -> Tensor:
+def upscale(maps: Tensor, size: Sequence[int], sigma: float = 4.0, align_corners: bool = False) -> Tensor:
     """``b h w``, float32: ``maps`` interpolated bilinearly to ``size`` and then smoothed.
 
     Args:
@@ -26,8 +27,8 @@ def upscale(maps: Tensor, size: tuple[int, int], sigma: float = 4.0, align_corne
         align_corners: as in ``torch.nn.functional.interpolate``: True for reverse distillation and its family,
             False for PatchCore and its family.
     """
-    rows = _matrix(int(maps.shape[-2]), size[0], sigma, align_corners).to(maps.device)
-    columns = _matrix(int(maps.shape[-1]), size[1], sigma, align_corners).to(maps.device)
+    rows = _matrix(int(maps.shape[-2]), int(size[0]), sigma, align_corners).to(maps.device)
+    columns = _matrix(int(maps.shape[-1]), int(size[1]), sigma, align_corners).to(maps.device)
     return rows @ maps.float() @ columns.T
 
 
