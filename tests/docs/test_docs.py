@@ -153,3 +153,14 @@ def test_commands_named_in_the_text_exist(page: Path) -> None:
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for name in re.findall(r"`blemish ([a-z]+)", text):
         assert name in known, f"{page.relative_to(ROOT)} names `blemish {name}`"
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_named_in_the_text_exist(page: Path) -> None:
+    """But for the log and the changelog, which tell of what was."""
+    if page.name in ("log.md", "CHANGELOG.md"):
+        return
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for name in re.findall(r"`([\w/.-]+/[\w.-]+\.(?:py|toml|md))`", text):
+        is_example = name.endswith("deviation.py") or "deviation.md" in name or "NAME" in name
+        assert is_example or (ROOT / name).exists() or (ROOT / "src" / "blemish" / name).exists(), name
