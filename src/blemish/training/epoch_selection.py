@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,49 +46,7 @@ FILE = "curve.checkpoint"
 """Lies among the checkpoints and is forgotten with them; JSON."""
 
 Point = dict[str, Any]
-"""``epoch``, and figures of the model at its end by name; None for what cannot be given."""
-
-
-@dataclass
-class Curve:
-    """Judges a model that still learns at the end of some epochs; with a file, its points outlive a stopped run.
-
-    Attributes:
-        measure: figures of the model, by name.
-        is_due: whether a model is judged at the end of an epoch.
-        path: of the file; None keeps none.
-        work: what is learned from what: points of other work are not taken up.
-        points: in the order of their epochs.
-    """
-
-    measure: Callable[[Inspector], Mapping[str, float | None]]
-    is_due: Callable[[int], bool]
-    path: Path | None = None
-    work: Mapping[str, str] = field(default_factory=dict)
-    points: list[Point] = field(default_factory=list)
-
-    def resume(self) -> None:
-        """Take up the points of the run that goes on; none of another's."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, or not ours
-            content = json.loads(self.path.read_text(encoding="utf-8")) if self.path is not None else {}
-            self.points = content["points"] if content["work"] == self.work else []
-
-    def on_epoch(self, epoch: int, means: Mapping[str, float], inspector: Inspector) -> None:
-        """Judge the model where it is time; an epoch that was seen before a resumption is not judged again."""
-        if not self.is_due(epoch) or any(point["epoch"] >= epoch for point in self.points):
-            return
-        inspector.method.finalize()
-        self.points.append({"epoch": epoch, **self.measure(inspector)})
-        if self.path is not None:
-            # Where this fails, a resumed run has fewer points and begins anew.
-            with contextlib.suppress(OutputError), written_atomically(self.path) as temporary:
-                temporary.write_text(json.dumps({"work": self.work, "points": self.points}), encoding="utf-8")
-
-
-def mean_figure(point: Point, names: Sequence[str] = FIGURES) -> float:
-    """The mean of the figures that the data can give, by which epochs are compared; -inf without any."""
-    known = [point[name] for name in names if point[name] is not None]
-    return sum(known) / len(known) if known else -math.inf
+"""``epoch`` and, of the model at its end, the ``FIGURES``; None for what cannot be given."""
 
 
 class _EnoughError(Exception):
@@ -112,10 +69,10 @@ def choose_length(learner: Learner, indices: Sequence[int], run: Run) -> tuple[d
         ConfigError: the groups are too few, or the images too small to paint on.
         Cancelled: the time limit is reached.
     """
-    groups = [learner.groups[i] for i in indices]
-    if len(set(groups)) < FEWEST_GROUPS:
+    groups, most = [learner.groups[i] for i in indices], int(learner.config.epochs)
+    if (parts := len(set(groups))) < FEWEST_GROUPS:
         raise ConfigError(
-            f"--epochs auto paints defects on held-out parts, and {len(set(groups))} are too few to hold out some: "
+            f"--epochs auto paints defects on held-out parts, and {parts} are too few to hold out some: "
             f"give {FEWEST_GROUPS} good parts or a number of epochs"
         )
     height, width = learner.normal.preparation.input_size
@@ -124,53 +81,69 @@ def choose_length(learner: Learner, indices: Sequence[int], run: Run) -> tuple[d
             f"--epochs auto paints defects {SIDE} pixels wide, and images of {height} x {width} are too small for "
             "that: use a larger --size or a number of epochs"
         )
-    most = int(learner.config.epochs)
-    number = min(MOST_GROUPS, max(2, round(SHARE * len(set(groups)))))
+    number = min(MOST_GROUPS, max(2, round(SHARE * parts)))
     kept, held = ([indices[i] for i in part] for part in split_by_group(groups, number, run.seed))
     images, masks = _painted(learner.normal.subset(held), derive_seed(run.seed, "painted defects"))
     run = run.scoped("choosing the length")
-
-    def measure(inspector: Inspector) -> dict[str, float | None]:
-        with run.timer.stage("looks"):
-            scored = list(inspector.stream(images, lambda image: image, batch_size=1 + len(KINDS)))
-            maps = [one.map for one in scored if one.map is not None]
-            outlined = float(aupro(np.stack(maps), masks)) if maps else None
-            scores = np.array([one.score for one in scored])
-            return {"image_auroc": auroc(scores, masks.any(axis=(1, 2))), "aupro": outlined}
-
     path = None if run.checkpoint is None else run.checkpoint / FILE
     work = {**learner.work(kept), "seed": str(run.seed)}
-    curve = Curve(measure, lambda epoch: epoch in JUDGED or epoch == most, path, work)
-    if run.resume:
-        curve.resume()
-    run = replace(run, resume=run.resume and bool(curve.points))  # a training whose points are lost is of no use
+    points = _kept_points(path, work) if run.resume else []
+    run = replace(run, resume=bool(points))  # a training whose points are lost is of no use
 
-    def stop_where_nothing_better_is_expected() -> None:
-        best = curve.points.index(max(curve.points, key=mean_figure)) if curve.points else 0
-        if curve.points and (curve.points[-1]["epoch"] == most or len(curve.points) - 1 - best >= PATIENCE):
+    def judge(epoch: int, inspector: Inspector) -> None:
+        inspector.method.finalize()
+        with run.timer.stage("looks"):
+            scored = list(inspector.stream(images, lambda image: image, batch_size=1 + len(KINDS)))
+            maps = [image.map for image in scored if image.map is not None]
+            image_auroc = auroc(np.array([image.score for image in scored]), masks.any(axis=(1, 2)))
+            outlined = float(aupro(np.stack(maps), masks)) if maps else None
+        points.append({"epoch": epoch, "image_auroc": image_auroc, "aupro": outlined})
+        if path is not None:
+            # Where this fails, a resumed run has fewer points and begins anew.
+            with contextlib.suppress(OutputError), written_atomically(path) as temporary:
+                temporary.write_text(json.dumps({"work": work, "points": points}), encoding="utf-8")
+
+    def stop_if_over() -> None:
+        since_best = len(points) - 1 - points.index(max(points, key=_value)) if points else 0
+        if points and (points[-1]["epoch"] == most or since_best >= PATIENCE):
             raise _EnoughError
 
-    def on_epoch(epoch: int, means: dict[str, float], inspector: Inspector) -> None:
-        curve.on_epoch(epoch, means, inspector)
-        stop_where_nothing_better_is_expected()
+    def on_epoch(epoch: int, _: dict[str, float], inspector: Inspector) -> None:
+        if (epoch in JUDGED or epoch == most) and all(point["epoch"] < epoch for point in points):
+            judge(epoch, inspector)
+        stop_if_over()
 
     with contextlib.suppress(_EnoughError):
-        stop_where_nothing_better_is_expected()
+        stop_if_over()
         learner.learn(kept, run, on_epoch)
-    return described(curve.points, most, len(held))
+    return described(points, most, len(held))
 
 
 def described(points: Sequence[Point], most: int, held_out: int) -> tuple[dict[str, Any], str]:
     """The choice as plain values, the figures in a column each, and in words."""
-    best = max(points, key=mean_figure)  # the first of equal ones
+    best = max(points, key=_value)  # the first of equal ones
     looks = {name: [point[name] and round(point[name], 4) for point in points] for name in ("epoch", *FIGURES)}
     outlines = "" if best["aupro"] is None else f", AU-PRO {best['aupro']:.3f}"
-    others = ", ".join(f"{point['epoch']}: {mean_figure(point):.3f}" for point in points)
+    others = ", ".join(f"{point['epoch']}: {_value(point):.3f}" for point in points)
     late = "; it was still getting better: allow more" if best["epoch"] == most else ""
     return {"epochs": best["epoch"], "most": most, "held_out": held_out, "looks": looks}, (
         f"length: {best['epoch']} of at most {most} epochs, by defects painted on {held_out} held-out good images "
         f"(image AUROC {best['image_auroc']:.3f}{outlines}; by epoch {others}){late}"
     )
+
+
+def _value(point: Point) -> float:
+    """What decides: the mean of the figures that there are."""
+    return float(np.mean([point[name] for name in FIGURES if point[name] is not None]))
+
+
+def _kept_points(path: Path | None, work: Mapping[str, str]) -> list[Point]:
+    """Those of the run that goes on; none of another's."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        return list(content["points"]) if content["work"] == work else []
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or not ours
+        return []
 
 
 def _painted(images: Images, seed: int) -> tuple[list[Tensor], NDArray[np.bool_]]:
