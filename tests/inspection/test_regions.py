@@ -124,23 +124,16 @@ def test_tracing_keeps_holes_and_is_undone(mask):
     assert sum(signed_area(polygon) for polygon in polygons) == mask.sum()
 
 
-def test_a_single_pixel():
+def test_a_pixel_a_diagonal_and_a_ring_with_an_island():
     heatmap = np.zeros((4, 6), np.float32)
     heatmap[1, 4] = 2
     (region,) = find_regions(heatmap, 1)
     square = ((4, 1), (5, 1), (5, 2), (4, 2))
     assert region == Region((4, 1, 5, 2), 1, 2.0, (4.5, 1.5), (4, 1), (square,))
-
-
-def test_corners_join_pixels_into_one_region():
-    assert len(find_regions(np.eye(3), 0.5)) == 1
-    assert len(find_regions(np.eye(3), 0.5)[0].outline) == 3
-
-
-def test_a_ring_keeps_its_area_and_fills_its_outline():
+    (diagonal,) = find_regions(np.eye(3), 0.5)
+    assert len(diagonal.outline) == 3
     ring = np.ones((5, 5), np.float32)
-    ring[1:4, 1:4] = 0
-    ring[2, 2] = 3  # an island in the hole
+    ring[1:4, 1:4], ring[2, 2] = 0, 3
     island, frame = find_regions(ring, 0.5)
     assert (island.area, frame.area) == (1, 16)
     assert frame.outline == (((0, 0), (5, 0), (5, 5), (0, 5)),)
@@ -156,12 +149,9 @@ def test_a_value_equal_to_the_threshold_is_still_good():
 
 def test_small_regions_are_left_out():
     heatmap = np.zeros((6, 9), np.float32)
-    heatmap[0, 0] = 9
-    heatmap[3:5, 2:5] = 4
-    assert [r.area for r in find_regions(heatmap, 1)] == [1, 6]
-    assert [r.area for r in find_regions(heatmap, 1, smallest_area=1.5)] == [6]
-    assert [r.area for r in find_regions(heatmap, 1, smallest_area=6)] == [6]
-    assert find_regions(heatmap, 1, smallest_area=7) == ()
+    heatmap[0, 0], heatmap[3:5, 2:5] = 9, 4
+    for smallest, areas in ((1, [1, 6]), (1.5, [6]), (6, [6]), (7, [])):
+        assert [region.area for region in find_regions(heatmap, 1, smallest_area=smallest)] == areas
 
 
 def test_equal_values_come_larger_first_then_in_reading_order():
@@ -170,32 +160,15 @@ def test_equal_values_come_larger_first_then_in_reading_order():
     assert [r.peak for r in find_regions(heatmap, 0.5)] == [(4, 4), (8, 0), (0, 2)]
 
 
-def test_regions_do_not_depend_on_where_the_part_lies():
-    blob = np.array([[0, 2, 0], [1, 3, 2], [0, 0, 1]], np.float32)
-    near, far = np.zeros((9, 9), np.float32), np.zeros((40, 30), np.float32)
-    near[0:3, 0:3] = blob
-    far[37:40, 20:23] = blob
-    (a,), (b,) = find_regions(near, 0.5), find_regions(far, 0.5)
-    assert tuple(tuple((x + 20, y + 37) for x, y in polygon) for polygon in a.outline) == b.outline
-    assert (a.box[0] + 20, a.box[1] + 37, a.peak[0] + 20, a.peak[1] + 37) == (*b.box[:2], *b.peak)
-    assert far[b.box[1] : b.box[3], b.box[0] : b.box[2]].tolist() == blob.tolist()
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_map_that_is_not_finite_is_refused(value):
-    heatmap = np.zeros((3, 4), np.float32)
-    heatmap[1, 1] = value
-    with pytest.raises(DataError, match="1 of the map's 12 values"):
-        find_regions(heatmap, 0.5)
-
-
-@pytest.mark.parametrize("shape", [(3,), (1, 3, 3), (0, 4)])
-def test_what_is_not_one_map_is_refused(shape):
-    with pytest.raises(DataError, match="height x width"):
-        find_regions(np.zeros(shape, np.float32), 0.5)
-
-
-def test_senseless_settings_are_refused():
+def test_maps_and_settings_that_make_no_sense_are_refused():
+    for value in (np.nan, np.inf, -np.inf):
+        heatmap = np.zeros((3, 4), np.float32)
+        heatmap[1, 1] = value
+        with pytest.raises(DataError, match="1 of the map's 12 values"):
+            find_regions(heatmap, 0.5)
+    for shape in ((3,), (1, 3, 3), (0, 4)):
+        with pytest.raises(DataError, match="height x width"):
+            find_regions(np.zeros(shape, np.float32), 0.5)
     with pytest.raises(ConfigError, match="threshold is NaN"):
         find_regions(np.zeros((2, 2)), float("nan"))
     for area in (-1, float("nan")):

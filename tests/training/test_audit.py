@@ -121,7 +121,7 @@ def test_softpatch_finds_them_too_and_labels_do_not_matter(folder, found):
 
 def test_maps_are_kept_of_the_most_suspicious_alone(folder):
     few = audit(folder, QUICK, shown=3)
-    assert [one.heat is not None for one in few.judged] == [True] * 3 + [False] * 27
+    assert [image.heat is not None for image in few.judged] == [True] * 3 + [False] * 27
 
 
 def test_the_cut_is_robust_and_moves_with_the_scores():
@@ -163,10 +163,9 @@ def test_the_page_shows_suspects_with_maps_and_asks_nothing_of_the_network(found
 def test_too_few_parts(tmp_path):
     for i in range(3):
         woven(i).save(tmp_path / f"{i}.png")
-    manifest = tmp_path / "one.csv"
-    manifest.write_text("path,label,group\n" + "".join(f"{i}.png,normal,a\n" for i in range(3)))
+    (tmp_path / "one.csv").write_text("path,label,group\n" + "".join(f"{i}.png,normal,a\n" for i in range(3)))
     with pytest.raises(DataError, match="at least 2"):
-        audit(manifest, QUICK)
+        audit(tmp_path / "one.csv", QUICK)
 
 
 def test_the_command(folder, tmp_path):
@@ -174,7 +173,7 @@ def test_the_command(folder, tmp_path):
         quick = ("--size", SIDE, "--threads", 1, "--set", "fraction=0.2")
         return CliRunner().invoke(app, [str(a) for a in ("audit", folder, *arguments, *quick)])
 
-    before = sorted(path for path in folder.rglob("*") if path.suffix == ".png")
+    before = sorted(folder.rglob("*.png"))
     clean = folder / "left.csv"
     done = blemish("--json", "-q", "-o", tmp_path / "a.html", "--clean", clean)
     assert (done.exit_code, done.stderr) == (0, ""), done.output
@@ -184,7 +183,7 @@ def test_the_command(folder, tmp_path):
     assert set(lines[0]) == {"path", "score", "rank", "suspect", "group"}
     assert sum(line["suspect"] for line in lines) == 30 - len(read_manifest(clean))
     assert (tmp_path / "a.html").is_file()
-    assert sorted(path for path in folder.rglob("*") if path.suffix == ".png") == before
+    assert sorted(folder.rglob("*.png")) == before
     words = blemish("-o", tmp_path / "b.html")
     assert words.exit_code == 0
     assert "images are suspect" in words.stdout and "Look before" in words.stdout
