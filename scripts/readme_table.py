@@ -7,12 +7,50 @@ python scripts/readme_table.py --check    only says whether both are up to date 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from blemish.bench.session import readme_tables, results_page
+from blemish.bench.ledger import FILE, Ledger
+from blemish.bench.recipe import load_recipe
+from blemish.bench.summary import Summary, summarise
+from blemish.bench.tables import made_with, markdown_table, pair_sentences, result_tables, timing_table
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def measured(root: Path) -> Iterator[tuple[Path, Summary]]:
+    """Recipes with figures.
+
+    ``quick.toml`` is left out: its set shows that things work, and is no evidence of more. So are recipes with a
+    calibration: ``scripts/verdicts_table.py`` shows what those are about.
+    """
+    rows = Ledger(root / "results" / FILE).rows()
+    for path in sorted((root / "recipes").rglob("*.toml")):
+        summary = summarise(load_recipe(path), rows)
+        if path.stem != "quick" and summary.recipe.protocol.calibration == "none" and summary.rows:
+            yield path, summary
+
+
+def readme_tables(root: Path) -> str:
+    """The first figure of every recipe of a repository that has rows in its ledger."""
+    parts = []
+    for _, summary in measured(root):
+        parts += [f"### {summary.recipe.title}", result_tables(summary, summary.recipe.metrics[:1])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def results_page(root: Path) -> str:
+    """All figures of those recipes, pair by pair and with times."""
+    parts = ["# Measured", "Made by `scripts/readme_table.py` from `results/ledger.jsonl`."]
+    for path, summary in measured(root):
+        command = f"`blemish bench {path.relative_to(root).as_posix()} --data DIR`"
+        compared = "\n".join(f"- {line}" for line in pair_sentences(summary))
+        about = " ".join(summary.recipe.about.split())
+        made = f"{made_with(summary)} The same on your machine: {command}"
+        parts += [f"## {summary.recipe.title}", about, result_tables(summary), compared]
+        parts += [markdown_table(timing_table(summary)), made]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def fresh(readme: str, tables: str) -> str:

@@ -6,19 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.bench.artifacts import SHOWN, gather, load_evidence, save_evidence
+from blemish.bench.artifacts import SHOWN, gather, load_artifacts, save_artifacts
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.samples import Sample
 from blemish.report.bench import _examples
 from blemish.training.evaluate import Evaluation, Judged
-
-
-class OneSet:
-    """Of a summary, what the page asks for here."""
-
-    @staticmethod
-    def is_chosen_on_test(label):
-        return False
 
 
 @pytest.fixture
@@ -44,18 +36,18 @@ def test_examples_are_the_same_images_whatever_the_scores(samples, tmp_path):
     preparation = Preprocessing("stretch", 32, None)
     kept = []
     for seed in (1, 2):
-        save_evidence(tmp_path / f"{seed}.npz", gather(judged(samples, seed), preparation))
-        kept.append(load_evidence(tmp_path / f"{seed}.npz"))
+        save_artifacts(tmp_path / f"{seed}.npz", gather(judged(samples, seed), preparation))
+        kept.append(load_artifacts(tmp_path / f"{seed}.npz"))
     names = [[picture.name for picture in one.examples] for one in kept]
     assert names[0] == names[1] == sorted(names[0])
     assert len(names[0]) == SHOWN and len(set(names[0])) == SHOWN
     assert all(picture.kind == "blot" for picture in kept[0].examples)
     assert [p.name for p in kept[0].misses] != [p.name for p in kept[1].misses]
 
-    page = "".join(_examples(OneSet, {"RD": kept[0], "NKD": kept[1]}))
-    assert "then the maps of RD, NKD." in page
-    assert page.count("data:image/jpeg") == SHOWN
-    assert "".join(_examples(OneSet, {"RD": kept[0]})) == ""
+    _, words, pictures = _examples({"RD": kept[0], "NKD": kept[1]})
+    assert "then the maps of RD, NKD." in words["content"]
+    assert [picture["caption"] for picture in pictures["content"]] == names[0]
+    assert list(_examples({"RD": kept[0]})) == []
 
 
 def test_few_bad_images_are_all_shown(samples):

@@ -132,7 +132,7 @@ def test_the_page_is_whole_safe_and_asks_nothing_of_the_network(finished):
     assert "missing &lt;method&gt;" in page
     assert page.count("data:image/jpeg") == 3 + 4, "three misses, four false alarms"
     assert "</html>" in page
-    assert not re.search(r"(?:src|href)='(?!data:|#)", page)
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
     text = (finished / "reports" / "tiny.md").read_text()
     assert "| weave |" in text
     assert "| blot | 3 |" in text

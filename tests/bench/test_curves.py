@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from blemish.bench.curves import Follower
-from blemish.bench.jobs import place_of, plan
+from blemish.bench.curves import Evaluations
+from blemish.bench.job import CHECKPOINTS, CURVES, LOG
+from blemish.bench.jobs import plan
 from blemish.bench.ledger import FILE, Ledger
-from blemish.bench.orders import CHECKPOINTS, CURVES, Order
 from blemish.bench.recipe import load_recipe
 from blemish.bench.sets import open_sets, planted
 from blemish.bench.summary import summarise
@@ -26,6 +28,8 @@ from blemish.data.testset import open_test_set
 from blemish.errors import ConfigError
 from blemish.report.bench import write_reports
 from blemish.run import Run
+from blemish.training.evaluate import evaluate
+from blemish.training.fit import FitSettings, fit
 
 RECIPE = """
 seeds = [3]
@@ -57,14 +61,14 @@ def jobs_of(folder, data, text=RECIPE):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pile.toml").write_text(text)
     recipe = load_recipe(folder / "pile.toml")
-    return recipe, plan(recipe, data, folder).jobs
+    return recipe, plan(recipe, folder, data).jobs
 
 
 def start(job, results):
-    order = Order(job.key, job.title, job.to_dict(), results, 1, "cpu")
-    command = [sys.executable, "-m", "blemish.bench.job", str(order.write())]
-    with order.log.open("a") as log:
-        return order, subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folder = replace(job, device="cpu").write(results)
+    command = [sys.executable, "-m", "blemish.bench.job", str(folder)]
+    with (folder / LOG).open("a") as log:
+        return folder, subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def written(path):
@@ -79,8 +83,8 @@ def rows_of(results):
 def undisturbed(data, tmp_path_factory):
     results = tmp_path_factory.mktemp("undisturbed")
     recipe, jobs = jobs_of(results, data)
-    order, process = start(jobs[0], results)
-    assert process.wait(120) == 0, order.log.read_text()
+    folder, process = start(jobs[0], results)
+    assert process.wait(120) == 0, (folder / LOG).read_text()
     return results, recipe, rows_of(results)
 
 
@@ -88,11 +92,11 @@ def test_a_job_killed_while_it_trains_goes_on_and_ends_with_the_same_row(data, u
     _, jobs = jobs_of(tmp_path, data)
     kills = 0
     for _ in range(2):
-        order, process = start(jobs[0], tmp_path)
-        notes, deadline = order.folder / CURVES, time.monotonic() + 60
+        folder, process = start(jobs[0], tmp_path)
+        notes, deadline = folder / CURVES, time.monotonic() + 60
         seen = [written(notes)]
         while process.poll() is None and len(seen) < 3:  # the second writing comes after the first checkpoint
-            assert time.monotonic() < deadline, order.log.read_text()
+            assert time.monotonic() < deadline, (folder / LOG).read_text()
             time.sleep(0.002)
             if written(notes) != seen[-1]:
                 seen.append(written(notes))
@@ -101,10 +105,10 @@ def test_a_job_killed_while_it_trains_goes_on_and_ends_with_the_same_row(data, u
             kills += 1
         process.wait(10)
     assert kills, "the job was never killed: it must be longer"
-    order, process = start(jobs[0], tmp_path)
-    assert process.wait(120) == 0, order.log.read_text()
-    assert "goes on after epoch" in order.log.read_text()
-    assert not (order.folder / CHECKPOINTS).exists()
+    folder, process = start(jobs[0], tmp_path)
+    assert process.wait(120) == 0, (folder / LOG).read_text()
+    assert "goes on after epoch" in (folder / LOG).read_text()
+    assert not (folder / CHECKPOINTS).exists()
     found, wanted = rows_of(tmp_path), undisturbed[2]
     assert found.keys() == wanted.keys() == {"weave, no overlap", "weave, overlap"}
     for name in found:
@@ -132,18 +136,18 @@ def test_looks_count_neither_as_learning_nor_as_judging(undisturbed):
 def test_places_of_trusted_images_are_not_guessed_where_some_were_left_out(tmp_path):
     pile = [Sample(Path(f"{number}.png"), "unlabelled", group=str(number)) for number in range(4)]
     training = TrainingSet("pile", None, tuple(pile))
-    follower = Follower({}, 1, None, training, {pile[0].path}, Run(), tmp_path / "notes")
-    follower.begin(goes_on=False)
+    configuration = {"options": {"epochs": 2, "steps": None}, "selection": "last"}
+    evaluations = Evaluations(configuration, {}, training, {pile[0].path}, Run(), tmp_path / "notes")
     learning = SimpleNamespace(method=SimpleNamespace(confident=[0, 1], finalize=lambda: None))
-    follower.on_epoch(1, {}, learning)
-    assert follower.trusted(4) == {"epoch": [1], "images": [2], "bad": [1], "share": 0.25}
-    assert follower.trusted(3) is None  # place 0 of three may be any of the first two
+    evaluations.on_epoch(1, {}, learning)
+    assert evaluations.trusted(4) == {"epoch": [1], "images": [2], "bad": [1], "share": 0.25}
+    assert evaluations.trusted(3) is None  # place 0 of three may be any of the first two
 
 
 def test_a_job_that_holds_images_out_names_no_trusted_ones(data, tmp_path):
     _, jobs = jobs_of(tmp_path, data, RECIPE.replace("follow = 2", 'follow = 2\ncalibration = "holdout"'))
-    order, process = start(jobs[0], tmp_path)
-    assert process.wait(120) == 0, order.log.read_text()
+    folder, process = start(jobs[0], tmp_path)
+    assert process.wait(120) == 0, (folder / LOG).read_text()
     row = rows_of(tmp_path)["weave, overlap"]
     assert [point["epoch"] for point in row["followed"]] == [2, 4, 6]
     assert row["trusted"] is None
@@ -159,11 +163,11 @@ def test_the_share_of_bad_images_among_those_taken_for_good_is_noted(undisturbed
 
 def test_the_planted_images_are_those_that_were_drawn(data, tmp_path):
     _, jobs = jobs_of(tmp_path, data)
-    place = place_of(jobs[0])
-    found = planted(place)
+    configuration = jobs[0].experiments[0].configuration
+    found = planted(data / "weave", configuration)
     drawn = contaminate(read_training(data / "weave"), open_test_set(data / "weave"), 0.25, 3).drawn
     assert found == {sample.path for sample in drawn}
-    training, _ = open_sets(place)
+    training, _ = open_sets(data / "weave", configuration)
     assert found <= {sample.path for sample in training.normal}
     assert all(path.parent.name == "blot" for path in found)
 
@@ -181,14 +185,36 @@ def test_the_report_draws_curves_and_says_that_nothing_was_chosen(undisturbed, t
 
 def test_following_leaves_training_and_other_rows_as_they_were(data, undisturbed, tmp_path):
     _, jobs = jobs_of(tmp_path, data, RECIPE.replace("follow = 2\n", ""))
-    assert "follow" not in jobs[0].wish.configuration
-    order, process = start(jobs[0], tmp_path)
-    assert process.wait(120) == 0, order.log.read_text()
+    assert "follow" not in jobs[0].experiments[0].configuration
+    folder, process = start(jobs[0], tmp_path)
+    assert process.wait(120) == 0, (folder / LOG).read_text()
     row = rows_of(tmp_path)["weave, no overlap"]
     assert row["metrics"] == undisturbed[2]["weave, no overlap"]["metrics"]
     assert row["curves"] == undisturbed[2]["weave, no overlap"]["curves"]
     assert "followed" not in row
     assert row["test_openings"] == 1
+
+
+def test_best_on_test_is_the_best_of_models_stopped_at_each_epoch(data, tmp_path):
+    protocol = RECIPE[RECIPE.index("contaminate") :]
+    chosen = 'selection = "best_on_test"\nselect_by = ["image_auroc", "pixel_auroc"]\n'
+    text = RECIPE.replace(protocol, chosen).replace("epochs = 6", "epochs = 2")
+    text = text.replace(
+        'method = "cdd"\noptions = { batch_size = 4, domains = [2], layers = [1, 2] }', 'method = "nkd"'
+    )
+    _, jobs = jobs_of(tmp_path, data, text)
+    folder, process = start(jobs[0], tmp_path)
+    assert process.wait(120) == 0, (folder / LOG).read_text()
+    (row,) = Ledger(tmp_path / FILE).rows()
+    assert row["test_openings"] == 2 + 1
+    values = []
+    for epochs in (1, 2):  # looking at the test set after an epoch must not change how training goes on
+        settings = FitSettings("nkd", backbone="resnet18", weights="random", size=64, calibration="none", epochs=epochs)
+        stopped = fit(data / "weave", settings, Run(seed=3))
+        values.append(evaluate(stopped, open_test_set(data / "weave"), Run(seed=3)).metrics["image_auroc"])
+    assert row["selected_epoch"] == 1 + int(np.argmax(values))
+    assert row["metrics"]["image_auroc"] == pytest.approx(max(values))
+    assert row["metrics_of_last_epoch"]["image_auroc"] == pytest.approx(values[-1])
 
 
 def test_an_epoch_chosen_on_the_test_set_needs_no_following(tmp_path):

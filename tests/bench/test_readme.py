@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from blemish.bench.jobs import wishes
+from blemish.bench.jobs import Experiment, experiments
+from blemish.bench.ledger import FILE, Ledger
 from blemish.bench.recipe import load_recipe
-from blemish.bench.session import readme_tables, results_page
+from blemish.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,12 +25,12 @@ def script():
 
 def test_the_readme_shows_what_the_ledger_holds(script):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == script.fresh(readme, readme_tables(ROOT)), "run python scripts/readme_table.py"
+    assert readme == script.fresh(readme, script.readme_tables(ROOT)), "run python scripts/readme_table.py"
 
 
-def test_the_page_of_figures_shows_what_the_ledger_holds():
+def test_the_page_of_figures_shows_what_the_ledger_holds(script):
     page = (ROOT / "results" / "tables.md").read_text(encoding="utf-8")
-    assert page == results_page(ROOT), "run python scripts/readme_table.py"
+    assert page == script.results_page(ROOT), "run python scripts/readme_table.py"
 
 
 def test_only_what_is_between_the_markers_changes(script):
@@ -41,19 +42,32 @@ def test_only_what_is_between_the_markers_changes(script):
         script.fresh("no markers", "")
 
 
-def test_a_new_row_makes_the_table_another_one(tmp_path):
+def test_a_new_row_makes_the_table_another_one(script, tmp_path):
     (tmp_path / "recipes").mkdir()
     shutil.copy(ROOT / "recipes" / "quick.toml", tmp_path / "recipes" / "mine.toml")
     (tmp_path / "results").mkdir()
-    assert readme_tables(tmp_path) == ""
-    wish = next(wishes(load_recipe(tmp_path / "recipes" / "mine.toml")))
+    assert script.readme_tables(tmp_path) == ""
+    cell = next(experiments(load_recipe(tmp_path / "recipes" / "mine.toml")))
     row = {
-        "key": "k", "status": "done", "set": wish.set_name, "configuration": wish.configuration, "seed": 0,
+        "key": "k", "status": "done", "set": cell.set_name, "configuration": cell.configuration, "seed": 0,
         "commit": None, "device": "cpu", "machine": {"processor": "some"}, "precision": "fp32", "data_digest": "d",
         "versions": {"torch": "2"}, "finished": "2026-01-01T00:00:00+00:00", "seconds": {"total": 5.0},
         "test_openings": 1, "metrics": {"image_auroc": 0.8765}, "kinds": {},
     }  # fmt: skip
     (tmp_path / "results" / "ledger.jsonl").write_text(json.dumps(row) + "\n")
-    tables = readme_tables(tmp_path)
+    tables = script.readme_tables(tmp_path)
     assert "| demo/brick | – | 0.876 | – |" in tables or "| demo/brick | – | 0.877 | – |" in tables
-    assert "blemish bench recipes/mine.toml" in results_page(tmp_path)
+    assert "blemish bench recipes/mine.toml" in script.results_page(tmp_path)
+
+
+def test_every_row_of_the_ledger_still_belongs_to_a_recipe():
+    """Unless its method was raised to another version: days of measurements must not be lost by a renamed option."""
+    recipes = [load_recipe(path) for path in sorted((ROOT / "recipes").rglob("*.toml"))]
+    signatures = {experiment.signature for recipe in recipes for experiment in experiments(recipe)}
+    rows = Ledger(ROOT / "results" / FILE).rows()
+    assert len(rows) > 100
+    for row in rows:
+        asked = row["configuration"]
+        own = Experiment(row["label"], row["set"], asked, row["data_digest"])
+        assert row["key"] == own.key
+        assert own.signature in signatures or asked["method_version"] < METHODS[asked["method"]].version, row["label"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from blemish.bench.jobs import plan, wishes
+from blemish.bench.jobs import experiments, plan
 from blemish.bench.recipe import load_recipe
 from blemish.errors import ConfigError
 
@@ -61,33 +61,33 @@ def test_a_missing_recipe_is_said_to_be_missing(tmp_path):
 def test_an_unknown_option_names_recipe_and_label(tmp_path):
     recipe = load_recipe(written(tmp_path, SMALL.replace("fraction", "fractoin")))
     with pytest.raises(ConfigError, match=r"recipe mine, method 'one': .*'fractoin'.*'fraction'"):
-        list(wishes(recipe))
+        list(experiments(recipe))
 
 
-def test_methods_to_come_and_missing_sets_are_listed_as_absent(tmp_path):
+def test_methods_to_come_and_missing_sets_are_listed_as_missing(tmp_path):
     text = SMALL + '[[methods]]\nlabel = "later"\nmethod = "padim"\n'
     recipe = load_recipe(written(tmp_path, text))
     assert recipe.methods[1].is_built is False
-    found = plan(recipe, tmp_path, tmp_path)
+    found = plan(recipe, tmp_path / "results", tmp_path)
     assert found.jobs == ()
-    assert {one.what for one in found.absent} == {"later", "tiles"}
+    assert {missing.what for missing in found.missing} == {"later", "tiles"}
 
 
-def test_every_cell_is_a_wish_of_its_own(tmp_path):
+def test_every_cell_is_an_experiment_of_its_own(tmp_path):
     text = SMALL.replace("[[data]]", '[[methods]]\nlabel = "two"\nmethod = "patchcore"\n[[data]]')
     text += 'categories = ["a", "b"]\n'
-    found = list(wishes(load_recipe(written(tmp_path, text))))
-    assert len({wish.signature for wish in found}) == len(found) == 2 * 2 * 2
-    assert [wish.set_name for wish in found] == ["tiles/a"] * 4 + ["tiles/b"] * 4
+    found = list(experiments(load_recipe(written(tmp_path, text))))
+    assert len({cell.signature for cell in found}) == len(found) == 2 * 2 * 2
+    assert [cell.set_name for cell in found] == ["tiles/a"] * 4 + ["tiles/b"] * 4
     assert found[0].configuration["options"]["fraction"] == 0.5
     assert found[1].configuration["options"]["fraction"] == 0.01, "defaults are written out"
 
 
 def test_a_label_or_title_changes_no_signature(tmp_path):
-    before = next(wishes(load_recipe(written(tmp_path, SMALL))))
-    after = next(wishes(load_recipe(written(tmp_path, "title = 'x'\n" + SMALL.replace('"one"', '"uno"')))))
+    before = next(experiments(load_recipe(written(tmp_path, SMALL))))
+    after = next(experiments(load_recipe(written(tmp_path, "title = 'x'\n" + SMALL.replace('"one"', '"uno"')))))
     assert before.signature == after.signature
-    other = next(wishes(load_recipe(written(tmp_path, SMALL.replace("0.5", "0.25")))))
+    other = next(experiments(load_recipe(written(tmp_path, SMALL.replace("0.5", "0.25")))))
     assert before.signature != other.signature
 
 
@@ -95,4 +95,4 @@ def test_a_label_or_title_changes_no_signature(tmp_path):
 def test_shipped_recipes_hold_together(path):
     recipe = load_recipe(path)
     assert recipe.title
-    assert list(wishes(recipe))
+    assert list(experiments(recipe))

@@ -2,59 +2,73 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from blemish.bench.job import without_paths
+from blemish.bench.jobs import Experiment, Job
 from blemish.bench.ledger import FILE, Ledger
-from blemish.bench.orders import Order
-from blemish.bench.runner import LocalLauncher, run_orders
-from blemish.run import Silent
+from blemish.bench.runner import run_jobs
 
 WORKER = """
-import os, sys, time
+import os, sys, time, types
 from blemish.bench import job
 
-def perform(order):
-    with (order.results / "started.txt").open("a") as file:
-        file.write(f"{order.key} {os.getpid()}\\n")
-    time.sleep(order.job.get("sleep", 0))
-    if order.job.get("fails"):
-        raise MemoryError("no room left")
-    if order.job.get("exits"):
-        os._exit(5)
-    return {"key": order.key, "status": "done", "configuration": {"method": "fake"}, "metrics": {}}
+def perform(work, experiments, folder):
+    for experiment in experiments:
+        asked = experiment.configuration
+        with (folder.parents[1] / "started.txt").open("a") as file:
+            file.write(f"{experiment.label} {os.getpid()}\\n")
+        time.sleep(asked.get("sleep", 0))
+        if asked.get("fails"):
+            raise MemoryError("no room left")
+        if asked.get("exits"):
+            os._exit(5)
+        yield {"key": experiment.key, "label": experiment.label, "status": "done", "configuration": asked,
+               "metrics": {}}
 
-job._perform = perform
+sys.modules["blemish.bench.measure"] = types.SimpleNamespace(perform=perform)
 sys.exit(job.main(sys.argv[1:]))
 """
 BENCH = """
-import json, os, sys
+import sys
 from pathlib import Path
-from blemish.bench.ledger import FILE, Ledger
-from blemish.bench.orders import Order
-from blemish.bench.runner import LocalLauncher, run_orders
+from test_runner import Silent, jobs_of
+from blemish.bench.runner import run_jobs
 
-class Quiet:
+run_jobs(jobs_of(eval(sys.argv[3])), Path(sys.argv[2]), Silent(), 2, command=(sys.executable, sys.argv[1]))
+assert "torch" not in sys.modules
+"""
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+class Silent:
+    """As that of ``blemish.run``, which loads torch: seconds in each of many processes."""
+
     def track(self, items, title, total=None):
         yield from items
+
     def note(self, text):
         pass
 
-results = Path(sys.argv[2])
-done = Ledger(results / FILE).done()
-jobs = json.loads(sys.argv[3])
-orders = [Order(key, key, job, results, 1, "cpu", os.getpid()) for key, job in jobs.items() if key not in done]
-run_orders(orders, results, 2, Quiet(), LocalLauncher((sys.executable, sys.argv[1])))
-assert "torch" not in sys.modules
-"""
+
+def jobs_of(work):
+    """A job for each name, with a configuration for each of its test sets."""
+    return [
+        Job("recipe", Path("nowhere"), "random", tuple(
+            Experiment(name, f"set{i}", {"method": "fake", "seed": 0, "name": name, "i": i, **asked})
+            for i, asked in enumerate(tests)
+        ))
+        for name, tests in work.items()
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -64,12 +78,15 @@ def worker(tmp_path):
     return path
 
 
-def start_bench(worker, results, jobs):
-    return subprocess.Popen([sys.executable, "-c", BENCH, str(worker), str(results), json.dumps(jobs)])
+@pytest.fixture
+def results(tmp_path):
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results"
 
 
-def orders_of(jobs, results):
-    return [Order(key, key, job, results, 1, "cpu", os.getpid()) for key, job in jobs.items()]
+def start_bench(worker, results, work):
+    command = [sys.executable, "-c", BENCH, str(worker), str(results), repr(work)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{HERE}"})
 
 
 def started(results):
@@ -77,7 +94,7 @@ def started(results):
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def until(true, seconds=15.0):
+def until(true, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "waited in vain"
@@ -92,62 +109,79 @@ def is_running(pid):
     return True
 
 
-def test_a_bench_killed_twice_loses_and_repeats_nothing(worker, tmp_path):
-    results = tmp_path / "results"
-    results.mkdir()
+def labels(rows):
+    return Counter(row["label"] for row in rows if row["status"] == "done")
+
+
+def test_a_bench_killed_twice_loses_and_repeats_nothing(worker, results):
     ledger = Ledger(results / FILE)
-    jobs = {f"job{i}": {"sleep": 0.4} for i in range(7)}
+    work = {f"job{i}": [{"sleep": 0.4}] for i in range(7)}
     finished_before = {}
     for wanted in (2, 4):
-        bench = start_bench(worker, results, jobs)
+        bench = start_bench(worker, results, work)
         until(lambda wanted=wanted: len(ledger.done()) >= wanted)
         bench.send_signal(signal.SIGKILL)
         bench.wait(10)
         until(lambda: not any(is_running(pid) for _, pid in started(results)))
-        finished_before = ledger.done()
-        starts_before = Counter(key for key, _ in started(results))
-    assert start_bench(worker, results, jobs).wait(30) == 0
-    assert Counter(row["key"] for row in ledger.rows() if row["status"] == "done") == dict.fromkeys(jobs, 1)
-    starts = Counter(key for key, _ in started(results))
-    assert all(starts[key] == starts_before[key] for key in finished_before), "a finished job was started again"
+        finished_before = labels(ledger.rows())
+        starts_before = Counter(name for name, _ in started(results))
+    assert start_bench(worker, results, work).wait(60) == 0
+    assert labels(ledger.rows()) == dict.fromkeys(work, 1)
+    starts = Counter(name for name, _ in started(results))
+    assert all(starts[name] == starts_before[name] for name in finished_before), "a finished job was started again"
 
 
-def test_a_killed_job_is_a_row_and_the_rest_go_on(worker, tmp_path):
-    results = tmp_path / "results"
-    results.mkdir()
-    jobs = {"victim": {"sleep": 60}, "other": {}, "third": {}}
-    bench = start_bench(worker, results, jobs)
-    until(lambda: any(key == "victim" for key, _ in started(results)))
+def test_ctrl_c_ends_the_processes_and_writes_no_rows_for_them(worker, results):
+    bench = start_bench(worker, results, {"quick": [{}], "long": [{"sleep": 60}], "other": [{"sleep": 60}]})
+    until(lambda: len(started(results)) == 3)
+    bench.send_signal(signal.SIGINT)
+    assert bench.wait(20) != 0
+    assert not any(is_running(pid) for _, pid in started(results))
+    assert [row["label"] for row in Ledger(results / FILE).rows()] == ["quick"]
+
+
+def test_a_killed_job_is_a_row_and_the_rest_go_on(worker, results):
+    work = {"victim": [{}, {"sleep": 60}], "other": [{}], "third": [{}]}
+    bench = start_bench(worker, results, work)
+    until(lambda: Counter(name for name, _ in started(results))["victim"] == 2)
     os.kill(int(dict(started(results))["victim"]), signal.SIGKILL)
     assert bench.wait(30) == 0
-    rows = {row["key"]: row for row in Ledger(results / FILE).rows()}
-    assert [rows[key]["status"] for key in jobs] == ["failed", "done", "done"]
-    assert "signal 9" in rows["victim"]["reason"]
-    assert "memory" in rows["victim"]["reason"]
-    assert start_bench(worker, results, {**jobs, "victim": {}}).wait(30) == 0
-    assert set(Ledger(results / FILE).done()) == set(jobs), "a failed job is tried again"
+    ledger = Ledger(results / FILE)
+    assert labels(ledger.rows()) == {"victim": 1, "other": 1, "third": 1}, "what was judged before stands"
+    (failed,) = (row for row in ledger.rows() if row["status"] == "failed")
+    assert (failed["label"], failed["set"]) == ("victim", "set1")
+    assert "signal 9" in failed["reason"]
+    assert "memory" in failed["reason"]
 
 
-def test_failures_keep_their_reasons(worker, tmp_path):
-    results = tmp_path / "results"
-    jobs = {"fails": {"fails": True}, "exits": {"exits": True}, "works": {}}
-    tally = run_orders(orders_of(jobs, results), results, 1, Silent(), LocalLauncher((sys.executable, str(worker))))
-    rows = {row["key"]: row for row in Ledger(results / FILE).rows()}
-    assert tally.done == 1
-    assert len(tally.failed) == 2
-    assert rows["fails"]["reason"].startswith("out of memory (MemoryError: no room left)")
-    assert "code 5" in rows["exits"]["reason"]
-    assert rows["works"]["status"] == "done"
+def test_failures_keep_their_reasons_and_are_tried_again(worker, results):
+    jobs = jobs_of({"fails": [{"fails": True}, {}], "exits": [{"exits": True}], "works": [{}]})
+    for _ in range(2):
+        found = run_jobs(jobs, results, Silent(), command=(sys.executable, str(worker)))
+        assert found.done in (0, 1)
+        assert [line.partition(":")[0] for line in found.failed] == [
+            "fails on set0, seed 0", "fails on set1, seed 0", "exits on set0, seed 0"
+        ]  # fmt: skip
+    rows = Ledger(results / FILE).rows()
+    reasons = {row["label"]: row["reason"] for row in rows if row["status"] == "failed"}
+    assert reasons["fails"].startswith("out of memory (MemoryError: no room left)")
+    assert "code 5" in reasons["exits"]
+    assert labels(rows) == {"works": 1}
 
 
-def test_two_benches_at_once_do_each_job_once(worker, tmp_path):
-    results = tmp_path / "results"
-    results.mkdir()
-    jobs = {f"job{i}": {"sleep": 0.2} for i in range(4)}
-    benches = [start_bench(worker, results, jobs) for _ in range(2)]
-    assert [bench.wait(40) for bench in benches] == [0, 0]
-    assert Counter(row["key"] for row in Ledger(results / FILE).rows()) == dict.fromkeys(jobs, 1)
-    assert Counter(key for key, _ in started(results)) == dict.fromkeys(jobs, 1)
+def test_afresh_runs_what_stands(worker, results):
+    jobs = jobs_of({"works": [{}]})
+    for _ in range(2):
+        assert run_jobs(jobs, results, Silent(), afresh=True, command=(sys.executable, str(worker))).done == 1
+    assert labels(Ledger(results / FILE).rows()) == {"works": 2}
+
+
+def test_two_benches_at_once_do_each_job_once(worker, results):
+    work = {f"job{i}": [{"sleep": 0.2}, {}] for i in range(4)}
+    benches = [start_bench(worker, results, work) for _ in range(2)]
+    assert [bench.wait(60) for bench in benches] == [0, 0]
+    assert labels(Ledger(results / FILE).rows()) == dict.fromkeys(work, 2)
+    assert Counter(name for name, _ in started(results)) == dict.fromkeys(work, 2)
 
 
 def test_reasons_name_no_place_of_the_machine():

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from blemish.bench.artifacts import Evidence
-from blemish.bench.estimates import Forecast, estimate, spoken
-from blemish.bench.jobs import wishes
+from blemish.bench.artifacts import Artifacts
+from blemish.bench.jobs import experiments
 from blemish.bench.recipe import Recipe
 from blemish.bench.summary import summarise
-from blemish.bench.tables import CHOSEN, markdown, metric_table, paper_table, result_tables
+from blemish.bench.tables import CHOSEN, metric_table, paper_table, result_tables
 from blemish.metrics import auroc
-from blemish.report.bench import roc_curve
+from blemish.report.bench import _blocks, markdown, roc_curve
 
 SETS = ("a", "b", "c", "d")
 MACHINE = {"processor": "some", "cores": 2, "memory_gib": 4.0, "system": "Linux", "python": "3.11"}
@@ -35,20 +35,20 @@ def recipe_of(**changes):
     return Recipe.model_validate(given)
 
 
-def row_of(wish, value, **changes):
+def row_of(cell, value, **changes):
     metrics = {"image_auroc": value, "pixel_auroc": value / 2, "aupro": None, "aupro_05": None}
     metrics |= {"trivial_brightness_auroc": 0.1, "trivial_contrast_auroc": 0.7, "trivial_gradient_auroc": 0.5}
     return {
-        "key": f"{wish.signature}/{value}",
+        "key": f"{cell.signature}/{value}",
         "status": "done",
         "label": "written by another recipe",
-        "set": wish.set_name,
-        "configuration": wish.configuration,
-        "seed": wish.configuration["seed"],
+        "set": cell.set_name,
+        "configuration": cell.configuration,
+        "seed": cell.configuration["seed"],
         "commit": "0123456789abcdef",
         "dirty": False,
         "source_digest": "s",
-        "data_digest": wish.set_name,
+        "data_digest": cell.set_name,
         "machine": MACHINE,
         "device": "cpu",
         "threads": 1,
@@ -66,14 +66,19 @@ def row_of(wish, value, **changes):
     }
 
 
+def text_of(summary):
+    """The report as Markdown."""
+    return markdown(list(_blocks(summary, Path("nowhere"))))
+
+
 @pytest.fixture
 def measured():
     """Random figures: by (label, set, seed), and the rows that hold them."""
     rng = np.random.default_rng(0)
     figures, rows = {}, []
-    for wish in wishes(recipe_of()):
-        figures[wish.label, wish.set_name, wish.configuration["seed"]] = value = rng.uniform(0.6, 1.0)
-        rows.append(row_of(wish, value))
+    for cell in experiments(recipe_of()):
+        figures[cell.label, cell.set_name, cell.configuration["seed"]] = value = rng.uniform(0.6, 1.0)
+        rows.append(row_of(cell, value))
     return figures, rows
 
 
@@ -82,14 +87,14 @@ def test_cells_and_averages(measured):
     summary = summarise(recipe_of(), rows)
     table = {key: np.array([[figures[key, s, seed] for seed in range(3)] for s in SETS]) for key in ("one", "ten")}
     for label, (number, name) in itertools.product(table, enumerate(SETS)):
-        found = summary.spread(label, name, "image_auroc")
+        found = summary.mean_std(label, name, "image_auroc")
         assert found.mean == pytest.approx(table[label][number].mean())
-        assert found.deviation == pytest.approx(table[label][number].std(ddof=1))
-    spread, count = summary.average("one", "image_auroc")
-    assert count == 4
+        assert found.std == pytest.approx(table[label][number].std(ddof=1))
+    spread = summary.average("one", "image_auroc")
+    assert summary.complete_sets("image_auroc") == list(SETS)
     assert spread.mean == pytest.approx(table["one"].mean())
-    assert spread.deviation == pytest.approx(table["one"].mean(axis=0).std(ddof=1)), "the spread is of whole tables"
-    assert summary.spread("one", "a", "aupro") is None
+    assert spread.std == pytest.approx(table["one"].mean(axis=0).std(ddof=1)), "the spread is of whole tables"
+    assert summary.mean_std("one", "a", "aupro") is None
     assert summary.trivial("a") == ("brightness", pytest.approx(0.9)), "0.1 separates as well as 0.9"
 
 
@@ -97,17 +102,17 @@ def test_pairs_use_shared_seeds_only_and_count_each_set_once(measured):
     figures, rows = measured
     lost = [r for r in rows if not (r["set"] == "b" and r["configuration"]["options"]["fraction"] == 0.1
                                     and r["seed"] == 2)]  # fmt: skip
-    (pairing,) = summarise(recipe_of(), lost).pairings("image_auroc")
+    (pair,) = summarise(recipe_of(), lost).comparisons("image_auroc")
     wanted = [
         np.mean([figures["one", name, seed] - figures["ten", name, seed] for seed in range(2 if name == "b" else 3)])
         for name in SETS
     ]
-    assert (pairing.label, pairing.against, pairing.pairs) == ("one", "ten", 11)
-    assert list(pairing.by_set.values()) == pytest.approx(wanted)
-    assert pairing.mean == pytest.approx(np.mean(wanted))
+    assert (pair.label, pair.against, pair.pairs) == ("one", "ten", 11)
+    assert list(pair.by_set.values()) == pytest.approx(wanted)
+    assert pair.mean == pytest.approx(np.mean(wanted))
     interval = stats.ttest_1samp(wanted, 0).confidence_interval(0.95)
-    assert pairing.interval == pytest.approx((interval.low, interval.high))
-    assert pairing.better_worse == (sum(d > 0 for d in wanted), sum(d < 0 for d in wanted))
+    assert pair.interval == pytest.approx((interval.low, interval.high))
+    assert pair.better_worse == (sum(d > 0 for d in wanted), sum(d < 0 for d in wanted))
 
 
 def test_settings_of_the_same_images_count_as_one_set(measured):
@@ -117,15 +122,15 @@ def test_settings_of_the_same_images_count_as_one_set(measured):
     summary = summarise(recipe_of(), rows)
     for row in summary.rows:
         row["configuration"] = {**row["configuration"], "set": same[row["set"]]}
-    (pairing,) = summary.pairings("image_auroc")
+    (pair,) = summary.comparisons("image_auroc")
     gains = {
         name: np.mean([figures["one", name, seed] - figures["ten", name, seed] for seed in range(3)]) for name in SETS
     }
     wanted = [gains["a"], (gains["b"] + gains["c"]) / 2, gains["d"]]
-    assert list(pairing.by_set) == ["a", "b", "d"]
-    assert list(pairing.by_set.values()) == pytest.approx(wanted)
+    assert list(pair.by_set) == ["a", "b", "d"]
+    assert list(pair.by_set.values()) == pytest.approx(wanted)
     interval = stats.ttest_1samp(wanted, 0).confidence_interval(0.95)
-    assert pairing.interval == pytest.approx((interval.low, interval.high))
+    assert pair.interval == pytest.approx((interval.low, interval.high))
     assert "mean over 4 settings of 3 sets" in result_tables(summary)
 
 
@@ -137,7 +142,6 @@ def test_jobs_that_were_killed_and_went_on_are_not_timed(measured):
     others = [row["seconds"]["fit"] for row in rows[1:] if row["configuration"]["options"] == options]
     assert len(others) == len(SETS) * 3 - 1
     assert summary.seconds("one", "fit") == pytest.approx(np.median(others))
-    assert estimate(slow["configuration"], [slow]) is None
 
 
 def test_rows_of_another_configuration_or_version_do_not_stand(measured):
@@ -145,7 +149,7 @@ def test_rows_of_another_configuration_or_version_do_not_stand(measured):
     old = [{**row, "configuration": {**row["configuration"], "method_version": 0}} for row in rows]
     larger = [{**row, "configuration": {**row["configuration"], "size": 320}} for row in rows]
     summary = summarise(recipe_of(), [*old, *larger])
-    assert summary.rows == []
+    assert summary.rows == ()
     assert len(summary.open) == 2 * 4 * 3
 
 
@@ -155,7 +159,7 @@ def test_failures_stand_only_until_the_job_succeeds(measured):
     assert [row["reason"] for row in summarise(recipe_of(), [failed, *rows[1:]]).failed] == ["out of memory"]
     again = summarise(recipe_of(), [failed, *rows])
     assert again.failed == ()
-    assert "out of memory" in markdown(summarise(recipe_of(), [failed, *rows[1:]]))
+    assert "out of memory" in text_of(summarise(recipe_of(), [failed, *rows[1:]]))
 
 
 def test_a_papers_figures_stand_beside_ours(measured):
@@ -182,12 +186,12 @@ def test_the_trivial_figure_stands_beside_every_image_auroc_and_absent_methods_a
     assert header[:2] == ("set", "trivial")
     assert all(line[1] == "0.90 (brightness)" for line in table[:4])
     assert metric_table(summary, "pixel_auroc")[0][1] == "one"
-    assert "| later | absent | the method padim is not built yet |" in markdown(summary)
+    assert "| later | absent | the method padim is not built yet |" in text_of(summary)
 
 
 def test_best_on_test_and_oracles_are_marked(measured):
     _, rows = measured
-    assert CHOSEN not in markdown(summarise(recipe_of(), rows))
+    assert CHOSEN not in text_of(summarise(recipe_of(), rows))
     chosen = summarise(recipe_of(metrics=["image_f1_max_oracle", "image_auroc"]), rows)
     for row in chosen.rows:
         row["metrics"]["image_f1_max_oracle"] = 0.9
@@ -199,50 +203,26 @@ def test_best_on_test_and_oracles_are_marked(measured):
     assert "oracle: with the threshold that is best on the test labels" in text
 
 
+def test_draws_of_different_seeds_are_no_different_states_of_the_images():
+    drawn = recipe_of(protocol={"contaminate": 0.1})
+    rows = [row_of(cell, 0.5, data_digest=str(cell.configuration["seed"])) for cell in experiments(drawn)]
+    assert summarise(drawn, rows).warnings() == []
+    rows[0]["data_digest"] = "other"
+    assert summarise(drawn, rows).warnings() == ["a, no overlap: the rows are of 2 different states of the images"]
+
+
 def test_rows_of_different_code_or_images_are_warned_of(measured):
     _, rows = measured
     rows[0]["source_digest"], rows[-1]["data_digest"], rows[1]["dirty"] = "other", "other", True
-    warnings = " ".join(summarise(recipe_of(), rows).warnings)
+    warnings = " ".join(summarise(recipe_of(), rows).warnings())
     assert "one: the rows come from 2 states of the code" in warnings
     assert "d: the rows are of 2 different states of the images" in warnings
     assert "1 of 24 rows were measured with changes" in warnings
 
 
-def test_estimates_come_from_the_most_similar_rows(measured):
-    _, rows = measured
-    configuration = rows[0]["configuration"]
-    same = [row["seconds"]["total"] for row in rows
-            if (row["set"], row["configuration"]["options"]["fraction"]) == ("a", 0.01)]  # fmt: skip
-    assert estimate(configuration, rows).seconds == pytest.approx(np.median(same))
-    other = {**configuration, "set": "elsewhere"}
-    assert estimate(other, rows).seconds == pytest.approx(np.median([row["seconds"]["total"] for row in rows]))
-    assert estimate({"method": "rd"}, rows) is None
-    trained = {"status": "done", "seconds": {"fit": 100.0, "total": 130.0},
-               "configuration": {"method": "rd", "options": {"epochs": 20, "steps": None}}}  # fmt: skip
-    longer = {"method": "rd", "options": {"epochs": 60, "steps": None}}
-    assert estimate(longer, [trained]).seconds == 330, "three times as long to learn, as long to read and judge"
-    assert estimate({**longer, "options": {"epochs": 60, "steps": 9}}, [trained]).seconds == 130, "steps do not compare"
-    assert [spoken(s) for s in (None, 42.4, 600, 9000)] == ["unknown", "42 s", "10 min", "2.5 h"]
-
-
-def test_a_forecast_learns_from_what_jobs_took():
-    forecast = Forecast({"a": 10.0, "b": 20.0, "c": None, "d": 30.0})
-    assert forecast.left(2) == pytest.approx((10 + 20 + 20 + 30) / 2), "unknown ones count as the mean of the others"
-    assert forecast.left(4) == 30.0, "the longest job cannot be split"
-    forecast.finish("a", 20.0)
-    assert forecast.left(1) == pytest.approx(2 * 20 + 20 + 2 * 30), "everything takes twice as long as foretold"
-    unknown = Forecast({"a": None, "b": None, "c": None})
-    assert unknown.left(1) is None
-    unknown.finish("b", 7.0)
-    assert unknown.left(2) == 7.0
-    for key in "ac":
-        unknown.finish(key, 7.0)
-    assert unknown.left(2) == 0.0
-
-
 def test_the_roc_curves_area_is_the_auroc():
     rng = np.random.default_rng(1)
     scores, labels = rng.integers(0, 12, 80).astype(float), rng.random(80) < 0.4
-    x, y = roc_curve(Evidence(scores, labels, np.empty(0), (), ()))
+    x, y = roc_curve(Artifacts(scores, labels, np.empty(0), (), ()))
     assert np.trapezoid(y, x) == pytest.approx(auroc(scores, labels))
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)

@@ -1,38 +1,72 @@
-"""Charts: a name keeps its colour, and lines go where their numbers say."""
+"""Charts: a name keeps its colour and marker, and lines go where their numbers say."""
+
+from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
-from blemish.report.charts import SERIES, curves
+from blemish.report.charts import MARKERS, SERIES, curves, dot_plot, score_histogram, svg
 from blemish.report.epochs import charts_over_epochs
 
 NAMES = ["RD", "NKD", "FMAM", "RD++"]
 
 
-def colours(chart: str) -> dict[str, str]:
-    """Of each line, by the name in the legend."""
-    drawn = re.findall(r"<polyline[^>]* stroke='([^']+)'", chart)
-    named = dict(re.findall(r"fill='([^']+)'[^>]*>([^<]+)</text>", chart))
-    return {named[colour]: colour for colour in drawn}
+def looks(chart):
+    """Colour and marker of each line by its name; the legend says the same."""
+    drawn = {line.get_label(): (line.get_color(), line.get_marker()) for line in chart.axes[0].lines}
+    (legend,) = chart.legends
+    handles = zip(legend.get_texts(), legend.legend_handles)
+    assert drawn.items() <= {t.get_text(): (h.get_color(), h.get_marker()) for t, h in handles}.items()
+    return drawn
 
 
-def test_a_method_keeps_its_colour_where_another_has_no_line():
+def test_a_method_keeps_its_look_where_another_has_no_line():
     line = ([1, 2], [0.5, 0.7])
-    whole = colours(curves(dict.fromkeys(NAMES, line), "t", "x", "y", order=NAMES))
-    part = colours(curves({name: line for name in NAMES if name != "NKD"}, "t", "x", "y", order=NAMES))
+    whole = looks(curves(dict.fromkeys(NAMES, line), "t", "x", "y", order=NAMES))
+    part = looks(curves({name: line for name in NAMES if name != "NKD"}, "t", "x", "y", order=NAMES))
     assert list(whole) == NAMES
-    assert list(whole.values()) == list(SERIES[:4])
-    assert part == {name: colour for name, colour in whole.items() if name != "NKD"}
-    assert list(colours(curves({"kd": line, "ssot": line}, "t", "x", "y")).values()) == list(SERIES[:2])
+    assert list(whole.values()) == list(zip(SERIES[:4], MARKERS[:4]))
+    assert part == {name: look for name, look in whole.items() if name != "NKD"}
+    assert list(looks(curves({"kd": line, "ssot": line}, "t", "x", "y")).values()) == list(zip(SERIES[:2], MARKERS))
 
 
-def test_a_line_goes_from_its_first_to_its_last_number():
-    chart = curves({"a": ([0, 1, 2], [0.0, float("nan"), 1.0])}, "t", "x", "y", (0.0, 1.0))
-    (points,) = re.findall(r"<polyline points='([^']+)'", chart)
-    (x0, y0), (x1, y1) = ([float(number) for number in point.split(",")] for point in points.split())
-    assert x0 < x1
-    assert y0 > y1, "higher numbers stand higher, and what is no number is left out"
+def test_more_series_than_colours_still_differ():
+    names = [str(i) for i in range(len(SERIES))]
+    chart = curves(dict.fromkeys(names, ([1, 2], [0, 1])), "t", "x", "y")
+    assert len({line.get_marker() for line in chart.axes[0].lines}) == len(names)
+
+
+def test_what_is_no_number_is_left_out():
+    (line,) = curves({"a": ([0, 1, 2], [0.0, float("nan"), 1.0])}, "t", "x", "y").axes[0].lines
+    assert line.get_xydata().tolist() == [[0, 0], [2, 1]]
+
+
+def test_a_histogram_shows_normal_above_and_anomalous_below_the_axis():
+    chart = score_histogram([1.0, 1.1, 1.2], [3.0, np.inf], {"threshold": 2.0}, "Scores")
+    heights = [bar.get_height() for bar in chart.axes[0].patches]
+    assert sum(height for height in heights if height > 0) == 3
+    assert sum(height for height in heights if height < 0) == -1, "what has no place on the axis is left out"
+    assert svg(score_histogram([], [], {}, "Nothing"))
+
+
+def test_dots_and_their_spread():
+    chart = dot_plot({"a": {"RD": (0.9, 0.1)}, "b": {"RD": (0.8, 0.0), "NKD": (0.5, 0.2)}}, ["RD", "NKD"], "t", "x")
+    values = [line.get_xdata()[0] for line in chart.axes[0].lines]
+    assert values == [0.9, 0.8, 0.5]
+    assert [text.get_text() for text in chart.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_markup_is_text_that_is_escaped_and_the_same_each_time():
+    def drawn():
+        return svg(curves({"<b> $1$": ([1, 2], [0.5, 0.7])}, "A & B", "x", "y"))
+
+    text = drawn()
+    assert text == drawn()
+    assert text.startswith('<svg role="img" aria-label="A &amp; B"')
+    assert "&lt;b&gt; $1$" in text and "<b>" not in text
+    assert not re.search(r"(?:href|src)=\"(?!#)", text), "nothing is loaded"
 
 
 @pytest.mark.parametrize("lacking", [0, 1])
@@ -40,6 +74,7 @@ def test_charts_over_epochs_colour_methods_by_the_recipe(lacking):
     row = {"followed": [{"epoch": 1, "aupro": 0.5}, {"epoch": 2, "aupro": 0.6}], "curves": {"t": {"loss": [2.0, 1.0]}}}
     names = [name for i, name in enumerate(NAMES[:3]) if i != lacking]
     charts = list(charts_over_epochs(dict.fromkeys(names, row), ("aupro",), NAMES))
-    assert len(charts) == 2, "the figure and the loss"
+    assert [chart.axes[0].get_title(loc="left") for chart in charts] == ["AU-PRO .30", "Loss"]
     for chart in charts:
-        assert colours(chart) == {name: SERIES[NAMES.index(name)] for name in names}
+        expected = {name: (SERIES[NAMES.index(name)], MARKERS[NAMES.index(name)]) for name in names}
+        assert looks(chart) == expected

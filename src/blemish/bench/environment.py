@@ -8,35 +8,30 @@ import os
 import platform
 import subprocess
 import sys
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("blemish", "torch", "timm", "numpy", "pillow")
+HOME = Path(__file__).resolve().parent.parent
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """The commit of the source in use and whether files differ from it; ``results/`` does not count.
+    """The commit of the source in use, and whether files other than ``results/`` differ from it.
 
     (None, None) for an installed package, which is in no repository.
     """
-    home = Path(__file__).resolve().parent
-    top = _git(home, "rev-parse", "--show-toplevel")
-    if top is None or _git(home, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None, None
-    changed = _git(Path(top), "status", "--porcelain", "--", "src", "recipes", "pyproject.toml")
-    return _git(home, "rev-parse", "HEAD"), bool(changed)
 
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(HOME), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
-def _git(folder: Path, *words: str) -> str | None:
     try:
-        found = subprocess.run(
-            ["git", "--no-optional-locks", *words], cwd=folder, capture_output=True, text=True, timeout=20, check=True
-        )
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--", *(f":/{name}" for name in ("src", "recipes", "pyproject.toml")))
+        return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
+        return None, None
 
 
 def machine() -> dict[str, Any]:
@@ -44,8 +39,13 @@ def machine() -> dict[str, Any]:
     memory = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3, 1)
+    processor, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
+        processor = next(names, processor)
     return {
-        "processor": _processor(),
+        "processor": processor,
         "cores": os.cpu_count(),
         "memory_gib": memory,
         "system": platform.system(),
@@ -53,19 +53,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def peak_memory_mib() -> float:
+def peak_memory_mib() -> float | None:
     """The most memory this process ever held."""
     if sys.platform == "win32":
-        return float("nan")
+        return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -74,27 +65,24 @@ def peak_memory_mib() -> float:
 
 def versions() -> dict[str, str]:
     """Of the packages that figures depend on."""
-    return {name: _version(name) for name in PACKAGES}
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-@lru_cache(maxsize=32)
 def source_digest(module: str) -> str:
     """16 hexadecimal digits of the code that a method's figures come from: its file, ``ops``, ``backbones``, metrics.
 
     Recorded beside the method's version, so that a table can say when its rows come from different code.
     """
-    root = Path(__file__).resolve().parent.parent
     spec = importlib.util.find_spec(module)
     own = [Path(spec.origin)] if spec is not None and spec.origin else []
-    shared = [path for room in ("ops", "backbones", "metrics") for path in sorted((root / room).glob("*.py"))]
+    shared = [path for name in ("ops", "backbones", "metrics") for path in sorted((HOME / name).glob("*.py"))]
     digest = hashlib.sha256()
-    for path in own + shared + [root / "data" / "preprocessing.py", root / "training" / "fit.py"]:
+    for path in own + shared + [HOME / "data" / "preprocessing.py", HOME / "training" / "fit.py"]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

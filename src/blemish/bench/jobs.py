@@ -1,99 +1,89 @@
-"""From a recipe to jobs: one method, one set, one seed. A job is known by what it computes, not by who asked."""
+"""From a recipe to jobs. What is measured is known by what it depends on, not by who asked for it."""
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from blemish.bench.recipe import DataEntry, Recipe, Variant
-from blemish.bench.sets import DEMO, Place, data_digest, demo_categories, demo_folder, locate, open_sets
-from blemish.errors import ConfigError, DataError
+from blemish.bench.sets import Configuration, data_digest, data_folder, locate, open_sets
+from blemish.errors import ConfigError, DataError, OutputError
 from blemish.registry import make_config, method_class, method_entry
 
-Configuration = dict[str, Any]
 LENGTHS = frozenset({"epochs", "steps"})
 """Options of every method that is trained."""
+DRAWS = ("alt_split", "contaminate", "overlap", "reveal", "kinds")
+"""What of a configuration, with the seed, says which images are learned from and judged."""
+JOB_FILE = "job.json"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A cell of the recipe: what is to be computed, whether or not the images are at hand.
-
-    Attributes:
-        label: the method's name in tables.
-        set_name: the set's name in tables.
-        configuration: all that the figures depend on but code and images; JSON values.
-    """
+class Experiment:
+    """A cell of the recipe, with the names of method and test set in tables; it becomes a row of the ledger."""
 
     label: str
     set_name: str
     configuration: Configuration
+    data_digest: str = ""  # of images and masks; empty where they are not at hand
 
     @property
     def signature(self) -> str:
         """What rows of the ledger are matched by: the configuration and the method's version."""
-        return _digest(self.configuration)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A wish with its images: what one process computes.
-
-    Attributes:
-        recipe: who asked.
-        wish: what for.
-        folder: where the set lies on this machine; never in the ledger.
-        data_digest: of its images and masks.
-        weights: ``pretrained``, ``random`` or a file on this machine; the configuration holds the file's digest.
-        siblings: what else the model that this job learns is judged on.
-    """
-
-    recipe: str
-    wish: Wish
-    folder: Path
-    data_digest: str
-    weights: str
-    siblings: tuple[Job, ...] = ()
+        return digest(self.configuration)
 
     @property
     def key(self) -> str:
-        """Two jobs with one key would give one row: same configuration, images and method version."""
-        return _digest({**self.wish.configuration, "data_digest": self.data_digest})
+        """Of the row: same configuration, images and method version, same figures."""
+        return digest({**self.configuration, "data_digest": self.data_digest})
 
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.wish.label} on {self.wish.set_name}, seed {self.wish.configuration['seed']}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {
-            "recipe": self.recipe,
-            "label": self.wish.label,
-            "set": self.wish.set_name,
-            "configuration": self.wish.configuration,
-            "folder": str(self.folder),
-            "data_digest": self.data_digest,
-            "weights": self.weights,
-            "siblings": [one.to_dict() for one in self.siblings],
-            "family": min([self.key, *(one.key for one in self.siblings)]),
-        }
-
-    @staticmethod
-    def from_dict(given: Mapping[str, Any]) -> Job:
-        """What ``to_dict`` gave."""
-        wish = Wish(given["label"], given["set"], dict(given["configuration"]))
-        siblings = tuple(Job.from_dict(one) for one in given.get("siblings", ()))
-        return Job(given["recipe"], wish, Path(given["folder"]), given["data_digest"], given["weights"], siblings)
+        return f"{self.label} on {self.set_name}, seed {self.configuration['seed']}"
 
 
 @dataclass(frozen=True)
-class Absent:
+class Job:
+    """One training and the test sets it is judged on: what one process does. Stored as one JSON file."""
+
+    recipe: str
+    images: Path  # on this machine; never in the ledger
+    weights: str  # ``pretrained``, ``random`` or a file on this machine, whose digest the configuration holds
+    experiments: tuple[Experiment, ...]  # they differ in their test set alone
+    device: str = "auto"
+    threads: int = 1
+    afresh: bool = False
+
+    @property
+    def key(self) -> str:
+        """Of the job's folder."""
+        return min(experiment.key for experiment in self.experiments)
+
+    def write(self, results: Path) -> Path:
+        """Write the job into its folder, which ``python -m blemish.bench.job FOLDER`` takes; the folder."""
+        folder = job_folder(results, self.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f"{JOB_FILE}.{os.getpid()}"
+        unfinished.write_bytes(TypeAdapter(Job).dump_json(self))
+        return unfinished.replace(folder / JOB_FILE).parent  # whole, for whoever reads it now
+
+    @staticmethod
+    def read(folder: Path) -> Job:
+        """What ``write`` wrote."""
+        return TypeAdapter(Job).validate_json((folder / JOB_FILE).read_bytes())
+
+
+@dataclass(frozen=True)
+class Missing:
     """What the recipe names and this machine or this Blemish lacks."""
 
     what: str
@@ -102,156 +92,128 @@ class Absent:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a recipe here, and what is missing."""
+    """The jobs of a recipe on this machine, and what is missing."""
 
     jobs: tuple[Job, ...]
-    absent: tuple[Absent, ...]
+    missing: tuple[Missing, ...]
 
 
-def wishes(recipe: Recipe) -> Iterator[Wish]:
-    """Every cell of a recipe whose method is built: set by set, so that jobs on one set can share features.
+def job_folder(results: Path, key: str) -> Path:
+    """Where a job keeps its log and checkpoints, and each row's pictures lie; git ignores it."""
+    return results / "runs" / key
 
-    Raises:
-        ConfigError: an option that a method does not have.
-    """
+
+def digest(value: Any) -> str:
+    """32 hexadecimal digits of JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def experiments(recipe: Recipe) -> Iterator[Experiment]:
+    """Every cell of a recipe whose method is built: set by set, so that jobs on one set can share features."""
     for entry in recipe.data:
-        for category, set_name in names_of(entry):
-            for seed in recipe.seeds:
-                for variant in recipe.methods:
-                    for overlap in recipe.protocol.overlaps if variant.is_built else ():
-                        made = _configuration(recipe, variant, entry, category, seed, overlap)
-                        yield Wish(variant.label, _judged_on(set_name, overlap), made)
+        for category in entry.names:
+            yield from _experiments_on(recipe, entry, category)
 
 
-def plan(recipe: Recipe, data: Path | None, runs: Path) -> Plan:
+def unbuilt(recipe: Recipe) -> list[Missing]:
+    """The recipe's methods that are still to come."""
+    variants = (variant for variant in recipe.methods if not variant.is_built)
+    return [Missing(variant.label, f"the method {variant.method} is not built yet") for variant in variants]
+
+
+def plan(recipe: Recipe, results: Path, data: Path | None = None, only: Sequence[str] = ()) -> Plan:
     """The jobs of ``recipe`` on this machine.
 
     Args:
         recipe: validated.
-        data: the folder that sets lie in.
-        runs: where the demo set may be written.
+        results: the folder of the ledger; the demo set may be written below it.
+        data: the folder that sets lie in; None for the one that BLEMISH_DATA names.
+        only: patterns of titles (``*screw*``); a pattern without a star matches anywhere in a title.
 
     Raises:
-        ConfigError: an option that a method does not have.
+        ConfigError: an option that a method does not have, or a pattern that matches no job.
+        OutputError: the folder of the ledger cannot be made.
     """
-    missing = [Absent(v.label, f"the method {v.method} is not built yet") for v in recipe.methods if not v.is_built]
-    found: dict[tuple[str, int], tuple[Path, str]] = {}
+    runs, data = results / "runs", data_folder(data)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{results} cannot be written ({error.strerror}): name another folder, --results") from error
+    jobs: list[Job] = []
+    missing = unbuilt(recipe)
     for entry in recipe.data:
-        for category, set_name in names_of(entry):
-            place = _place(entry, category, data, runs)
+        for category, name in entry.names.items():
+            cells = list(_experiments_on(recipe, entry, category))
             try:
-                if isinstance(place, Place):
-                    found |= _found(recipe, place, set_name)
+                jobs += _jobs(recipe, locate(entry.set, category, entry.alt_split, data, runs), cells)
             except (DataError, ConfigError) as error:
-                place = str(error)
-            if isinstance(place, str):
-                missing.append(Absent(set_name, place))
-    weights = {variant.label: variant.weights or recipe.weights for variant in recipe.methods}
-    jobs = [
-        Job(recipe.name, wish, *found[wish.set_name, wish.configuration["seed"]], weights[wish.label])
-        for wish in wishes(recipe)
-        if (wish.set_name, wish.configuration["seed"]) in found
-    ]
-    return Plan(_with_siblings(jobs), tuple(missing))
+                missing.append(Missing(name, str(error)))
+    patterns = [pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*" for pattern in only]
+    chosen = [job for job in jobs if not patterns or _matches(job, patterns)]
+    if patterns and not chosen:
+        raise ConfigError(f"--only {' '.join(only)} matches no job: blemish bench with --dry-run lists them")
+    return Plan(tuple(chosen), tuple(missing))
 
 
-def place_of(job: Job) -> Place:
-    """Where a job's images lie."""
-    made = job.wish.configuration
-    return Place(
-        job.folder,
-        made["alt_split"],
-        made.get("contaminate"),
-        bool(made.get("overlap")),
-        made["seed"],
-        made.get("reveal"),
-        tuple(made.get("kinds", ())),
-    )
+def _matches(job: Job, patterns: Sequence[str]) -> bool:
+    titles = [experiment.title.casefold() for experiment in job.experiments]
+    return any(fnmatch.fnmatchcase(title, pattern.casefold()) for title in titles for pattern in patterns)
 
 
-def _judged_on(set_name: str, overlap: bool | None) -> str:
-    return set_name if overlap is None else f"{set_name}, {'overlap' if overlap else 'no overlap'}"
-
-
-def _found(recipe: Recipe, place: Place, set_name: str) -> dict[tuple[str, int], tuple[Path, str]]:
-    """The folder and the images' digest of a set, by the name it is judged under and the seed that draws from it."""
-    protocol = recipe.protocol
-    if place.reveal is not None:
-        drawn = {seed: dataclasses.replace(place, seed=seed) for seed in recipe.seeds}
-        return {(set_name, seed): (place.folder, data_digest(*open_sets(one))) for seed, one in drawn.items()}
-    if protocol.contaminate is None:
-        one = (place.folder, data_digest(*open_sets(place)))
-        return {(set_name, seed): one for seed in recipe.seeds}
-    found = {}
-    for overlap in protocol.overlap:
-        for seed in recipe.seeds:
-            pile = dataclasses.replace(place, contaminate=protocol.contaminate, overlap=overlap, seed=seed)
-            found[_judged_on(set_name, overlap), seed] = (place.folder, data_digest(*open_sets(pile)))
-    return found
-
-
-def _with_siblings(jobs: list[Job]) -> tuple[Job, ...]:
-    """Jobs that differ in their test set alone know each other, so that the first to run judges for the others too."""
-    families: dict[str, list[Job]] = {}
-    for job in jobs:
-        shared = {name: value for name, value in job.wish.configuration.items() if name != "overlap"}
+def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> Iterator[Job]:
+    """Experiments that differ in their test set alone are one job."""
+    digests: dict[str, str] = {}
+    groups: dict[str, list[Experiment]] = {}
+    for cell in cells:
+        made = cell.configuration
+        draw = {name: made.get(name) for name in DRAWS}
+        is_drawn = made.get("contaminate") is not None or made.get("reveal") is not None
+        images = digest({**draw, "seed": made["seed"] if is_drawn else None})
+        if images not in digests:
+            digests[images] = data_digest(*open_sets(folder, made))
         # Whoever chooses an epoch on its test set has no model in common with the other.
-        alone = "overlap" not in job.wish.configuration or shared["selection"] != "last"
-        families.setdefault(job.key if alone else _digest(shared), []).append(job)
-    siblings: dict[str, tuple[Job, ...]] = {}
-    for family in families.values():
-        siblings |= {job.key: tuple(one for one in family if one.key != job.key) for job in family}
-    return tuple(dataclasses.replace(job, siblings=siblings[job.key]) for job in jobs)
+        shared = {name: value for name, value in made.items() if name != "overlap" or made["selection"] != "last"}
+        experiment = dataclasses.replace(cell, data_digest=digests[images])
+        groups.setdefault(digest({**shared, "label": cell.label}), []).append(experiment)
+    weights = {variant.label: variant.weights or recipe.weights for variant in recipe.methods}
+    for group in groups.values():
+        yield Job(recipe.name, folder, weights[group[0].label], tuple(group))
 
 
-def names_of(entry: DataEntry) -> tuple[tuple[str, str], ...]:
-    """(category, name in tables) of each set that an entry stands for; all of the demo set's where it names none."""
-    if entry.set == DEMO and not entry.categories:
-        return tuple((category, f"{entry.label or DEMO}/{category}{entry.known}") for category in demo_categories())
-    return entry.names
-
-
-def judged_names(recipe: Recipe, entry: DataEntry) -> set[str]:
-    """The names in tables of all test sets that an entry is judged on."""
-    return {_judged_on(name, overlap) for _, name in names_of(entry) for overlap in recipe.protocol.overlaps}
-
-
-def _place(entry: DataEntry, category: str, data: Path | None, runs: Path) -> Place | str:
-    if entry.set != DEMO:
-        found = locate(entry.set, category, entry.alt_split, data)
-    else:
-        try:
-            found = locate(DEMO, category, entry.alt_split, demo_folder(runs).parent)
-        except DataError as error:
-            return str(error)
-    return found if isinstance(found, str) else dataclasses.replace(found, reveal=entry.reveal, kinds=entry.kinds)
+def _experiments_on(recipe: Recipe, entry: DataEntry, category: str) -> Iterator[Experiment]:
+    tests = recipe.protocol.test_sets(entry.names[category])
+    for seed in recipe.seeds:
+        for variant in recipe.methods:
+            for name, overlap in tests.items() if variant.is_built else ():
+                made = _configuration(recipe, variant, entry, category, seed, overlap)
+                yield Experiment(variant.label, name, made)
 
 
 def _configuration(
     recipe: Recipe, variant: Variant, entry: DataEntry, category: str, seed: int, overlap: bool | None
 ) -> Configuration:
     cls = method_class(variant.method)
-    known = {field.name for field in dataclasses.fields(cls.Config)}
-    length = _length(recipe) if known >= LENGTHS else {}
+    is_trained = {field.name for field in dataclasses.fields(cls.Config)} >= LENGTHS
+    length: dict[str, int | None] = {}
+    if is_trained and (recipe.epochs or recipe.steps):  # one kind of length rules out the other
+        length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs, "steps": None}
     try:
-        config = dataclasses.asdict(make_config(cls, length | variant.options))
+        options = dataclasses.asdict(make_config(cls, length | variant.options))
     except ConfigError as error:
         raise ConfigError(f"recipe {recipe.name}, method {variant.label!r}: {error}") from None
-    # Nothing is selected where nothing is trained.
-    trains = known >= LENGTHS
     protocol = recipe.protocol.model_dump(mode="json", exclude={"contaminate", "overlap", "follow"})
     if overlap is not None:  # absent elsewhere, so that rows from before there was such a protocol still stand
         protocol |= {"contaminate": recipe.protocol.contaminate, "overlap": overlap}
     if entry.reveal is not None:
         protocol |= {"regime": "weak", "reveal": entry.reveal, "kinds": entry.kinds}
-    if recipe.protocol.follow is not None and trains:
+    if recipe.protocol.follow is not None and is_trained:
         protocol |= {"follow": recipe.protocol.follow}
-    if protocol["selection"] == "last" or not trains:
+    if protocol["selection"] == "last" or not is_trained:  # nothing is selected where nothing is trained
         protocol |= {"selection": "last", "select_by": []}
     configuration = {
         "method": variant.method,
         "method_version": method_entry(variant.method).version,
-        "options": config,
+        "options": options,
         "backbone": variant.backbone or recipe.backbone,
         "weights": _weights(variant.weights or recipe.weights),
         "precision": recipe.precision,
@@ -266,23 +228,12 @@ def _configuration(
     return normal
 
 
-def _length(recipe: Recipe) -> dict[str, int | None]:
-    """The recipe's length of training as a method's options: one kind of length rules out the other."""
-    if recipe.steps is not None:
-        return {"steps": recipe.steps}
-    return {} if recipe.epochs is None else {"epochs": recipe.epochs, "steps": None}
-
-
-def _weights(given: str) -> str:
+def _weights(weights: str) -> str:
     """A file of weights stands by its content, so that its name and place do not matter."""
-    if given in ("pretrained", "random"):
-        return given
-    path = Path(given)
+    if weights in ("pretrained", "random"):
+        return weights
+    path = Path(weights)
     if not path.is_file():
-        raise ConfigError(f"weights {given!r}: pretrained, random or an existing file is needed")
+        raise ConfigError(f"weights {weights!r}: pretrained, random or an existing file is needed")
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,23 +1,26 @@
 """A recipe: which methods meet which data sets, under which protocol, in one TOML file that says all of it.
 
 A recipe holds no path of a machine: sets are named, and the folder they lie in is given when the recipe is run.
+``docs/guides/bench.md`` shows one with every key.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
+from blemish.data.public import DEMO_CATEGORIES
 from blemish.errors import ConfigError
 from blemish.registry import METHODS, nearest_name
 
+DEMO = "demo"
+"""The name of the built-in set."""
 PLANNED = ("recontrast", "urd", "stfpm", "padim", "cfa")
-"""Methods that a recipe may name before they are built: their jobs are listed as absent."""
+"""Methods that a recipe may name before they are built: they are listed as absent."""
 
 METRICS: dict[str, str] = {
     "image_auroc": "image AUROC",
@@ -48,6 +51,7 @@ def _known_method(name: str) -> str:
 
 
 Metric = Annotated[str, AfterValidator(_known_metric)]
+Positive = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
@@ -55,15 +59,7 @@ class _Section(BaseModel):
 
 
 class Variant(_Section):
-    """One column of the tables: a method with its options.
-
-    Attributes:
-        label: its name in tables; each label once.
-        method: a name of ``blemish methods``, or of a method still to come.
-        options: the method's own.
-        backbone: in place of the recipe's.
-        weights: in place of the recipe's.
-    """
+    """One column of the tables: a method with its options, and its own backbone or weights where they are given."""
 
     label: str = Field(min_length=1)
     method: Annotated[str, AfterValidator(_known_method)]
@@ -78,22 +74,17 @@ class Variant(_Section):
 
 
 class DataEntry(_Section):
-    """One data set.
+    """One data set: a row of the tables, or one for each of its categories.
 
     Attributes:
-        set: a folder (or manifest) below the data folder, or ``demo`` for the built-in set.
-        categories: its folders, each a set of its own; empty where the set is one. The demo set's default to all.
-        alt_split: a file in the set's folder that moves training images to the test set, in place of its good ones.
         reveal: share of the training set that becomes known-bad: bad images of ``kinds``, drawn by group and by the
             job's seed, the same for all methods, leave the test set with their groups; None for none.
         kinds: of defect that are known; an entry for each kind makes every kind in turn.
-        label: the set's name in tables, for an entry without categories.
-        note: one line for readers.
     """
 
-    set: str = Field(min_length=1)
-    categories: tuple[str, ...] = ()
-    alt_split: str = ""
+    set: str = Field(min_length=1)  # a folder (or manifest) below the data folder, or ``demo``
+    categories: tuple[str, ...] = ()  # its folders, each a set of its own; the demo set's default to all
+    alt_split: str = ""  # a file in the set's folder that moves training images to the test set
     reveal: Annotated[float, Field(gt=0, lt=1)] | None = None
     kinds: tuple[str, ...] = ()
     label: str = ""
@@ -101,25 +92,22 @@ class DataEntry(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataEntry:
-        for part in (self.set, *self.categories, self.alt_split):
-            if Path(part).is_absolute() or ".." in Path(part).parts:
-                raise ValueError(f"{part!r} must be a name below the data folder, not a path of this machine")
+        for name in (self.set, *self.categories, self.alt_split):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{name!r} must be a name below the data folder, not a path of this machine")
         if (self.reveal is None) != (not self.kinds):
             raise ValueError(f"{self.set}: reveal and kinds belong together, such as reveal = 0.05, kinds = ['crack']")
         return self
 
     @property
-    def known(self) -> str:
-        """What the names in tables say of revealed kinds; empty where none are."""
-        return f", {' + '.join(self.kinds)} known" if self.kinds else ""
-
-    @property
-    def names(self) -> tuple[tuple[str, str], ...]:
-        """(category, name in tables) of each set that the entry stands for."""
-        if not self.categories:
+    def names(self) -> dict[str, str]:
+        """The name in tables of each category; of the set itself, under an empty name, where it has none."""
+        known = f", {' + '.join(self.kinds)} known" if self.kinds else ""
+        categories = self.categories or (tuple(DEMO_CATEGORIES) if self.set == DEMO else ())
+        if not categories:
             default = f"{self.set} ({Path(self.alt_split).stem})" if self.alt_split else self.set
-            return (("", self.label or f"{default}{self.known}"),)
-        return tuple((category, f"{self.label or self.set}/{category}{self.known}") for category in self.categories)
+            return {"": self.label or f"{default}{known}"}
+        return {category: f"{self.label or self.set}/{category}{known}" for category in categories}
 
 
 class Preprocessing(_Section):
@@ -133,8 +121,6 @@ class Preprocessing(_Section):
 class Protocol(_Section):
     """What training and testing may see.
 
-    ``blemish.bench.sets.open_sets`` is where those that draw from the test set take effect.
-
     Attributes:
         regime: ``clean``: good training images only; ``contaminated``: a pile with bad ones in it.
         contaminate: so many bad test images for each training image join the pile, drawn by group and by the job's
@@ -142,7 +128,7 @@ class Protocol(_Section):
         overlap: False judges without the drawn groups, True with them; with both, one model is judged twice.
         selection: ``last``: the model as training left it; ``best_on_test``: the best epoch by a look at the test set,
             as some papers do, to show what that adds: the best mean of ``select_by``, marked in every table.
-        follow: judge after every so many epochs, too, to draw curves; nothing is chosen by them. None: at the end only.
+        follow: judge after every so many epochs, too, to draw curves; nothing is chosen by them.
         calibration: recipes of papers train on everything, so ``none``.
         at: where pixel metrics are measured.
         per_image_pro: also AU-PRO as the RD family computes it.
@@ -153,18 +139,18 @@ class Protocol(_Section):
     overlap: Annotated[tuple[bool, ...], Field(min_length=1, max_length=2)] = (False,)
     selection: Literal["last", "best_on_test"] = "last"
     select_by: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")
-    follow: Annotated[int, Field(ge=1)] | None = None
+    follow: Positive | None = None
     calibration: Literal["none", "auto", "holdout", "crossfit"] = "none"
     at: Literal["input", "original"] = "input"
     per_image_pro: bool = False
 
     @model_validator(mode="before")
     @classmethod
-    def _contaminated(cls, given: Any) -> Any:
+    def _contaminated(cls, values: Any) -> Any:
         """What is contaminated needs no second word for it."""
-        if isinstance(given, dict) and given.get("contaminate") is not None:
-            return {"regime": "contaminated", **given}
-        return given
+        if isinstance(values, dict) and values.get("contaminate") is not None:
+            return {"regime": "contaminated", **values}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Protocol:
@@ -178,66 +164,40 @@ class Protocol(_Section):
             raise ValueError("overlap names one test set twice: [false], [true] or [false, true]")
         return self
 
-    @property
-    def overlaps(self) -> tuple[bool | None, ...]:
-        """The test sets that a model is judged on; one None where nothing is drawn."""
-        return (None,) if self.contaminate is None else self.overlap
+    def test_sets(self, name: str) -> dict[str, bool | None]:
+        """The test sets that a model is judged on: their names in tables, and whether they overlap with the pile."""
+        if self.contaminate is None:
+            return {name: None}
+        return {f"{name}, {'overlap' if overlap else 'no overlap'}": overlap for overlap in self.overlap}
 
 
 class Paper(_Section):
-    """What a paper prints, to stand beside what we measure.
-
-    Attributes:
-        citation: which paper, which table.
-        unit: of the figures below.
-        sets: over how many sets its averages go.
-        setting: what the paper ran with, by the ledger's names (backbone, size, resize ...): differences are marked.
-        differences: further differences in protocol, one sentence each.
-        figures: label of a method, metric, set (or ``average``): the printed figure.
-    """
+    """What a paper prints, to stand beside what we measure."""
 
     citation: str
     unit: Literal["percent", "fraction"] = "percent"
-    sets: int | None = None
-    setting: dict[str, Any] = {}
-    differences: tuple[str, ...] = ()
-    figures: dict[str, dict[Metric, dict[str, float]]] = {}
+    sets: int | None = None  # over how many its averages go
+    setting: dict[str, Any] = {}  # what it ran with, by the ledger's names (backbone, size ...): differences are marked
+    differences: tuple[str, ...] = ()  # further ones in protocol, a sentence each
+    figures: dict[str, dict[Metric, dict[str, float]]] = {}  # label, metric, set (or ``average``): the printed figure
 
 
 class Recipe(_Section):
-    """Methods x data sets x seeds under one protocol.
+    """Methods x data sets x seeds under one protocol."""
 
-    Attributes:
-        name: the file's stem unless given; reports and ledger rows carry it.
-        title: for people.
-        about: what the recipe is to show.
-        methods: the columns of the tables.
-        data: the rows of the tables.
-        seeds: each a job of its own.
-        backbone, weights: a name of ``blemish backbones``; ``pretrained``, ``random`` (for tests only), or a file.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        epochs: length of training for every method that counts in epochs; None for each method's own.
-        steps: the same for methods that count in steps.
-        metrics: which figures the tables show; the ledger keeps all.
-        reference: the label that others are compared with, pair by pair; the first unless given.
-        preparation: how images come to the network's size.
-        protocol: what training and testing may see.
-        paper: printed figures, where the recipe reproduces a table.
-    """
-
-    name: str = ""
+    name: str = ""  # the file's stem unless given; reports and rows carry it
     title: str = ""
     about: str = ""
     methods: Annotated[tuple[Variant, ...], Field(min_length=1)]
     data: Annotated[tuple[DataEntry, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     backbone: str = DEFAULT_BACKBONE
-    weights: str = "pretrained"
+    weights: str = "pretrained"  # or ``random`` (for tests only), or a file
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
+    epochs: Positive | None = None
+    steps: Positive | None = None  # of every method that is trained; without either, each method's own
     metrics: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro", "aupro_05")
-    reference: str = ""
+    reference: str = ""  # the label that others are compared with, pair by pair; the first unless given
     preparation: Preprocessing = Preprocessing()
     protocol: Protocol = Protocol()
     paper: Paper | None = None
@@ -247,7 +207,7 @@ class Recipe(_Section):
         if self.protocol.contaminate is not None and any(entry.kinds for entry in self.data):
             raise ValueError("reveal gives labels and protocol.contaminate takes them away: keep one")
         labels = [variant.label for variant in self.methods]
-        sets = [name for entry in self.data for _, name in entry.names]
+        sets = [name for entry in self.data for name in entry.names.values()]
         for what, names in (("method label", labels), ("set", sets), ("seed", self.seeds)):
             twice = {name for name in names if list(names).count(name) > 1}
             if twice:
@@ -267,7 +227,6 @@ class Recipe(_Section):
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "": Recipe,
     "methods": Variant,
     "data": DataEntry,
     "preparation": Preprocessing,
@@ -286,36 +245,28 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Recipe.model_validate({"name": path.stem, **content})
     except OSError as error:
         raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}; see recipes/ for some") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-    try:
-        return Recipe.model_validate({"name": path.stem, **content})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explained(error)}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 def _explained(error: ValidationError) -> str:
     """What is wrong, each key once, for people."""
     lines = []
-    for found in error.errors():
-        where = _key(found["loc"])
-        if found["type"] == "extra_forbidden":
-            section = next((str(part) for part in reversed(found["loc"][:-1]) if isinstance(part, str)), "")
+    for problem in error.errors():
+        location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+        if problem["type"] == "extra_forbidden":
+            section = next((part for part in reversed(location[:-1]) if isinstance(part, str)), "")
             known = _SECTIONS.get(section, Recipe).model_fields
-            lines.append(f"unknown key {where!r}: {nearest_name(str(found['loc'][-1]), known)}")
-        elif found["type"] == "missing":
-            lines.append(f"the key {where!r} is needed")
+            lines.append(f"unknown key {key!r}: {nearest_name(str(location[-1]), known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"the key {key!r} is needed")
         else:
-            message = found["msg"].removeprefix("Value error, ")
-            shown = "" if found["type"] == "value_error" else f" (given: {str(found['input'])[:60]!r})"
-            lines.append(f"{where}: {message}{shown}" if where else message)
+            shown = "" if problem["type"] == "value_error" else f" (given: {str(problem['input'])[:60]!r})"
+            lines.append(f"{key}: {message}{shown}" if key else message)
     return "; ".join(dict.fromkeys(lines))
-
-
-def _key(location: Sequence[int | str]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text

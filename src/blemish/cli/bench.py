@@ -77,18 +77,28 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Methods x data sets x seeds, a ledger, a report. Example: blemish bench recipes/quick.toml --jobs 2"""
-    from blemish.bench.session import open_session
+    from blemish.bench.eta import DryRun
+    from blemish.bench.jobs import plan
+    from blemish.bench.ledger import FILE, Ledger
+    from blemish.bench.recipe import load_recipe
+    from blemish.bench.runner import run_jobs
+    from blemish.bench.summary import summarise
     from blemish.report.bench import write_reports
 
-    session = open_session(recipe, results, data, only or (), afresh=not resume)
+    asked = load_recipe(recipe)
+    planned, ledger = plan(asked, results, data, only or ()), Ledger(results / FILE)
     if dry_run:
-        prospect = session.prospect(jobs)
+        prospect = DryRun.of(planned, ledger.rows(), jobs, afresh=not resume)
         print_result(prospect.as_dict(), as_json, prospect.as_text())
         return
-    tally = session.run(jobs, threads, device, make_progress(quiet))
-    written = [str(path) for path in write_reports(session.summary(), session.results, reports)]
-    print_result({"reports": written, "done": tally.done, "failed": tally.failed}, as_json, "\n".join(written))
-    for failure in tally.failed:
+    progress = make_progress(quiet)
+    for missing in planned.missing:
+        progress.note(f"absent: {missing.what}: {missing.reason}")
+    found = run_jobs(planned.jobs, results, progress, jobs, threads, device, afresh=not resume)
+    summary = summarise(asked, ledger.rows(), planned.missing)
+    written = [str(path) for path in write_reports(summary, results, reports)]
+    print_result({"reports": written, "done": found.done, "failed": found.failed}, as_json, "\n".join(written))
+    for failure in found.failed:
         say(f"failed: {failure}")
-    if tally.failed or not session.chosen:
+    if found.failed or not planned.jobs:
         raise typer.Exit(FAILED)

@@ -1,47 +1,31 @@
 """The bench's report: Markdown, and one page with pictures. Both go where git does not look.
 
-The page is for a stranger: first what was compared and the figures, then set by set what lies behind them, last how it
-was measured.
+It is for a stranger: first what was compared and the figures, then set by set what lies behind them, last how it was
+measured. Both are written from the same blocks; Markdown leaves out charts and pictures.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from matplotlib.figure import Figure
 from PIL import Image
 
-from blemish.bench.artifacts import Evidence, Picture, load_evidence
-from blemish.bench.jobs import judged_names
-from blemish.bench.orders import EVIDENCE, job_folder
+from blemish.bench import tables
+from blemish.bench.artifacts import Artifacts, Picture, load_artifacts
+from blemish.bench.job import EVIDENCE
+from blemish.bench.jobs import job_folder
 from blemish.bench.recipe import METRICS
 from blemish.bench.summary import Summary
-from blemish.bench.tables import (
-    KIND_METRICS,
-    PAIRED_MEANS,
-    TIMED_MEANS,
-    Table,
-    column,
-    footnotes,
-    kind_table,
-    made_with,
-    markdown,
-    metric_table,
-    missing_table,
-    pair_sentences,
-    pair_table,
-    paper_table,
-    protocol_lines,
-    timing_table,
-)
+from blemish.bench.tables import column
 from blemish.errors import DataError
 from blemish.inspection.overlay import Scale, fixed_scale, overlay
-from blemish.report import html
 from blemish.report.charts import curves, dot_plot, score_histogram
 from blemish.report.epochs import charts_over_epochs
+from blemish.report.html import Block, block, heading, picture, table, write_page
 from blemish.run import written_atomically
 
 QUIET = 0.75
@@ -59,171 +43,156 @@ def write_reports(summary: Summary, results: Path, reports: Path) -> list[Path]:
     Raises:
         OutputError: the folder is read-only or the disk is full.
     """
+    blocks = list(_blocks(summary, results))
     text = reports / f"{summary.recipe.name}.md"
     with written_atomically(text) as temporary:
-        temporary.write_text(markdown(summary), encoding="utf-8")
+        temporary.write_text(markdown(blocks), encoding="utf-8")
     title = summary.recipe.title or summary.recipe.name
-    return [text, html.write_page(reports / f"{summary.recipe.name}.html", title, _body(summary, results))]
+    return [text, write_page(reports / f"{summary.recipe.name}.html", title, blocks)]
 
 
-def _body(summary: Summary, results: Path) -> Iterator[str]:
+def markdown(blocks: Sequence[Block]) -> str:
+    """The words and tables of a page."""
+    parts = []
+    for part in blocks:
+        kind, content = part["kind"], part["content"]
+        if kind == "heading":
+            parts.append(f"{'#' * part['level']} {content}")
+        elif kind == "tables":
+            parts += [tables.markdown_table(shown) for shown in content]
+        elif kind == "bullets":
+            parts.append("\n".join(f"- {line}" for line in content))
+        elif kind in ("paragraph", "promise", "warning"):
+            parts.append(f"{'Warning: ' * (kind == 'warning')}{content}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _blocks(summary: Summary, results: Path) -> Iterator[Block]:
     recipe = summary.recipe
-    yield html.heading(recipe.title or recipe.name, 1)
-    yield html.paragraph(" ".join(recipe.about.split()))
-    yield html.paragraph(made_with(summary), "soft")
-    for line in pair_sentences(summary):
-        yield html.promise(line)
-    missing = missing_table(summary)[1]
-    if missing:
-        yield html.warning(f"Entries of the recipe without a figure: {len(missing)}; the reasons stand further down.")
-    for line in (*summary.warnings, *footnotes(summary)):
-        yield html.warning(f"{line}.")
-    sets = [name for name in summary.sets if any(place[1] == name for place in summary.cells)]
-    yield html.contents(
-        [("figures", "Figures"), *([("paper", "Beside the paper")] * bool(recipe.paper)), ("pairs", "Pair by pair")]
-        + [(_anchor(name), name) for name in sets]
-        + [("time", "Time"), *([("missing", "Without a figure")] * bool(missing)), ("protocol", "Protocol")]
-    )
-    yield from _figures(summary)
-    yield from _paper(summary)
-    yield from _pairs(summary)
+    sets = [name for name in summary.sets if any(row["set"] == name for row in summary.rows)]
+    missing = tables.missing_table(summary)
+    yield heading(recipe.title or recipe.name, 1)
+    yield block("paragraph", " ".join(recipe.about.split()))
+    yield _soft(tables.made_with(summary))
+    for line in tables.pair_sentences(summary):
+        yield block("promise", line)
+    if missing[1]:
+        yield block("warning", f"Entries of the recipe without a figure: {len(missing[1])}; the reasons stand below.")
+    for line in (*summary.warnings(), *tables.footnotes(summary)):
+        yield block("warning", f"{line}.")
+    links = {"figures": "Figures", "paper": "Beside the paper", "pairs": "Pair by pair"}
+    links |= {_anchor(name): name for name in sets}
+    links |= {"time": "Time", "missing": "Without a figure", "protocol": "Protocol"}
+    absent = {"paper": not recipe.paper, "missing": not missing[1]}
+    yield block("contents", [(anchor, text) for anchor, text in links.items() if not absent.get(anchor)])
+    yield heading("Figures", anchor="figures")
+    yield _soft("Mean ± standard deviation over seeds. 1 is perfect; 0.5 is chance for an AUROC.")
+    for metric in recipe.metrics:
+        figures = tables.metric_table(summary, metric)
+        if figures[1]:
+            yield heading(METRICS[metric], 3)
+            yield block("charts", [_dots(summary, metric)])
+            yield table(*figures)
+    if recipe.paper is not None:
+        yield heading("Beside the paper", anchor="paper")
+        yield block("paragraph", f"{recipe.paper.citation}. As fractions.")
+        departures = summary.departures()
+        if departures:
+            yield block("paragraph", "Our runs differ from the paper's in:")
+            yield block("bullets", departures)
+        yield table(*tables.paper_table(summary))
+    yield heading("Pair by pair", anchor="pairs")
+    pairs = tables.pair_table(summary)
+    if pairs[1]:
+        yield _soft(tables.PAIRED_MEANS)
+        yield table(*pairs)
+    else:
+        yield block("paragraph", "There is nothing to compare: fewer than two methods have figures on one set.")
     for name in sets:
         yield from _set(summary, name, results)
-    yield html.heading("Time", anchor="time")
-    yield html.paragraph(TIMED_MEANS, "soft")
-    yield _table(timing_table(summary))
-    if missing:
-        yield html.heading("Without a figure", anchor="missing")
-        yield html.table(missing_table(summary)[0], missing, words=(1, 2))
-    yield html.heading("Protocol", anchor="protocol")
-    yield html.bullets(protocol_lines(summary))
+    yield heading("Time", anchor="time")
+    yield _soft(tables.TIMED_MEANS)
+    yield table(*tables.timing_table(summary))
+    if missing[1]:
+        yield heading("Without a figure", anchor="missing")
+        yield table(*missing, words=(1, 2))
+    yield heading("Protocol", anchor="protocol")
+    yield block("bullets", tables.protocol_lines(summary))
 
 
-def _figures(summary: Summary) -> Iterator[str]:
-    yield html.heading("Figures", anchor="figures")
-    yield html.paragraph("Mean ± standard deviation over seeds. 1 is perfect; 0.5 is chance for an AUROC.", "soft")
-    for metric in summary.recipe.metrics:
-        table = metric_table(summary, metric)
-        if table[1]:
-            yield html.charts([_dots(summary, metric)])
-            yield _table(table)
+def _soft(text: str) -> Block:
+    return block("paragraph", text, css="soft")
 
 
-def _dots(summary: Summary, metric: str) -> str:
+def _dots(summary: Summary, metric: str) -> Figure:
     rows: dict[str, dict[str, tuple[float, float]]] = {}
     for name in summary.sets:
         for label in summary.labels:
-            found = summary.spread(label, name, metric)
-            if found is not None:
-                rows.setdefault(name, {})[column(summary, label)] = (found.mean, found.deviation or 0.0)
-    name = METRICS[metric]
-    return dot_plot(rows, _columns(summary), f"{name} by set", f"{name}; lines: ± standard deviation over seeds")
+            figure = summary.mean_std(label, name, metric)
+            if figure is not None:
+                rows.setdefault(name, {})[column(summary, label)] = (figure.mean, figure.std or 0.0)
+    x_label = f"{METRICS[metric]}; lines: ± standard deviation over seeds"
+    return dot_plot(rows, _columns(summary), f"{METRICS[metric]} by set", x_label)
 
 
 def _columns(summary: Summary) -> list[str]:
     return [column(summary, label) for label in summary.labels]
 
 
-def _paper(summary: Summary) -> Iterator[str]:
-    paper = summary.recipe.paper
-    if paper is None:
-        return
-    yield html.heading("Beside the paper", anchor="paper")
-    yield html.paragraph(f"{paper.citation}. As fractions.")
-    departures = summary.departures()
-    if departures:
-        yield html.paragraph("Our runs differ from the paper's in:")
-        yield html.bullets(departures)
-    yield _table(paper_table(summary))
-
-
-def _pairs(summary: Summary) -> Iterator[str]:
-    table = pair_table(summary)
-    yield html.heading("Pair by pair", anchor="pairs")
-    if not table[1]:
-        yield html.paragraph("There is nothing to compare: fewer than two methods have figures on one set.")
-        return
-    yield html.paragraph(PAIRED_MEANS, "soft")
-    yield _table(table)
-
-
-def _set(summary: Summary, name: str, results: Path) -> Iterator[str]:
-    yield html.heading(name, anchor=_anchor(name))
+def _set(summary: Summary, name: str, results: Path) -> Iterator[Block]:
     recipe = summary.recipe
-    notes = [entry.note for entry in recipe.data if entry.note and name in judged_names(recipe, entry)]
+    yield heading(name, anchor=_anchor(name))
+    tests = {
+        test: entry for entry in recipe.data for own in entry.names.values() for test in recipe.protocol.test_sets(own)
+    }
+    notes = [tests[name].note] if tests[name].note else []
     cue = summary.trivial(name)
     if cue is not None:
         notes.append(f"trivial AUROC {cue[1]:.2f}, by {cue[0]}")
-    yield html.paragraph("; ".join(notes)[:1].upper() + "; ".join(notes)[1:] + "." if notes else "", "soft")
-    evidence = _evidence(summary, name, results)
-    if not evidence:
-        yield html.paragraph("No job left its scores and pictures here: run the recipe with --afresh for them.", "soft")
+    if notes:
+        yield _soft("; ".join(notes)[:1].upper() + "; ".join(notes)[1:] + ".")
+    artifacts = _artifacts(summary, name, results)
+    shown = recipe.compared_with if recipe.compared_with in artifacts else next(iter(artifacts), "")
+    if not artifacts:
+        yield _soft("No job left its scores and pictures here: run the recipe with --afresh for them.")
     else:
-        label = _shown_method(summary, evidence)
-        one = evidence[label]
-        yield html.charts([_histogram(one, column(summary, label)), _roc(summary, evidence)])
+        scores, labels = artifacts[shown].scores, artifacts[shown].labels
+        title = f"Scores: {column(summary, shown)}, one seed"
+        histogram = score_histogram(scores[~labels], scores[labels], {}, title)
+        yield block("charts", [histogram, *_roc(summary, artifacts)])
     yield from _over_epochs(summary, name)
-    kinds = [kind_table(summary, name, metric) for metric in KIND_METRICS]
-    if any(table[1] for table in kinds):
-        yield html.heading("By kind of defect", 3)
-        yield html.paragraph("Each kind against all good images; means over seeds.", "soft")
-        yield html.beside(_table(table) for table in kinds if table[1])
-    yield from _examples(summary, evidence)
-    if evidence:
-        yield from _pictures(one, column(summary, label))
+    kinds = [tables.kind_table(summary, name, metric) for metric in tables.KIND_METRICS]
+    kinds = [kind for kind in kinds if kind[1]]
+    if kinds:
+        yield heading("By kind of defect", 3)
+        yield _soft("Each kind against all good images; means over seeds.")
+        yield block("tables", kinds)
+    yield from _examples({column(summary, label): one for label, one in artifacts.items()})
+    if artifacts:
+        yield from _pictures(artifacts[shown], column(summary, shown))
 
 
-def _over_epochs(summary: Summary, name: str) -> Iterator[str]:
-    """Curves of the first seed of each method that was trained."""
-    rows = {}
-    for label in summary.labels:
-        own = sorted(summary.cells.get((label, name), ()), key=lambda row: int(row["seed"]))
-        if own:
-            rows[column(summary, label)] = own[0]
-    drawn = list(charts_over_epochs(rows, tuple(summary.recipe.metrics), _columns(summary)))
-    if drawn:
-        yield html.heading("Over epochs, one seed", 3)
-        shares = [row["trusted"]["share"] for row in rows.values() if row.get("trusted")]
-        looked = "The test set was looked at on the way to draw the curves of figures; nothing was chosen by them. "
-        trusted = f"{shares[0]:.1%} of all that was learned from is bad. " if shares else ""
-        yield html.paragraph(looked * any("followed" in row for row in rows.values()) + trusted, "soft")
-        yield html.charts(drawn)
-
-
-def _shown_method(summary: Summary, evidence: dict[str, Evidence]) -> str:
-    """Whose scores and pictures stand for the set: the reference's, if it has any."""
-    reference = summary.recipe.compared_with
-    return reference if reference in evidence else next(iter(evidence))
-
-
-def _evidence(summary: Summary, set_name: str, results: Path) -> dict[str, Evidence]:
+def _artifacts(summary: Summary, set_name: str, results: Path) -> dict[str, Artifacts]:
     """By method, of the first seed that left any."""
-    found: dict[str, Evidence] = {}
+    found: dict[str, Artifacts] = {}
     for label in summary.labels:
-        for row in sorted(summary.cells.get((label, set_name), ()), key=lambda row: int(row["seed"])):
+        for row in summary.rows_of(label, set_name):
             try:
-                found[label] = load_evidence(job_folder(results, row["key"]) / EVIDENCE)
+                found[label] = load_artifacts(job_folder(results, row["key"]) / EVIDENCE)
+                break
             except DataError:  # measured on another machine: its figures stand, its pictures are there
                 continue
-            break
     return found
 
 
-def _histogram(one: Evidence, label: str) -> str:
-    return score_histogram(one.scores[~one.labels], one.scores[one.labels], {}, f"Scores: {label}, one seed")
+def _roc(summary: Summary, artifacts: Mapping[str, Artifacts]) -> Iterator[Figure]:
+    lines = {column(summary, label): roc_curve(one) for label, one in artifacts.items() if len(set(one.labels)) == 2}
+    if lines:
+        title = "ROC, one seed"
+        yield curves(lines, title, "good images rejected", "bad images found", (0.0, 1.0), _columns(summary))
 
 
-def _roc(summary: Summary, evidence: dict[str, Evidence]) -> str:
-    lines = {}
-    for label, one in evidence.items():
-        if one.labels.any() and not one.labels.all():
-            lines[column(summary, label)] = roc_curve(one)
-    if not lines:
-        return ""
-    return curves(lines, "ROC, one seed", "good images rejected", "bad images found", (0.0, 1.0), _columns(summary))
-
-
-def roc_curve(one: Evidence) -> tuple[list[float], list[float]]:
+def roc_curve(one: Artifacts) -> tuple[list[float], list[float]]:
     """Share of good images rejected and of bad ones found, threshold by threshold, highest first."""
     order = np.argsort(-one.scores, kind="stable")
     scores, labels = one.scores[order], one.labels[order]
@@ -232,87 +201,89 @@ def roc_curve(one: Evidence) -> tuple[list[float], list[float]]:
     return [0.0, *(rejected / (~labels).sum())], [0.0, *(found / labels.sum())]
 
 
-def _examples(summary: Summary, evidence: dict[str, Evidence]) -> Iterator[str]:
+def _over_epochs(summary: Summary, name: str) -> Iterator[Block]:
+    """Curves of the first seed of each method that was trained."""
+    rows = {column(summary, label): own[0] for label in summary.labels if (own := summary.rows_of(label, name))}
+    drawn = list(charts_over_epochs(rows, summary.recipe.metrics, _columns(summary)))
+    if drawn:
+        yield heading("Over epochs, one seed", 3)
+        shares = [row["trusted"]["share"] for row in rows.values() if row.get("trusted")]
+        looked = "The test set was looked at on the way to draw the curves of figures; nothing was chosen by them. "
+        trusted = f"{shares[0]:.1%} of all that was learned from is bad." if shares else ""
+        yield _soft(looked * any("followed" in row for row in rows.values()) + trusted)
+        yield block("charts", drawn)
+
+
+def _examples(artifacts: Mapping[str, Artifacts]) -> Iterator[Block]:
     """The same bad images under the maps of every method, each in its own colours."""
-    able = {label: one for label, one in evidence.items() if one.examples and _scale(one) is not None}
+    able = {label: one for label, one in artifacts.items() if one.examples and one.good_peaks.size}
+    names = [[shown.name for shown in one.examples] for one in able.values()]
+    able = {label: one for (label, one), own in zip(able.items(), names) if own == names[0]}
     if len(able) < 2:
         return
-    first = next(iter(able.values())).examples
-    able = {label: one for label, one in able.items() if [p.name for p in one.examples] == [p.name for p in first]}
-    yield html.heading("The same bad images, method by method", 3)
-    names = ", ".join(column(summary, label) for label in able)
-    yield html.paragraph(f"Left the picture with what a person marked, then the maps of {names}.", "soft")
+    yield heading("The same bad images, method by method", 3)
+    yield _soft(f"Left the picture with what a person marked, then the maps of {', '.join(able)}.")
+    scales = [_scale(one) for one in able.values()]
     strips = []
-    for place, picture in enumerate(first):
-        panels = [_panel(one.examples[place], _scale(one)) for one in able.values()]
-        strip = _strip([_marked(picture, _scale(next(iter(able.values())))), *panels])
-        strips.append(html.figure(strip, picture.kind, picture.name, "", lossy=True))
-    yield html.pictures(strips, "whole")
+    for shown in zip(*(one.examples for one in able.values())):
+        panels = [_panel(example, scale) for example, scale in zip(shown, scales)]
+        strip = _strip([_marked(shown[0], scales[0]), *panels])
+        strips.append(picture(strip, shown[0].kind, shown[0].name, lossy=True))
+    yield block("pictures", strips, css="whole")
 
 
-def _pictures(one: Evidence, label: str) -> Iterator[str]:
+def _pictures(one: Artifacts, label: str) -> Iterator[Block]:
     scale = _scale(one)
     good, bad = one.scores[~one.labels], one.scores[one.labels]
-    for title, some in (("Bad images, lowest scores", one.misses), ("Good images, highest scores", one.alarms)):
-        if not some:
+    for title, images, others, what in (
+        ("Bad images, lowest scores", one.misses, good, "{:.0%} of good images score higher"),
+        ("Good images, highest scores", one.alarms, -bad, "{:.0%} of bad images score lower"),
+    ):
+        if not images:
             continue
-        yield html.heading(f"{title}: {label}", 3)
-        yield html.pictures((_figure(picture, scale, good, bad) for picture in some), "wide")
+        figures = []
+        for shown in images:
+            worse = others > (shown.score if images is one.misses else -shown.score)
+            share = what.format(worse.mean()) if others.size else ""
+            panels = [_marked(shown, scale), *([] if scale is None else [_panel(shown, scale)])]
+            caption = f"score {shown.score:.4g}; {share}; {shown.name}"
+            figures.append(picture(_strip(panels), shown.kind, caption, lossy=True))
+        yield heading(f"{title}: {label}", 3)
+        yield block("pictures", figures, css="wide")
     if scale is not None:
-        yield html.paragraph(
+        yield _soft(
             f"Left the picture, dashed what a person marked; right the map over it. Colour begins where {QUIET:.0%} of "
-            "the good test images have none: chosen for this page, no figure depends on it.",
-            "soft",
+            "the good test images have none: chosen for this page, no figure depends on it."
         )
 
 
-def _scale(one: Evidence) -> Scale | None:
+def _scale(one: Artifacts) -> Scale | None:
     if not one.good_peaks.size:
         return None
     return fixed_scale(float(np.quantile(one.good_peaks, QUIET)), one.good_peaks)
 
 
-def _figure(picture: Picture, scale: Scale | None, good: NDArray[np.float64], bad: NDArray[np.float64]) -> str:
-    if picture.kind == "good":
-        share = f"{(bad < picture.score).mean():.0%} of bad images score lower" if bad.size else ""
-    else:
-        share = f"{(good > picture.score).mean():.0%} of good images score higher" if good.size else ""
-    caption = f"score {picture.score:.4g}; {share}; {picture.name}"
-    return html.figure(_side_by_side(picture, scale), picture.kind, caption, "", lossy=True)
-
-
-def _side_by_side(picture: Picture, scale: Scale | None) -> Image.Image:
-    """The picture with the truth on it, and the same under the map."""
-    if picture.heat is None or scale is None:
-        return Image.fromarray(picture.pixels)
-    return _strip([_marked(picture, scale), _panel(picture, scale)])
-
-
-def _marked(picture: Picture, scale: Scale | None) -> Image.Image:
+def _marked(shown: Picture, scale: Scale | None) -> Image.Image:
     """The picture with the truth on it. Not over the map: on a small defect the dashes would hide it."""
-    if picture.heat is None or scale is None:
-        return Image.fromarray(picture.pixels)
-    return overlay(picture.pixels, np.full(picture.heat.shape, scale.threshold), scale, truth=picture.truth)
+    if scale is None:
+        return Image.fromarray(shown.pixels)
+    return overlay(shown.pixels, np.full(shown.pixels.shape[:2], scale.threshold), scale, truth=shown.truth)
 
 
-def _panel(picture: Picture, scale: Scale | None) -> Image.Image:
+def _panel(shown: Picture, scale: Scale | None) -> Image.Image:
     """The picture under the map."""
-    if picture.heat is None or scale is None:
-        return Image.fromarray(picture.pixels)
-    return overlay(picture.pixels, picture.heat, scale)
+    if shown.heat is None or scale is None:
+        return Image.fromarray(shown.pixels)
+    return overlay(shown.pixels, shown.heat, scale)
 
 
 def _strip(panels: Sequence[Image.Image]) -> Image.Image:
     """Pictures of one size beside each other."""
     width, height = panels[0].size
     whole = Image.new("RGB", (len(panels) * (width + 4) - 4, height), "white")
-    for place, panel in enumerate(panels):
-        whole.paste(panel, (place * (width + 4), 0))
+    for i, panel in enumerate(panels):
+        whole.paste(panel, (i * (width + 4), 0))
     return whole
-
-
-def _table(table: Table) -> str:
-    return html.table(*table)
 
 
 def _anchor(name: str) -> str:

@@ -1,52 +1,90 @@
-"""Charts as SVG text: histograms of scores and curves, in colours that colour-blind eyes tell apart.
+"""Charts for pages, in colours that colour-blind eyes tell apart; shape and position say it again.
 
-Good is blue, bad is orange, everywhere; the outline and the position say it again.
+Normal is blue, anomalous is orange, everywhere. Each function gives a Matplotlib figure, which ``svg`` turns into text.
 """
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
-GOOD, BAD, INK, SOFT, LINE = "#2f6690", "#d97706", "#1c2430", "#5b6675", "#d9dee5"
+NORMAL, ANOMALOUS, INK, SOFT, LINE = "#2f6690", "#d97706", "#1c2430", "#5b6675", "#d9dee5"
 SERIES = ("#2f6690", "#d97706", "#4d7c0f", "#9333ea", "#be123c", "#0e7490", "#78716c", "#ca8a04")
-WIDTH, HEIGHT = 480, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 44
+MARKERS = "osD^vPX*"
+FONT = "DejaVu Sans"
+"""Travels with Matplotlib. Text is laid out with it and shown in the reader's own font, which is narrower."""
+STYLE: dict[Any, Any] = {
+    "font.family": FONT,
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # a label may hold a dollar
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "ytick.left": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "blemish",  # the same figure is the same file
+}
 
 
-def score_histogram(good: ArrayLike, bad: ArrayLike, marks: Mapping[str, float], title: str) -> str:
-    """Scores of good images above the axis and of bad ones below it, with named vertical lines such as a threshold."""
-    good_scores, bad_scores = np.asarray(good, float), np.asarray(bad, float)
-    everything = np.concatenate([good_scores, bad_scores, np.array(list(marks.values()), float)])
-    low, high = _span(everything)
-    edges = np.linspace(low, high, 37)
-    up, down = np.histogram(good_scores, edges)[0], np.histogram(bad_scores, edges)[0]
-    middle = TOP + (HEIGHT - TOP - BOTTOM) / 2
-    tallest = max(up.max(initial=1), down.max(initial=1))
-    unit = (middle - TOP) / tallest
-    parts = [_text(LEFT, 18, title, INK, 14, weight="600")]
-    for counts, colour, sign in ((up, GOOD, -1), (down, BAD, 1)):
-        for i, count in enumerate(counts):
-            if count:
-                x0, x1 = _x(edges[i], low, high), _x(edges[i + 1], low, high)
-                y = middle + (sign < 0) * -count * unit
-                parts.append(
-                    f"<rect x='{x0 + 0.5:.1f}' y='{y:.1f}' width='{x1 - x0 - 1:.1f}' height='{count * unit:.1f}' "
-                    f"fill='{colour}'/>"
-                )
-    parts.append(_line(LEFT, middle, WIDTH - RIGHT, middle, SOFT))
-    parts.append(_text(LEFT - 6, middle - 8, "good", GOOD, 12, "end"))
-    parts.append(_text(LEFT - 6, middle + 17, "bad", BAD, 12, "end"))
-    for i, (name, value) in enumerate(marks.items()):
-        x = _x(value, low, high)
-        parts.append(_line(x, TOP, x, HEIGHT - BOTTOM, INK, dash="4 3"))
-        anchor = "end" if x > WIDTH * 0.7 else "start"
-        parts.append(_text(x + (-5 if anchor == "end" else 5), TOP + 11 + 14 * i, name, INK, 12, anchor))
-    parts += _x_axis(low, high, "score")
-    return _svg(parts, title)
+def score_histogram(normal: ArrayLike, anomalous: ArrayLike, marks: Mapping[str, float], title: str) -> Figure:
+    """Scores of normal images above the axis, anomalous ones below, with named vertical lines such as a threshold."""
+    above, below = np.asarray(normal, float), np.asarray(anomalous, float)
+    values = np.concatenate([above, below, np.array(list(marks.values()), float)])
+    values = values[np.isfinite(values)]
+    edges = np.histogram_bin_edges(values if values.size else [0.0, 1.0], 36)
+    with mpl.rc_context(STYLE):
+        figure = Figure((5, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        tallest = 1.0
+        for scores, sign, colour in ((above, 1, NORMAL), (below, -1, ANOMALOUS)):
+            counts, _ = np.histogram(scores, edges)
+            axes.bar(edges[:-1], sign * counts, 0.85 * np.diff(edges), align="edge", color=colour)
+            tallest = max(tallest, float(counts.max()))
+        axes.axhline(0, color=SOFT, linewidth=0.8)
+        for i, (name, value) in enumerate(marks.items()):
+            axes.axvline(value, color=INK, linewidth=1, linestyle="--")
+            is_right = value > edges[0] + 0.6 * (edges[-1] - edges[0])
+            axes.annotate(
+                name,
+                (value, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(-5 if is_right else 5, -2 - 12 * i),
+                textcoords="offset points",
+                ha="right" if is_right else "left",
+                va="top",
+            )
+        axes.set_ylim(-1.08 * tallest, (1.15 + 0.25 * len(marks)) * tallest)
+        axes.set_yticks([0.5 * tallest, -0.5 * tallest], labels=["good", "bad"])
+        for label, colour in zip(axes.get_yticklabels(), (NORMAL, ANOMALOUS)):
+            label.set_color(colour)
+        axes.grid(visible=False)
+        axes.set_title(title)
+        axes.set_xlabel("score")
+    return figure
 
 
 def curves(
@@ -56,162 +94,85 @@ def curves(
     y_label: str,
     y_range: tuple[float, float] | None = None,
     order: Sequence[str] = (),
-) -> str:
+) -> Figure:
     """Named lines over common axes: ROC curves, losses, metrics over epochs.
 
-    A line's place in ``order``, where it has one, gives its colour, so that it keeps it from chart to chart.
+    A line's place in ``order``, where it has one, gives its colour and marker: it keeps them from chart to chart.
     """
     places = {name: order.index(name) if name in order else i for i, name in enumerate(series)}
-    points = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in series.items()}
-    low, high = _span(np.concatenate([x for x, _ in points.values()]))
-    floor, ceiling = y_range or _span(np.concatenate([y for _, y in points.values()]))
-    bottom = HEIGHT - BOTTOM
-
-    def at(x: float, y: float) -> str:
-        return f"{_x(x, low, high):.1f},{bottom - (y - floor) / (ceiling - floor) * (bottom - TOP):.1f}"
-
-    parts = [_text(LEFT, 18, title, INK, 14, weight="600")]
-    for tick in _ticks(floor, ceiling):
-        y = bottom - (tick - floor) / (ceiling - floor) * (bottom - TOP)
-        parts += [_line(LEFT, y, WIDTH - RIGHT, y, LINE), _text(LEFT - 6, y + 4, _number(tick), SOFT, 11, "end")]
-    for name, (xs, ys) in points.items():
-        colour, dashes = SERIES[places[name] % len(SERIES)], _dashes(places[name])
-        finite = np.isfinite(ys)
-        line = " ".join(at(a, b) for a, b in zip(xs[finite], ys[finite]))
-        dash = f" stroke-dasharray='{dashes}'" if dashes else ""
-        parts.append(f"<polyline points='{line}' fill='none' stroke='{colour}' stroke-width='2'{dash}/>")
-    legend, height = _legend(places)
-    parts += [*legend, *_x_axis(low, high, x_label), _text(LEFT, TOP - 4, y_label, SOFT, 11)]
-    return _svg(parts, title, height=height)
-
-
-def _legend(places: Mapping[str, int]) -> tuple[list[str], float]:
-    """The lines' names under the chart, where no line can run through them, and the height of the whole.
-
-    Args:
-        places: of their colours, by name.
-    """
-    parts: list[str] = []
-    x, y = float(LEFT), float(HEIGHT + 10)
-    for name, place in places.items():
-        width = 34 + 6.8 * len(name)
-        if x > LEFT and x + width > WIDTH - RIGHT:
-            x, y = float(LEFT), y + 18
-        colour = SERIES[place % len(SERIES)]
-        parts += [_line(x, y - 4, x + 16, y - 4, colour, _dashes(place)), _text(x + 21, y, name, colour, 12)]
-        x += width
-    return parts, y + 10
-
-
-def _dashes(place: int) -> str:
-    """Of a line: the fifth and later ones are dashed, so that they differ in more than colour."""
-    return "" if place < 4 else "5 3"
+    with mpl.rc_context(STYLE):
+        figure = Figure((5, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(visible=False, axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=x_label == "epoch"))
+        for name, (x, y) in series.items():
+            points = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
+            points = points[np.isfinite(points).all(axis=1)]
+            style = _style(places[name])
+            axes.plot(*points.T, **style, linewidth=1.8, markersize=4, markevery=max(1, len(points) // 10), label=name)
+        if y_range is not None:
+            axes.set_ylim(y_range[0], y_range[1] + 0.02 * (y_range[1] - y_range[0]))
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _add_legend(figure, places)
+    return figure
 
 
 Dot = tuple[float, float]
 """A value and its standard deviation (0 for none)."""
 
 
-def dot_plot(rows: Mapping[str, Mapping[str, Dot]], series: Sequence[str], title: str, x_label: str) -> str:
+def dot_plot(rows: Mapping[str, Mapping[str, Dot]], series: Sequence[str], title: str, x_label: str) -> Figure:
     """Named rows of dots, one colour and shape for each series, with the spread as a line through the dot.
 
     Args:
         rows: row's name, series' name, its dot; a series may be absent from a row.
-        series: all names, so that one keeps its colour from chart to chart.
+        series: all names, so that one keeps its colour and shape from chart to chart.
         title: above all.
         x_label: under the axis.
     """
-    ends = [value + sign * spread for dots in rows.values() for value, spread in dots.values() for sign in (-1, 1)]
-    low, high = _span(np.array(ends))
-    reach = 0.03 * (high - low) if min(ends, default=0) < max(ends, default=0) else -0.48  # no dot on the edge
-    low, high = low - reach, high + reach
-    left, step = 36 + 7 * max(map(len, rows), default=0), 16 + 8 * len(series)
-    top = 44 + 16 * len(series)
-    width, height = 760, top + step * len(rows) + BOTTOM
-
-    def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (width - left - 24)
-
-    parts = [_text(12, 20, title, INK, 14, weight="600")]
-    for i, name in enumerate(series):
-        parts += [_mark(i, left + 4, 36 + 16 * i), _text(left + 16, 40 + 16 * i, name, INK, 12)]
-    for tick in _ticks(low, high):
-        parts += [_line(at(tick), top, at(tick), height - BOTTOM, LINE)]
-        parts.append(_text(at(tick), height - BOTTOM + 16, _number(tick), SOFT, 11, "middle"))
-    for row, (name, dots) in enumerate(rows.items()):
-        above = top + step * row
-        parts.append(_line(12, above, width - 12, above, LINE))
-        parts.append(_text(left - 12, above + step / 2 + 4, name, INK, 12.5, "end"))
-        for i, label in enumerate(series):
-            if label in dots:
-                value, spread = dots[label]
-                y = above + 12 + 8 * i
-                parts.append(_line(at(value - spread), y, at(value + spread), y, SERIES[i % len(SERIES)]))
-                parts.append(_mark(i, at(value), y))
-    parts.append(_line(left, height - BOTTOM, width - 24, height - BOTTOM, SOFT))
-    parts.append(_text((left + width - 24) / 2, height - 10, x_label, SOFT, 12, "middle"))
-    return _svg(parts, title, width, height)
+    step = 1 / (len(series) + 1)
+    with mpl.rc_context(STYLE):
+        figure = Figure((7.6, 0.9 + len(rows) * (0.15 + 0.11 * len(series))), layout="constrained")
+        axes = figure.add_subplot()
+        for i, dots in enumerate(rows.values()):
+            for place, name in enumerate(series):
+                if name in dots:
+                    value, spread = dots[name]
+                    y = i + (place + 1) * step
+                    axes.errorbar(value, y, xerr=spread or None, **_style(place), markersize=5, label=name)
+        axes.set_ylim(len(rows), 0)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows))
+        axes.hlines(np.arange(len(rows)), 0, 1, colors=LINE, linewidth=0.8, transform=axes.get_yaxis_transform())
+        axes.grid(visible=False, axis="y")
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        _add_legend(figure, {name: place for place, name in enumerate(series)})
+    return figure
 
 
-def _mark(series: int, x: float, y: float) -> str:
-    """A dot, square or diamond: series differ in shape as well as in colour."""
-    colour = SERIES[series % len(SERIES)]
-    if series % 3 == 0:
-        return f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{colour}'/>"
-    turn = f" transform='rotate(45 {x:.1f} {y:.1f})'" if series % 3 == 2 else ""
-    return f"<rect x='{x - 3.5:.1f}' y='{y - 3.5:.1f}' width='7' height='7' fill='{colour}'{turn}/>"
-
-
-def _svg(parts: Sequence[str], title: str, width: float = WIDTH, height: float = HEIGHT) -> str:
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' "
-        f"role='img' aria-label='{escape(title, quote=True)}' font-family='system-ui, sans-serif'>"
-        + "".join(parts)
-        + "</svg>"
+def svg(figure: Figure) -> str:
+    """The figure as markup to stand inside a page."""
+    file = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    title = figure.axes[0].get_title(loc="left")
+    text = file.getvalue().replace(f"'{FONT}'", "system-ui, sans-serif")
+    _, start, rest = text.partition("<svg")
+    return f'{start} role="img" aria-label="{escape(title)}"' + re.sub(
+        r"<metadata>.*?</metadata>", "", rest, flags=re.S
     )
 
 
-def _x_axis(low: float, high: float, label: str) -> list[str]:
-    y = HEIGHT - BOTTOM
-    parts = [_line(LEFT, y, WIDTH - RIGHT, y, SOFT)]
-    for tick in _ticks(low, high):
-        x = _x(tick, low, high)
-        parts += [_line(x, y, x, y + 4, SOFT), _text(x, y + 17, _number(tick), SOFT, 11, "middle")]
-    return [*parts, _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, label, SOFT, 12, "middle")]
+def _style(place: int) -> dict[str, Any]:
+    """Colour, marker and, from the fifth on, dashes."""
+    dashes = "-" if place < 4 else "--"
+    return {"color": SERIES[place % len(SERIES)], "marker": MARKERS[place % len(MARKERS)], "linestyle": dashes}
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers in the range."""
-    step = 10.0 ** np.floor(np.log10((high - low) / 4))
-    step *= next((m for m in (1, 2, 5) if (high - low) / (step * m) <= 8), 10)
-    return [float(t) for t in np.arange(np.ceil(low / step) * step, high + step / 1e6, step)]
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}" if value == 0 or abs(value) >= 1e-4 else f"{value:.0e}"
-
-
-def _span(values: NDArray[np.float64]) -> tuple[float, float]:
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        return 0.0, 1.0
-    low, high = float(values.min()), float(values.max())
-    return (low - 0.5, high + 0.5) if low == high else (low, high)
-
-
-def _x(value: float, low: float, high: float) -> float:
-    return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-
-
-def _line(x0: float, y0: float, x1: float, y1: float, colour: str, dash: str = "") -> str:
-    style = f" stroke-dasharray='{dash}'" if dash else ""
-    return f"<line x1='{x0:.1f}' y1='{y0:.1f}' x2='{x1:.1f}' y2='{y1:.1f}' stroke='{colour}'{style}/>"
-
-
-def _text(
-    x: float, y: float, text: str, colour: str, size: float, anchor: str = "start", weight: str = "400"
-) -> str:
-    return (
-        f"<text x='{x:.1f}' y='{y:.1f}' fill='{colour}' font-size='{size}' text-anchor='{anchor}' "
-        f"font-weight='{weight}'>{escape(text)}</text>"
-    )
+def _add_legend(figure: Figure, places: Mapping[str, int]) -> None:
+    """Under the chart, where no line can run through it."""
+    handles = [Line2D([], [], **_style(place), markersize=5) for place in places.values()]
+    letters = figure.get_figwidth() * 10 / (max(map(len, places), default=0) + 6)
+    figure.legend(handles, list(places), loc="outside lower left", ncols=max(1, int(letters)))
