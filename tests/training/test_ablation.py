@@ -8,7 +8,7 @@ from PIL import Image
 
 from blemish.errors import ConfigError
 from blemish.run import Run, Silent
-from blemish.training.ablation import Change
+from blemish.training.ablation import change_in_words
 from blemish.training.fit import FitSettings, fit
 from blemish.training.learner import Learner
 
@@ -72,10 +72,11 @@ def test_each_half_is_judged_by_models_that_have_not_seen_it(parts, monkeypatch)
 
 
 def test_the_sentence_doubts_small_numbers():
-    few, many = Change(5, 0.9, 0.8, 4, 3), Change(40, 0.9, 0.8, 30, 20)
-    assert "4 of 5 stand above every held-out good image, 3 without them" in few.sentence()
-    assert "AUROC 0.900, 0.800 without; of so few images one more or less may be chance" in few.sentence()
-    assert "chance" not in many.sentence()
+    figures = {"auroc": 0.9, "auroc_without": 0.8, "above": 4, "above_without": 3}
+    few, many = (change_in_words({"images": images, **figures}) for images in (5, 40))
+    assert "4 of 5 stand above every held-out good image, 3 without them" in few
+    assert "AUROC 0.900, 0.800 without; of so few images one more or less may be chance" in few
+    assert "chance" not in many
 
 
 def test_what_cannot_be_compared_is_refused_before_any_work(parts):

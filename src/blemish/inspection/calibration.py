@@ -50,7 +50,6 @@ class Calibration:
     """What scores of normal groups say about a new score. Build it with ``calibrate`` or ``uncalibrated``.
 
     Attributes:
-        kind: ``holdout``, ``crossfit`` or ``none``.
         scores: ``n`` group scores, ascending; empty for ``none``.
         rate: the false-reject rate; None for ``none``.
         max_map_values: ``n`` largest map values, one a group, ascending; None for a method without maps.
@@ -110,13 +109,7 @@ class Calibration:
         return self._count_at_least(score) / (self.n + 1)
 
     def decide(self, score: float) -> Decision:
-        """``reject`` if p <= rate, ``review`` if p <= 5 rate, else ``ok``. For a group, give its largest score.
-
-        A score that is not a number is rejected: nothing normal is known to look like it.
-
-        Raises:
-            CalibrationError: there is no calibration; the message says how to make one.
-        """
+        """Of a group's largest score: ``reject`` if p <= rate or it is NaN, ``review`` if p <= 5 rate, else ``ok``."""
         # Counts, not p-values, are compared: 1/121 as a float must not fall on the wrong side of itself.
         count = self._count_at_least(score)
         return "reject" if count <= self.rejects else "review" if count <= self.reviews else "ok"
@@ -159,21 +152,17 @@ class Calibration:
         return words if self.trusted else words + unseen
 
     def to_tensors(self) -> dict[str, Scores]:
-        """Arrays for the model file: ``scores`` and, for a method with maps, ``peaks``. Empty for ``none``."""
+        """Arrays for the model file."""
         arrays = {"scores": None if self.rate is None else self.scores, "peaks": self.max_map_values}
         return {name: values.copy() for name, values in arrays.items() if values is not None}
 
     def meta(self) -> dict[str, Any]:
-        """The rest, for JSON: ``kind``, ``rate``, ``images``, ``trusted``."""
+        """The rest, for JSON."""
         return {"kind": self.kind, "rate": self.rate, "images": self.images, "trusted": self.trusted}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, ArrayLike], meta: Mapping[str, Any]) -> Calibration:
-        """The calibration that ``to_tensors`` and ``meta`` came from.
-
-        Raises:
-            ModelFileError: they do not fit together.
-        """
+        """What ``to_tensors`` and ``meta`` came from; a ModelFileError where they do not fit together."""
         if meta.get("kind") == "none":
             return uncalibrated()
         try:
@@ -229,11 +218,7 @@ def calibrate(
 
 
 def group_scores(scores: ArrayLike, groups: Sequence[Hashable] | None = None) -> Scores:
-    """The largest score of each group, in the order in which groups first appear; None is a group of its own.
-
-    Raises:
-        CalibrationError: there is not one group for each score.
-    """
+    """The largest score of each group, in the order in which groups first appear; None is a group of its own."""
     values = np.array(scores, dtype=np.float64).reshape(-1)
     if groups is None:
         return values
@@ -292,12 +277,7 @@ def default_rate(n: int) -> float:
 
 
 def settle_rate(wanted: float | None, n: int) -> float:
-    """The rate asked for, or the default one, after making sure that ``n`` normal groups support it.
-
-    Raises:
-        CalibrationError: they do not; the message says how many are needed, and what ``n`` supports.
-        ConfigError: the rate is not between 0 and 1.
-    """
+    """The rate asked for, or the default one; a CalibrationError where ``n`` normal groups do not support it."""
     if wanted is not None:
         check_rate(wanted)
     if n < FEWEST or (wanted is not None and not allowed_rejects(wanted, n)):

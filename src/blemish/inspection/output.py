@@ -106,11 +106,7 @@ def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``.
-
-    Raises:
-        DataError: nothing is there.
-    """
+    """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``."""
     images: list[Path] = []
     for path in paths:
         below = sorted(path.rglob("*")) if path.is_dir() else []

@@ -42,15 +42,7 @@ RAMP = np.stack([*_channels, 255 * np.linspace(*_OPACITIES, _STEPS)], axis=1).ro
 
 @dataclass(frozen=True)
 class Scale:
-    """One model's colours, fixed when it is calibrated.
-
-    Attributes:
-        threshold: up to and including this map value the picture is left as it is.
-        top: from this map value on, the last colour.
-
-    Raises:
-        ConfigError: the two are not finite, or ``top`` does not lie above ``threshold``.
-    """
+    """One model's colours: the picture as it is up to and including ``threshold``, the last colour from ``top`` on."""
 
     threshold: float
     top: float
@@ -76,16 +68,9 @@ class Scale:
 def fixed_scale(threshold: float, normal_maxima: ArrayLike) -> Scale:
     """The scale that follows from calibration alone.
 
-    The top lies as far above the threshold as twice the threshold's distance from what a normal image usually shows
-    (the median of ``normal_maxima``). Where that distance is unknown or nothing, half the threshold's size (or 1)
-    serves in its place.
-
-    Args:
-        threshold: the map value above which pixels are coloured.
-        normal_maxima: the highest map value of each image that calibrated the model; may be empty.
-
-    Raises:
-        ConfigError: the threshold or one of the maxima is not finite.
+    The top lies as far above the threshold as twice the threshold's distance from the median of ``normal_maxima``, the
+    highest map values of the images that calibrated the model. Where that distance is unknown or nothing, half the
+    threshold's size (or 1) serves in its place.
     """
     maxima = np.asarray(normal_maxima, dtype=np.float64).ravel()
     if not (math.isfinite(threshold) and np.isfinite(maxima).all()):
@@ -183,13 +168,7 @@ def data_uri(image: Image.Image, file_format: str = "PNG", **options: Any) -> st
 
 
 def save_heatmap(path: str | Path, heatmap: ArrayLike) -> None:
-    """Write raw map values: ``.tif`` and ``.tiff`` as 32-bit float TIFF (ImageJ opens it), ``.npy`` for NumPy.
-
-    Raises:
-        ConfigError: the suffix is another one.
-        DataError: the map is not a finite array ``h w``.
-        OutputError: the file cannot be written; nothing half-written is left.
-    """
+    """Write raw map values, whole or not at all: ``.tif``, ``.tiff`` as 32-bit float TIFF for ImageJ, ``.npy``."""
     from blemish.run.files import written_atomically  # the package around it imports torch
 
     path, values = Path(path), checked_map(heatmap)

@@ -122,11 +122,7 @@ def trace(mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0)) -> tuple[Po
     """The boundaries of ``mask`` along pixel edges, clockwise around pixels and anticlockwise around holes.
 
     Where two pixels meet only at a corner, the boundary stays with its own pixel, so polygons touch there and never
-    cross.
-
-    Args:
-        mask: ``h w``.
-        corner: what the top left corner of ``mask`` is called.
+    cross. ``corner`` is the place of the mask's top left corner.
     """
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
@@ -169,11 +165,7 @@ COLUMNS = (
 
 
 def regions_csv(verdicts: Iterable[Mapping[str, Any]]) -> str:
-    """A table with one row for each region, numbered from 1, and one with empty fields for an image without any.
-
-    Args:
-        verdicts: for each image what ``Verdict.as_dict`` gives; None leaves a field empty.
-    """
+    """From ``Verdict.as_dict``: a row for each region, numbered from 1; one with empty fields for an image without."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)

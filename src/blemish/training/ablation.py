@@ -9,8 +9,7 @@ long as two on all of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,34 +23,6 @@ from blemish.training.learner import Learner
 
 FEW = 20
 """Known-bad images below which one more or less may be chance, and the sentence says so."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """How known-bad images stand among held-out good ones, judged with and without such images to learn from.
-
-    Attributes:
-        images: how many known-bad images were judged.
-        auroc: with: the share of pairs, an anomalous and a normal image of one held-out half, in the right order.
-        auroc_without: the same without.
-        above: with: how many anomalous images stand above every held-out normal one.
-        above_without: the same without.
-    """
-
-    images: int
-    auroc: float
-    auroc_without: float
-    above: int
-    above_without: int
-
-    def sentence(self) -> str:
-        """The change in words, with what so few images allow to say."""
-        doubt = "; of so few images one more or less may be chance" if self.images < FEW else ""
-        return (
-            f"what the known-bad images changed, each judged by models that had not seen it: {self.above} of "
-            f"{self.images} stand above every held-out good image, {self.above_without} without them; AUROC "
-            f"{self.auroc:.3f}, {self.auroc_without:.3f} without{doubt}"
-        )
 
 
 def check_comparable(learner: Learner) -> None:
@@ -68,13 +39,18 @@ def check_comparable(learner: Learner) -> None:
         raise ConfigError(f"--compare holds out half of the known-bad parts, and there are {len(groups)}: give two")
 
 
-def compare(learner: Learner, indices: Sequence[int], run: Run) -> Change:
+def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, float]:
     """Learn with and without the known-bad images from either half, and judge the other.
 
     Args:
         learner: of a set with known-bad images, which ``check_comparable`` has passed.
         indices: of the normal images that take part.
         run: seed, progress, checkpoints.
+
+    Returns:
+        ``images``: how many known-bad ones were judged; ``auroc``: the share of pairs, an anomalous and a normal image
+        of one held-out half, in the right order; ``above``: how many anomalous images stand above every held-out normal
+        one; ``auroc_without`` and ``above_without``: the same of the twin.
     """
     normal, anomalous = learner.normal, learner.anomalous
     if anomalous is None:
@@ -96,4 +72,15 @@ def compare(learner: Learner, indices: Sequence[int], run: Run) -> Change:
             above += int((bad > good.max()).sum())
         outcomes.append((float(np.average(aurocs, weights=[len(half) for half in anomalous_halves])), above))
     (with_auroc, with_above), (without_auroc, without_above) = outcomes
-    return Change(len(anomalous), with_auroc, without_auroc, with_above, without_above)
+    counts = {"images": len(anomalous), "above": with_above, "above_without": without_above}
+    return counts | {"auroc": with_auroc, "auroc_without": without_auroc}
+
+
+def change_in_words(change: Mapping[str, float]) -> str:
+    """What ``compare`` gave, with what so few images allow to say."""
+    doubt = "; of so few images one more or less may be chance" if change["images"] < FEW else ""
+    return (
+        f"what the known-bad images changed, each judged by models that had not seen it: {change['above']} of "
+        f"{change['images']} stand above every held-out good image, {change['above_without']} without them; AUROC "
+        f"{change['auroc']:.3f}, {change['auroc_without']:.3f} without{doubt}"
+    )

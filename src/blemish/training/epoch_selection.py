@@ -1,13 +1,12 @@
 """How long to train, chosen without a test image: by defects painted on normal images that were held out.
 
-A student that learns for too short a time misses normal detail, one that learns for too long gives back defects, too,
-and which of both comes first depends on the images. So a fifth of the groups is held out, each of its images is painted
-with a defect of each kind, and a model that learns from the others is judged now and then: how well does it tell the
-painted images from the same ones unpainted, and outline what was painted? The epoch that does best is the length.
-Whoever asked then learns from all of the images for as many epochs; what was learned here is thrown away.
+A student that learns for too short a time misses normal detail, one that learns for too long gives back defects, too.
+So a fifth of the groups is held out, each of its images is painted with a defect of each kind, and a model that learns
+from the others is judged now and then: how well does it tell the painted images from the same ones unpainted, and
+outline what was painted? The epoch that does best is the length; what was learned here is thrown away.
 
-Judged epochs lie further apart the longer the training, as do the lengths that make a difference: each about 1.4 times
-the one before. After ``PATIENCE`` of them without a better one, at four times the length, nothing is expected any more.
+Each judged epoch is about 1.4 times the one before. After ``PATIENCE`` of them without a better one, at four times the
+length, nothing is expected any more.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate,
 from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
 from blemish.registry import DEFAULT_METHOD, make_config, method_class, method_entry, nearest_name
 from blemish.run import PrecisionName, Run, Silent, choose_precision
-from blemish.training.ablation import check_comparable, compare
+from blemish.training.ablation import change_in_words, check_comparable, compare
 from blemish.training.crossfit import crossfit
 from blemish.training.epoch_selection import AUTO, choose_length
 from blemish.training.learner import IN_MEMORY, Learner, OnEpoch
@@ -118,7 +118,8 @@ def fit(
         if settings.epochs == AUTO:
             facts["length_chosen"], sentence = choose_length(learner, kept, run)
             run.progress.note(sentence)
-            learner = learner.with_options(epochs=facts["length_chosen"]["epochs"])
+            config = dataclasses.replace(learner.config, epochs=facts["length_chosen"]["epochs"])
+            learner = dataclasses.replace(learner, config=config)
         calibration = uncalibrated()
         if folds:
             calibration = _calibrate("crossfit", crossfit(learner, folds, run, "cross-fitting"), learner, settings, run)
@@ -127,9 +128,8 @@ def fit(
             calibration = _calibrate("holdout", [(held, inspector)], learner, settings, run)
         facts = _provenance(training, learner, kept, settings, run) | facts
         if settings.compare:
-            change = compare(learner, kept, run)
-            facts["known_bad_changed"] = dataclasses.asdict(change)
-            run.progress.note(change.sentence())
+            facts["known_bad_changed"] = compare(learner, kept, run)
+            run.progress.note(change_in_words(facts["known_bad_changed"]))
         inspector = dataclasses.replace(inspector, calibration=calibration, provenance=facts)
         _show_known_bad(inspector, learner, run)
         return inspector

@@ -62,19 +62,8 @@ class Learner:
         """Whether the method goes through its images again and again, rather than once."""
         return any(option.name in ("epochs", "steps") for option in dataclasses.fields(self.config))
 
-    def with_options(self, **options: Any) -> Learner:
-        """The same with other options of the method."""
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, **options))
-
     def keep_features(self, indices: Sequence[int], is_crossfit: bool, where: str, run: Run) -> None:
-        """Let the teacher keep the features of the images at ``indices``, if they will be asked for again.
-
-        Args:
-            indices: of the normal images that anything will be learned from.
-            is_crossfit: whether the method is learned several times.
-            where: ``memory``, ``off``, or a folder.
-            run: told of the decision.
-        """
+        """Let the teacher keep the features of what is learned from, in memory or a folder, if asked for again."""
         if where == NO_CACHE or not (self.is_trained or is_crossfit) or not self.cls.uses_feature_cache:
             return
         sets = [self.normal.subset(indices)]
