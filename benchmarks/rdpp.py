@@ -22,8 +22,7 @@ import torch
 from blemish.backbones.backbone import build_backbone
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.cosine import layer_loss, vector_loss
-from blemish.ops.residual import initialise
-from blemish.ops.reverse import reset_projections
+from blemish.ops.residual import initialise, initialise_uniform
 from blemish.ops.simplex import Patches, noise_field, with_noise
 from blemish.ops.sinkhorn import paired_transport, released_transport
 from blemish.run import choose_device, choose_precision, set_threads
@@ -51,7 +50,7 @@ class Parts:
         self.method = RDPP(teacher, (size, size), RDPPConfig()).to(device).train()
         generator = torch.Generator().manual_seed(0)
         initialise(self.method.student, generator)
-        reset_projections(self.method.projections, generator)
+        initialise_uniform(self.method.projections, generator)
         networks = (self.method.student, self.method.projections)
         self.optimisers = [torch.optim.Adam(network.parameters(), fused=True) for network in networks]
         self.images, self.generator = torch.rand((batch, 3, size, size), generator=generator), generator

@@ -17,7 +17,8 @@ from blemish.contract import Level, TrainingImages
 from blemish.errors import Cancelled, ConfigError, RegimeError
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.cosine import layer_loss, vector_loss
-from blemish.ops.reverse import ReverseStudent, build_projections, reset_projections
+from blemish.ops.residual import initialise_uniform
+from blemish.ops.reverse import ReverseStudent, build_projections
 from blemish.ops.sinkhorn import paired_transport
 from blemish.registry import make_config, method_class
 from blemish.run import Precision, Run
@@ -61,7 +62,7 @@ def test_resnet18s_projections_as_built_by_the_method():
 
 def test_a_projection_by_hand_and_its_widths_on_narrow_levels():
     projections = build_projections(stub(24, 40), (64, 64))
-    reset_projections(projections, torch.Generator().manual_seed(0))
+    initialise_uniform(projections, torch.Generator().manual_seed(0))
     shapes = [tuple(w.shape[:2]) for w in projections.parameters() if w.ndim == 4]
     assert shapes == [(16, 24), (16, 16), (16, 16), (24, 16), (20, 40), (16, 20), (20, 16), (40, 20)]
     x = torch.randn(2, 24, 5, 6, generator=torch.Generator().manual_seed(1))

@@ -37,7 +37,12 @@ def starts(points, start="approximate", seed=1):
 def test_picks_are_those_of_the_literal_rule(start, offset):
     points = points_of(800, 24) + offset
     first = starts(points, start)
+    before = first.clone()
     assert list(farthest_first(points, 300, first)) == literal(points, 300, first)
+    assert torch.equal(first, before)
+    assert list(islice(farthest_first(points, 300, first), 5)) == literal(points, 5, first)
+    with pytest.raises(ConfigError, match="800 points"):
+        next(farthest_first(points, 2, first[1:]))
 
 
 @pytest.mark.parametrize("block", [1, 2, 37, 500])
@@ -67,12 +72,7 @@ def test_duplicates_end_the_picks_early():
     points = distinct.repeat(8, 1)
     picks = list(farthest_first(points, 100, starts(points)))
     assert sorted(p % 25 for p in picks) == list(range(25))
-
-
-def test_equal_points_give_one_pick():
-    points = torch.ones(50, 4)
-    assert list(farthest_first(points, 5, torch.ones(50))) == [0]
-    assert list(farthest_first(points, 5, starts(points))) == [0]
+    assert list(farthest_first(torch.ones(50, 4), 5, torch.ones(50))) == [0]
 
 
 def test_approximate_start_is_the_mean_distance_to_random_points():
@@ -100,17 +100,6 @@ def test_weights_multiply_distances_and_zero_excludes_all_but_a_first_pick():
     assert all(p % 3 for p in found[1:])
 
 
-def test_fewer_distances_than_points_are_refused():
-    with pytest.raises(ConfigError, match="20 points"):
-        next(farthest_first(points_of(20, 3), 2, torch.ones(19)))
-
-
-def test_picks_come_one_by_one_so_that_work_can_be_stopped():
-    points = points_of(200, 6)
-    first = starts(points)
-    assert list(islice(farthest_first(points, 200, first, block=16), 5)) == literal(points, 5, first)
-
-
 @pytest.mark.parametrize(("points", "fraction", "kept"), [(1000, 0.1, 100), (999, 0.1, 99), (30, 0.01, 1), (5, 1, 5)])
 def test_size_is_rounded_down_and_at_least_one(points, fraction, kept):
     assert size_of_coreset(points, fraction) == kept
@@ -122,14 +111,6 @@ def test_projection_is_a_fresh_linear_layers_weights():
     assert float(matrix.abs().max()) <= 1 / 20
     assert float(matrix.var()) == pytest.approx(1 / 400 / 3, rel=0.02)  # uniform in +-1/sqrt(d)
     assert random_projection(256, 128, torch.Generator()) is None
-
-
-def test_the_callers_distances_are_left_alone():
-    points = points_of(100, 4)
-    first = starts(points)
-    before = first.clone()
-    list(farthest_first(points, 30, first))
-    assert torch.equal(first, before)
 
 
 def test_points_that_waited_make_up_for_all_picks_they_missed(monkeypatch):

@@ -116,14 +116,8 @@ def test_other_backbones_are_mirrored_with_two_basic_blocks_a_stage():
     assert (count(student.bottleneck), count(student.decoder)) == (paths + stage, decoder + heads)
 
 
-def test_a_timm_tag_does_not_change_the_mirror():
-    tagged = resnet("wide_resnet50_2")
-    tagged.name = "wide_resnet50_2.tv2_in1k"
-    assert decoder_spec(tagged) == decoder_spec(resnet("wide_resnet50_2"))
-
-
 @pytest.mark.parametrize("size", [(72, 64), (70, 50), (33, 96), (100, 100)])
-@pytest.mark.parametrize("stages", [(1, 2, 3), (2, 3), (2,), (1, 2, 3, 4)])
+@pytest.mark.parametrize("stages", [(2,), (1, 2, 3, 4)])
 @pytest.mark.parametrize("rounding", ["up", "down"])
 def test_maps_come_back_in_the_shapes_they_had(size, stages, rounding):
     backbone = lite(stages)
@@ -131,19 +125,6 @@ def test_maps_come_back_in_the_shapes_they_had(size, stages, rounding):
     initialise(student, torch.Generator().manual_seed(0))
     given = features(backbone, size, rounding=rounding)
     assert [map_.shape for map_ in student(given)] == [map_.shape for map_ in given]
-
-
-def test_resnet18s_code_is_half_the_deepest_grid_and_twice_its_width():
-    backbone = resnet("resnet18")
-    student = build_reverse_student(backbone, (64, 64))
-    initialise(student, torch.Generator().manual_seed(0))
-    code = student.bottleneck([map_.relu() for map_ in features(backbone, (64, 64))])
-    assert code.shape == (2, 512, 2, 2)
-    assert [map_.shape[1:] for map_ in student.decoder(code, [(16, 16), (8, 8), (4, 4)])] == [
-        (64, 16, 16),
-        (128, 8, 8),
-        (256, 4, 4),
-    ]
 
 
 def test_only_levels_that_cannot_be_negative_end_in_a_relu():
@@ -159,28 +140,9 @@ def test_only_levels_that_cannot_be_negative_end_in_a_relu():
         assert all(bool((map_ < 0).any()) == goes_below for map_ in maps)
 
 
-def test_narrow_levels_are_decoded_at_64_channels():
-    decoder = Decoder(decoder_spec(lite()))
-    widths = [stage[-1].convolutions[-1].out_channels for stage in decoder.stages]
-    assert widths == [112, 64, 64]
-    assert [head.out_channels for head in decoder.heads] == [112, 40, 24]
-
-
-def test_levels_of_one_grid_are_mirrored_too():
-    levels = tuple(Level(stage, 96, 16, True) for stage in (3, 6, 9))
-    backbone = SimpleNamespace(name="vit_tiny", levels=levels)
-    student = build_reverse_student(backbone, (64, 64))
-    initialise(student, torch.Generator().manual_seed(0))
-    given = features(backbone, (112, 112))
-    assert [map_.shape for map_ in student(given)] == [(2, 96, 7, 7)] * 3
-
-
 def test_a_gap_between_levels_is_refused():
     with pytest.raises(ConfigError, match="without a gap"):
         build_reverse_student(lite((1, 3)), (64, 64))
-
-
-def test_images_that_leave_the_code_a_single_cell_are_refused():
     with pytest.raises(ConfigError, match="more than 32 pixels"):
         build_reverse_student(lite(), (32, 20))
     build_reverse_student(lite(), (33, 20))

@@ -118,12 +118,6 @@ def test_patches_are_cut_at_random_places_or_always_at_the_first_corner(at_origi
     assert corners == {(0, 0)} if at_origin else len(corners) > 15
 
 
-def test_the_same_generator_gives_the_same_twins():
-    images, field = torch.zeros(5, 3, 48, 48), noise_field(generator(), 40)
-    first, again, other = (with_noise(images, field, generator(seed), Patches()) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-
-
 def test_small_images_get_patches_that_fit_and_too_small_ones_are_refused():
     images = torch.zeros(200, 3, 14, 20)
     check_patches((14, 20), Patches())

@@ -23,11 +23,6 @@ def test_the_divergence_is_that_of_an_independent_solver(blur, divergence_by_num
         assert float(value) == pytest.approx(divergence_by_numpy(a, b, blur), rel=2e-3)
 
 
-def test_single_points_are_half_their_squared_distance_apart():
-    x, y = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[0.6, 0.2]]])
-    assert float(sinkhorn_divergence(x, y)) == pytest.approx(0.5, abs=1e-6)
-
-
 @pytest.mark.parametrize("images", [2, 7, 16])
 def test_the_released_form_vanishes_with_its_gradient_and_the_paired_one_does_not(images):
     order = torch.randperm(images, generator=torch.Generator().manual_seed(4)).roll(1)

@@ -53,7 +53,6 @@ from blemish.ops.discriminators import (
     energies,
     gan_loss,
     mean_energy,
-    reset_discriminator,
 )
 from blemish.ops.residual import Norm, initialise
 from blemish.ops.reverse import build_reverse_student
@@ -235,8 +234,7 @@ class Adversary:
             run: seed, device and precision.
         """
         kind: Literal["image", "patch"] = "image" if config.strategy == "ckaimg" else "patch"
-        self.network = build_discriminator(kind, backbone.levels, grid)
-        reset_discriminator(self.network, run.generator("discriminator"))
+        self.network = build_discriminator(kind, backbone.levels, grid, run.generator("discriminator"))
         self.network.to(run.device).train()
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.discriminator_rate, betas=config.betas, fused=True

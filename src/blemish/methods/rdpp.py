@@ -38,8 +38,8 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.cosine import LOSSES, Loss, anomaly_map, cosines, vector_loss
-from blemish.ops.residual import initialise
-from blemish.ops.reverse import build_projections, build_reverse_student, reset_projections
+from blemish.ops.residual import initialise, initialise_uniform
+from blemish.ops.reverse import build_projections, build_reverse_student
 from blemish.ops.simplex import PUBLISHED_SIZE, WAVELENGTH, Patches, check_patches, noise_field, with_noise
 from blemish.ops.sinkhorn import paired_transport, released_transport
 from blemish.run import Epoch, Run
@@ -156,7 +156,7 @@ class RDPP(Method):
     def _begin(self, run: Run) -> Tensor:
         """Fresh values, the student's the same as plain reverse distillation's; the field of noise."""
         initialise(self.student, run.generator("student"))
-        reset_projections(self.projections, run.generator("projection"))
+        initialise_uniform(self.projections, run.generator("projection"))
         # Four of the largest patches a side: enough places to cut that two images rarely get the same noise.
         return noise_field(run.generator("noise field"), 4 * (self._patches.sides[1] + 1), self._wavelength)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from blemish.contract import Backbone, Images, Teacher
+from blemish.contract import Backbone, Images, Teacher, in_batches
 from blemish.ops.cosine import image_cosines, location_cosines
 from blemish.run import Run
 
@@ -38,15 +38,7 @@ class PreviousStudent:
     """
 
     def __init__(self, student: nn.Module, images: Images, teacher: Teacher, run: Run, budget: int) -> None:
-        """Nothing is kept yet.
-
-        Args:
-            student: teacher maps to maps of the same shapes.
-            images: what it will be asked about.
-            teacher: gives their features.
-            run: owns precision and device.
-            budget: bytes that its maps of all images may take; where they need more, each is computed when asked for.
-        """
+        """Nothing is kept yet; where all maps need more bytes than ``budget``, each is computed when asked for."""
         self.network = copy.deepcopy(student).eval().requires_grad_(False)
         self._images, self._teacher, self._run, self._budget = images, teacher, run, budget
         self._kept: list[Tensor] | None = None  # n y x c
@@ -59,9 +51,9 @@ class PreviousStudent:
         """
         self.network.load_state_dict(student.state_dict())
         confidences = []
-        for start in range(0, len(self._images), batch_size):
-            indices = range(start, min(start + batch_size, len(self._images)))
-            features = self._teacher(self._images.batch(indices))
+        for start, batch in enumerate(in_batches(self._images, batch_size)):
+            indices = range(start * batch_size, start * batch_size + len(batch.images))
+            features = self._teacher(batch)
             maps = self._computed(features)
             agreed = [1 - (1 - location_cosines(t, s)).mean(dim=(1, 2)) for t, s in zip(features, maps, strict=True)]
             confidences.append(torch.stack(agreed).sum(dim=0))
@@ -70,12 +62,7 @@ class PreviousStudent:
         return order
 
     def maps(self, indices: Sequence[int], features: Sequence[Tensor]) -> list[Tensor]:
-        """What it gives for images, ``b c y x`` a level, bf16; only after ``look``.
-
-        Args:
-            indices: of the images.
-            features: the teacher's, of the same images.
-        """
+        """What it gives for the images at ``indices`` and their features, ``b c y x`` a level, bf16; after ``look``."""
         if self._kept is None:
             return self._computed(features)
         return [kept[list(indices)].permute(0, 3, 1, 2) for kept in self._kept]
@@ -103,11 +90,7 @@ class PreviousStudent:
 def consensus(candidates: Sequence[Sequence[Tensor]], reference: Sequence[Tensor]) -> list[Tensor]:
     """Image by image, the maps of the candidate that agrees best with the reference, which is no candidate itself.
 
-    Agreement is the cosine of whole maps, summed over levels; of equal ones the first is taken.
-
-    Args:
-        candidates: of each, maps ``b c y x``, a level each.
-        reference: the same shapes.
+    Agreement is the cosine of whole maps ``b c y x``, summed over levels; of equal ones the first is taken.
     """
     agreement = torch.stack(
         [
@@ -125,13 +108,7 @@ def consensus(candidates: Sequence[Sequence[Tensor]], reference: Sequence[Tensor
 
 
 def jittered(features: Sequence[Tensor], deviations: Sequence[float], generator: torch.Generator) -> list[Tensor]:
-    """Maps ``b c y x`` with independent Gaussian noise on every value; those given stay as they are.
-
-    Args:
-        features: a level each.
-        deviations: of the noise, a level each; 0 for none.
-        generator: on the CPU, so that a seed means the same on every device.
-    """
+    """Copies of maps ``b c y x`` with Gaussian noise of a deviation a level; drawn on the CPU, for equal seeds."""
     maps = []
     for map_, deviation in zip(features, deviations, strict=True):
         if deviation != 0:
@@ -145,14 +122,9 @@ def jittered(features: Sequence[Tensor], deviations: Sequence[float], generator:
 def jitter_deviations(
     backbone: Backbone, noise: float, images: Images, teacher: Teacher, batch_size: int
 ) -> list[float]:
-    """The standard deviation of each level's noise: ``noise`` itself for ResNets, else in proportion to the level's.
+    """The standard deviation of each level's noise: ``noise``, as published for ResNets, else in proportion.
 
-    Args:
-        backbone: whose levels they are.
-        noise: as published, for ResNets.
-        images: that the levels' own deviations are measured on, once; not needed for ResNets.
-        teacher: gives their features.
-        batch_size: images seen at once.
+    In proportion, that is, to the deviation of the level's own values over ``images``.
     """
     if noise == 0 or str(getattr(backbone, "name", "")).startswith(("resnet", "wide_resnet")):
         return [noise] * len(backbone.levels)
@@ -162,8 +134,8 @@ def jitter_deviations(
 def level_deviations(images: Images, teacher: Teacher, batch_size: int) -> list[float]:
     """The standard deviation of all values of each level, over all images."""
     sums: Tensor | float = 0.0
-    for start in range(0, len(images), batch_size):
-        maps = teacher(images.batch(range(start, min(start + batch_size, len(images)))))
+    for batch in in_batches(images, batch_size):
+        maps = teacher(batch)
         # Three numbers a level: how many values, their sum, the sum of their squares.
         sums = sums + torch.tensor(
             [[m.numel(), m.sum(dtype=torch.float64), m.square().sum(dtype=torch.float64)] for m in maps],

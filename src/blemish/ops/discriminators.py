@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blemish.contract import Level
-from blemish.ops.residual import Step, convolution, untrained
+from blemish.ops.residual import Step, convolution, initialise_uniform, untrained
 
 SLOPE = 0.1
 """Of the leaky ReLUs below zero."""
@@ -123,31 +123,23 @@ def gan_loss(normal: Sequence[Tensor], generated: Sequence[Tensor]) -> Tensor:
 
 
 def build_discriminator(
-    kind: Literal["patch", "image"], levels: Sequence[Level], grid: tuple[int, int]
+    kind: Literal["patch", "image"], levels: Sequence[Level], grid: tuple[int, int], generator: torch.Generator
 ) -> PatchDiscriminator | ImageDiscriminator:
-    """A discriminator without values worth anything: call ``reset_discriminator``, or load some.
+    """A discriminator with fresh values by torch's default rule.
 
     Args:
         kind: what gets an energy.
         levels: the teacher's, shallowest first, without a gap.
         grid: rows and columns of the deepest level.
+        generator: draws the values.
     """
-    with torch.device("meta"):
-        network = PatchDiscriminator(levels) if kind == "patch" else ImageDiscriminator(levels, grid)
-    untrained(network)
+    network: PatchDiscriminator | ImageDiscriminator
+    if kind == "patch":
+        network = untrained(lambda: PatchDiscriminator(levels))
+    else:
+        network = untrained(lambda: ImageDiscriminator(levels, grid))
+    initialise_uniform(network, generator)
     return network
-
-
-@torch.no_grad()
-def reset_discriminator(network: nn.Module, generator: torch.Generator) -> None:
-    """Fresh values by torch's default rule, uniform within 1 / sqrt(fan-in); norms 1 and 0."""
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            bound = 1 / math.sqrt(module.weight[0].numel())
-            module.weight.copy_(torch.empty(module.weight.shape).uniform_(-bound, bound, generator=generator))
-        elif isinstance(module, nn.InstanceNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
 
 
 def _convolutions(widths: Sequence[int], steps: Sequence[Step]) -> nn.Sequential:

@@ -52,13 +52,7 @@ def local_outlier_factors(points: Tensor, k: int = 5, least: float = LEAST, watc
 
 
 def nearest_others(points: Tensor, k: int, watch: Watch = iter) -> tuple[Tensor, Tensor]:
-    """Distances and indices ``p n k`` of the nearest other points of each set, nearest first.
-
-    Args:
-        points: ``p n d``, ``n`` at least 2.
-        k: how many; all others where there are fewer.
-        watch: is handed the portions that the sets are taken in.
-    """
+    """Distances and indices ``p n k`` of the nearest other points, nearest first, in each set of ``p n d``, n >= 2."""
     _, n, d = points.shape
     k = min(k, n - 1)
     portions = torch.split(points, max(1, PORTION_BYTES // (8 * n * n + 4 * n * k * d)))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blemish.contract import Images, Teacher
+from blemish.contract import Images, Teacher, in_batches
 from blemish.run import Run
 
 
@@ -81,13 +81,13 @@ def describe_patches(
         patches: makes vectors of the features.
         projection: ``d m``, shortens the vectors; None where they are short enough.
         run: owns progress and device.
-        batch_size: images described at once; the vectors do not depend on it.
+        batch_size: the vectors do not depend on it.
     """
     projection = None if projection is None else projection.to(run.device)
     vectors = shortened = torch.empty(0)
     done = 0
-    for start in run.progress.track(range(0, len(images), batch_size), "describing patches"):
-        batch = images.batch(range(start, min(start + batch_size, len(images))))
+    batches = in_batches(images, batch_size)
+    for batch in run.progress.track(batches, "describing patches", total=-(-len(images) // batch_size)):
         made = patches(teacher(batch))
         if done == 0:
             total = made[0, ..., 0].numel() * len(images)

@@ -8,8 +8,9 @@ nothing here draws random numbers worth keeping: ``initialise`` does, from one g
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 Norm = Literal["batch", "instance"]
 Step = Literal["same", "down", "up"]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ def residual_stage(ins: int, outs: int, blocks: int, kind: BlockKind, step: Step
     return nn.Sequential(Residual(ins, outs, kind, step), *(Residual(outs, outs, kind) for _ in range(blocks - 1)))
 
 
-def untrained(network: nn.Module) -> nn.Module:
-    """``network``, built on the meta device, with zeros for values and convolutions in channels-last order.
+def untrained(build: Callable[[], Network]) -> Network:
+    """What ``build`` gives, with zeros for values and convolutions in channels-last order.
 
     Building 84 million parameters at random takes longer than judging many images, and whoever loads a model or is
     about to call ``initialise`` needs none of it.
     """
+    with torch.device("meta"):
+        network = build()
     network = network.to_empty(device="cpu").to(memory_format=torch.channels_last)
     with torch.no_grad():
         for tensor in network.state_dict().values():
@@ -117,3 +121,16 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             continue
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def initialise_uniform(network: nn.Module, generator: torch.Generator) -> None:
+    """Fresh values by torch's default rule, weights and biases uniform within 1 / sqrt(fan-in); norms 1 and 0."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            for values in module.parameters():
+                values.copy_(torch.empty(values.shape).uniform_(-bound, bound, generator=generator))
+        elif isinstance(module, nn.InstanceNorm2d) and module.affine:
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)

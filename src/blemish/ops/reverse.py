@@ -18,7 +18,6 @@ keep at least ``MIN_INNER`` channels inside (our reading).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -179,20 +178,12 @@ class ReverseStudent(nn.Module):
 def build_reverse_student(backbone: Backbone, size: tuple[int, int], norm: Norm = "batch") -> ReverseStudent:
     """The student that mirrors ``backbone``, without values: call ``initialise`` or load some.
 
-    Args:
-        backbone: whose levels.
-        size: height and width of the images.
-        norm: of the student's layers.
-
     Raises:
-        ConfigError: the backbone's levels leave a gap, or the code has a single cell, which no norm can learn from
-            where a batch holds one image.
+        ConfigError: the backbone's levels leave a gap, or images of this height and width leave the code a single
+            cell, which no norm can learn from where a batch holds one image.
     """
     check_cells(size, 2 * backbone.levels[-1].stride, "the student's code")
-    with torch.device("meta"):
-        student = ReverseStudent(decoder_spec(backbone, norm))
-    untrained(student)
-    return student
+    return untrained(lambda: ReverseStudent(decoder_spec(backbone, norm)))
 
 
 class Projection(nn.Module):
@@ -212,27 +203,10 @@ class Projection(nn.Module):
 
 
 def build_projections(backbone: Backbone, size: tuple[int, int]) -> nn.ModuleList:
-    """RD++'s projection for each level, without values: call ``reset_projections`` or load some.
-
-    Args:
-        backbone: whose levels.
-        size: height and width of the images.
+    """RD++'s projection for each level, without values: call ``initialise_uniform`` (as released) or load some.
 
     Raises:
-        ConfigError: a level has a single cell, of which an instance norm would leave nothing.
+        ConfigError: images of this height and width leave a level a single cell, and an instance norm nothing of that.
     """
     check_cells(size, backbone.levels[-1].stride, "the deepest projection")
-    with torch.device("meta"):
-        projections = nn.ModuleList(Projection(level.channels) for level in backbone.levels)
-    untrained(projections)
-    return projections
-
-
-@torch.no_grad()
-def reset_projections(projections: nn.ModuleList, generator: torch.Generator) -> None:
-    """Fresh values as torch's default draws them, which the released code keeps: uniform, bounded by the fan-in."""
-    for layer in projections.modules():
-        if isinstance(layer, nn.Conv2d):
-            bound = 1 / math.sqrt(layer.in_channels * 9)
-            for values in layer.parameters():
-                values.copy_(torch.empty(values.shape).uniform_(-bound, bound, generator=generator))
+    return untrained(lambda: nn.ModuleList(Projection(level.channels) for level in backbone.levels))
