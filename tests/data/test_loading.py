@@ -63,7 +63,6 @@ def test_batches_equal_images_prepared_one_by_one(folder, workers, budget, prepa
     assert len(images) == 9
     assert images.samples == samples
     assert images.skipped == ()
-    assert images.sizes == tuple([(20, 20), (24, 18), (16, 40)] * 3)
     order = [4, 0, 4, 8, 1]
     batch = images.batch(order)
     assert batch.images.dtype == torch.float32
@@ -145,7 +144,6 @@ def test_subsets_share_the_memory(folder, monkeypatch):
     monkeypatch.setattr(loading, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
     part = images.subset([7, 2, 3])
     assert (len(part), part.samples) == (3, (samples[7], samples[2], samples[3]))
-    assert part.sizes == (images.sizes[7], images.sizes[2], images.sizes[3])
     found = part.subset([2, 0]).batch([1, 0])
     assert torch.equal(found.images, whole.images[[7, 3]])
     assert found.keys == (whole.keys[7], whole.keys[3])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,7 +45,6 @@ def test_layout(layout):
     below = [s.mask and s.mask.relative_to(layout / "ground_truth").as_posix() for s in found.samples]
     assert below == [None, None, "bent/1.png", "crack/1_mask.png", "crack/2_mask.png"]
     assert found.notes == ()
-    assert found.summary() == "2 good and 3 bad test images in 5 groups, 3 with masks (bent 1, crack 2)"
 
 
 def test_groups_of_a_layout(layout):
@@ -51,31 +53,33 @@ def test_groups_of_a_layout(layout):
     assert groups == ["a", "test/good/10.png", "test/bent/1.png", "a", "test/crack/2.jpg"]
 
 
-def test_missing_masks_are_counted(layout):
+def test_missing_masks_and_sides_are_noted(layout, tmp_path):
     (layout / "ground_truth/bent/1.png").unlink()
     found = open_test_set(layout)
     assert found.notes == ("1 of 3 bad test images have no mask",)
     with pytest.raises(DataError, match="has no mask"):
         load_mask(found.samples[2], (12, 16))
-
-
-def test_one_sided_sets_are_noted(tmp_path):
-    write(tmp_path / "test/good/1.png", BLANK)
-    found = open_test_set(tmp_path)
-    assert found.notes == ("there is no bad test image: ranking metrics need both",)
+    write(tmp_path / "good alone/test/good/1.png", BLANK)
+    assert open_test_set(tmp_path / "good alone").notes == ("there is no bad test image: ranking metrics need both",)
 
 
 def test_no_test_set(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        open_test_set(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no folder test"):
-        open_test_set(tmp_path)
-    (tmp_path / "test").mkdir()
-    with pytest.raises(DataError, match="no test image"):
-        open_test_set(tmp_path)
+    (tmp_path / "empty" / "test").mkdir(parents=True)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"not a \.csv"):
-        open_test_set(tmp_path / "a.txt")
+    for name, said in {
+        "nowhere": "does not exist",
+        ".": "no folder test",
+        "empty": "no test image",
+        "a.txt": r"not a \.csv",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            open_test_set(tmp_path / name)
+
+
+def test_reading_sets_imports_no_torch():
+    """The command line prints what it found within half a second."""
+    code = "import sys, blemish.data.testset; sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def sample(mask):
@@ -97,13 +101,10 @@ def test_good_images_have_an_empty_mask(tmp_path):
     assert found.shape == (5, 7) and not found.any()
 
 
-def test_mask_of_another_size_names_both(tmp_path):
+def test_masks_that_do_not_fit(tmp_path):
     mask = write(tmp_path / "m.png", BLANK)
     with pytest.raises(DataError, match=r"m\.png has 16 x 12 pixels, its image .* 12 x 16"):
         load_mask(sample(mask), (16, 12))
-
-
-def test_damaged_mask(tmp_path):
-    (tmp_path / "m.png").write_bytes(b"x")
+    mask.write_bytes(b"x")
     with pytest.raises(ImageError, match=r"m\.png"):
-        load_mask(sample(tmp_path / "m.png"), (16, 12))
+        load_mask(sample(mask), (16, 12))

@@ -17,7 +17,6 @@ import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,14 +129,12 @@ def read_header(path: Path) -> Header:
         raise _unreadable(str(path), error) from error
 
 
-def white_level(images: Iterable[DecodedImage]) -> int:
-    """The value that counts as white in 16-bit images: the smallest 2^n - 1 not below any of theirs, n from 8 to 16.
+def white_level(brightest: int) -> int:
+    """What counts as white in 16-bit images up to this value: the smallest 2^n - 1 not below it, n from 8 to 16.
 
     It is fixed when a model learns, because a scale chosen for each image would hide that one is too bright.
-    Without 16-bit images it is 255.
     """
-    largest = max((int(image.pixels.max()) for image in images if image.bits == 16), default=0)
-    return max(255, (1 << largest.bit_length()) - 1)
+    return max(255, (1 << brightest.bit_length()) - 1)
 
 
 def _decoded(image: Image.Image, name: str) -> DecodedImage:

@@ -11,17 +11,16 @@ import contextlib
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from blemish.contract import Batch
-from blemish.data.images import DecodedImage, decode, read_bytes, read_header, white_level
+from blemish.data.images import decode, read_bytes, read_header, white_level
 from blemish.data.preprocessing import Preprocessing, stacked
 from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError
@@ -36,12 +35,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """One image: ``h w c`` as ``Preprocessing.resized`` gave it (empty beyond the budget), its key, its own size."""
+    """One image: ``h w c`` as ``Preprocessing.resized`` gave it, or without a row beyond the budget, and its key."""
 
     sample: Sample
     pixels: npt.NDArray[Any]
     key: str
-    size: tuple[int, int]
 
 
 class PreparedImages:
@@ -112,11 +110,6 @@ class PreparedImages:
         """The key of each image: a digest of its content and preparation."""
         return tuple(kept.key for kept in self._kept)
 
-    @property
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of each image before it was prepared."""
-        return tuple(kept.size for kept in self._kept)
-
     def batch(self, indices: Sequence[int]) -> Batch:
         """The images at ``indices``, in that order.
 
@@ -150,18 +143,18 @@ class PreparedImages:
         image = decode(content, str(sample.path))
         key = hashlib.sha256(content + self.preparation.digest.encode()).hexdigest()
         try:
-            return _Prepared(sample, self.preparation.resized(image), key, image.size)
+            return _Prepared(sample, self.preparation.resized(image), key)
         except ImageError as error:
             raise ImageError(f"{sample.path}: {error}") from error
 
 
-def fitted_white_level(samples: Iterable[Sample], workers: int | None = None) -> int:
-    """``white_level`` over the 16-bit images among ``samples``: goes into the ``Preprocessing`` before fitting.
+def fitted_white_level(samples: Sequence[Sample], workers: int | None = None) -> int:
+    """The white level of the 16-bit images among ``samples``, 255 without any: goes into ``Preprocessing``.
 
     Files that cannot be read are left to ``PreparedImages``.
     """
-    images = _in_parallel(_deep, list(samples), workers if workers is not None else usable_cores())
-    return white_level(image for image in images if image is not None)
+    brightest = _in_parallel(_brightest_of_16_bits, samples, workers if workers is not None else usable_cores())
+    return white_level(max(brightest, default=0))
 
 
 def usable_cores() -> int:
@@ -171,15 +164,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _deep(sample: Sample) -> DecodedImage | None:
-    """The image if it has 16 bits, shrunk to its brightest pixel so that a large set does not fill the memory."""
+def _brightest_of_16_bits(sample: Sample) -> int:
     try:
-        if read_header(sample.path).bits != 16:
-            return None
-        image = decode(read_bytes(sample.path), str(sample.path))
+        if read_header(sample.path).bits == 16:
+            return int(decode(read_bytes(sample.path), str(sample.path)).pixels.max())
     except ImageError:
-        return None
-    return replace(image, pixels=np.full((1, 1, 3), image.pixels.max()))
+        pass
+    return 0
 
 
 def _in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:

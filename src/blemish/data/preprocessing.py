@@ -30,8 +30,7 @@ from blemish.errors import ConfigError, DataError, ImageError
 ResizeMode = Literal["stretch", "crop", "opencv", "letterbox"]
 
 _WHITE_LEVELS = tuple((1 << bits) - 1 for bits in range(8, 17))
-_STORED = {"resize": "family", "size": "size", "crop": "crop", "white_level": "full_scale"}
-"""The names of the settings in model files."""
+_STORED = {"resize": "family", "size": "size", "crop": "crop", "white_level": "full_scale"}  # names in model files
 
 
 class _Placing(NamedTuple):

@@ -23,12 +23,6 @@ from blemish.data.splits import shuffled_names
 from blemish.data.testset import TestSet
 from blemish.errors import ConfigError, DataError, ManifestError
 
-OVERLAP = "-overlap"
-"""What the name of a contaminated set's second manifest ends in."""
-
-VALIDATION = "-validation"
-"""What the name of the validation part's manifest ends in."""
-
 DRAWS = 5
 """Draws to average over where several kinds are labelled; a single kind is every kind in turn."""
 
@@ -87,7 +81,7 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
 
     Args:
         training: normal or unlabelled images; anomalous ones are left out.
-        test: of the same set.
+        test: the same set's.
         ratio: drawn images for each training image, in [0, 1]; .1 makes 9.1 % of the pile bad, as in the papers.
         seed: fixes the draw.
 
@@ -136,15 +130,10 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
 def write_contaminated(contaminated: Contaminated, manifest: Path) -> tuple[Path, Path]:
     """Two manifests: the pile with the test set without overlap, and beside it the test set with overlap alone.
 
-    Args:
-        contaminated: what was drawn.
-        manifest: the first one's path, in a folder that holds the images; the second's name ends in ``-overlap``.
-
-    Raises:
-        ManifestError: images lie outside the manifest's folder, or it would replace what the images were read by.
-        OutputError: it cannot be written.
+    ``manifest`` is the first one's path, in a folder that holds the images; the second's name ends in ``-overlap``.
+    Raises a ManifestError where images lie outside that folder or it would replace what they were read by.
     """
-    second = manifest.with_stem(manifest.stem + OVERLAP)
+    second = manifest.with_stem(manifest.stem + "-overlap")
     for path in (manifest, second):
         refuse_to_replace(path, contaminated.training)
     # The larger one first: where it fails, nothing is written.
@@ -153,11 +142,7 @@ def write_contaminated(contaminated: Contaminated, manifest: Path) -> tuple[Path
 
 
 def label_count(normal: int, ratio: float) -> int:
-    """How many anomalous images beside ``normal`` others make up ``ratio`` of the training set, to the nearest.
-
-    Raises:
-        ConfigError: the ratio is not in [0, 1).
-    """
+    """How many anomalous images beside ``normal`` others make up ``ratio``, in [0, 1), of the training set."""
     if not 0 <= ratio < 1:
         raise ConfigError(f"ratio {ratio}: the bad share of the training set, from 0 to below 1, is needed: try 0.05")
     return round(normal / (1 - ratio) - normal)
@@ -166,14 +151,7 @@ def label_count(normal: int, ratio: float) -> int:
 def kinds_to_label(training: TrainingSet, test: TestSet, count: int, seed: int) -> tuple[tuple[str, ...], ...]:
     """The kinds of each draw that a figure is averaged over: every kind in turn, or five draws of several.
 
-    Args:
-        training: whose own anomalous images are drawn from, if it has any.
-        test: drawn from otherwise.
-        count: k, how many kinds are labelled at once.
-        seed: fixes the draws.
-
-    Raises:
-        ConfigError: there are not as many kinds.
+    ``count`` is k, how many kinds are labelled at once; a ConfigError where there are not as many.
     """
     known = sorted({sample.kind for sample in _pool(training, test)})
     if not 1 <= count <= len(known):
@@ -253,17 +231,11 @@ def label_anomalies(
 def write_labelled(labelled: LabelledAnomalies, manifest: Path) -> tuple[Path, ...]:
     """The manifest of training and test set and, where there is a validation part, beside it that part's.
 
-    Args:
-        labelled: what was drawn.
-        manifest: the first one's path, in a folder that holds the images; the second's name ends in ``-validation``.
-
-    Raises:
-        ManifestError: images lie outside the manifest's folder, or it would replace what the images were read by.
-        OutputError: it cannot be written.
+    ``manifest`` is the first one's path; the second's name ends in ``-validation``. Errors as ``write_contaminated``'s.
     """
     samples = {manifest: (*labelled.training.samples, *labelled.test.samples)}
     if labelled.validation is not None:
-        samples[manifest.with_stem(manifest.stem + VALIDATION)] = labelled.validation.samples
+        samples[manifest.with_stem(manifest.stem + "-validation")] = labelled.validation.samples
     for path in samples:
         refuse_to_replace(path, labelled.training)
     return tuple(write_manifest(path, listed) for path, listed in samples.items())

@@ -97,11 +97,6 @@ class TrainingSet:
             f"{count['normal']} good, {count['unlabelled']} unlabelled, {count['anomalous']} known-bad images"
             f" in {len(self.groups)} groups"
         )
-        kinds = named_kinds(self.anomalous)
-        return f"{line} ({kinds})" if kinds else line
-
-
-def named_kinds(samples: tuple[Sample, ...]) -> str:
-    """Each kind of the samples with their number, in alphabetical order: ``crack 3, stain 1``."""
-    kinds = Counter(sample.kind for sample in samples)
-    return ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
+        kinds = Counter(sample.kind for sample in self.anomalous)
+        named = ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
+        return f"{line} ({named})" if named else line

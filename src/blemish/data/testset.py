@@ -12,7 +12,7 @@ import numpy.typing as npt
 from blemish.data.images import read_image
 from blemish.data.manifest import read_manifest
 from blemish.data.readers import Groups, contents, folders_in, images_in, natural_key
-from blemish.data.samples import Sample, named_kinds
+from blemish.data.samples import Sample
 from blemish.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,16 +37,6 @@ class TestSet:
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
 
-    def summary(self) -> str:
-        """One line: how many good and bad images and masks, in how many groups, of which kinds."""
-        anomalous = tuple(sample for sample in self.samples if sample.anomalous)
-        kinds = named_kinds(anomalous)
-        groups = len({sample.group for sample in self.samples})
-        return (
-            f"{len(self.samples) - len(anomalous)} good and {len(anomalous)} bad test images in {groups} groups, "
-            f"{sum(sample.mask is not None for sample in anomalous)} with masks" + (f" ({kinds})" if kinds else "")
-        )
-
 
 def open_test_set(data: Path) -> TestSet:
     """The test images of a layout folder (``test/good``, ``test/<kind>``, ``ground_truth/<kind>``) or of a manifest.
@@ -60,8 +50,8 @@ def open_test_set(data: Path) -> TestSet:
         return _open_folder(data)
     if data.is_file() and data.suffix.casefold() == ".csv":
         return _open_rows(data)
-    given = "is a file, but not a .csv manifest" if data.exists() else "does not exist"
-    raise DataError(f"{data} {given}: a folder with test/good and test/<kind>, or a manifest, is needed.")
+    problem = "is a file, but not a .csv manifest" if data.exists() else "does not exist"
+    raise DataError(f"{data} {problem}: a folder with test/good and test/<kind>, or a manifest, is needed.")
 
 
 def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -79,13 +69,13 @@ def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     if sample.mask is None:
         raise DataError(f"{sample.path} is anomalous and has no mask: pixel metrics need one for every such image.")
     # Before any resizing: resizing first would thin out or lose small defects.
-    raster = read_image(sample.mask)
-    if raster.size != tuple(size):
+    image = read_image(sample.mask)
+    if image.size != tuple(size):
         raise DataError(
-            f"the mask {sample.mask} has {raster.size[1]} x {raster.size[0]} pixels, its image {sample.path} "
+            f"the mask {sample.mask} has {image.size[1]} x {image.size[0]} pixels, its image {sample.path} "
             f"{size[1]} x {size[0]}: they must be equal."
         )
-    planes = raster.pixels[..., :1] if raster.grey else raster.pixels
+    planes = image.pixels[..., :1] if image.grey else image.pixels
     return np.asarray((planes > 0).any(axis=2))
 
 
