@@ -54,50 +54,33 @@ def prepared(sample, preparation=PREPARATION):
     return preparation.prepare(read_image(sample.path))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("budget", [0, 3000, loading.BUDGET])
 @pytest.mark.parametrize("preparation", [PREPARATION, Preprocessing("opencv", 16), Preprocessing("letterbox", (8, 24))])
-def test_batches_equal_images_prepared_one_by_one(folder, workers, budget, preparation):
+def test_batches_equal_images_prepared_one_by_one(folder, budget, preparation):
     samples = read_training(folder).samples
-    images = PreparedImages(samples, preparation, workers=workers, budget=budget)
-    assert len(images) == 9
-    assert images.samples == samples
-    assert images.skipped == ()
-    order = [4, 0, 4, 8, 1]
-    batch = images.batch(order)
-    assert batch.images.dtype == torch.float32
-    assert torch.equal(batch.images, torch.stack([prepared(samples[index], preparation) for index in order]))
-    for index, key in zip(order, batch.keys):
-        content = samples[index].path.read_bytes() + preparation.digest.encode()
-        assert key == hashlib.sha256(content).hexdigest()
+    for workers in (1, 3):
+        images = PreparedImages(samples, preparation, workers=workers, budget=budget)
+        assert (len(images), images.samples, images.skipped) == (9, samples, ())
+        order = [4, 0, 4, 8, 1]
+        batch = images.batch(order)
+        assert batch.images.dtype == torch.float32
+        assert torch.equal(batch.images, torch.stack([prepared(samples[index], preparation) for index in order]))
+        for index, key in zip(order, batch.keys):
+            content = samples[index].path.read_bytes() + preparation.digest.encode()
+            assert key == hashlib.sha256(content).hexdigest()
 
 
-def test_what_fits_the_budget_is_not_decoded_again(folder, monkeypatch):
-    samples = read_training(folder).samples
-    # 256 bytes grey, 768 colour: the first three fit into 1300, then nothing is kept.
-    images = PreparedImages(samples, PREPARATION, budget=1300)
+# 256 bytes grey, 768 colour: keeping ends at the first image that does not fit.
+@pytest.mark.parametrize(("budget", "kept"), [(1300, 3), (256 + 768 + 256, 3), (256 + 300, 1)])
+def test_what_fits_the_budget_is_not_decoded_again(folder, monkeypatch, budget, kept):
+    images = PreparedImages(read_training(folder).samples, PREPARATION, budget=budget)
     read = []
     original = loading.read_bytes
     monkeypatch.setattr(loading, "read_bytes", lambda path: read.append(path.name) or original(path))
-    images.batch(range(3))
+    images.batch(range(kept))
     assert read == []
-    images.batch([5, 2, 5, 3])
-    assert sorted(read) == ["3.png", "5.png"]
-
-
-def test_keeping_ends_at_the_first_image_that_does_not_fit(folder, monkeypatch):
-    images = PreparedImages(read_training(folder).samples, PREPARATION, budget=256 + 300)
-    read = []
-    original = loading.read_bytes
-    monkeypatch.setattr(loading, "read_bytes", lambda path: read.append(path.name) or original(path))
-    images.batch(range(9))
-    assert sorted(read) == [f"{number}.png" for number in range(1, 9)]
-
-
-def test_exactly_filled_budget(folder, monkeypatch):
-    images = PreparedImages(read_training(folder).samples, PREPARATION, budget=256 + 768 + 256)
-    monkeypatch.setattr(loading, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
-    images.batch([0, 1, 2])
+    images.batch([5, *range(9), 5])
+    assert sorted(read) == [f"{number}.png" for number in range(kept, 9)]
 
 
 def test_keys_follow_content_and_preparation(folder):
@@ -161,12 +144,11 @@ def test_a_file_that_changes_while_learning(folder):
         images.batch([1, 2])
 
 
-def test_given_pixels_are_not_changed_by_the_network(folder):
+def test_kept_pixels_are_not_changed_by_the_network(folder):
     images = PreparedImages(read_training(folder).samples, Preprocessing("opencv", 16))
-    first = images.batch([1]).images
-    copy = first.clone()
-    first.zero_()
-    assert torch.equal(images.batch([1]).images, copy)
+    before = images.batch([1]).images.clone()
+    images.batch([1]).images.zero_()
+    assert torch.equal(images.batch([1]).images, before)
 
 
 def test_deep_images_take_the_fitted_white_level(folder):

@@ -1,4 +1,4 @@
-"""The four families against independent computations, and the way back to the picture."""
+"""The four ways to resize against independent computations, and the way back to the picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blemish.data.preprocessing import Preprocessing, stacked
 from blemish.errors import ConfigError, DataError, ImageError
 
 RNG = np.random.default_rng(5)
-FAMILIES = ("stretch", "crop", "opencv", "letterbox")
+RESIZES = ("stretch", "crop", "opencv", "letterbox")
 SIZES = [(100, 100), (150, 90), (61, 143), (40, 50), (300, 64)]
 
 
@@ -75,8 +75,8 @@ def test_crop_equals_torchvision(size):
     assert torch.equal(found, expected)
 
 
-def test_crop_defaults_to_seven_eighths():
-    assert Preprocessing("crop").input_size == (224, 224)
+def test_input_sizes():
+    assert Preprocessing("crop").input_size == (224, 224)  # seven eighths
     assert Preprocessing("crop", 64).input_size == (56, 56)
     assert Preprocessing("letterbox", (64, 256)).input_size == (64, 256)
 
@@ -112,24 +112,21 @@ def test_letterbox_keeps_the_aspect_and_repeats_the_border(size):
     np.testing.assert_allclose(found, content[y][:, x].transpose(2, 0, 1), atol=1e-7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_grey_equals_its_colour_copy(family):
+@pytest.mark.parametrize("resize", RESIZES)
+def test_grey_equals_its_colour_copy(resize):
     grey = RNG.integers(0, 256, (90, 70), dtype=np.uint8)
-    preparation = Preprocessing(family, 48)
+    preparation = Preprocessing(resize, 48)
     from_grey = preparation.prepare(read_image(grey))
     assert torch.equal(from_grey, preparation.prepare(read_image(np.repeat(grey[..., None], 3, axis=2))))
 
 
-def test_values_above_the_scale_are_clipped_and_8_bit_images_ignore_it():
-    deep = np.full((16, 16), 2000, np.uint16)
+def test_16_bit_values_above_white_are_clipped_and_refused_after_8_bit_training():
+    deep, shallow = np.full((16, 16), 2000, np.uint16), np.full((16, 16), 255, np.uint8)
     assert Preprocessing(size=16, white_level=1023).prepare(read_image(deep)).unique().tolist() == [1.0]
-    assert Preprocessing(size=16, white_level=4095).prepare(read_image(np.full((16, 16), 255, np.uint8))).min() == 1.0
-
-
-def test_16_bits_after_8_bit_training_are_refused():
+    assert Preprocessing(size=16, white_level=4095).prepare(read_image(shallow)).min() == 1.0
     with pytest.raises(ImageError, match=r"values up to 2000 .* no training image"):
-        Preprocessing(size=16).prepare(read_image(np.full((16, 16), 2000, np.uint16)))
-    assert Preprocessing(size=16).prepare(read_image(np.full((16, 16), 51, np.uint16))).mean() == pytest.approx(0.2)
+        Preprocessing(size=16).prepare(read_image(deep))
+    assert Preprocessing(size=16).prepare(read_image(deep // 39)).mean() == pytest.approx(0.2)
 
 
 def test_stacking_mixed_depths_equals_one_by_one():
@@ -141,11 +138,11 @@ def test_stacking_mixed_depths_equals_one_by_one():
     assert torch.equal(together, torch.stack([preparation.prepare(raster) for raster in rasters]))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", SIZES)
-def test_a_planted_square_comes_back_where_it_was(family, size):
+def test_a_planted_square_comes_back_where_it_was(resize, size):
     """Image and mask agree on where it is, and the map brings it back within a pixel of the coarser grid."""
-    preparation = Preprocessing(family, 64)
+    preparation = Preprocessing(resize, 64)
     picture = np.zeros((*size, 3), np.uint8)
     centre = (size[0] // 2 - 6, size[1] // 2 + 5)
     picture[centre[0] - 5 : centre[0] + 6, centre[1] - 5 : centre[1] + 6] = 255
@@ -181,28 +178,28 @@ def test_letterbox_mask_is_empty_in_the_padding():
     assert not mask[:24].any() and not mask[40:].any()
 
 
-@pytest.mark.parametrize("family", ["stretch", "opencv"])
+@pytest.mark.parametrize("resize", ["stretch", "opencv"])
 @pytest.mark.parametrize("size", SIZES)
-def test_map_of_a_stretched_image_is_a_bilinear_resize(family, size):
+def test_map_of_a_stretched_image_is_a_bilinear_resize(resize, size):
     given = RNG.random((64, 48)).astype(np.float32)
     expected = resized(given[..., None], size, opencv_weights)[..., 0]
-    np.testing.assert_allclose(Preprocessing(family, (64, 48)).to_original(given, size), expected, atol=1e-5)
+    np.testing.assert_allclose(Preprocessing(resize, (64, 48)).to_original(given, size), expected, atol=1e-5)
     np.testing.assert_allclose(
-        Preprocessing(family, (64, 48)).to_original(torch.from_numpy(given).requires_grad_(), size), expected, atol=1e-5
+        Preprocessing(resize, (64, 48)).to_original(torch.from_numpy(given).requires_grad_(), size), expected, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", SIZES)
-def test_a_ramp_comes_back_as_a_ramp(family, size):
+def test_a_ramp_comes_back_as_a_ramp(resize, size):
     """Coordinates survive the way there and back: a map that holds its own row number, in original pixels."""
-    preparation = Preprocessing(family, 64)
+    preparation = Preprocessing(resize, 64)
     height = preparation.input_size[0]
-    vertical = {"stretch": (64, 0), "opencv": (64, 0)}.get(family)
-    if family == "crop":
+    vertical = (64, 0)
+    if resize == "crop":
         length = 64 if size[0] == min(size) else int(64 * size[0] / min(size))
         vertical = (length, -round((length - 56) / 2))
-    elif family == "letterbox":
+    elif resize == "letterbox":
         length = max(1, round(size[0] * min(64 / size[0], 64 / size[1])))
         vertical = (length, (64 - length) // 2)
     length, offset = vertical
@@ -237,17 +234,11 @@ def test_map_of_another_size_is_refused():
         Preprocessing(size=64).to_original(np.zeros((10, 10)), (20, 20))
 
 
-@pytest.mark.parametrize(
-    "preparation",
-    [
-        Preprocessing(),
-        Preprocessing("crop", 64, 32),
-        Preprocessing("letterbox", (64, 256)),
-        Preprocessing(white_level=4095),
-    ],
-)
-def test_settings_survive_json(preparation):
-    assert Preprocessing.from_dict(json.loads(json.dumps(preparation.to_dict()))) == preparation
+def test_settings_survive_json_under_the_names_of_model_files():
+    stored = {"family": "letterbox", "size": [64, 256], "crop": None, "full_scale": 4095}
+    assert Preprocessing("letterbox", (64, 256), white_level=4095).to_dict() == stored
+    for preparation in (Preprocessing(), Preprocessing("crop", 64, 32), Preprocessing.from_dict(stored)):
+        assert Preprocessing.from_dict(json.loads(json.dumps(preparation.to_dict()))) == preparation
 
 
 def test_digest_changes_with_every_setting():

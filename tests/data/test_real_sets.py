@@ -54,15 +54,12 @@ def test_counts_are_those_of_the_table(name):
     assert shared_files(training, root(name)) == []
 
 
-def test_groups_of_the_magnetic_tiles():
+def test_photographs_of_one_part_are_one_group():
     training, tested = read_training(root("magnetic_tile")), open_test_set(root("magnetic_tile"))
-    good = {sample.group for sample in tested.samples if not sample.anomalous}
-    bad = {sample.group for sample in tested.samples if sample.anomalous}
-    assert (len(training.groups), len(good), len(bad)) == (44, 43, 73)
-    assert len(set(training.groups) | good | bad) == 160
-
-
-def test_patches_of_one_photo_are_one_group():
+    normal = {sample.group for sample in tested.samples if not sample.anomalous}
+    anomalous = {sample.group for sample in tested.samples if sample.anomalous}
+    assert (len(training.groups), len(normal), len(anomalous)) == (44, 43, 73)
+    assert len({*training.groups} | normal | anomalous) == 160
     training, tested = read_training(root("crackforest_patches")), open_test_set(root("crackforest_patches"))
     assert len(training.groups) < len(training.samples)
     assert set(training.groups).isdisjoint(sample.group for sample in tested.samples)
@@ -76,14 +73,13 @@ def test_masks_fit_their_images_and_are_not_empty(name):
         assert mask.any() == sample.anomalous
 
 
-@pytest.mark.parametrize("family", ["stretch", "crop", "opencv", "letterbox"])
-def test_an_oblong_set_goes_through_each_family(family):
+def test_an_oblong_set_goes_through_each_way_of_resizing():
     samples = read_training(root("magnetic_tile")).samples[:12]
-    preparation = Preprocessing(family, 64)
-    images = PreparedImages(samples, preparation)
-    batch = images.batch(range(12))
-    assert batch.images.shape == (12, 3, *preparation.input_size)
-    for index in (0, 11):
-        # Resizing keeps the brightness, within what cropping may take away.
-        mean = np.mean(read_image(samples[index].path).pixels) / 255
-        assert batch.images[index].mean().item() == pytest.approx(mean, abs=0.05)
+    for resize in ("stretch", "crop", "opencv", "letterbox"):
+        preparation = Preprocessing(resize, 64)
+        batch = PreparedImages(samples, preparation).batch(range(12))
+        assert batch.images.shape == (12, 3, *preparation.input_size)
+        for index in (0, 11):
+            # Resizing keeps the brightness, within what cropping may take away.
+            mean = np.mean(read_image(samples[index].path).pixels) / 255
+            assert batch.images[index].mean().item() == pytest.approx(mean, abs=0.05)
