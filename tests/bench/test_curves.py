@@ -25,7 +25,6 @@ from blemish.data.protocols import contaminate
 from blemish.data.readers import read_training
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.testset import open_test_set
-from blemish.errors import ConfigError
 from blemish.report.bench import write_reports
 from blemish.run import Run
 from blemish.training.evaluate import evaluate
@@ -215,10 +214,3 @@ def test_best_on_test_is_the_best_of_models_stopped_at_each_epoch(data, tmp_path
     assert row["selected_epoch"] == 1 + int(np.argmax(values))
     assert row["metrics"]["image_auroc"] == pytest.approx(max(values))
     assert row["metrics_of_last_epoch"]["image_auroc"] == pytest.approx(values[-1])
-
-
-def test_an_epoch_chosen_on_the_test_set_needs_no_following(tmp_path):
-    path = tmp_path / "both.toml"
-    path.write_text(RECIPE.replace("follow = 2", 'follow = 2\nselection = "best_on_test"'))
-    with pytest.raises(ConfigError, match="leave follow out"):
-        load_recipe(path)

@@ -13,7 +13,6 @@ from blemish.cli import app
 from blemish.data.protocols import contaminate, label_anomalies
 from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set
-from blemish.errors import ConfigError
 from blemish.run import Run
 from blemish.training.evaluate import evaluate
 from blemish.training.fit import FitSettings, fit
@@ -116,21 +115,6 @@ def test_clean_recipes_keep_their_signatures(data, tmp_path):
     assert (experiment.configuration["regime"], experiment.set_name) == ("clean", "weave")
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("contaminate = 1.5", "contaminate"),
-        ("contaminate = 0.1\nregime = 'clean'", "leave regime out"),
-        ("overlap = [true]", "give contaminate"),
-        ("contaminate = 0.1\noverlap = [true, true]", "twice"),
-    ],
-)
-def test_protocols_that_do_not_hold_together(tmp_path, line, message):
-    text = PILE.replace("contaminate = 0.2\noverlap = [false, true]", line)
-    with pytest.raises(ConfigError, match=message):
-        load_recipe(recipe_at(tmp_path / "wrong.toml", text))
-
-
 def test_too_few_bad_images_leave_the_set_out_with_the_reason(data, tmp_path):
     text = PILE.replace("contaminate = 0.2", "contaminate = 0.6")
     found = plan(load_recipe(recipe_at(tmp_path / "greedy.toml", text)), tmp_path, data)
@@ -196,17 +180,3 @@ def test_labels_that_cannot_be_drawn_are_missing_with_the_reason(two_kinds, tmp_
     assert any("no bad image of kind bloat" in reason for reason in reasons)
     assert any("= 12 labels, and blot, hole have 10 images" in reason for reason in reasons)
     assert {experiment.set_name for job in found.jobs for experiment in job.experiments} == {"weave"}
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ('kinds = ["blot"]', "", "reveal and kinds belong together"),
-        ('reveal = 0.2\nkinds = ["blot"]', 'kinds = ["blot"]', "reveal and kinds belong together"),
-        ("reveal = 0.2", "reveal = 1.5", "less than 1"),
-        ("seeds = [3, 5]", "protocol = { contaminate = 0.1 }", "keep one"),
-    ],
-)
-def test_labels_that_contradict_the_rest_are_refused(old, new, said, tmp_path):
-    with pytest.raises(ConfigError, match=said):
-        load_recipe(recipe_at(tmp_path / "weak.toml", FEW_LABELS.replace(old, new, 1)))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from blemish.bench.jobs import experiments
 from blemish.bench.recipe import Recipe
 from blemish.bench.summary import summarise
 from blemish.bench.tables import CHOSEN, metric_table, paper_table, result_tables
+from blemish.errors import ConfigError
 from blemish.metrics import auroc
 from blemish.report.bench import _blocks, markdown, roc_curve
 
@@ -112,7 +115,7 @@ def test_pairs_use_shared_seeds_only_and_count_each_set_once(measured):
     assert pair.mean == pytest.approx(np.mean(wanted))
     interval = stats.ttest_1samp(wanted, 0).confidence_interval(0.95)
     assert pair.interval == pytest.approx((interval.low, interval.high))
-    assert pair.better_worse == (sum(d > 0 for d in wanted), sum(d < 0 for d in wanted))
+    assert (pair.better, pair.worse) == (sum(d > 0 for d in wanted), sum(d < 0 for d in wanted))
 
 
 def test_settings_of_the_same_images_count_as_one_set(measured):
@@ -226,3 +229,10 @@ def test_the_roc_curves_area_is_the_auroc():
     x, y = roc_curve(Artifacts(scores, labels, np.empty(0), (), ()))
     assert np.trapezoid(y, x) == pytest.approx(auroc(scores, labels))
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+
+
+def test_without_pandas_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    monkeypatch.delitem(sys.modules, "blemish.bench.summary")
+    with pytest.raises(ConfigError, match=r"pip install 'blemish\[bench\]'"):
+        importlib.import_module("blemish.bench.summary")

@@ -83,11 +83,7 @@ def _picture(judged: Judged, preparation: Preprocessing) -> Picture:
 
 
 def save_artifacts(path: Path, artifacts: Artifacts) -> None:
-    """Write them, whole or not at all.
-
-    Raises:
-        OutputError: the folder is read-only or the disk is full.
-    """
+    """Write them, whole or not at all."""
     arrays: dict[str, NDArray[Any]] = {name: getattr(artifacts, name) for name in ("scores", "labels", "good_peaks")}
     for role, pictures in (("miss", artifacts.misses), ("alarm", artifacts.alarms), ("example", artifacts.examples)):
         for i, picture in enumerate(pictures):
@@ -103,11 +99,7 @@ def save_artifacts(path: Path, artifacts: Artifacts) -> None:
 
 
 def load_artifacts(path: Path) -> Artifacts:
-    """What ``save_artifacts`` wrote.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
+    """What ``save_artifacts`` wrote."""
 
     def pictures(role: str) -> tuple[Picture, ...]:
         names = [f"{role}{i}" for i in range(SHOWN) if f"{role}{i}.score" in arrays]

@@ -36,21 +36,14 @@ def commit() -> tuple[str | None, bool | None]:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory, system."""
-    memory = None
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+    memory, info = None, Path("/proc/cpuinfo")
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3, 1)
-    processor, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
-        processor = next(names, processor)
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "memory_gib": memory,
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
+    processor = next(names, platform.processor() or platform.machine())
+    about = {"processor": processor, "cores": os.cpu_count(), "memory_gib": memory}
+    return {**about, "system": platform.system(), "python": platform.python_version()}
 
 
 def peak_memory_mib() -> float | None:

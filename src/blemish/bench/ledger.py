@@ -33,11 +33,7 @@ class Ledger:
     path: Path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; it is on the disk when this returns.
-
-        Raises:
-            OutputError: the folder is read-only or the disk is full.
-        """
+        """Add one row; it is on the disk when this returns."""
         line = json.dumps({"format": FORMAT, **row}, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -154,4 +154,3 @@ def _how_it_died(code: int, log: Path) -> str:
     if code < 0:
         return f"ended by signal {-code}{last}"
     return f"ended with code {code} and no row{last}"
-

@@ -26,11 +26,7 @@ Configuration = dict[str, Any]
 
 
 def data_folder(folder: Path | None) -> Path | None:
-    """The folder that sets lie in: the one given, or the one that BLEMISH_DATA names.
-
-    Raises:
-        ConfigError: it is no folder.
-    """
+    """The folder that sets lie in: the one given, or the one that BLEMISH_DATA names."""
     source, named = "--data" if folder else VARIABLE, os.environ.get(VARIABLE)
     folder = folder or (Path(named) if named else None)
     if folder is not None and not folder.is_dir():
@@ -39,11 +35,7 @@ def data_folder(folder: Path | None) -> Path | None:
 
 
 def locate(name: str, category: str, alt_split: str, data: Path | None, runs: Path) -> Path:
-    """The folder of a set: in the data folder, a category's also directly there. The demo set is written in ``runs``.
-
-    Raises:
-        DataError: it is not there.
-    """
+    """The folder of a set: in the data folder, a category's also directly in it; the demo set's in ``runs``."""
     if name == DEMO:
         data = _demo_folder(runs).parent
     if data is None:
@@ -58,12 +50,7 @@ def locate(name: str, category: str, alt_split: str, data: Path | None, runs: Pa
 
 
 def open_sets(folder: Path, configuration: Configuration) -> tuple[TrainingSet, TestSet]:
-    """The images to learn from and those to judge, as the configuration's protocol splits them.
-
-    Raises:
-        DataError: they are not what they should be.
-        ConfigError: a kind to reveal is unknown.
-    """
+    """The images to learn from and those to judge, as the configuration's protocol splits them."""
     training, test = _before_draws(folder, configuration)
     ratio, share, seed = configuration.get("contaminate"), configuration.get("reveal"), configuration["seed"]
     if ratio is not None:
@@ -111,11 +98,7 @@ def _file_digest(path: Path, changed: int, size: int) -> str:
 
 
 def _demo_folder(runs: Path) -> Path:
-    """The demo set, written below ``runs`` the first time.
-
-    Raises:
-        DataError: scikit-image, whose photographs it is made of, is not installed.
-    """
+    """The demo set, written below ``runs`` the first time."""
     folder = runs / DEMO
     with FileLock(runs / "demo.lock"):
         if not folder.is_dir():

@@ -38,45 +38,22 @@ class MeanStd(NamedTuple):
         return MeanStd(series.mean(), series.std() if len(series) > 1 else None) if len(series) else None
 
 
-@dataclass(frozen=True)
-class PairedComparison:
+class PairedComparison(NamedTuple):
     """One method against another on one metric, on the same sets and seeds.
 
     Settings of the same images (other splits, with and without overlap, kinds in turn) are not independent: they are
     averaged first, so that each set of images counts once.
-
-    Attributes:
-        label, against: the method, and what it is compared with.
-        metric: by which figure.
-        by_set: mean difference (method minus the other) over the settings and seeds that both have.
-        pairs: how many runs of each that rests on.
     """
 
     label: str
     against: str
     metric: str
-    by_set: dict[str, float]
-    pairs: int
-
-    @property
-    def mean(self) -> float:
-        """Over sets, each counting once."""
-        return float(pd.Series(self.by_set).mean())
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mean over sets, by Student's t; None with fewer than three sets."""
-        values = pd.Series(self.by_set)
-        if len(values) < 3:
-            return None
-        reach = float(stats.t.ppf(0.975, len(values) - 1) * values.sem())
-        return self.mean - reach, self.mean + reach
-
-    @property
-    def better_worse(self) -> tuple[int, int]:
-        """On how many sets the method is better, and on how many worse."""
-        gains = pd.Series(self.by_set) * (-1 if self.metric in LOWER_IS_BETTER else 1)
-        return int((gains >= TIE).sum()), int((gains <= -TIE).sum())
+    by_set: dict[str, float]  # mean difference (method minus the other) over the settings and seeds that both have
+    pairs: int  # how many runs of each that rests on
+    mean: float  # over sets
+    interval: tuple[float, float] | None  # of 95 %, by Student's t; None with fewer than three sets
+    better: int  # on how many sets
+    worse: int
 
 
 class PaperFigure(NamedTuple):
@@ -92,24 +69,14 @@ class PaperFigure(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """A recipe with the rows that stand for it.
-
-    Attributes:
-        recipe: what was asked.
-        labels: of the methods that are built, in order.
-        sets: in order.
-        rows: the finished ones, with the recipe's names for method and set.
-        failed: the latest row of each experiment that has no finished one.
-        open: titles of experiments without any row.
-        missing: what this machine or this Blemish lacks.
-    """
+    """A recipe with the rows that stand for it."""
 
     recipe: Recipe
-    labels: tuple[str, ...]
-    sets: tuple[str, ...]
-    rows: tuple[Row, ...]
-    failed: tuple[Row, ...]
-    open: tuple[str, ...]
+    labels: tuple[str, ...]  # of the methods that are built, in order
+    sets: tuple[str, ...]  # in order
+    rows: tuple[Row, ...]  # the finished ones, with the recipe's names for method and set
+    failed: tuple[Row, ...]  # the latest row of each experiment that has no finished one
+    open: tuple[str, ...]  # titles of experiments without any row
     missing: tuple[Missing, ...]
 
     @cached_property
@@ -167,6 +134,7 @@ class Summary:
         """Every other method against the recipe's reference."""
         against, found = self.recipe.compared_with, []
         images = dict(zip(self.figures["set"], self.figures["images"]))
+        sign = -1 if metric in LOWER_IS_BETTER else 1
         for label in self.labels:
             settings = []
             for name in self.sets if label != against else ():
@@ -175,8 +143,14 @@ class Summary:
                     settings.append((images[name], difference.mean(), len(difference)))
             if settings:
                 frame = pd.DataFrame(settings, columns=["images", "difference", "pairs"])
-                by_set = frame.groupby("images", sort=False)["difference"].mean().to_dict()
-                found.append(PairedComparison(label, against, metric, by_set, int(frame["pairs"].sum())))
+                by_set = frame.groupby("images", sort=False)["difference"].mean()
+                mean, count = float(by_set.mean()), len(by_set)
+                reach = float(stats.t.ppf(0.975, count - 1) * by_set.sem()) if count > 2 else None
+                interval = None if reach is None else (mean - reach, mean + reach)
+                better, worse = int((sign * by_set >= TIE).sum()), int((sign * by_set <= -TIE).sum())
+                pairs = int(frame["pairs"].sum())
+                names = label, against, metric
+                found.append(PairedComparison(*names, by_set.to_dict(), pairs, mean, interval, better, worse))
         return found
 
     def paper_figures(self) -> Iterator[PaperFigure]:
@@ -221,24 +195,15 @@ class Summary:
         dirty = sum(bool(row.get("dirty")) for row in self.rows)
         if dirty:
             found.append(f"{dirty} of {len(self.rows)} rows were measured with changes that no commit holds")
-        images: dict[tuple[str, int | None], set[str]] = {}
-        sources: dict[str, set[str | None]] = {}
+        states: dict[tuple[str, ...], set[str | None]] = {}
         for row in self.rows:
             is_drawn = {"contaminate", "reveal"} & row["configuration"].keys()  # by the seed
-            images.setdefault((row["set"], row["seed"] if is_drawn else None), set()).add(row["data_digest"])
-            sources.setdefault(row["label"], set()).add(row.get("source_digest"))
-        states = {name: max(len(images[key]) for key in images if key[0] == name) for name, _ in images}
-        found += [
-            f"{name}: the rows are of {number} different states of the images"
-            for name, number in sorted(states.items())
-            if number > 1
-        ]
-        found += [
-            f"{label}: the rows come from {len(digests)} states of the code (same method version)"
-            for label, digests in sorted(sources.items())
-            if len(digests) > 1
-        ]
-        return found
+            images = ("are of {} different states of the images", row["set"], str(row["seed"]) if is_drawn else "")
+            code = ("come from {} states of the code (same method version)", row["label"])
+            states.setdefault(images, set()).add(row["data_digest"])
+            states.setdefault(code, set()).add(row.get("source_digest"))
+        differing = [(name, text, len(digests)) for (text, name, *_), digests in states.items() if len(digests) > 1]
+        return found + list(dict.fromkeys(f"{name}: the rows {text.format(count)}" for name, text, count in differing))
 
 
 def summarise(recipe: Recipe, rows: Iterable[Row], missing: Sequence[Missing] = ()) -> Summary:

@@ -74,10 +74,9 @@ def pair_table(summary: Summary) -> Table:
     header = ("method – reference", "metric", "difference", "95 % over sets", "better / worse", "sets", "runs")
     rows: list[tuple[str, ...]] = []
     for pair in (pair for metric in summary.recipe.metrics for pair in summary.comparisons(metric)):
-        better, worse = pair.better_worse
         interval = "–" if pair.interval is None else _interval(pair.interval)
         names = f"{pair.label} – {pair.against}", METRICS[pair.metric]
-        counts = f"{better} / {worse}", str(len(pair.by_set)), str(pair.pairs)
+        counts = f"{pair.better} / {pair.worse}", str(len(pair.by_set)), str(pair.pairs)
         rows.append((*names, signed(pair.mean), interval, *counts))
     return header, rows
 
@@ -86,12 +85,11 @@ def pair_sentences(summary: Summary) -> list[str]:
     """The comparisons on the recipe's first metric, in words."""
 
     def said(pair: PairedComparison) -> str:
-        better, worse = pair.better_worse
         reach = "" if pair.interval is None else f" (95 % interval {_interval(pair.interval)})"
         return (
             f"{pair.label} against {pair.against}: {METRICS[pair.metric]} differs by {signed(pair.mean)} on average "
-            f"over {len(pair.by_set)} {'set' if len(pair.by_set) == 1 else 'sets'}{reach}; better on {better}, worse "
-            f"on {worse}."
+            f"over {len(pair.by_set)} {'set' if len(pair.by_set) == 1 else 'sets'}{reach}; better on {pair.better}, "
+            f"worse on {pair.worse}."
         )
 
     return [said(pair) for pair in summary.comparisons(summary.recipe.metrics[0])]

@@ -21,11 +21,7 @@ UNSUSPECTED = 12
 
 
 def write_audit(audit: Audit, path: Path) -> Path:
-    """Write the page, whole or not at all; its path.
-
-    Raises:
-        OutputError: the folder is read-only or the disk is full.
-    """
+    """Write the page, whole or not at all; its path."""
     return write_page(path, f"Audit: {audit.training.name}", _blocks(audit))
 
 

@@ -33,16 +33,7 @@ QUIET = 0.75
 
 
 def write_reports(summary: Summary, results: Path, reports: Path) -> list[Path]:
-    """Write both reports of a recipe; the files.
-
-    Args:
-        summary: the figures.
-        results: the folder of the ledger, beside which jobs left their pictures.
-        reports: where to; created if need be.
-
-    Raises:
-        OutputError: the folder is read-only or the disk is full.
-    """
+    """Write both reports of a recipe into ``reports``, with the pictures that jobs left in ``results``; the files."""
     blocks = list(_blocks(summary, results))
     text = reports / f"{summary.recipe.name}.md"
     with written_atomically(text) as temporary:
@@ -226,30 +217,27 @@ def _examples(artifacts: Mapping[str, Artifacts]) -> Iterator[Block]:
     scales = [_scale(one) for one in able.values()]
     strips = []
     for shown in zip(*(one.examples for one in able.values())):
-        panels = [_panel(example, scale) for example, scale in zip(shown, scales)]
-        strip = _strip([_marked(shown[0], scales[0]), *panels])
-        strips.append(picture(strip, shown[0].kind, shown[0].name, lossy=True))
+        panels = [_panel(shown[0], scales[0], map_shown=False), *map(_panel, shown, scales)]
+        strips.append(picture(_strip(panels), shown[0].kind, shown[0].name, lossy=True))
     yield block("pictures", strips, css="whole")
 
 
 def _pictures(one: Artifacts, label: str) -> Iterator[Block]:
     scale = _scale(one)
     good, bad = one.scores[~one.labels], one.scores[one.labels]
-    for title, images, others, what in (
-        ("Bad images, lowest scores", one.misses, good, "{:.0%} of good images score higher"),
-        ("Good images, highest scores", one.alarms, -bad, "{:.0%} of bad images score lower"),
+    for title, images, others, sign, what in (
+        ("Bad images, lowest scores", one.misses, good, 1, "good images score higher"),
+        ("Good images, highest scores", one.alarms, bad, -1, "bad images score lower"),
     ):
-        if not images:
-            continue
         figures = []
         for shown in images:
-            worse = others > (shown.score if images is one.misses else -shown.score)
-            share = what.format(worse.mean()) if others.size else ""
-            panels = [_marked(shown, scale), *([] if scale is None else [_panel(shown, scale)])]
+            share = f"{(sign * others > sign * shown.score).mean():.0%} of {what}" if others.size else ""
+            panels = [_panel(shown, scale, map_shown) for map_shown in ([False, True] if scale else [False])]
             caption = f"score {shown.score:.4g}; {share}; {shown.name}"
             figures.append(picture(_strip(panels), shown.kind, caption, lossy=True))
-        yield heading(f"{title}: {label}", 3)
-        yield block("pictures", figures, css="wide")
+        if figures:
+            yield heading(f"{title}: {label}", 3)
+            yield block("pictures", figures, css="wide")
     if scale is not None:
         yield _soft(
             f"Left the picture, dashed what a person marked; right the map over it. Colour begins where {QUIET:.0%} of "
@@ -263,18 +251,13 @@ def _scale(one: Artifacts) -> Scale | None:
     return fixed_scale(float(np.quantile(one.good_peaks, QUIET)), one.good_peaks)
 
 
-def _marked(shown: Picture, scale: Scale | None) -> Image.Image:
-    """The picture with the truth on it. Not over the map: on a small defect the dashes would hide it."""
-    if scale is None:
-        return Image.fromarray(shown.pixels)
-    return overlay(shown.pixels, np.full(shown.pixels.shape[:2], scale.threshold), scale, truth=shown.truth)
-
-
-def _panel(shown: Picture, scale: Scale | None) -> Image.Image:
-    """The picture under the map."""
+def _panel(shown: Picture, scale: Scale | None, map_shown: bool = True) -> Image.Image:
+    """The picture under its map, or with the truth on it: not both, as the dashes would hide a small defect."""
     if shown.heat is None or scale is None:
         return Image.fromarray(shown.pixels)
-    return overlay(shown.pixels, shown.heat, scale)
+    if map_shown:
+        return overlay(shown.pixels, shown.heat, scale)
+    return overlay(shown.pixels, np.full(shown.heat.shape, scale.threshold), scale, truth=shown.truth)
 
 
 def _strip(panels: Sequence[Image.Image]) -> Image.Image:

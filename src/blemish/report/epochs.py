@@ -18,13 +18,7 @@ ENERGY = "energy_"
 
 
 def charts_over_epochs(rows: Mapping[str, Row], metrics: Sequence[str], order: Sequence[str]) -> Iterator[Figure]:
-    """The charts of one set.
-
-    Args:
-        rows: by the method's name in tables, of one seed.
-        metrics: which figures to draw where a recipe followed them.
-        order: all methods' names in tables, those without a row as well: it gives their colours.
-    """
+    """The charts of one set, from a row for each method's name; ``order`` has all names, for their colours."""
 
     def chart(
         lines: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], title: str, y_label: str, order: Sequence[str] = ()

@@ -51,13 +51,9 @@ def picture(image: Image.Image, title: str, caption: str, css: str = "", lossy: 
 
 
 def legend(scale: Scale, sentence: str, ticks: Iterable[tuple[float, str]] = (), truth: bool = False) -> Block:
-    """What the colours and lines on pictures mean.
+    """What the colours and lines on pictures mean; of the dashed line too, where there is a ``truth``.
 
-    Args:
-        scale: the model's.
-        sentence: the promise in words.
-        ticks: map values and what each means; those outside the scale are left out. Without any, its ends are named.
-        truth: whether to explain the dashed line as well.
+    ``ticks`` are map values and what each means; those outside the scale are left out. Without any, its ends are named.
     """
     shown = [tick for tick in ticks if scale.threshold <= tick[0] <= scale.top]
     shown = shown or [(scale.threshold, f"{scale.threshold:.4g}"), (scale.top, f"{scale.top:.4g} and above")]
@@ -73,11 +69,7 @@ def page(title: str, blocks: Iterable[Block]) -> str:
 
 
 def write_page(path: Path, title: str, blocks: Iterable[Block]) -> Path:
-    """Write the document, whole or not at all; its path.
-
-    Raises:
-        OutputError: the folder is read-only or the disk is full.
-    """
+    """Write the document, whole or not at all; its path."""
     with written_atomically(path) as temporary:
         temporary.write_text(page(title, blocks), encoding="utf-8")
     return path
