@@ -92,6 +92,8 @@ def _reason(error: Exception) -> str:
 
 
 def _end_with(parent: int) -> None:
+    if os.getppid() != parent:  # another program started this one, perhaps on another machine
+        return
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
