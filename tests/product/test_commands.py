@@ -54,13 +54,17 @@ def test_fit_of_patterns(blemish, parts, quick_fit, tmp_path):
 def test_fit_of_a_manifest_reads_its_training_rows_and_its_groups(blemish, texture, save, quick_fit, tmp_path):
     lines = ["path,label,split,group"]
     for i in range(12):
-        save(tmp_path / f"{i}.png", texture(i))
+        save(tmp_path / f"{i}.png", texture(i // 2))
         lines.append(f"{i}.png,{'good' if i < 10 else 'anomalous'},{'train' if i < 10 else 'test'},part{i // 2}")
     (tmp_path / "set.csv").write_text("\n".join(lines))
     done = blemish("fit", tmp_path / "set.csv", "-o", tmp_path / "m.blemish", *quick_fit, "--json", "-q")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert (found["images"], found["groups"], found["regime"]) == (10, 5, "clean")
+    calibration = load(tmp_path / "m.blemish").calibration
+    assert (calibration.n, calibration.images) == (5, 10)
+    # The two photographs of a part are equal: had one stayed in the memory, the other's score would be nothing.
+    assert calibration.scores.min() > 0.01
 
 
 def test_inspect_prints_one_json_line_an_image_in_order(blemish, parts, model, inspector):
@@ -171,7 +175,8 @@ def test_calibrate_gives_a_new_threshold_and_keeps_what_was_learned(blemish, par
     assert json.loads(done.stdout)["threshold"] == pytest.approx(load(fresh).calibration.threshold)
     scores = sorted(inspector(path).score for path in good.iterdir())
     assert load(fresh).calibration.scores == pytest.approx(scores, rel=1e-4)
-    assert load(fresh).calibration.kind == "holdout"
+    calibration = load(fresh).calibration
+    assert (calibration.kind, calibration.rate, calibration.rejects, calibration.n) == ("holdout", 0.2, 1, 5)
     assert load(fresh)(parts.bad[0]).score == inspector(parts.bad[0]).score
 
 

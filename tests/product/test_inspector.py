@@ -279,18 +279,6 @@ def test_held_out_images_are_scored_by_the_model_itself(parts):
     assert {round(float(score), 4) for score in learned.calibration.scores} <= scores
 
 
-def test_images_of_one_part_are_one_part_in_calibration(texture, save, tmp_path):
-    lines = ["path,label,group"]
-    for i in range(12):
-        save(tmp_path / f"{i}.png", texture(i // 2))
-        lines.append(f"{i}.png,normal,part{i // 2}")
-    (tmp_path / "set.csv").write_text("\n".join(lines))
-    learned = fit(tmp_path / "set.csv", **QUICK)
-    assert (learned.calibration.n, learned.calibration.images) == (6, 12)
-    # The two photographs of a part are equal: had one stayed in the memory, the other's score would be nothing.
-    assert learned.calibration.scores.min() > 0.01
-
-
 def test_without_calibration_there_are_scores_and_maps_and_nothing_else(parts):
     learned = fit(parts.root, **QUICK, calibration="none")
     verdict = learned(parts.bad[0])
@@ -298,16 +286,6 @@ def test_without_calibration_there_are_scores_and_maps_and_nothing_else(parts):
     assert verdict.heatmap is not None
     np.testing.assert_array_equal(np.asarray(verdict.overlay()), verdict.pixels)
     assert learned.calibration.sentence().startswith("No promise")
-
-
-def test_a_new_threshold_does_not_need_a_new_fit(inspector, parts):
-    good = sorted((parts.root / "test" / "good").iterdir())
-    fresh = recalibrated(inspector, good, 0.2, blemish.Run())
-    assert fresh.method is inspector.method
-    expected = sorted(inspector(path).score for path in good)
-    assert fresh.calibration.scores == pytest.approx(expected, rel=BATCHED)
-    assert (fresh.calibration.rate, fresh.calibration.rejects) == (0.2, 1)
-    assert inspector.calibration.n == 12
 
 
 def test_evaluation_judges_as_single_calls_do(inspector, parts):

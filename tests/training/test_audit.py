@@ -192,39 +192,3 @@ def test_the_command(folder, tmp_path):
     assert elsewhere.exit_code == 1 and "inside its own folder" in elsewhere.output
     assert not (tmp_path / "d.html").exists()  # refused before the work, not after
     assert not (tmp_path / "c.html").exists()
-
-
-def test_contaminate_fit_warn_and_evaluate_twice(tmp_path):
-    """From the protocol to two evaluations of one model; a method for good images warns."""
-    root = tmp_path / "set"
-    for i in range(20):
-        for split, blot in (("train/good", None), ("test/good", None), ("test/blot", (20, 20 + i))):
-            path = root / split / f"{i:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            woven(100 * len(split) + i, blot).save(path)
-
-    def blemish(*arguments):
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-    drawn = blemish("contaminate", root, "--ratio", 0.2, "--seed", 1, "-o", root / "pile.csv")
-    assert drawn.exit_code == 0, drawn.output
-    assert "4 of 24 training images are bad" in drawn.stdout
-    again = blemish("contaminate", root, "--ratio", 0.2, "--seed", 1, "-o", tmp_path / "set" / "again.csv", "--json")
-    assert json.loads(again.stdout) == {
-        "no_overlap": str(root / "again.csv"),
-        "overlap": str(root / "again-overlap.csv"),
-        "training_images": 24,
-        "bad": 4,
-    }
-    quick = ("--size", SIDE, "--threads", 1, "--calibration", "none")
-    model = tmp_path / "m.blemish"
-    plain = blemish("fit", root / "pile.csv", "-m", "patchcore", "-o", model, *quick)
-    assert plain.exit_code == 0, plain.output
-    assert "warning: patchcore takes every unlabelled image as good; -m softpatch expects bad ones" in plain.stderr
-    soft = blemish("fit", root / "pile.csv", "-o", tmp_path / "s.blemish", *quick)
-    assert "method: softpatch; the set is contaminated" in soft.stderr and "warning" not in soft.stderr
-    tests = root / "pile.csv", root / "pile-overlap.csv"
-    found = [json.loads(blemish("evaluate", model, test, "--json", "-q").stdout) for test in tests]
-    assert [one["anomalous"] for one in found] == [16, 20]
-    refused = blemish("fit", root, "-m", "softpatch", "-o", tmp_path / "x.blemish", *quick)
-    assert refused.exit_code == 1 and "use -m patchcore" in refused.stderr
