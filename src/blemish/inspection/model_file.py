@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blemish.errors import ModelFileError, OutputError
-from blemish.run import written_atomically
+from blemish.run.files import written_atomically
 
-SCHEMA = 1
-"""Raised when an older reader could not read what a newer writer wrote."""
+SCHEMA = 2
+"""Raised when an older reader could not read what a newer writer wrote; ``_migrated`` reads what was written before."""
 
 
 def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -37,12 +37,7 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(description, sort_keys=True)
-    header = {
-        "format": "blemish",
-        "schema": str(SCHEMA),
-        "description": text,
-        "sha256": _digest(contiguous, text),
-    }
+    header = {"format": "blemish", "schema": str(SCHEMA), "description": text, "sha256": _digest(contiguous, text)}
     with written_atomically(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata=header)
@@ -50,7 +45,7 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[
             raise OutputError(f"{path} was not written: {error}") from error
 
 
-def read_model(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the description in a model file, verified to the last bit.
 
     Raises:
@@ -61,24 +56,30 @@ def read_model(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}: make one with `blemish fit DATA -o {path.name}`")
     try:
-        with safe_open(path, framework="pt", device=device) as file:
+        with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            _check_header(path, header)
+            if header.get("format") != "blemish" or not {"schema", "description", "sha256"} <= header.keys():
+                raise ModelFileError(f"{path} is a safetensors file, but not a Blemish model")
+            schema = int(header["schema"]) if header["schema"].isdecimal() else 0
+            if not 1 <= schema <= SCHEMA:
+                way_out = "Update Blemish." if schema > SCHEMA else "Fit anew, or use the Blemish that wrote it."
+                raise ModelFileError(
+                    f"{path} has file version {header['schema']}; this Blemish reads 1 to {SCHEMA}. {way_out}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is not a whole model file ({error}): copy it again or fit anew") from error
     if _digest(tensors, header["description"]) != header["sha256"]:
         raise ModelFileError(f"{path} is damaged: its content does not match its digest. Copy it again or fit anew.")
-    return tensors, json.loads(header["description"])
+    return tensors, _migrated(json.loads(header["description"]), schema)
 
 
-def _check_header(path: Path, header: Mapping[str, str]) -> None:
-    if header.get("format") != "blemish" or not {"schema", "description", "sha256"} <= header.keys():
-        raise ModelFileError(f"{path} is a safetensors file, but not a Blemish model")
-    if header["schema"] != str(SCHEMA):
-        newer = header["schema"].isdecimal() and int(header["schema"]) > SCHEMA
-        way_out = "Update Blemish." if newer else "Fit anew, or use the Blemish that wrote it."
-        raise ModelFileError(f"{path} has file version {header['schema']}; this Blemish reads {SCHEMA}. {way_out}")
+def _migrated(description: dict[str, Any], schema: int) -> dict[str, Any]:
+    """A description of an earlier schema as today's."""
+    if schema == 1:  # backbones also said where their levels lie in timm's list, and whether BatchNorm was folded
+        backbone = {key: value for key, value in description["backbone"].items() if key not in ("places", "folded")}
+        description = {**description, "backbone": backbone}
+    return description
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
