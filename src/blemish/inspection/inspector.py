@@ -47,15 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Scored(Generic[T]):
-    """One item of a stream with what the method says of it.
-
-    Attributes:
-        item: as it was given.
-        image: as it was read; None for an item that was read as a prepared tensor.
-        prepared: ``3 h w`` in [0, 1], as the network was given it.
-        score: raw.
-        map: ``h w`` at the network's size; None for a method without maps.
-    """
+    """One item of a stream: its image, None where a tensor was read; as prepared, ``3 h w``; raw score and map."""
 
     item: T
     image: DecodedImage | None
@@ -85,11 +77,7 @@ class Inspector:
     smallest_area: int = 1
 
     def __call__(self, image: Source) -> Verdict:
-        """Judge one image: a path, encoded bytes, a PIL image, or an array (h w or h w c, RGB, uint8 or uint16).
-
-        Raises:
-            ImageError: the image cannot be read.
-        """
+        """Judge one image: a path, encoded bytes, a PIL image, or an array (h w or h w c, RGB, uint8 or uint16)."""
         (verdict,) = self.many([image])
         return verdict
 
@@ -124,8 +112,7 @@ class Inspector:
             items: taken at most two batches ahead.
             read: gives an item's image, to be prepared, or a tensor ``3 h w`` that is so already. Runs in threads.
             batch_size: items judged together.
-            on_error: called for an item whose image cannot be read or prepared, which is then left out; without it the
-                error is raised.
+            on_error: called for an item that cannot be read or prepared; without it the error is raised.
         """
 
         def load(item: T) -> tuple[DecodedImage | None, Tensor]:

@@ -25,16 +25,7 @@ SCHEMA = 2
 
 
 def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write a model file, whole or not at all.
-
-    Args:
-        path: where to; the suffix is the caller's choice, ``.blemish`` by custom.
-        tensors: everything learned, by name.
-        description: everything else, JSON-able and free of machine paths.
-
-    Raises:
-        OutputError: the folder is read-only or the disk is full.
-    """
+    """Write what was learned and its JSON-able description, whole or not at all."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(description, sort_keys=True)
     header = {"format": "blemish", "schema": str(SCHEMA), "description": text, "sha256": _digest(contiguous, text)}

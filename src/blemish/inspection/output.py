@@ -31,16 +31,10 @@ def deliver(
     maps: Path | None = None,
     table: Path | None = None,
 ) -> tuple[set[str], int]:
-    """Judge images and write what was asked for; one JSON line each through ``say``.
+    """Judge images and write what was asked for; the decisions that occurred, and how many images could not be read.
 
-    An image that cannot be read gets a line with ``error`` and stops nothing. Nothing is written over an image judged.
-
-    Returns:
-        The decisions that occurred, and how many images could not be read.
-
-    Raises:
-        DataError: there is no image at the paths given.
-        OutputError: a result cannot be written.
+    Each image gets a JSON line through ``say``, with ``error`` where it cannot be read, which stops nothing. Nothing is
+    written over an image judged.
     """
     images = find_images(paths)
     names = _distinct_names(images)
@@ -83,10 +77,7 @@ def deliver(
 def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float | None, run: Run) -> Inspector:
     """The inspector with a threshold from these good images, each of them a part of its own; nothing is refitted.
 
-    Raises:
-        DataError: there is no image at the paths given.
-        CalibrationError: they are too few for the rate asked for, or the model has learned from some of them: its
-            scores of those are too low to be a threshold for new ones.
+    Images that the model has learned from are refused: its scores of those are too low for a threshold.
     """
     from blemish.data.loading import PreparedImages
     from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS

@@ -1,9 +1,8 @@
 """Overlays: a map's colours over the picture, on one fixed scale per model; regions outlined, the truth dashed.
 
 Up to the model's threshold the picture is left exactly as it is; above it a value has one colour whatever the image.
-The ramp runs from violet through pink and orange to yellow: parts are seldom violet or pink, so it stands out on grey
-metal and brown wood alike. It grows lighter all the way, and blue falls while red and green rise, so that people with
-any of the three colour blindnesses see the same order. Outlines are white within black: colour never speaks alone.
+The ramp runs from violet through pink and orange to yellow and grows lighter all the way, so that it stands out on grey
+and brown and reads alike with any colour blindness. Outlines are white within black: colour never speaks alone.
 """
 
 from __future__ import annotations
@@ -91,20 +90,16 @@ def overlay(
     zoom: int = 1,
     spot: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """``image`` under the map's colours, with regions outlined in white within black.
+    """``image``, RGB ``h w 3``, under the colours of its map ``h w``.
 
     Args:
-        image: RGB, ``h w 3``.
-        heatmap: ``h w``, the same size.
+        image: the picture.
+        heatmap: its map.
         scale: the model's.
         regions: those of ``heatmap`` above the scale's threshold to outline; lines lie just outside.
         truth: a mask ``h w``; where a person marked a defect, outlined in dashed light blue.
         zoom: each pixel becomes ``zoom`` by ``zoom`` ones, so that lines stay thin on small images.
         spot: a pixel (x, y) to ring: where a person should look although nothing lies above the threshold.
-
-    Raises:
-        DataError: the sizes differ, the image is not RGB uint8, or the map holds values that are not finite.
-        ConfigError: ``zoom`` is less than 1.
     """
     values = checked_map(heatmap)
     if image.shape != (*values.shape, 3) or image.dtype != np.uint8:

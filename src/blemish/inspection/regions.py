@@ -1,9 +1,7 @@
-"""Where the defects are: the connected parts of a map that lie above a threshold, as a list people can use.
+"""Where the defects are: the connected parts (8-connectivity) of a map that lie strictly above a threshold.
 
-A region is a set of pixels that touch along edges or at corners (8-connectivity) and whose map values lie *strictly*
-above the threshold. Coordinates are those of the original image, ``x`` to the right and ``y`` down; the pixel in column
-``x`` and row ``y`` covers the square from ``(x, y)`` to ``(x + 1, y + 1)``. Boxes, centres and outlines are points of
-that plane; only ``peak`` is a pixel's column and row.
+Coordinates are those of the original image, ``x`` to the right and ``y`` down; the pixel in column ``x`` and row ``y``
+covers the square from ``(x, y)`` to ``(x + 1, y + 1)``. Boxes, centres and outlines are points of that plane.
 """
 
 from __future__ import annotations
@@ -35,10 +33,9 @@ class Region:
         box: ``(x0, y0, x1, y1)``, half-open: ``image[y0:y1, x0:x1]`` cuts it out.
         area: pixels above the threshold; holes do not count.
         worst: the highest map value inside.
-        centre: the centroid ``(x, y)`` of its pixels; outside the region where that is bent.
+        centre: the centroid ``(x, y)`` of its pixels.
         peak: column and row of the pixel with the highest map value; the first one in reading order.
-        outline: the outer boundary along pixel edges, holes filled: a simple polygon for each part that holds together
-            along edges, so several where parts meet only at a corner.
+        outline: the outer boundary along pixel edges, a simple polygon for each part that holds together along edges.
     """
 
     box: tuple[int, int, int, int]
@@ -54,11 +51,7 @@ class Region:
 
 
 def checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
-    """``heatmap`` as a float32 array ``h w``.
-
-    Raises:
-        DataError: it is not two-dimensional, is empty, or holds a value that is not a finite number.
-    """
+    """``heatmap`` as float32 ``h w``; a DataError where it is not one image's map of finite numbers."""
     values = np.asarray(heatmap, dtype=np.float32)
     if values.ndim != 2 or values.size == 0:
         raise DataError(f"a map of shape {values.shape} was given; one image's map, height x width, is needed")
@@ -73,17 +66,7 @@ def checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
 
 
 def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1) -> tuple[Region, ...]:
-    """The regions of ``heatmap`` strictly above ``threshold``, worst first.
-
-    Args:
-        heatmap: ``h w`` at the size of the original image; compared as float32.
-        threshold: in the map's own units.
-        smallest_area: in pixels; smaller regions are left out.
-
-    Raises:
-        DataError: the map is not a finite array ``h w``.
-        ConfigError: the threshold is NaN, or the smallest area is negative or NaN.
-    """
+    """The regions of ``heatmap``, ``h w`` at the image's size, worst first; those of fewer pixels are left out."""
     if math.isnan(threshold):
         raise ConfigError("the threshold is NaN; a number in the map's units is needed: calibrate the model again")
     if not smallest_area >= 0:

@@ -26,11 +26,7 @@ FEW = 20
 
 
 def check_comparable(learner: Learner) -> None:
-    """Refuse before any work what cannot be compared.
-
-    Raises:
-        ConfigError: the method has no twin that learns from normal images alone, or there are fewer than two groups.
-    """
+    """Refuse before any work what has no twin that learns from normal images alone, or too few groups to halve."""
     if learner.cls.without_anomalous(learner.config) is None:
         weak = DEFAULT_METHOD["weak"]
         raise ConfigError(f"--compare shows what known-bad images change in {weak}; {learner.name} as set has no twin")

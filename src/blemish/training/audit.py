@@ -41,16 +41,7 @@ SIGMA = 1.4826
 
 @dataclass(frozen=True)
 class Judged:
-    """One image and what the models that never saw its group think of it.
-
-    Attributes:
-        sample: which image.
-        score: raw, higher is more suspicious; of one fold's model, whose scales are alike but not the same.
-        rank: 1 for the most suspicious.
-        suspect: whether it lies above the suggested cut.
-        heat: the anomaly map at the network's size, for the most suspicious ones; None for others, and for methods
-            without maps.
-    """
+    """One image and what a model that never saw its group says of it; ``heat`` is kept of the most suspicious alone."""
 
     sample: Sample
     score: float
@@ -66,18 +57,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Audit:
-    """All images of a set, most suspicious first.
-
-    Attributes:
-        training: the set.
-        method: that judged them.
-        judged: most suspicious first.
-        cut: images that score above it are suspect.
-        rule: where the cut comes from, in words.
-        scale: the one colour scale of all maps; None without maps.
-        preparation: of images and maps.
-        skipped: files that cannot be read.
-    """
+    """All images of a set, most suspicious first; the cut above which they are suspect, and its rule in words."""
 
     training: TrainingSet
     method: str
@@ -107,17 +87,10 @@ def audit(
     """Judge every image of a set by a model that never saw its group.
 
     Args:
-        data: a folder, a manifest or a set read before. Good and unlabelled images are audited; known-bad ones are
-            left out.
-        settings: method, options, backbone, size; calibration is not used. The default of clean sets unless a method
-            is named.
+        data: a folder, a manifest or a set read before; known-bad images are left out.
+        settings: method, options, backbone, size; the default method of clean sets unless one is named.
         run: seed, device, progress.
         shown: of how many, the most suspicious ones, maps are kept.
-
-    Raises:
-        DataError: there are fewer than two groups.
-        RegimeError: the method needs labels.
-        ConfigError: an unknown method, backbone, option or value.
     """
     run, settings = run or Run(), settings or FitSettings()
     training = data if isinstance(data, TrainingSet) else read_training(Path(data))
@@ -181,14 +154,6 @@ def write_clean(result: Audit, manifest: Path) -> Path:
     """Write a manifest of the images that are not suspect, to fit from; unlabelled ones count as good from here on.
 
     Known-bad images stay what they are. Test images are not listed: evaluate on the set itself.
-
-    Args:
-        result: what the audit gave.
-        manifest: where to, in a folder that holds the images.
-
-    Raises:
-        ManifestError: an image lies outside the manifest's folder, or the manifest is what the set was read by.
-        OutputError: it cannot be written.
     """
     refuse_to_replace(manifest, result.training)
     clean = {image.sample.path for image in result.judged if not image.suspect}

@@ -53,20 +53,10 @@ class _EnoughError(Exception):
 
 
 def choose_length(learner: Learner, indices: Sequence[int], run: Run) -> tuple[dict[str, Any], str]:
-    """Learn from most of the images, judge now and then, and say which epoch did best.
+    """Learn from most of the images, judge now and then, and say which epoch did best: as plain values, and in words.
 
-    Args:
-        learner: of a method that is trained; its ``epochs`` are the most that are tried.
-        indices: of the normal images that may be learned from.
-        run: seed, progress, time limit, checkpoints. The figures lie beside these, so that a run that was stopped and
-            goes on still has them.
-
-    Returns:
-        Plain values for a model's provenance, with the chosen ``epochs``, and the choice in words.
-
-    Raises:
-        ConfigError: the groups are too few, or the images too small to paint on.
-        Cancelled: the time limit is reached.
+    The learner's ``epochs`` are the most that are tried. The figures lie beside the run's checkpoints, so that a run
+    that was stopped and goes on still has them.
     """
     groups, most = [learner.groups[i] for i in indices], int(learner.config.epochs)
     if (parts := len(set(groups))) < FEWEST_GROUPS:

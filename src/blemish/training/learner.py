@@ -32,17 +32,7 @@ OnEpoch = Callable[[int, dict[str, float], Inspector], None]
 
 @dataclass(frozen=True)
 class Learner:
-    """Learns a method from some of a set's images.
-
-    Attributes:
-        name: of the method, in the registry.
-        cls: of the method.
-        config: of the method.
-        normal: what may be taken as normal.
-        anomalous: known-bad images; None without any.
-        regime: what is known of the set.
-        teacher: keeps features for all that is learned from this set.
-    """
+    """Learns a method, ``name`` in the registry, from some of a set's images; the teacher keeps features of all."""
 
     name: str
     cls: type[Method]
@@ -75,13 +65,8 @@ class Learner:
     def learn(self, indices: Sequence[int], run: Run, on_epoch: OnEpoch | None = None) -> Inspector:
         """An uncalibrated inspector that learned from the normal images at ``indices`` and the known-bad ones.
 
-        Args:
-            indices: which of the normal images.
-            run: its checkpoints will be refused to any other method, set, seed or precision.
-            on_epoch: may judge with the inspector after ``inspector.method.finalize()``.
-
-        Raises:
-            ConfigError: what was learned is not finite.
+        Its checkpoints are refused to any other method, set, seed or precision. ``on_epoch`` may judge with the
+        inspector after ``inspector.method.finalize()``.
         """
         backbone, preparation = self.teacher.backbone, self.normal.preparation
         run = dataclasses.replace(run, work=self.work(indices))
