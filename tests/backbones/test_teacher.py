@@ -10,7 +10,7 @@ import torch
 
 from blemish.backbones import teacher as teachers
 from blemish.backbones.backbone import build_backbone
-from blemish.backbones.cache import FeatureCache
+from blemish.backbones.cache import Layout, bytes_needed
 from blemish.backbones.teacher import FACT, FrozenTeacher, identity
 from blemish.contract import Batch
 from blemish.run import Run, choose_precision
@@ -25,7 +25,7 @@ def seen_by(backbone):
 
 def needed(backbone, images):
     """Bytes that the features of the images take."""
-    return len(images) * FeatureCache(backbone(images.images[:1]), {}).bytes_each
+    return bytes_needed([Layout.of(map_) for map_ in backbone(images.images[:1])], len(images))
 
 
 def decision(backbone, images, folder=None):

@@ -7,6 +7,7 @@ enough to see a plain defect, by no means enough to say how good they are.
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cache
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import TypeAdapter
 
 from blemish.backbones.backbone import build_backbone
-from blemish.contract import Method, Prediction
-from blemish.errors import BlemishError, RegimeError
+from blemish.contract import Method, Prediction, TrainingImages
+from blemish.errors import BlemishError, Cancelled, ConfigError, RegimeError
 from blemish.inspection.inspector import Inspector, load
 from blemish.registry import METHODS, make_config, method_class, option_table
+from blemish.run import Run
 from blemish.training import fit as fitting
 
 SIDE = 64
@@ -32,7 +35,6 @@ QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0}
 
 REGIMES = ("clean", "contaminated", "weak")
 Pixels = NDArray[np.uint8]
-
 
 
 def cloth(seed: int, shape: tuple[int, int] = (SIDE, SIDE), grey: bool = False) -> Pixels:
@@ -93,12 +95,23 @@ def backbones():
 
 @pytest.fixture(scope="module")
 def learn(folders: dict[str, Path], backbones, name: str):
-    """``learn(name, regime, steps, size)``: an inspector without calibration. The same call gives the same object."""
+    """``learn(name, regime, steps, ...)``: an inspector without calibration; the same call gives the same object."""
 
     @cache
-    def learned(name: str, regime: str, steps: int, size: int | tuple[int, int] = SIDE, again: int = 0) -> Inspector:
+    def learned(
+        name: str,
+        regime: str,
+        steps: int | None = None,
+        size: int | tuple[int, int] = SIDE,
+        again: int = 0,
+        seed: int = 0,
+        epochs: int = 1,
+        precision: str = "fp32",
+        run: Run | None = None,
+    ) -> Inspector:
         known = {field.name for field in dataclasses.fields(method_class(name).Config)}
-        options = {key: value for key, value in {**QUICK, "steps": steps}.items() if key in known}
+        wanted = {**QUICK, "steps": steps, "epochs": epochs}
+        options = {key: value for key, value in wanted.items() if key in known}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fitting, "build_backbone", backbones)
             return fitting.fit(
@@ -109,7 +122,8 @@ def learn(folders: dict[str, Path], backbones, name: str):
                 weights="random",
                 size=size,
                 calibration="none",
-                precision="fp32",
+                precision=precision,
+                run=run or Run(seed=seed),
             )
 
     return learned
@@ -138,10 +152,39 @@ def test_the_entry_is_whole(name: str) -> None:
 
 
 def test_options_are_described_one_by_one(name: str) -> None:
+    for option, said in option_table(method_class(name)).items():
+        assert said["meaning"], option
+
+
+def test_options_survive_json_and_are_refused_out_of_their_bounds(name: str) -> None:
     cls = method_class(name)
-    described = [line.strip() for line in (cls.Config.__doc__ or "").splitlines()]
-    for option, row in option_table(cls).items():
-        assert row["meaning"] or any(line.startswith((f"{option}:", f"{option},")) for line in described), option
+    assert make_config(cls, json.loads(json.dumps(dataclasses.asdict(cls.Config())))) == cls.Config()
+    for option, schema in TypeAdapter(cls.Config).json_schema(mode="serialization")["properties"].items():
+        schemas = [schema, *schema.get("anyOf", ())]
+        wrong = [limits["minimum"] - 1 for limits in schemas if "minimum" in limits]
+        wrong += [limits["exclusiveMinimum"] for limits in schemas if "exclusiveMinimum" in limits]
+        wrong += [limits["maximum"] + 1 for limits in schemas if "maximum" in limits]
+        wrong += ["no such word"] if "enum" in schema else []
+        wrong += [[]] if "minItems" in schema else []
+        numeric = {"integer", "number"} & {limits.get("type") for limits in schemas}
+        assert wrong or not numeric, f"{option} is a number without bounds"
+        for value in wrong:
+            with pytest.raises(ConfigError, match=option):
+                make_config(cls, {option: value})
+
+
+def test_nothing_to_learn_from_and_nothing_learned_are_said(name: str, tiny_backbone, tiny_images) -> None:
+    cls = method_class(name)
+    config = make_config(cls, {"layers": (2, 3)})
+    method = cls(tiny_backbone((2, 3)), (SIDE, SIDE), config)
+    with pytest.raises(ConfigError, match="learned nothing yet: call fit or load_fitted"):
+        method(tiny_images(1).images)
+    with pytest.raises(RegimeError, match="normal images and was given none"):
+        method.fit(TrainingImages(tiny_images(0), tiny_images(3), home(name)), method.backbone, Run())
+    if home(name) == "weak" and cls.without_anomalous(config) is None:
+        with pytest.raises(RegimeError, match="4 images taken as normal and 0 known to be bad: use a method"):
+            method.fit(TrainingImages(tiny_images(4), tiny_images(0), "weak"), method.backbone, Run())
+    assert not method.is_fitted
 
 
 def test_shapes_and_finite_numbers(name: str, learn) -> None:
@@ -208,6 +251,37 @@ def test_the_same_seed_gives_the_same_bits(name: str, learn) -> None:
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_another_seed_gives_another_method(name: str, learn) -> None:
+    first, other = (learn(name, home(name), 2, seed=seed).method.state_dict() for seed in (0, 1))
+    own = [key for key in first if not key.startswith("backbone.")]
+    assert any(first[key].shape != other[key].shape or not torch.equal(first[key], other[key]) for key in own)
+
+
+def test_stopped_and_resumed_it_ends_at_the_same_bits(name: str, learn, tmp_path: Path) -> None:
+    if not {"epochs", "steps"} <= {field.name for field in dataclasses.fields(method_class(name).Config)}:
+        return
+    whole = learn(name, home(name), epochs=3).method.state_dict()
+    for done in (1, 2):
+        stopped = Run(checkpoint=tmp_path, resume=True, time_limit=0.0)
+        with pytest.raises(Cancelled, match=f"epoch {done} of 3"):
+            learn(name, home(name), epochs=3, run=stopped)
+    run = Run(checkpoint=tmp_path, resume=True)
+    resumed = learn(name, home(name), epochs=3, run=run).method.state_dict()
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+    (curve,) = run.curves.values()
+    assert len(curve) == 3
+    assert all(np.isfinite(mean) for means in curve for mean in means.values())
+
+
+def test_bf16_learns_and_judges_about_the_same(name: str, learn) -> None:
+    exact, short = (learn(name, home(name), STEPS, precision=precision) for precision in ("fp32", "bf16"))
+    pictures = [cloth(100), spoiled(102)]
+    ours, theirs = judged(exact, pictures), judged(short, pictures)
+    assert theirs.map is None or theirs.map.dtype == torch.float32
+    torch.testing.assert_close(theirs.score, ours.score, rtol=0.5, atol=0.05)
 
 
 def test_a_saved_and_loaded_method_is_the_same_to_the_bit(name: str, learn, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,16 +17,19 @@ from blemish.run import Precision, Run
 
 @pytest.fixture
 def learned(tiny_backbone, tiny_images, tiny_teacher) -> Callable[..., Method]:
-    """``learned(name, settings, count, size, run, backbone, layers, teacher)``: a method as ``fit`` leaves it."""
+    """``learned(name, settings, count, size, run, ...)``: a method as ``fit`` leaves it; ``watch(method, epoch)``."""
 
-    def learn(name, settings, count=8, size=(64, 64), run=None, backbone=None, layers=(2, 3), teacher=None):
+    def learn(name, settings, count=8, size=(64, 64), run=None, backbone=None, layers=(2, 3), teacher=None, watch=None):
         backbone = tiny_backbone(layers) if backbone is None else backbone
         cls = method_class(name)
         options = {"layers": layers, "steps": 2, "batch_size": 4, **settings}
         method = cls(backbone, size, make_config(cls, options))
         training = TrainingImages(tiny_images(count, size), tiny_images(0, size), "clean")
         fp32 = Precision(torch.float32, channels_last=True, reason="test")
-        method.fit(training, teacher or tiny_teacher(backbone), run or Run(precision=fp32))
+        run = run or Run(precision=fp32)
+        if watch is not None:
+            run = replace(run, on_epoch=lambda number, _: watch(method, number))
+        method.fit(training, teacher or tiny_teacher(backbone), run)
         return method
 
     return learn

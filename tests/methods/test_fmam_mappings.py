@@ -16,7 +16,7 @@ def mapping_of(tiny_backbone):
 
     def build(signed, **settings):
         method = FMAM(tiny_backbone(signed=signed), (64, 64), FMAMConfig(layers=(2, 3), **settings))
-        method._begin(Run(seed=0))
+        method._initialise(Run(seed=0))
         mapping, generator = method.mappings[0], torch.Generator().manual_seed(4)
         for module in mapping.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -6,27 +6,28 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from blemish.run import Run, set_threads, torch_seeded
+from blemish.run import Run, epochs, set_threads, torch_seeded
 
 EPOCHS = 12
 IMAGES = 11
 
 
-def train(run: Run, epochs: int = EPOCHS, pause: float = 0.0) -> tuple[nn.Module, list[float]]:
+def train(run: Run, count: int = EPOCHS, pause: float = 0.0) -> tuple[nn.Module, list[float]]:
     """A network with BatchNorm and dropout, two optimisers and a schedule; all random things depend on the seed."""
     images = torch.rand(IMAGES, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     with torch_seeded(run.seed):
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.3), nn.Conv2d(8, 3, 3))
     first = torch.optim.Adam(net[0].parameters(), lr=0.01, betas=(0.5, 0.999))
     second = torch.optim.SGD([*net[1].parameters(), *net[4].parameters()], lr=0.1, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(second, epochs)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(second, count)
     keep = {"net": net, "first": first, "second": second, "schedule": schedule}
-    length = run.length(epochs=epochs)
-    for epoch in run.epochs(length, images=IMAGES, batch_size=4, state=keep, title="small"):
+    length = SimpleNamespace(epochs=count, steps=None, batch_size=4)
+    for epoch in epochs(run, "small", keep, length, IMAGES):
         noise = epoch.generator("noise")
         for indices in epoch.batches():
             batch = images[indices]

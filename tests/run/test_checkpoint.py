@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import time
 from dataclasses import replace
@@ -10,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toy_training import Notes, finished, learn
+from toy_training import Length, Notes, finished, learn
 
 from blemish.errors import ConfigError, ModelFileError
-from blemish.run import Length, Run, choose_precision
-from blemish.run import checkpoint as checkpoints
-from blemish.run.checkpoint import Checkpoint
+from blemish.run import Run, choose_precision, epochs
+from blemish.run.checkpoint import HEADER, MAGIC, Checkpoint, CheckpointManager
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, harm: str) -
         torch.save({"weights": torch.zeros(2)}, path)
     else:
         if harm == "flipped":
-            weight = torch.load(path, weights_only=True)["states"]["net"]["weight"].numpy().tobytes()
+            weight = torch.load(io.BytesIO(content[HEADER:]))["states"]["net"]["weight"].numpy().tobytes()
             content[content.index(weight)] ^= 1
         path.write_bytes({"cut": content[:-9], "flipped": content, "emptied": b""}[harm])
     with pytest.raises(ModelFileError, match=r"toy\.checkpoint.*without --resume"):
@@ -42,7 +43,10 @@ def test_nothing_that_a_checkpoint_asks_for_is_run(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     run = Run(checkpoint=tmp_path / "kept", resume=True)
-    torch.save(Trap(), finished(run))
+    path = finished(run)
+    torch.save(Trap(), path)
+    content = path.read_bytes()
+    path.write_bytes(MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     with pytest.raises(ModelFileError, match=r"toy\.checkpoint.*without --resume"):
         learn(run, Length(epochs=2))
     assert not (tmp_path / "ran").exists()
@@ -69,7 +73,7 @@ def test_a_checkpoint_of_other_work_is_refused(tmp_path: Path, change: dict[str,
     with pytest.raises(ConfigError, match="length was 1 epochs, now 2 epochs"):
         learn(run, Length(epochs=2))
     with pytest.raises(ConfigError, match="batch size was 2, now 3"):
-        learn(run, Length(epochs=1), batch_size=3)
+        learn(run, Length(epochs=1, batch_size=3))
 
 
 def test_a_checkpoint_of_a_network_of_other_shapes_is_refused(tmp_path: Path) -> None:
@@ -78,7 +82,7 @@ def test_a_checkpoint_of_a_network_of_other_shapes_is_refused(tmp_path: Path) ->
     net = nn.Linear(3, 1)
     keep = {"net": net, "optimiser": torch.optim.Adam(net.parameters(), lr=0.1)}
     with pytest.raises(ModelFileError, match="another version of Blemish"):
-        next(iter(run.epochs(Length(epochs=1), images=5, batch_size=2, state=keep, title="toy")))
+        next(epochs(run, "toy", keep, Length(), 5))
 
 
 def test_other_threads_are_warned_of(tmp_path: Path) -> None:
@@ -112,17 +116,21 @@ def test_what_cannot_be_kept_does_not_stop_the_training(tmp_path: Path) -> None:
     assert any("no checkpoint" in said for said in notes.said)
 
 
+class Unplain:
+    """Nothing that weights_only would load."""
+
+
 def test_a_state_that_is_no_plain_value_is_refused(tmp_path: Path) -> None:
     class Odd:
         def state_dict(self) -> dict[str, object]:
-            return {"odd": object()}
+            return {"odd": Unplain()}
 
         def load_state_dict(self, state: object) -> None:
             """Nothing."""
 
     run = Run(checkpoint=tmp_path)
-    with pytest.raises(TypeError, match="not object"):
-        list(run.epochs(run.length(epochs=1), epoch_steps=1, state={"odd": Odd()}, title="x"))
+    with pytest.raises(TypeError, match=r"not .*Unplain"):
+        list(epochs(run, "x", {"odd": Odd()}, Length(), epoch_steps=1))
 
 
 def test_left_overs_of_killed_writers_are_removed(tmp_path: Path) -> None:
@@ -138,13 +146,13 @@ def test_left_overs_of_killed_writers_are_removed(tmp_path: Path) -> None:
 def test_checkpoints_take_a_twentieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, written = [1000.0], []
 
-    def slow(path: Path, checkpoint: Checkpoint) -> None:
+    def slow(self: CheckpointManager, checkpoint: Checkpoint) -> None:
         now[0] += 1
         written.append(checkpoint.epoch)
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(checkpoints, "write_checkpoint", slow)
+    monkeypatch.setattr(CheckpointManager, "_save", slow)
     run = Run(checkpoint=tmp_path)
-    for _ in run.epochs(Length(epochs=9), epoch_steps=1, state={}, title="x"):
+    for _ in epochs(run, "x", {}, Length(epochs=9), epoch_steps=1):
         now[0] += 7
     assert written == [1, 4, 7, 9]  # 14 s after the first is too soon, 21 s is not; the last is always kept

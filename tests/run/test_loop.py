@@ -9,40 +9,42 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toy_training import Notes, learn, same
+from toy_training import Length, Notes, learn, same
 
 from blemish.errors import Cancelled, ConfigError
-from blemish.run import Epoch, Length, Run
+from blemish.run import Run, epochs
 
 
 def test_an_epoch_shows_each_image_once_in_an_order_of_its_own() -> None:
     run = Run(seed=4)
-    _, seen = learn(run, run.length(epochs=3))
+    _, seen = learn(run, Length(epochs=3))
     assert [[len(batch) for batch in epoch] for epoch in seen] == [[2, 2, 1]] * 3
     orders = [[i for batch in epoch for i in batch] for epoch in seen]
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
     assert len({tuple(order) for order in orders}) > 1
-    assert learn(Run(seed=4), run.length(epochs=3), title="another")[1] == seen
-    assert learn(Run(seed=5), run.length(epochs=3))[1] != seen
+    assert learn(Run(seed=4), Length(epochs=3), title="another")[1] == seen
+    assert learn(Run(seed=5), Length(epochs=3))[1] != seen
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, [1]), (3, [3]), (4, [3, 1]), (8, [3, 3, 2])])
 def test_steps_end_within_an_epoch(steps: int, expected: list[int]) -> None:
     run = Run()
-    _, seen = learn(run, run.length(epochs=99, steps=steps))
+    _, seen = learn(run, Length(99, steps))
     assert [len(epoch) for epoch in seen] == expected
 
 
-@pytest.mark.parametrize("given", [{}, {"epochs": 0}, {"steps": 0}, {"epochs": -1}])
-def test_a_length_is_needed(given: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="needed"):
-        Run().length(**given)
+@pytest.mark.parametrize("length", [Length(epochs=0), Length(steps=0), Length(epochs=-1), Length(batch_size=0)])
+def test_nothing_to_do_is_said(length: Length) -> None:
+    with pytest.raises(ConfigError, match="at least 1 of each is needed"):
+        next(epochs(Run(), "toy", {}, length, 5))
+    with pytest.raises(ConfigError, match="0 images"):
+        next(epochs(Run(), "toy", {}, Length(), 0))
 
 
 def test_curves_are_means_over_an_epoch_s_steps_and_progress_counts_steps() -> None:
     notes = Notes()
     run = Run(progress=notes)
-    learn(run, run.length(epochs=2))
+    learn(run, Length(epochs=2))
     assert [means["size"] for means in run.curves["toy"]] == [pytest.approx(5 / 3)] * 2
     assert run.curves["toy"][1]["loss"] != run.curves["toy"][0]["loss"]
     assert notes.counts == [6]
@@ -51,23 +53,27 @@ def test_curves_are_means_over_an_epoch_s_steps_and_progress_counts_steps() -> N
 
 def test_a_method_may_make_its_own_batches() -> None:
     run = Run()
-    seen: list[tuple[int, int, int]] = []
-    for epoch in run.epochs(run.length(steps=5), epoch_steps=3, state={}, title="own"):
-        assert epoch.total_steps == 5
-        seen += [(epoch.number, epoch.first_step, step) for step in epoch.steps()]
-        with pytest.raises(TypeError, match=r"epoch\.steps"):
-            next(epoch.batches())
-    assert seen == [(1, 0, 0), (1, 0, 1), (1, 0, 2), (2, 3, 0), (2, 3, 1)]
-    with pytest.raises(TypeError, match="epoch_steps"):
-        run.epochs(run.length(epochs=1), state={}, title="nothing")
-    with pytest.raises(ConfigError, match="0 images"):
-        next(run.epochs(run.length(epochs=1), images=0, batch_size=4, state={}, title="empty"))
+    seen: list[tuple[int, int]] = []
+    for epoch in epochs(run, "own", {}, Length(steps=5), epoch_steps=3):
+        seen += [(epoch.number, step) for step in epoch.steps()]
+    assert seen == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+
+
+def test_few_images_come_round_again_and_again() -> None:
+    (epoch,) = epochs(Run(), "x", {}, Length(), epoch_steps=1)
+    batches = [batch for batch, _ in zip(epoch.cycle(5, 3, "bad images"), range(10))]
+    assert {len(batch) for batch in batches} == {3}
+    order = [i for batch in batches for i in batch]
+    rounds = [order[start : start + 5] for start in range(0, 30, 5)]
+    assert all(sorted(one) == [0, 1, 2, 3, 4] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1
+    assert sorted(next(epoch.cycle(2, 3, "bad images"))) == [0, 1]
 
 
 def test_draws_depend_on_seed_purpose_and_epoch_alone() -> None:
     def draws(run: Run, disturb: bool) -> list[list[float]]:
         found = []
-        for epoch in run.epochs(run.length(epochs=2), epoch_steps=1, state={}, title="x"):
+        for epoch in epochs(run, "x", {}, Length(epochs=2), epoch_steps=1):
             own = torch.rand(2, generator=epoch.generator("a")).tolist()
             other = torch.rand(2, generator=epoch.generator("b")).tolist()
             found.append(own + other + torch.rand(2).tolist())
@@ -103,7 +109,7 @@ def test_an_epoch_that_would_not_end_in_time_is_not_begun(monkeypatch: pytest.Mo
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     run = Run(time_limit=25)
     with pytest.raises(Cancelled, match="time limit of 25 s"):
-        for epoch in run.epochs(Length(epochs=5), epoch_steps=1, state={}, title="x"):
+        for epoch in epochs(run, "x", {}, Length(epochs=5), epoch_steps=1):
             now[0] += 10
             done.append(epoch.number)
     assert done == [1, 2]  # the third would end after 30 s
@@ -144,7 +150,7 @@ def test_the_hook_is_called_each_epoch_and_disturbs_nothing(tmp_path: Path) -> N
 
     run = Run(on_epoch=hook)
     states = []
-    for epoch in run.epochs(run.length(epochs=2), epoch_steps=1, state={"net": net}, title="x"):
+    for epoch in epochs(run, "x", {"net": net}, Length(epochs=2), epoch_steps=1):
         assert net.training and net[0].training and not net[1].training
         for _ in epoch.steps():
             epoch.log(loss=epoch.number)
@@ -157,7 +163,7 @@ def test_the_hook_is_called_each_epoch_and_disturbs_nothing(tmp_path: Path) -> N
 def test_a_loss_that_is_not_finite_is_said() -> None:
     notes = Notes()
     run = Run(progress=notes)
-    for epoch in run.epochs(run.length(epochs=1), epoch_steps=1, state={}, title="x"):
+    for epoch in epochs(run, "x", {}, Length(epochs=1), epoch_steps=1):
         epoch.log(loss=float("nan"), other=1.0)
     assert len(notes.said) == 1
     assert "loss is not finite" in notes.said[0]
@@ -165,6 +171,6 @@ def test_a_loss_that_is_not_finite_is_said() -> None:
 
 def test_an_epoch_says_what_it_is() -> None:
     run = Run()
-    epochs: list[Epoch] = list(run.epochs(run.length(epochs=2), epoch_steps=1, state={}, title="x"))
-    epochs[1].log(loss=0.25, other=3.0)
-    assert str(epochs[1]) == "epoch 2 of 2, loss 0.25, other 3"
+    both = list(epochs(run, "x", {}, Length(epochs=2), epoch_steps=1))
+    both[1].log(loss=0.25, other=3.0)
+    assert str(both[1]) == "epoch 2 of 2, loss 0.25, other 3"

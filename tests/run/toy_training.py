@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from blemish.run import Length, Run, Silent
+from blemish.run import Run, Silent, epochs
+
+
+@dataclass(frozen=True)
+class Length:
+    """What of a method's config says how long to train."""
+
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 2
 
 
 class Notes(Silent):
@@ -40,19 +50,13 @@ def new_net() -> nn.Linear:
 
 
 def learn(
-    run: Run,
-    length: Length,
-    images: int = 5,
-    batch_size: int = 2,
-    title: str = "toy",
-    stop: tuple[int, int] | None = None,
+    run: Run, length: Length, images: int = 5, title: str = "toy", stop: tuple[int, int] | None = None
 ) -> tuple[nn.Linear, list[list[list[int]]]]:
     """Learns little; gives the network and the batches of each epoch. Ctrl-C in a step of an epoch if asked for."""
     net = new_net()
     optimiser = torch.optim.Adam(net.parameters(), lr=0.1)
-    keep = {"net": net, "optimiser": optimiser}
     seen: list[list[list[int]]] = []
-    for epoch in run.epochs(length, images=images, batch_size=batch_size, state=keep, title=title):
+    for epoch in epochs(run, title, {"net": net, "optimiser": optimiser}, length, images):
         seen.append([])
         for step, indices in enumerate(epoch.batches()):
             if stop == (epoch.number, step):
@@ -70,7 +74,7 @@ def same(one: nn.Linear, other: nn.Linear) -> bool:
     return torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
 
 
-def finished(run: Run, epochs: int = 1) -> Path:
-    learn(run, Length(epochs=epochs))
+def finished(run: Run) -> Path:
+    learn(run, Length(epochs=1))
     assert run.checkpoint is not None
     return run.checkpoint / "toy.checkpoint"

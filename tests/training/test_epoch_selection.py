@@ -18,7 +18,7 @@ from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImag
 from blemish.data.synthetic import paint
 from blemish.errors import Cancelled, ConfigError
 from blemish.registry import METHODS, MethodEntry
-from blemish.run import Run
+from blemish.run import Run, epochs
 from blemish.training.audit import audit
 from blemish.training.epoch_selection import KINDS, described
 from blemish.training.fit import FitSettings, fit
@@ -35,6 +35,7 @@ class ToyConfig:
     layers: tuple[int, ...] = (2,)
     epochs: int = 40
     steps: int | None = None
+    batch_size: int = 8
 
 
 class Toy(Method):
@@ -52,9 +53,8 @@ class Toy(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         nn.init.zeros_(self.aged.weight)
         self.normal.copy_(training.normal.batch(range(len(training.normal))).images.mean(dim=0))
-        length = run.length(epochs=self.config.epochs, steps=self.config.steps)
         keep = {"aged": self.aged}
-        for epoch in run.epochs(length, images=len(training.normal), batch_size=8, state=keep, title="toy"):
+        for epoch in epochs(run, "toy", keep, self.config, len(training.normal)):
             if run.scope and epoch.number in STOP:
                 STOP.clear()
                 raise KeyboardInterrupt

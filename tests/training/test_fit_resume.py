@@ -17,7 +17,7 @@ from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImag
 from blemish.errors import Cancelled, ConfigError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import METHODS, MethodEntry
-from blemish.run import Run
+from blemish.run import Run, epochs
 from blemish.training.fit import FitSettings, fit
 
 STEPS: list[str] = []
@@ -29,6 +29,7 @@ class ToyConfig:
     layers: tuple[int, ...] = (2,)
     epochs: int = 2
     steps: int | None = None
+    batch_size: int = 4
 
 
 class Toy(Method):
@@ -44,8 +45,7 @@ class Toy(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         optimiser = torch.optim.Adam(self.student.parameters(), lr=0.01)
         keep = {"student": self.student, "optimiser": optimiser}
-        length = run.length(epochs=self.config.epochs, steps=self.config.steps)
-        for epoch in run.epochs(length, images=len(training.normal), batch_size=4, state=keep, title="toy"):
+        for epoch in epochs(run, "toy", keep, self.config, len(training.normal)):
             for indices in epoch.batches():
                 if STEPS.count("stop") and len(STEPS) > 14:
                     raise KeyboardInterrupt

@@ -9,16 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blemish.backbones.cache import FeatureCache, available_memory
+from blemish.backbones.cache import (
+    DISK_SHARE,
+    MEMORY_SHARE,
+    DiskStore,
+    Layout,
+    MemoryStore,
+    Store,
+    available_memory,
+    bytes_needed,
+)
 from blemish.contract import Backbone, Batch, Images
 from blemish.run import Run
 
 CHUNK = 8
 """Images whose features are computed at once, kept or not: in larger company some processors round otherwise
 (EfficientNet-Lite0 on one thread: a thousandth of the numbers of 16 images differs from those of twice 8)."""
-
-MEMORY_SHARE, DISK_SHARE = 0.25, 0.5
-"""Of the memory available, or of a disk's free space, how much features may take unless another budget is given."""
 
 FACT = "feature cache"
 
@@ -32,14 +38,13 @@ class FrozenTeacher:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self._cache: FeatureCache | None = None
+        self._store: Store | None = None
 
     def __call__(self, given: Batch | Tensor) -> list[Tensor]:
         """Feature maps ``b c y x``, shallowest level first, float32 numbers that bf16 can hold."""
-        if not isinstance(given, Batch):
-            return self._compute(given)
-        kept = None if self._cache is None else self._cache.get(given.keys, self._device)
-        return self._features(given.images) if kept is None else kept
+        if isinstance(given, Batch):
+            return self._of_batch(given)
+        return self._compute(given)
 
     def keep_features(
         self, sets: Sequence[Images], run: Run, folder: Path | None = None, budget: int | None = None
@@ -56,55 +61,65 @@ class FrozenTeacher:
             budget: bytes that they may take; by default a quarter of the available memory, or half of the disk's
                 free space.
         """
-        count = sum(len(images) for images in sets)
-        if count == 0:
+        images = sum(len(part) for part in sets)
+        if images == 0:
             return
-        first = next(images for images in sets if len(images)).batch([0])
-        like = self._features(first.images)
+        probe = self._seen(next(part for part in sets if len(part)).batch([0]).images)
+        layouts = [Layout.of(map_) for map_ in probe]
         try:
-            cache = FeatureCache(like, identity(self.backbone), folder)
-            self._cache = cache if self._has_room(cache, count, run, folder, budget) else None
-            if self._cache is not None:
-                self._fill(self._cache, sets, run)
+            self._store = self._chosen(layouts, images, run, folder, budget)
+            if self._store is not None:
+                self._fill(self._store, sets, run)
         except OSError as error:
-            self._cache = None
+            self._store = None
             run.log.facts[FACT] = "off"
             run.progress.note(
                 f"feature cache: off, because {folder} cannot take more ({error.strerror or error}); "
                 "features are computed at every use"
             )
 
-    def _has_room(self, cache: FeatureCache, count: int, run: Run, folder: Path | None, budget: int | None) -> bool:
-        needed = count * cache.bytes_each
-        if cache.folder is None:
+    def _chosen(
+        self, layouts: Sequence[Layout], images: int, run: Run, folder: Path | None, budget: int | None
+    ) -> Store | None:
+        needed = bytes_needed(layouts, images)
+        on_disk = None if folder is None else DiskStore(folder, layouts, identity(self.backbone))
+        if on_disk is None:
             place, limit, why = "memory", int(MEMORY_SHARE * available_memory()), "a quarter of the memory available"
         else:
             place, why = str(folder), "half of the disk's free space"
-            limit = int(DISK_SHARE * shutil.disk_usage(cache.folder).free) + cache.taken()
+            limit = int(DISK_SHARE * shutil.disk_usage(on_disk.folder).free) + on_disk.taken()
         if budget is not None:
             limit, why = budget, "the budget given"
-        reason = f"{count} images of {_size(cache.bytes_each)} make {_size(needed)}; {why} is {_size(limit)}"
+        sum_ = f"{images} images of {_size(needed // images)} make {_size(needed)}; {why} is {_size(limit)}"
         if needed > limit:
-            hint = "; a folder on a disk may hold them (--cache DIR)" if folder is None else ""
+            hint = "; a folder on a disk may hold them (--cache DIR)" if on_disk is None else ""
             run.log.facts[FACT] = "off"
-            run.progress.note(f"feature cache: off: {reason}{hint}")
-            return False
-        run.log.facts[FACT] = "memory" if folder is None else "disk"
-        run.progress.note(f"feature cache: in {place}: {reason}")
-        return True
+            run.progress.note(f"feature cache: off: {sum_}{hint}")
+            return None
+        run.log.facts[FACT] = "memory" if on_disk is None else "disk"
+        run.progress.note(f"feature cache: in {place}: {sum_}")
+        return MemoryStore(layouts, images) if on_disk is None else on_disk
 
-    def _fill(self, cache: FeatureCache, sets: Sequence[Images], run: Run) -> None:
+    def _fill(self, store: Store, sets: Sequence[Images], run: Run) -> None:
         chunks = [
-            (images, range(start, min(start + CHUNK, len(images))))
-            for images in sets
-            for start in range(0, len(images), CHUNK)
+            (part, range(start, min(start + CHUNK, len(part))))
+            for part in sets
+            for start in range(0, len(part), CHUNK)
         ]
-        for images, indices in run.progress.track(chunks, "features of the training images"):
-            batch = images.batch(indices)
-            if not cache.holds(batch.keys):
-                cache.put(batch.keys, self._features(batch.images))
+        for part, indices in run.progress.track(chunks, "features of the training images"):
+            batch = part.batch(indices)
+            if not store.holds(batch.keys):
+                store.put(batch.keys, self._seen(batch.images))
 
-    def _features(self, images: Tensor) -> list[Tensor]:
+    def _of_batch(self, batch: Batch) -> list[Tensor]:
+        if self._store is not None:
+            device = next(self.backbone.parameters()).device
+            found = self._store.get(batch.keys, device)
+            if found is not None:
+                return found
+        return self._seen(batch.images)
+
+    def _seen(self, images: Tensor) -> list[Tensor]:
         """Features of images that may be kept: the same numbers in whatever company an image comes.
 
         A single image is seen twice over, because torch convolves small ones by another algorithm when they are
@@ -117,13 +132,10 @@ class FrozenTeacher:
         return [map_[: len(images)] for map_ in pieces[0]]
 
     def _compute(self, images: Tensor) -> list[Tensor]:
+        device = next(self.backbone.parameters()).device
         with torch.no_grad():
-            maps: list[Tensor] = self.backbone(images.to(self._device))
+            maps: list[Tensor] = self.backbone(images.to(device))
         return maps
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
 
 
 def identity(backbone: Backbone) -> dict[str, str]:

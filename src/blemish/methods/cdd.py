@@ -2,21 +2,16 @@
 
 Idea: bad images are few and differ from each other. In each epoch the pile is split at random into K domains, and a
 student learns each by reverse distillation. The global student learns an image not from the teacher, but from what
-students of domains make of it that it did not belong to: they hardly know its defect.
-
-Each epoch e of E, which begins with the last global student:
-1. It judges every image. The r(e) N on which it agrees best with the teacher, r(e) = min(e / E, .5), are confident:
-   they belong to every domain. The others are split at random.
-2. Each domain's student starts from its weights and learns from the teacher and, with weight lambda(e), from it:
-   lambda(u) = u^4 / (u^4 + (1 - u)^4), u = e / E.
-3. The global student, given the teacher's features with Gaussian noise, learns image by image what one of the OTHER
-   domains' students gives: the one that agrees best with the last global student.
+students of other domains make of it: they hardly know its defect. Each epoch e of E, u = e / E (``DomainTrainer``):
+1. The last global student judges every image; the min(u, .5) N on which it agrees best with the teacher are confident:
+   they belong to every domain.
+2. Each domain's student starts from its weights and learns from the teacher and, with weight lambda(u), from it.
+3. The global student, given the teacher's features with Gaussian noise, learns image by image what that one of the
+   OTHER domains' students gives that agrees best with the last global student.
 4. It learns the confident images from the teacher, without noise.
 
-Signal: reverse distillation's, 1 - cosine of whole maps, summed over the levels, in each of the three trainings.
-
-Score: reverse distillation's, of the global student alone: 1 - cosine at every location, brought to the size of the
-image, summed over the levels and smoothed; an image's score is the highest value.
+Loss: 1 - cosine of whole maps, summed over the levels, in each of the three trainings.
+Score: reverse distillation's, of the global student alone: an image's is the highest value of its smoothed map.
 
 No code of the authors was found. What the text leaves open is OUR READING, listed in docs/methods/cdd.md. With
 ``domains=(1,)``, no noise, no regularisation and no confident pass this is reverse distillation, to the bit.
@@ -38,57 +33,50 @@ from torch import Tensor
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.agreement import PreviousStudent, consensus, jitter_deviations, jittered, outputs
-from blemish.ops.cosine import LOSSES, Loss, anomaly_map
+from blemish.ops.config import Count, DistillationLoss, Share, StudentConfig, Weight
+from blemish.ops.cosine import LOSSES, anomaly_map
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
-from blemish.run import Epoch, Run
+from blemish.run import Epoch, Run, epochs
 
 Regularisation = Literal["none", "full", "linear", "s-shape"]
 Selection = Literal["all", "next", "consensual"]
 
 
 @dataclass(frozen=True)
-class CDDConfig:
-    """The paper's settings, for whatever backbone.
+class CDDConfig(StudentConfig):
+    """The paper's settings, for whatever backbone."""
 
-    Attributes:
-        layers: stages that are distilled, without a gap.
-        loss: ``layer``, or ``vector``.
-        domains: how many domains, over equal parts of the epochs; with 1 the global student learns from the teacher.
-        r_normal: of all images, at most how many are confident; 0 for none.
-        share_confident: whether confident images belong to every domain.
-        confident_pass: whether the global student learns confident images from the teacher, at an epoch's end.
-        regularisation: weight of agreeing with the last global student: none (0), full (1), linear or s-shape.
-        selection: which of the other domains' students the global student learns from: all of them, the next one,
-            or image by image the one that agrees best with the last global student.
-        perturbation: standard deviation of the noise for ResNets; scaled with the levels' own for other backbones.
-        reset_optimisers: whether each epoch's domain students begin with a fresh Adam.
-        memory: gigabytes that the last global student's features may take; beyond it they are computed at each use.
-        epochs: passes over the pile.
-        steps: length in place of ``epochs``, counted as reverse distillation's: ``ceil(N / batch_size)`` an epoch.
-        batch_size: images in an update of the weights.
-        learning_rate: every student's Adam's.
-        betas: every student's Adam's.
-        sigma: standard deviation of the map's smoothing, in input pixels.
-    """
-
-    layers: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3)
-    loss: Loss = "layer"
-    domains: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 3, 3, 2)
-    r_normal: Annotated[float, Field(ge=0, le=1)] = 0.5
-    share_confident: bool = True
-    confident_pass: bool = True
-    regularisation: Regularisation = "s-shape"
-    selection: Selection = "consensual"
-    perturbation: Annotated[float, Field(ge=0)] = 0.2
-    reset_optimisers: bool = False
-    memory: Annotated[float, Field(ge=0)] = 2.0
-    epochs: Annotated[int, Field(ge=1)] = 200
-    steps: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    learning_rate: Annotated[float, Field(gt=0)] = 0.005
-    betas: tuple[float, float] = (0.5, 0.999)
-    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
+    steps: Annotated[
+        Count | None, Field(description="in place of epochs: batches as rd counts them, with about three updates each")
+    ] = None
+    loss: DistillationLoss = "layer"
+    domains: Annotated[
+        tuple[Count, ...], Field(min_length=1, description="how many domains, over equal parts of the epochs; 1: none")
+    ] = (2, 3, 3, 2)
+    r_normal: Annotated[Share, Field(description="of all images, at most how many are confident")] = 0.5
+    share_confident: Annotated[bool, Field(description="confident images belong to every domain")] = True
+    confident_pass: Annotated[
+        bool, Field(description="the global student learns confident images from the teacher at an epoch's end")
+    ] = True
+    regularisation: Annotated[
+        Regularisation,
+        Field(description="weight of agreeing with the last global student: 0 (none), 1 (full), u (linear), s-shape"),
+    ] = "s-shape"
+    selection: Annotated[
+        Selection,
+        Field(
+            description="which of the other domains' students teach the global one: all, the next, or for each image "
+            "the one that agrees best with the last global student (consensual)"
+        ),
+    ] = "consensual"
+    perturbation: Annotated[
+        Weight, Field(description="standard deviation of the noise for ResNets; elsewhere scaled with the levels' own")
+    ] = 0.2
+    reset_optimisers: Annotated[bool, Field(description="a fresh Adam for the domains' students each epoch")] = False
+    memory: Annotated[
+        Weight, Field(description="gigabytes for the last global student's features; beyond it they are recomputed")
+    ] = 2.0
 
 
 class CDD(Method):
@@ -96,7 +84,6 @@ class CDD(Method):
 
     Attributes:
         student: the global one: the teacher's feature maps to its own.
-        precision: how it computes; None to choose by the device.
         confident: places in the pile of the images that the epoch under way, or the last one, took for good.
     """
 
@@ -117,24 +104,21 @@ class CDD(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Teach the global student what is normal in the pile."""
-        count, config = len(training.normal), self.config
+        config, images = self.config, training.normal
         initialise(self.student, run.generator("student"))
-        noise = jitter_deviations(self.backbone, config.perturbation, training.normal, teacher, config.batch_size)
+        noise = jitter_deviations(self.backbone, config.perturbation, images, teacher, config.batch_size)
         run.log.facts["noise on features"] = ", ".join(f"{deviation:.3g}" for deviation in noise)
-        lesson = DomainTrainer(self.student, config, noise, training.normal, teacher, run)
-        length, keep = run.length(epochs=config.epochs, steps=config.steps), lesson.keep()
-        for epoch in run.epochs(length, images=count, batch_size=config.batch_size, state=keep, title="cdd"):
-            self.confident = lesson.begin(epoch)
-            lesson.teach(epoch)
-        self.student.eval()
+        trainer = DomainTrainer(self.student, config, noise, images, teacher, run)
+        for epoch in epochs(run, "cdd", trainer.state(), config, len(images)):
+            self.confident = trainer.begin(epoch)
+            trainer.train(epoch)
 
     def predict(self, images: Tensor) -> Prediction:
         """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
         with self.autocast(images):
             student = self.student(features)
-        size = (int(images.shape[-2]), int(images.shape[-1]))
-        map_ = anomaly_map(features, student, size, self.config.sigma)
+        map_ = anomaly_map(features, student, images.shape[-2:], self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 
 
@@ -152,18 +136,16 @@ class DomainTrainer:
         self, student: ReverseStudent, config: CDDConfig, noise: list[float], images: Images, teacher: Teacher, run: Run
     ) -> None:
         self.config, self.noise, self.images, self.teacher, self.run = config, noise, images, teacher, run
-        parts = max(config.domains) if max(config.domains) > 1 else 0
-        networks = [student, *(copy.deepcopy(student) for _ in range(parts))]
+        most = max(config.domains)
+        networks = [student, *(copy.deepcopy(student) for _ in range(most if most > 1 else 0))]
         rate, betas = config.learning_rate, config.betas
-        self.whole, *self.parts = [
-            Student(network, torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True))
-            for network in networks
-        ]
-        self.last = PreviousStudent(student, images, teacher, run, int(1e9 * config.memory))
+        adams = [torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True) for network in networks]
+        self.whole, *self.of_domains = map(Student, networks, adams)
+        self.previous = PreviousStudent(student, images, teacher, run, int(1e9 * config.memory))
 
-    def keep(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What an epoch hands to the next: not the domains' weights, which begin as copies of the global student's."""
-        optimisers = {f"optimiser of domain {k}": pupil.optimiser for k, pupil in enumerate(self.parts)}
+        optimisers = {f"optimiser of domain {k}": student.optimiser for k, student in enumerate(self.of_domains)}
         return {"student": self.whole.network, "optimiser": self.whole.optimiser, **optimisers}
 
     def begin(self, epoch: Epoch) -> list[int]:
@@ -172,18 +154,18 @@ class DomainTrainer:
         self.count = domains_at(config.domains, epoch.number - 1, epoch.of)
         self.weight = regularisation_weight(u, config.regularisation)
         has_use = config.confident_pass or (config.share_confident and self.count > 1)
-        share = confident_share(u, config.r_normal) if has_use else 0.0
+        share = min(u, config.r_normal) if has_use else 0.0
         size = int(share * len(self.images) + 1e-9)  # .29 * 100 is 28.999...
         self.confident: list[int] = []
         if size or self.weight > 0 or (self.count > 2 and config.selection == "consensual"):
-            self.confident = self.last.look(self.whole.network, config.batch_size)[:size]
+            self.confident = self.previous.look(self.whole.network, config.batch_size)[:size]
         epoch.log(hc=size, r=share, **{"lambda": self.weight})
         return list(self.confident)
 
-    def teach(self, epoch: Epoch) -> None:
+    def train(self, epoch: Epoch) -> None:
         """Steps 2 to 4 of the epoch."""
         config = self.config
-        order = self._shuffled(epoch, "images", range(len(self.images)))[: epoch.step_count * config.batch_size]
+        order = epoch.permutation(len(self.images), "order of images")[: epoch.step_count * config.batch_size]
         sure = set(order).intersection(self.confident)
         domains = split_into_domains(order, sure if config.share_confident else (), self.count)
         alone = [self._batches(domain) for domain in domains]
@@ -195,13 +177,12 @@ class DomainTrainer:
         noise = epoch.generator("perturbation")
         if self.count == 1:
             self._from_teacher(epoch, "loss", self.whole, alone[0], self.weight, noise)
-        for pupil, batches in zip(self.parts, alone if self.count > 1 else []):
-            pupil.network.load_state_dict(self.whole.network.state_dict())
+        for student, batches in zip(self.of_domains, alone if self.count > 1 else []):
+            student.network.load_state_dict(self.whole.network.state_dict())
             if config.reset_optimisers:
-                pupil.optimiser.state.clear()
-            self._from_teacher(epoch, "domain", pupil, batches, self.weight)
-        places: list[int] = torch.randperm(len(mixed), generator=epoch.generator("order of domains")).tolist()
-        for place in places:
+                student.optimiser.state.clear()
+            self._from_teacher(epoch, "domain", student, batches, self.weight)
+        for place in epoch.permutation(len(mixed), "order of domains"):
             self._from_others(epoch, *mixed[place], noise)
         self._from_teacher(epoch, "confident", self.whole, last)
 
@@ -209,64 +190,58 @@ class DomainTrainer:
         self,
         epoch: Epoch,
         name: str,
-        pupil: Student,
+        student: Student,
         batches: list[list[int]],
         weight: float = 0.0,
         noise: torch.Generator | None = None,
     ) -> None:
-        """A pupil learns batches from the teacher and, with ``weight``, from the last global student."""
-        pupil.network.train()
+        """A student learns batches from the teacher and, with ``weight``, from the last global student."""
+        student.network.train()
         for indices in batches:
             features = self.teacher(self.images.batch(indices))
-            wanted: list[tuple[float, Sequence[Tensor]]] = [(1.0, features)]
+            targets: list[tuple[float, Sequence[Tensor]]] = [(1.0, features)]
             if weight > 0:
-                wanted.append((weight, self.last.maps(indices, features)))
-            given = features if noise is None else jittered(features, self.noise, noise)
-            losses = self._update(pupil, given, wanted)
+                targets.append((weight, self.previous.maps(indices, features)))
+            inputs = features if noise is None else jittered(features, self.noise, noise)
+            losses = self._update(student, inputs, targets)
             epoch.log(**dict(zip([name, "pull"], losses)))
-        pupil.network.eval()
+        student.network.eval()
 
     def _from_others(self, epoch: Epoch, domain: int, indices: list[int], noise: torch.Generator) -> None:
         """The global student learns a batch of one domain from the students of the others."""
         features = self.teacher(self.images.batch(indices))
         selection = self.config.selection
         others = [(domain + step) % self.count for step in range(1, 2 if selection == "next" else self.count)]
-        wanted = [outputs(self.parts[other].network, features, self.run) for other in others]
-        if selection == "consensual" and len(wanted) > 1:
-            wanted = [consensus(wanted, self.last.maps(indices, features))]
+        targets = [outputs(self.of_domains[other].network, features, self.run) for other in others]
+        if selection == "consensual" and len(targets) > 1:
+            targets = [consensus(targets, self.previous.maps(indices, features))]
         self.whole.network.train()
-        given = jittered(features, self.noise, noise)
-        losses = self._update(self.whole, given, [(1 / len(wanted), maps) for maps in wanted])
+        inputs = jittered(features, self.noise, noise)
+        losses = self._update(self.whole, inputs, [(1 / len(targets), maps) for maps in targets])
         epoch.log(loss=torch.stack(losses).mean())
 
     def _update(
-        self, pupil: Student, given: Sequence[Tensor], wanted: Sequence[tuple[float, Sequence[Tensor]]]
+        self, student: Student, inputs: Sequence[Tensor], targets: Sequence[tuple[float, Sequence[Tensor]]]
     ) -> list[Tensor]:
-        """One update of the weights by the weighted sum of losses; these, detached."""
+        """One update of the weights by the weighted sum of the losses to all targets; these losses, detached."""
         with self.run.precision.autocast(self.run.device):
-            found = pupil.network(given)
-        losses = [LOSSES[self.config.loss](maps, found) for _, maps in wanted]
-        total = torch.stack([weight * loss for (weight, _), loss in zip(wanted, losses)]).sum()
-        pupil.optimiser.zero_grad(set_to_none=True)
+            made = student.network(inputs)
+        losses = [LOSSES[self.config.loss](maps, made) for _, maps in targets]
+        total = torch.stack([weight * loss for (weight, _), loss in zip(targets, losses)]).sum()
+        student.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        pupil.optimiser.step()
+        student.optimiser.step()
         next(self._ticks)
         return [loss.detach() for loss in losses]
 
     def _shuffled(self, epoch: Epoch, which: str, chosen: Collection[int]) -> list[int]:
         """The chosen images, in a random order of the whole pile."""
-        order: list[int] = torch.randperm(len(self.images), generator=epoch.generator(f"order of {which}")).tolist()
-        wanted = set(chosen)
-        return [image for image in order if image in wanted]
+        chosen = set(chosen)
+        return [image for image in epoch.permutation(len(self.images), f"order of {which}") if image in chosen]
 
     def _batches(self, images: list[int]) -> list[list[int]]:
         size = self.config.batch_size
         return [images[start : start + size] for start in range(0, len(images), size)]
-
-
-def confident_share(u: float, r_normal: float) -> float:
-    """r: the share of confident images when ``u`` of the training, 0 to 1, is done."""
-    return min(u, r_normal)
 
 
 def regularisation_weight(u: float, form: Regularisation) -> float:

@@ -1,29 +1,18 @@
 """CKAAD: reverse distillation that a discriminator keeps normal, with a few known-bad images to sharpen it.
 
-Idea: an auto-encoder gives back the teacher's features, as in reverse distillation. A few images are known to be bad,
-without outlines. A discriminator learns a low energy for the features of normal images and a high one for those of bad
-images and for what the auto-encoder makes; the auto-encoder learns to give low energies whatever it is shown, so a
-defect comes back as something normal. The bad images only say where normal ends; they are not learned by heart.
+Idea: an auto-encoder gives back the teacher's features, as in reverse distillation. A discriminator learns a low energy
+for the features of normal images and a high one for those of a few known-bad images and for what the auto-encoder
+makes; the auto-encoder learns to give low energies whatever it is shown, so a defect comes back as something normal.
 
-Signal: auto-encoder: 1 - cosine on normal images, plus lambda times the energy of all it makes. Discriminator: energy
-of the normal, and by how much the others stay below a margin. One step of each a batch, the discriminator first.
+Loss: auto-encoder: 1 - cosine on normal images, plus lambda times the energy of all it makes (``_loss``).
+Discriminator: the normal images' energy, and by how much the others' stay below a margin. One step of each a batch.
 
 Score: the map is 1 - cosine at every location, summed over the levels and smoothed; an image's score is the mean of
 the map's 100 highest values, or of the whole map (``score="mean"``, for skin images).
 
-Strategies, as the paper compares them: ``ckapatch`` (energy of every patch), ``ckaimg`` (of the image), ``gan`` (an
-ordinary GAN on patches that makes normal features from bad ones, too), ``reconsub`` (pushes the bad images' features
-apart), ``recon`` (good images alone). Without a known-bad image every strategy is ``recon``, and says so; with
-``elastic=True`` distorted copies of the good images stand in for bad ones, as in the paper's industrial tables.
-
-Paper and released code (github.com/Faustinaqq/CKAAD):
-- The paper weighs the auto-encoder's energy by gamma * lambda = .01, the code by lambda = .02: .02 here.
-- The margin (5), the features' scaling to length one and the clipping of the discriminator's gradient (1) are in the
-  code alone; as there.
-- ``gan`` and ``reconsub`` are not released: networks, weights and limits are our reading.
-- The released loader repeats its first shuffle of the bad images within an epoch; each pass is shuffled anew here.
-- The code names no epoch whose figures are printed; ours are of the last.
-- Backbones other than ResNets follow the scheme of ``blemish.ops.reverse`` (our reading).
+Without a known-bad image every strategy is ``recon``, reconstruction alone, unless distorted copies of good ones stand
+in (``elastic``). lambda is .02 as in the released code (github.com/Faustinaqq/CKAAD); ``gan`` and ``reconsub`` are our
+reading. Strategies and all differences: docs/methods/ckaad.md.
 
 Fang, Su, Lv, Xu, Yu: Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial Learning,
 AAAI 2025.
@@ -44,8 +33,8 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError
+from blemish.ops.config import Count, Rate, Share, StudentConfig, Weight
 from blemish.ops.cosine import anomaly_map, layer_loss
-from blemish.ops.cycling import passes
 from blemish.ops.discriminators import (
     SMALLEST_GRID,
     build_discriminator,
@@ -57,63 +46,42 @@ from blemish.ops.discriminators import (
 from blemish.ops.residual import Norm, initialise
 from blemish.ops.reverse import build_reverse_student
 from blemish.ops.simplex import elastic_twins
-from blemish.run import Epoch, Run
+from blemish.run import Epoch, Run, epochs
 
 Strategy = Literal["recon", "reconsub", "gan", "ckaimg", "ckapatch"]
 
 
 @dataclass(frozen=True)
-class CKAADConfig:
-    """The released defaults of the industrial sets, for whatever backbone.
+class CKAADConfig(StudentConfig):
+    """The released defaults of the industrial sets, for whatever backbone."""
 
-    Attributes:
-        strategy: ``recon``, ``reconsub``, ``gan``, ``ckaimg`` or ``ckapatch``.
-        norm: of the auto-encoder: ``instance``, or ``batch``, which mixes good and bad images' statistics.
-        layers: stages that are given back, without a gap.
-        margin: energy from which on a bad or a generated feature costs the discriminator nothing.
-        gamma: weight of the generated among what the discriminator drives off; the bad have the rest.
-        weight: lambda, of the energies in the auto-encoder's loss.
-        clip: largest norm of the discriminator's gradient.
-        discriminator_rate: Adam's, of the discriminator.
-        sub_weight: of the bad images' loss that ``reconsub`` subtracts.
-        elastic: distorted copies of the good images serve as bad ones where none is known.
-        epochs: passes over the good images.
-        steps: batches to learn from, in place of ``epochs``.
-        batch_size: good images a step, and as many bad ones or all there are.
-        learning_rate: Adam's, of the auto-encoder; the paper's medical sets have .001.
-        betas: Adam's, of both.
-        sigma: standard deviation of the map's smoothing, in input pixels.
-        score: an image's: ``top``, the mean of the highest values of its map, or ``mean``, of all.
-        top: how many highest values.
-    """
-
-    strategy: Strategy = "ckapatch"
-    norm: Norm = "instance"
-    layers: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3)
-    margin: Annotated[float, Field(gt=0)] = 5.0
-    gamma: Annotated[float, Field(ge=0, le=1)] = 0.5
-    weight: Annotated[float, Field(ge=0)] = 0.02
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    discriminator_rate: Annotated[float, Field(gt=0)] = 1e-4
-    sub_weight: Annotated[float, Field(ge=0)] = 0.1
-    elastic: bool = False
-    epochs: Annotated[int, Field(ge=1)] = 200
-    steps: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    learning_rate: Annotated[float, Field(gt=0)] = 0.005
-    betas: tuple[float, float] = (0.5, 0.999)
-    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
-    score: Literal["top", "mean"] = "top"
-    top: Annotated[int, Field(ge=1)] = 100
+    strategy: Annotated[
+        Strategy,
+        Field(
+            description="recon: good images alone; reconsub: push the bad ones' features apart; gan: a GAN on patches; "
+            "ckaimg, ckapatch: an energy for every image or patch"
+        ),
+    ] = "ckapatch"
+    norm: Annotated[Norm, Field(description="of the auto-encoder; batch mixes good and bad images' statistics")] = (
+        "instance"
+    )
+    margin: Annotated[Rate, Field(description="energy from which on a bad or generated feature costs nothing")] = 5.0
+    gamma: Annotated[Share, Field(description="weight of the generated beside the bad, which have the rest")] = 0.5
+    weight: Annotated[Weight, Field(description="lambda, of the energies in the auto-encoder's loss")] = 0.02
+    clip: Annotated[Rate, Field(description="largest norm of the discriminator's gradient")] = 1.0
+    discriminator_rate: Annotated[Rate, Field(description="Adam's, of the discriminator")] = 1e-4
+    sub_weight: Annotated[Weight, Field(description="of the bad images' loss that reconsub subtracts")] = 0.1
+    elastic: Annotated[
+        bool, Field(description="distorted copies of good images serve as bad ones where none is known")
+    ] = False
+    score: Annotated[
+        Literal["top", "mean"], Field(description="an image's: the mean of its map's highest values, or of all")
+    ] = "top"
+    top: Annotated[Count, Field(description="how many highest values")] = 100
 
 
 class CKAAD(Method):
-    """Reverse distillation kept normal by a discriminator. See the top of this file.
-
-    Attributes:
-        student: the auto-encoder: the teacher's feature maps to its own.
-        precision: how it computes; None to choose by the device.
-    """
+    """Reverse distillation whose ``student``, the auto-encoder, a discriminator keeps normal."""
 
     Config = CKAADConfig
     regimes = frozenset({"clean", "weak"})
@@ -128,7 +96,12 @@ class CKAAD(Method):
         super().__init__(backbone, size, config)
         stride = backbone.levels[-1].stride
         self._grid = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
-        _check_grid(self._grid, size, config)
+        if config.strategy == "ckaimg" and min(self._grid) < SMALLEST_GRID:
+            cells = f"{self._grid[1]} x {self._grid[0]} cells at the deepest of layers={config.layers}"
+            raise ConfigError(
+                f"images of {size[1]} x {size[0]} leave {cells}, and ckaimg needs {SMALLEST_GRID} a side: give a "
+                "larger --size, or ckapatch"
+            )
         self.student = build_reverse_student(backbone, size, config.norm)
 
     @classmethod
@@ -146,28 +119,26 @@ class CKAAD(Method):
         config, strategy = self.config, self._strategy(training, run)
         initialise(self.student, run.generator("student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
-        keep = {"student": self.student, "optimiser": optimiser}
+        state = {"student": self.student, "optimiser": optimiser}
         adversary = None if strategy in ("recon", "reconsub") else Adversary(self.backbone, self._grid, config, run)
         if adversary is not None:
-            keep |= {"discriminator": adversary.network, "discriminator optimiser": adversary.optimiser}
-        length = run.length(epochs=config.epochs, steps=config.steps)
+            state |= {"discriminator": adversary.network, "discriminator optimiser": adversary.optimiser}
         size = min(config.batch_size, len(training.normal))
         steps = len(training.normal) // size  # the rest of a pass is dropped, as released
-        for epoch in run.epochs(length, epoch_steps=steps, state=keep, title="ckaad"):
+        for epoch in epochs(run, "ckaad", state, config, epoch_steps=steps):
             self.student.train()
             for clean, bad in self._pairs(strategy, training, teacher, epoch, size):
                 loss = self._loss(clean, bad, adversary, run, epoch)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-        self.student.eval()
 
     def predict(self, images: Tensor) -> Prediction:
         """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
         with self.autocast(images):
             student = self.student(features)
-        map_ = anomaly_map(features, student, (int(images.shape[-2]), int(images.shape[-1])), self.config.sigma)
+        map_ = anomaly_map(features, student, images.shape[-2:], self.config.sigma)
         values = map_.flatten(1)
         if self.config.score == "top":
             values = values.topk(min(self.config.top, values.shape[1]), dim=1).values
@@ -188,17 +159,16 @@ class CKAAD(Method):
         self, strategy: Strategy, training: TrainingImages, teacher: Teacher, epoch: Epoch, size: int
     ) -> Iterator[tuple[list[Tensor], list[Tensor] | None]]:
         """Each step's features of good images and of bad ones, None where none take part."""
-        order = torch.randperm(len(training.normal), generator=epoch.generator("order of images")).tolist()
-        bad = None
-        if strategy != "recon" and len(training.anomalous):
-            bad = passes(len(training.anomalous), size, epoch.generator("order of bad images"))
+        order = epoch.permutation(len(training.normal), "order of images")
+        anomalous = training.anomalous
+        bad = epoch.cycle(len(anomalous), size, "order of bad images") if len(anomalous) else None
         for step in epoch.steps():
             batch = training.normal.batch(order[step * size : (step + 1) * size])
             clean = teacher(batch)
             if strategy == "recon":
                 yield clean, None
             else:
-                yield clean, teacher(training.anomalous.batch(next(bad)) if bad else elastic_twins(batch.images))
+                yield clean, teacher(anomalous.batch(next(bad)) if bad else elastic_twins(batch.images))
 
     def _loss(
         self, clean: list[Tensor], bad: list[Tensor] | None, adversary: Adversary | None, run: Run, epoch: Epoch
@@ -275,16 +245,9 @@ class Adversary:
 
     def _outputs(self, features: list[Tensor]) -> list[Tensor]:
         with self._run.precision.autocast(self._run.device):
-            found: list[Tensor] = self.network(features)
-        return found
+            outputs: list[Tensor] = self.network(features)
+        return outputs
 
     def _energies(self, outputs: list[Tensor]) -> list[Tensor]:
         # A GAN's energy is -log of the probability of being normal: its mean is the usual loss of a generator.
         return [F.softplus(-output) for output in outputs] if self._config.strategy == "gan" else energies(outputs)
-
-
-def _check_grid(grid: tuple[int, int], size: tuple[int, int], config: CKAADConfig) -> None:
-    left = f"{grid[1]} x {grid[0]} cells at the deepest of layers={config.layers}"
-    given = f"images of {size[1]} x {size[0]} leave {left}"
-    if config.strategy == "ckaimg" and min(grid) < SMALLEST_GRID:
-        raise ConfigError(f"{given}, and ckaimg needs {SMALLEST_GRID} a side: give a larger --size, or ckapatch")

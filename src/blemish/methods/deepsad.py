@@ -4,26 +4,21 @@ Idea: a small network maps every image to a vector. The centre is fixed before l
 it, and the few known-bad ones far away. Nothing in the network can learn a constant (it has no bias), or it could map
 everything onto the centre.
 
-Signal: squared distance from the centre for good images, eta over the squared distance for known-bad ones.
+Loss: squared distance from the centre for good images, eta over the squared distance for known-bad ones
+(``deep_sad_loss``).
 
 Score: the squared distance. There is no map.
 
-Paper and released code (github.com/lukasruff/Deep-SAD-PyTorch):
-- The released networks are small ones for images of 32 pixels, learned from the pixels. The paper on CKAAD compares
-  with a Deep SAD for larger images and does not say of which network. Here (our reading) the network reads the frozen
-  backbone's features, standardised on the good images: a 1x1 convolution, a residual block, the mean over all places, a
-  last 1x1 convolution.
-- The released training starts with an auto-encoder whose encoder sets the centre. Pre-trained features stand in for
-  that: the centre is the mean of the good images under the network's first values, in batches as while learning.
-- Entries of the centre closer to 0 than .1 are set to +-.1, learning rate and its drop by ten after a third of the
-  training (epoch 50 of 150), weight decay and eta are as released.
+Released (github.com/lukasruff/Deep-SAD-PyTorch) are small networks that learn from pixels after an auto-encoder; ours
+reads the frozen backbone's features, standardised on the good images (our reading). Optimiser, schedule, eta and the
+centre's rule are as released. All differences: docs/methods/deepsad.md.
 
 Ruff et al.: Deep Semi-Supervised Anomaly Detection, ICLR 2020.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -32,10 +27,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
+from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages, in_batches
+from blemish.ops.config import Count, Layers, Rate, Steps, Weight
 from blemish.ops.residual import initialise
 from blemish.ops.standardisation import Standardisation
-from blemish.run import Run
+from blemish.run import Run, epochs
 
 NUDGE = 0.1
 """Entries of the centre are at least this far from 0, else a network of zeros would be close to it."""
@@ -46,38 +42,21 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class DeepSADConfig:
-    """The released training, on a network of ours.
+    """The released training, on a network of ours."""
 
-    Attributes:
-        layers: stages whose features are read.
-        eta: weight of the known-bad images.
-        width: channels inside the network.
-        dimensions: of the vector that an image is mapped to.
-        epochs: passes over good and known-bad images together.
-        steps: batches to learn from, in place of ``epochs``.
-        batch_size: images a step.
-        learning_rate: Adam's, a tenth of it after a third of the training.
-        weight_decay: Adam's.
-    """
-
-    layers: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (2, 3)
-    eta: Annotated[float, Field(gt=0)] = 1.0
-    width: Annotated[int, Field(ge=1)] = 128
-    dimensions: Annotated[int, Field(ge=1)] = 128
-    epochs: Annotated[int, Field(ge=1)] = 150
-    steps: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    layers: Annotated[Layers, Field(description="stages whose features are read")] = (2, 3)
+    eta: Annotated[Rate, Field(description="weight of the known-bad images")] = 1.0
+    width: Annotated[Count, Field(description="channels inside the network")] = 128
+    dimensions: Annotated[Count, Field(description="of the vector that an image is mapped to")] = 128
+    epochs: Annotated[Count, Field(description="passes over good and known-bad images together")] = 150
+    steps: Steps = None
+    batch_size: Annotated[int, Field(ge=2, description="images a step")] = 128
+    learning_rate: Annotated[Rate, Field(description="Adam's, a tenth of it after a third of the training")] = 1e-4
+    weight_decay: Annotated[Weight, Field(description="Adam's")] = 1e-6
 
 
 class DeepSAD(Method):
-    """Distance from the centre of the good. See the top of this file.
-
-    Attributes:
-        head: feature maps to vectors.
-        centre: where good images are drawn to.
-    """
+    """Squared distance of what ``head`` makes of the features from ``centre``, where good images are drawn to."""
 
     Config = DeepSADConfig
     regimes = frozenset({"weak"})
@@ -99,14 +78,11 @@ class DeepSAD(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Draw the good images to the centre and push the known-bad ones away."""
         config = self.config
-        self._begin(training.normal, teacher, run)
-        optimiser = torch.optim.Adam(
-            self.head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        keep = {"head": self.head, "optimiser": optimiser}
-        length = run.length(epochs=config.epochs, steps=config.steps)
-        count = len(training.normal) + len(training.anomalous)
-        for epoch in run.epochs(length, images=count, batch_size=config.batch_size, state=keep, title="deepsad"):
+        self._initialise(training.normal, teacher, run)
+        parameters, decay = self.head.parameters(), config.weight_decay
+        optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=decay, fused=True)
+        state = {"head": self.head, "optimiser": optimiser}
+        for epoch in epochs(run, "deepsad", state, config, len(training.normal) + len(training.anomalous)):
             self.head.train()
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * (1.0 if 3 * (epoch.number - 1) < epoch.of else 0.1)
@@ -118,27 +94,25 @@ class DeepSAD(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 epoch.log(loss=loss.detach())
-        self.head.eval()
 
     def predict(self, images: Tensor) -> Prediction:
         """Map and score of ``b 3 h w`` images."""
         return Prediction(None, self._distances(self.backbone(images)))
 
     @torch.no_grad()
-    def _begin(self, normal: Images, teacher: Teacher, run: Run) -> None:
+    def _initialise(self, normal: Images, teacher: Teacher, run: Run) -> None:
         """First values, the features' scale, and the centre."""
         initialise(self.head, run.generator("head"))
         size = self.config.batch_size
-        self.head.scale.learn(teacher(normal.batch(some)) for some in _chunks(len(normal), size))
+        self.head.scale.learn(teacher(batch) for batch in in_batches(normal, size))
         self.head.train()
-        found = torch.cat([self.head(teacher(normal.batch(some))) for some in _chunks(len(normal), size)])
-        centre = found.mean(dim=0)
+        centre = torch.cat([self.head(teacher(batch)) for batch in in_batches(normal, size)]).mean(dim=0)
         away = torch.where(centre < 0, -NUDGE, NUDGE)
         self.centre.copy_(torch.where(centre.abs() < NUDGE, away, centre))
 
     def _distances(self, features: list[Tensor]) -> Tensor:
-        found: Tensor = (self.head(features) - self.centre).square().sum(dim=1)
-        return found
+        distances: Tensor = (self.head(features) - self.centre).square().sum(dim=1)
+        return distances
 
 
 def deep_sad_loss(distances: Tensor, is_bad: Tensor, eta: float = 1.0) -> Tensor:
@@ -168,10 +142,10 @@ class Head(nn.Module):
         """``b d``, of maps ``b c y x`` whose finer levels are averaged down to the coarsest grid."""
         grid = (features[-1].shape[-2], features[-1].shape[-1])
         joined = torch.cat([F.adaptive_avg_pool2d(map_, grid) for map_ in self.scale(features)], dim=1)
-        found = F.leaky_relu(self.norms[0](self.reduce(joined)))
-        branch = F.leaky_relu(self.norms[1](self.first(found)))
-        found = F.leaky_relu(found + self.norms[2](self.second(branch)))
-        vectors: Tensor = self.embed(found.mean(dim=(2, 3), keepdim=True)).flatten(1)
+        reduced = F.leaky_relu(self.norms[0](self.reduce(joined)))
+        branch = F.leaky_relu(self.norms[1](self.first(reduced)))
+        residual = F.leaky_relu(reduced + self.norms[2](self.second(branch)))
+        vectors: Tensor = self.embed(residual.mean(dim=(2, 3), keepdim=True)).flatten(1)
         return vectors
 
 
@@ -183,8 +157,3 @@ def _mixed(training: TrainingImages, teacher: Teacher, indices: Sequence[int]) -
     parts = [teacher(images.batch(some)) for images, some in sides if some]
     is_bad = torch.tensor([False] * len(good) + [True] * len(bad))
     return [torch.cat(maps) for maps in zip(*parts, strict=True)], is_bad
-
-
-def _chunks(count: int, size: int) -> Iterator[list[int]]:
-    for start in range(0, count, size):
-        yield list(range(start, min(start + size, count)))

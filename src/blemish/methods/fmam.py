@@ -2,23 +2,15 @@
 
 Idea: a student trained to give a frozen teacher's features (reverse distillation, or NKD in the same direction) never
 gets normal detail quite right, and what remains shows as noise in the map. A small module on each of the student's
-levels maps its features once more towards the teacher's. It learns with the student, by the same loss, from good
-images alone, and stays in place when images are judged; the teacher is untouched.
+levels maps its features once more towards the teacher's. It learns with the student from good images alone.
 
-Signal: 1 - cosine of the teacher's features and the student's mapped ones, summed over the levels.
+Loss: 1 - cosine of the teacher's features and the student's mapped ones, one a location, summed over the levels.
 
 Score: as without it: 1 - cosine at every location, brought to the size of the image, summed over the levels and
 smoothed; an image's score is its highest value.
 
-Paper: only a supplement with results could be found, neither the paper's text nor code. It says that the module
-attaches to both kinds of student and to ResNet18, 34, 50 and WideResNet50, works with both losses, and mostly moves
-image scores. It does not say what the module is. Everything inside it here is OUR READING, with a choice of four:
-- ``conv`` (the default): a residual bottleneck of convolutions, 1x1 to a quarter of the channels, 3x3, 1x1 back.
-- ``attention``: the same, its branch weighted by channel and then by place.
-- ``memory``: every feature vector asks a learned table of prototypes and is joined with their answer, which keeps the
-  student to combinations of what good images hold.
-- ``bottleneck``: ``conv`` on what the reverse student's bottleneck is given, in place of what it gives back.
-All else is reverse distillation's, so that runs with and without compare; one seed starts the student alike in both.
+Known only from a supplement with results; neither the paper's text nor code could be found. What is inside the module
+is OUR READING, with a choice of four (``internal``), explained in docs/methods/fmam.md.
 """
 
 from __future__ import annotations
@@ -34,58 +26,39 @@ from torch import Tensor, nn
 from blemish.backbones.student import build_student
 from blemish.contract import Backbone, Level, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError
-from blemish.ops.cosine import LOSSES, Loss, anomaly_map
+from blemish.ops.config import Count, DistillationLoss, Rate, StudentConfig
+from blemish.ops.cosine import LOSSES, anomaly_map
 from blemish.ops.norms import precise_batchnorm
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
-from blemish.run import Run, derive_seed
+from blemish.run import Run, derive_seed, epochs
 
-Internal = Literal["conv", "attention", "memory", "bottleneck"]
 MIN_INNER = 16
 """Channels inside a mapping, at least: a quarter of EfficientNet-Lite0's 24 would be 6."""
 
 
 @dataclass(frozen=True)
-class FMAMConfig:
-    """Reverse distillation's settings, with the loss that fits the supplement's main tables.
+class FMAMConfig(StudentConfig):
+    """Reverse distillation's settings, with the loss that fits the supplement's main tables."""
 
-    Attributes:
-        base: the student: ``rd`` decodes the teacher's features, ``nkd`` sees the image itself.
-        internal: what the mapping is, see the top of this file.
-        prototypes: in the table of ``memory``.
-        temperature: of the softmax over the prototypes' cosines, for ``memory``.
-        layers: stages that are distilled; without a gap for ``base="rd"``.
-        loss: one cosine a location (``vector``) or a whole map (``layer``).
-        epochs: passes over the good images.
-        steps: batches to learn from, in place of ``epochs``.
-        batch_size: images a step.
-        learning_rate: Adam's.
-        betas: Adam's.
-        sigma: standard deviation of the map's smoothing, in input pixels.
-    """
-
-    base: Literal["rd", "nkd"] = "rd"
-    internal: Internal = "conv"
-    prototypes: Annotated[int, Field(ge=1)] = 128
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    layers: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3)
-    loss: Loss = "vector"
-    epochs: Annotated[int, Field(ge=1)] = 200
-    steps: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    learning_rate: Annotated[float, Field(gt=0)] = 0.005
-    betas: tuple[float, float] = (0.5, 0.999)
-    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
+    base: Annotated[
+        Literal["rd", "nkd"],
+        Field(description="the student: decodes the teacher's features (rd) or sees images (nkd)"),
+    ] = "rd"
+    internal: Annotated[
+        Literal["conv", "attention", "memory", "bottleneck"],
+        Field(
+            description="the mapping: a residual bottleneck of convolutions (conv); its branch weighted by channel and "
+            "place (attention); joined with a table of prototypes (memory); conv before the student (bottleneck)"
+        ),
+    ] = "conv"
+    prototypes: Annotated[Count, Field(description="in the table of memory")] = 128
+    temperature: Annotated[Rate, Field(description="of the softmax over the prototypes' cosines, for memory")] = 0.1
+    loss: DistillationLoss = "vector"
 
 
 class FMAM(Method):
-    """A student whose features are mapped once more. See the top of this file.
-
-    Attributes:
-        student: images (``nkd``) or the teacher's feature maps (``rd``) to feature maps like the teacher's.
-        mappings: one for each level.
-        precision: how both compute; None to choose by the device.
-    """
+    """A ``student`` as NKD's or RD's, whose features ``mappings`` map once more."""
 
     Config = FMAMConfig
     regimes = frozenset({"clean"})
@@ -110,20 +83,18 @@ class FMAM(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Teach student and mappings together to give the teacher's features of the normal images."""
-        config, loss_of = self.config, LOSSES[self.config.loss]
-        self._begin(run)
-        learners = self._network()
-        optimiser = torch.optim.Adam(learners.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
-        length = run.length(epochs=config.epochs, steps=config.steps)
-        keep = {"learners": learners, "optimiser": optimiser}
-        count, size = len(training.normal), config.batch_size
-        for epoch in run.epochs(length, images=count, batch_size=size, state=keep, title="fmam"):
-            learners.train()
+        config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
+        self._initialise(run)
+        network = self._network()
+        optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
+        state = {"learners": network, "optimiser": optimiser}
+        for epoch in epochs(run, "fmam", state, config, len(images)):
+            network.train()
             for indices in epoch.batches():
-                batch = training.normal.batch(indices)
+                batch = images.batch(indices)
                 features = teacher(batch)
                 with run.precision.autocast(run.device):
-                    mapped = learners(batch.images.to(run.device) if config.base == "nkd" else features)
+                    mapped = network(batch.images.to(run.device) if config.base == "nkd" else features)
                 loss = loss_of(features, mapped)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -142,11 +113,10 @@ class FMAM(Method):
         features = self.backbone(images)
         with self.autocast(images):
             mapped = self._network()(images if self.config.base == "nkd" else features)
-        size = (int(images.shape[-2]), int(images.shape[-1]))
-        map_ = anomaly_map(features, mapped, size, self.config.sigma)
+        map_ = anomaly_map(features, mapped, images.shape[-2:], self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 
-    def _begin(self, run: Run) -> None:
+    def _initialise(self, run: Run) -> None:
         """Fresh values, the student's the same as without mappings."""
         if isinstance(self.student, ReverseStudent):
             initialise(self.student, run.generator("student"))
@@ -158,9 +128,10 @@ class FMAM(Method):
                 mapping.reset_prototypes(run.generator("prototypes"))
 
     def _network(self) -> nn.Module:
-        """Student and mappings in the order in which features pass through them."""
-        order = [self.mappings, self.student] if self.config.internal == "bottleneck" else [self.student, self.mappings]
-        return nn.Sequential(*order)
+        """Student and mappings, in the order in which features pass through them."""
+        if self.config.internal == "bottleneck":
+            return nn.Sequential(self.mappings, self.student)
+        return nn.Sequential(self.student, self.mappings)
 
 
 class Mappings(nn.ModuleList):

@@ -1,24 +1,16 @@
 """SoftPatch: PatchCore for a pile that nobody has looked at; patches that stand off are kept out or count for more.
 
 Idea: bad images are few, and a defect seldom lies twice at one place. So at each place of the grid a patch is compared
-with the patches of all other images there: where it stands off from its neighbourhood, it is likely to be noise.
-
-Signal: none. Each patch vector, projected to 128 numbers if it has more than 256, gets a weight: its local outlier
-factor among the images at its place (or, by ``weighting``, its distance to the nearest of them or to their Gaussian,
-plus 1). The patches with the highest weights are left out of the memory; the rest are thinned out as PatchCore does.
+with the patches of all other images there, and gets a weight: its local outlier factor (or, by ``weighting``, its
+distance to the nearest of them or to their Gaussian, plus 1). The patches with the highest weights are left out of the
+memory; the rest are thinned out as PatchCore does. Nothing is trained, so there is no loss.
 
 Score: a patch's squared distance to the nearest remembered vector, times that vector's own weight: what is near only to
 something doubtful is itself doubtful. An image's is its highest patch score; the map is the patch scores, upsampled
 and smoothed.
 
-Differences from the authors' code (github.com/TencentYoutuResearch/AnomalyDetection-SoftPatch; its behaviour is the
-default, and what PatchCore's file says of patch vectors and coreset holds here too):
-- ``lof_k`` is 5. The released command line's 6 never reaches the method.
-- All places are weighed at once, by our own local outlier factors; scikit-learn's do it place by place.
-- More than five equal patches at a place (blank background) give their neighbours factors of billions there; here
-  densities are bounded (``blemish.ops.lof``).
-- One projection serves weights and coreset; the released code draws two.
-- As there, the very first patch of the memory is the farthest from a few random ones, left out or not.
+The default is what the authors' code (github.com/TencentYoutuResearch/AnomalyDetection-SoftPatch) does, but that many
+equal patches at a place cannot give factors of billions (``blemish.ops.lof``). More: docs/methods/softpatch.md.
 
 Jiang et al.: SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022.
 """
@@ -35,6 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
+from blemish.ops.config import Count, MemoryConfig
 from blemish.ops.coreset import farthest_first, first_distances, random_projection, size_of_coreset
 from blemish.ops.lof import Watch, local_outlier_factors, nearest_others
 from blemish.ops.neighbours import Neighbours
@@ -53,38 +46,18 @@ RIDGE = 0.01
 
 
 @dataclass(frozen=True)
-class SoftPatchConfig:
-    """The released defaults, for whatever backbone.
+class SoftPatchConfig(MemoryConfig):
+    """The released defaults, for whatever backbone."""
 
-    Attributes:
-        layers: stages to describe patches by, shallowest first; the first one's grid is the patches'.
-        fraction: of all patch vectors, how much the memory keeps.
-        threshold: share of all patches, those with the highest weights, that is left out of the memory.
-        weighting: ``lof``, ``nearest`` or ``gaussian``.
-        lof_k: neighbours that a local outlier factor looks at.
-        soft: whether scores are multiplied by the weight of the remembered vector.
-        patch_size: cells a side of the neighbourhood that a vector averages over.
-        dims: ``paper`` pools adaptively to ``target_dim`` always, ``auto`` only where there are channels enough.
-        pretrain_dim: numbers that each stage is pooled to.
-        target_dim: numbers in a patch vector.
-        starting_points: random points that the greedy choice measures its first distances to.
-        projection_dim: numbers that vectors are projected to while they are weighed and chosen.
-        sigma: standard deviation of the map's smoothing, in input pixels.
-    """
-
-    layers: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (2, 3)
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    weighting: Literal["lof", "nearest", "gaussian"] = "lof"
-    lof_k: Annotated[int, Field(ge=1)] = 5
-    soft: bool = True
-    patch_size: Literal[1, 3, 5] = 3
-    dims: Literal["auto", "paper"] = "auto"
-    pretrain_dim: Annotated[int, Field(ge=1)] = 1024
-    target_dim: Annotated[int, Field(ge=1)] = 1024
-    starting_points: Annotated[int, Field(ge=1)] = 10
-    projection_dim: Annotated[int, Field(ge=1)] = 128
-    sigma: Annotated[float, Field(ge=0, le=100)] = 4.0
+    fraction: Annotated[float, Field(gt=0, le=1, description="of all patch vectors, how much the memory keeps")] = 0.1
+    threshold: Annotated[
+        float, Field(ge=0, lt=1, description="share of all patches, those of the highest weights, that is left out")
+    ] = 0.15
+    weighting: Annotated[
+        Literal["lof", "nearest", "gaussian"], Field(description="what a patch's weight is, among those at its place")
+    ] = "lof"
+    lof_k: Annotated[Count, Field(description="neighbours that a local outlier factor looks at")] = 5
+    soft: Annotated[bool, Field(description="multiply scores by the weight of the remembered vector")] = True
 
 
 class SoftPatch(Method):
@@ -98,13 +71,9 @@ class SoftPatch(Method):
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: SoftPatchConfig) -> None:
         """Build the pooling; the memory is empty."""
         super().__init__(backbone, size, config)
-        self.patches = PatchVectors(
-            [level.channels for level in backbone.levels],
-            config.patch_size,
-            config.pretrain_dim,
-            config.target_dim,
-            inflate=config.dims == "paper",
-        )
+        widths = [level.channels for level in backbone.levels]
+        dims = config.patch_size, config.pretrain_dim, config.target_dim
+        self.patches = PatchVectors(widths, *dims, inflate=config.dims == "paper")
         self.memory = Neighbours(torch.empty(0, self.patches.width))
         self.register_buffer("weights", torch.empty(0))
 
@@ -115,7 +84,9 @@ class SoftPatch(Method):
         projection = random_projection(self.patches.width, config.projection_dim, run.generator("projection"))
         vectors, shortened = describe_patches(training.normal, teacher, self.patches, projection, run, BATCH)
         weights = self._weigh(shortened, len(training.normal), run)
-        allowed = (weights <= _quantile(weights, 1 - config.threshold)).to(shortened.dtype)
+        # NumPy's quantile: torch's own refuses more than 16 million values.
+        limit = float(np.quantile(weights.cpu().numpy(), 1 - config.threshold))
+        allowed = (weights <= limit).to(shortened.dtype)
         first = first_distances(shortened, "approximate", config.starting_points, run.generator("starting points"))
         count = size_of_coreset(len(vectors), config.fraction)
         picks = farthest_first(shortened, count, first, allowed)
@@ -124,13 +95,7 @@ class SoftPatch(Method):
         self.weights = weights[kept.to(weights.device)].to(run.device)
 
     def _weigh(self, shortened: Tensor, images: int, run: Run) -> Tensor:
-        """``n``: how far each patch stands off from those of other images at its place; 0 or more.
-
-        Args:
-            shortened: ``n m``, image by image.
-            images: how many there are.
-            run: owns progress.
-        """
+        """``n``: how far each patch of ``n m``, image by image, stands off from others at its place; 0 or more."""
         by_place = shortened.view(images, -1, shortened.shape[1]).transpose(0, 1)
         watch = partial(run.progress.track, title="weighing patches")
         if self.config.weighting == "lof":
@@ -150,8 +115,7 @@ class SoftPatch(Method):
         if self.config.soft:
             scores = scores * self.weights[nearest.squeeze(1)]
         scores = scores.view(b, y, x)
-        size = (int(images.shape[-2]), int(images.shape[-1]))
-        return Prediction(upscale(scores, size, self.config.sigma), scores.amax(dim=(1, 2)))
+        return Prediction(upscale(scores, images.shape[-2:], self.config.sigma), scores.amax(dim=(1, 2)))
 
 
 def nearest_distances(points: Tensor, watch: Watch = iter) -> Tensor:
@@ -166,17 +130,12 @@ def gaussian_distances(points: Tensor, watch: Watch = iter) -> Tensor:
     _, n, m = points.shape
     if n < 2:
         return points.new_zeros(points.shape[:2])
-    found = []
-    for part in watch(torch.split(points, PLACES)):
-        centred = (part - part.mean(dim=1, keepdim=True)).double()
+    distances = []
+    for places in watch(torch.split(points, PLACES)):
+        centred = (places - places.mean(dim=1, keepdim=True)).double()
         covariance = centred.transpose(1, 2) @ centred / (n - 1)
         covariance += RIDGE * torch.eye(m, dtype=covariance.dtype, device=covariance.device)
         factor = torch.linalg.cholesky(covariance)
         whitened = torch.linalg.solve_triangular(factor, centred.transpose(1, 2), upper=False)
-        found.append(whitened.square().sum(dim=1).sqrt().to(points.dtype))
-    return torch.cat(found)
-
-
-def _quantile(values: Tensor, share: float) -> float:
-    """Interpolated between the two values next to it; torch's own refuses more than 16 million values."""
-    return float(np.quantile(values.cpu().numpy(), share))
+        distances.append(whitened.square().sum(dim=1).sqrt().to(points.dtype))
+    return torch.cat(distances)

@@ -13,15 +13,13 @@ from blemish.run.device import (
     set_threads,
 )
 from blemish.run.files import check_writable, written_atomically
-from blemish.run.loop import Epoch, Length
+from blemish.run.loop import Epoch, epochs
 from blemish.run.progress import Bar, Lines, Progress, Silent, Title, Warnings
-from blemish.run.run import Run, RunLog, Timer
-from blemish.run.seeds import derive_seed, torch_seeded
+from blemish.run.run import Run, RunLog, Timer, derive_seed, torch_seeded
 
 __all__ = [
     "Bar",
     "Epoch",
-    "Length",
     "Lines",
     "Precision",
     "PrecisionName",
@@ -37,6 +35,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "derive_seed",
+    "epochs",
     "has_bf16_units",
     "set_threads",
     "torch_seeded",

@@ -1,12 +1,15 @@
 """What training keeps on disk at the end of an epoch, so that it can be killed at any moment and lose little.
 
-A checkpoint is one file, written whole or not at all and verified to the last bit when read. It holds tensors, numbers
-and strings alone and is loaded with ``weights_only=True``, so that a foreign file can do no harm.
+A checkpoint is one file, written whole or not at all and verified to the last bit when read: a line with a SHA-256,
+then what ``torch.save`` writes. It holds tensors, numbers and strings alone and is loaded with ``weights_only=True``,
+so that a foreign file can do no harm.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,10 +19,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from blemish.errors import ConfigError, ModelFileError, OutputError
+from blemish.errors import ConfigError, ModelFileError
 from blemish.run.files import written_atomically
 
-FORMAT = "blemish checkpoint 1"
+MAGIC = b"blemish checkpoint 2 "
+HEADER = len(MAGIC) + 64 + 1
+"""Bytes before the content: the magic, a SHA-256 in hexadecimal and a line's end."""
+
 SHARE = 0.05
 """Of the time spent on training, at most about this much goes into writing checkpoints."""
 
@@ -42,9 +48,9 @@ class Checkpoint:
 
     Attributes:
         work: what is learned, from what and how; a checkpoint serves no other work.
-        machine: what changes the last bits of results, but not what is learned: threads, torch's version.
+        machine: what changes the last bits of results, but not what is learned.
         epoch: how many epochs are done.
-        states: of everything that the method keeps, by name.
+        states: of everything that the training must not lose, by name.
         random: torch's random state on the CPU.
         curve: mean values of each epoch done.
         facts: decisions taken on the way, for people.
@@ -68,131 +74,83 @@ def this_machine() -> dict[str, str]:
     }
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint in the place of the one before, whole or not at all.
-
-    Raises:
-        OutputError: the folder is read-only or the disk is full.
-        TypeError: a state holds something other than tensors, numbers and strings.
-    """
-    # A shallow look at the fields: ``asdict`` would copy every tensor.
-    content = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
-    with written_atomically(path) as temporary:
-        try:
-            torch.save({"format": FORMAT, "digest": _digest(content), **content}, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OutputError(f"{path} was not written: {str(error).splitlines()[0]}") from error
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a file, verified to the last bit, with its tensors on the CPU.
-
-    Raises:
-        ModelFileError: the file is damaged, is no checkpoint, or is another version's.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a damaged or foreign file fails in a dozen ways
-        raise ModelFileError(f"{path} is damaged or is no checkpoint of Blemish. {_BEGIN_ANEW}") from error
-    if not isinstance(content, dict) or not str(content.get("format")).startswith("blemish checkpoint"):
-        raise ModelFileError(f"{path} is no checkpoint of Blemish. {_BEGIN_ANEW}")
-    if content.pop("format") != FORMAT:
-        raise ModelFileError(f"{path} was written by another version of Blemish. {_BEGIN_ANEW}")
-    if content.pop("digest", None) != _digest(content):
-        raise ModelFileError(f"{path} is damaged: its content does not match its digest. {_BEGIN_ANEW}")
-    return Checkpoint(**content)
-
-
-def check_same_work(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Refuse a checkpoint of other work.
-
-    Raises:
-        ConfigError: something differs; the message says what, then and now.
-    """
-    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    if names:
-        said = "; ".join(f"{name} was {_brief(found.get(name))}, now {_brief(wanted.get(name))}" for name in names)
-        raise ConfigError(f"{path} belongs to other work ({said}). Ask for the same, or: {_BEGIN_ANEW}")
-
-
 class CheckpointManager:
     """Keeps one training's checkpoint up to date, and restores from it."""
 
-    def __init__(self, path: Path, keep: Mapping[str, Stateful], work: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, state: Mapping[str, Stateful], work: Mapping[str, str]) -> None:
         self.path = path
-        self.keep = keep
+        self.state = state
         self.work = dict(work)
         self._written = time.monotonic()
         self._seconds = 0.0  # that the last writing took
 
     def restore(self) -> Checkpoint | None:
-        """Put the last checkpoint's states back into what is kept; None where there is no checkpoint yet.
+        """Put the states of the last checkpoint back; None where there is none yet.
 
         Raises:
             ModelFileError: the file is damaged or foreign.
-            ConfigError: it belongs to other work.
+            ConfigError: it belongs to other work; the message says what differs, then and now.
         """
         for left_over in self.path.parent.glob(f".{self.path.name}.*.part"):  # of a process killed while writing
             left_over.unlink(missing_ok=True)
         if not self.path.exists():
             return None
-        found = read_checkpoint(self.path)
-        check_same_work(self.path, found.work, self.work)
-        if found.states.keys() != self.keep.keys():
-            raise ModelFileError(f"{self.path} was written by another version of Blemish. {_BEGIN_ANEW}")
+        checkpoint = self._read()
+        before, now = checkpoint.work, self.work
+        if names := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            changes = "; ".join(f"{n} was {_brief(before.get(n))}, now {_brief(now.get(n))}" for n in names)
+            raise ConfigError(f"{self.path} belongs to other work ({changes}). Ask for the same, or: {_BEGIN_ANEW}")
         try:
-            for name, holder in self.keep.items():
-                holder.load_state_dict(found.states[name])
-        except (KeyError, ValueError, RuntimeError) as error:  # networks of other shapes
+            for name, holder in self.state.items():
+                holder.load_state_dict(checkpoint.states[name])
+        except (KeyError, ValueError, RuntimeError) as error:  # networks of other names or shapes
             raise ModelFileError(f"{self.path} was written by another version of Blemish. {_BEGIN_ANEW}") from error
-        torch.set_rng_state(found.random)
-        return found
+        torch.set_rng_state(checkpoint.random)
+        return checkpoint
 
     def is_due(self) -> bool:
         """Whether training has gone on for long enough to be worth the time that writing takes."""
         return time.monotonic() - self._written >= self._seconds / SHARE
 
     def write(self, epoch: int, curve: list[dict[str, float]], facts: Mapping[str, str]) -> None:
-        """Write the states as they are now.
+        """Write the states as they are now, whole or not at all.
 
         Raises:
             OutputError: the folder is read-only or the disk is full; the checkpoint before is still there.
+            TypeError: a state holds something other than tensors, numbers and strings.
         """
         began = time.monotonic()
-        states = {name: holder.state_dict() for name, holder in self.keep.items()}
-        random = torch.get_rng_state()
-        write_checkpoint(
-            self.path, Checkpoint(self.work, this_machine(), epoch, states, random, list(curve), dict(facts))
-        )
+        states = {name: holder.state_dict() for name, holder in self.state.items()}
+        random, facts = torch.get_rng_state(), dict(facts)
+        self._save(Checkpoint(self.work, this_machine(), epoch, states, random, curve, facts))
         self._written = time.monotonic()
         self._seconds = self._written - began
 
+    def _save(self, checkpoint: Checkpoint) -> None:
+        # A shallow look at the fields: ``asdict`` would copy every tensor.
+        content = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+        with written_atomically(self.path) as temporary, temporary.open("w+b") as file:
+            file.write(bytes(HEADER))
+            torch.save(content, file)
+            file.seek(HEADER)
+            if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(file):
+                raise TypeError(f"a checkpoint holds tensors, numbers and strings, not {', '.join(foreign)}")
+            file.seek(HEADER)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            file.write(MAGIC + digest.encode() + b"\n")
 
-def _digest(content: Any) -> str:
-    digest = hashlib.sha256()
-    _feed(digest, content)
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    """Add a nest of mappings, sequences, tensors, numbers and strings to a digest."""
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, Mapping):
-        digest.update(f"mapping {len(value)};".encode())
-        for key, part in value.items():
-            _feed(digest, key)
-            _feed(digest, part)
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"sequence {len(value)};".encode())
-        for part in value:
-            _feed(digest, part)
-    elif value is None or isinstance(value, (bool, int, float, str)):
-        digest.update(f"{type(value).__name__} {value!r};".encode())
-    else:
-        raise TypeError(f"a checkpoint holds tensors, numbers and strings, not {type(value).__name__}: {value!r}")
+    def _read(self) -> Checkpoint:
+        """The checkpoint in the file, its tensors on the CPU."""
+        header, content = (data := self.path.read_bytes())[:HEADER], memoryview(data)[HEADER:]
+        if not header.startswith(MAGIC):
+            raise ModelFileError(f"{self.path} is no checkpoint of this version of Blemish. {_BEGIN_ANEW}")
+        if header[len(MAGIC) : -1].decode(errors="replace") != hashlib.sha256(content).hexdigest():
+            raise ModelFileError(f"{self.path} is damaged: its content does not match its digest. {_BEGIN_ANEW}")
+        try:
+            return Checkpoint(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        except (pickle.UnpicklingError, TypeError) as error:
+            raise ModelFileError(f"{self.path} is no checkpoint of this version of Blemish. {_BEGIN_ANEW}") from error
 
 
 def _brief(value: str | None) -> str:

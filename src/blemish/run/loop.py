@@ -7,53 +7,19 @@ so a training that was killed goes on from its last checkpoint to the same bits 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from blemish.errors import Cancelled, ConfigError, OutputError
 from blemish.run.checkpoint import CheckpointManager, Stateful, this_machine
-from blemish.run.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from blemish.run.run import Run
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long to train: in epochs, or in steps (an update of the weights), which may end within the last epoch.
-
-    Raises:
-        ConfigError: neither or both are given, or less than 1.
-    """
-
-    epochs: int | None = None
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        given = [count for count in (self.epochs, self.steps) if count is not None]
-        if len(given) != 1:
-            raise ConfigError(f"epochs={self.epochs}, steps={self.steps}: one of both is needed")
-        if given[0] < 1:
-            raise ConfigError(f"a training of {self}: at least 1 is needed")
-
-    def count(self, epoch_steps: int) -> tuple[int, int]:
-        """Epochs, the last perhaps cut short, and steps of a training whose whole epochs have ``epoch_steps``."""
-        if self.steps is not None:
-            return math.ceil(self.steps / epoch_steps), self.steps
-        epochs = self.epochs or 0
-        return epochs, epochs * epoch_steps
-
-    def __str__(self) -> str:
-        return f"{self.steps} steps" if self.steps is not None else f"{self.epochs} epochs"
+from blemish.run.run import Run, derive_seed
 
 
 class Epoch:
@@ -62,29 +28,29 @@ class Epoch:
     Attributes:
         number: counted from 1.
         of: how many epochs there are.
-        first_step: steps of all epochs before this one.
         step_count: steps of this one; fewer than of the others where a length in steps ends in it.
-        total_steps: of the whole training.
     """
 
-    def __init__(self, loop: _Loop, number: int) -> None:
-        self.number, self.of = number, loop.of
-        self.first_step = (number - 1) * loop.plan.epoch_steps
-        self.step_count = min(loop.plan.epoch_steps, loop.total_steps - self.first_step)
-        self.total_steps = loop.total_steps
-        self._loop = loop
-        self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
+    def __init__(
+        self,
+        run: Run,
+        number: int,
+        of: int,
+        step_count: int,
+        images: int,
+        batch_size: int,
+        on_step: Callable[[], object],
+    ) -> None:
+        self.number, self.of, self.step_count = number, of, step_count
+        self._run, self._images, self._batch_size, self._on_step = run, images, batch_size, on_step
+        self._logged: dict[str, tuple[Tensor | float, int]] = {}
 
     def batches(self) -> Iterator[list[int]]:
         """Indices of the images of each step, every image once in an order fixed by seed and epoch.
 
         The last batch of a whole epoch may be smaller.
         """
-        images, size = self._loop.plan.images, self._loop.plan.batch_size
-        if images is None or size is None:
-            raise TypeError("a training that names no images makes its own batches: go through epoch.steps()")
-        order: list[int] = torch.randperm(images, generator=self.generator("order of images")).tolist()
+        order, size = self.permutation(self._images, "order of images"), self._batch_size
         for step in self.steps():
             yield order[step * size : (step + 1) * size]
 
@@ -92,187 +58,189 @@ class Epoch:
         """The numbers of this epoch's steps from 0, for methods that make their own batches."""
         for step in range(self.step_count):
             yield step
-            self._loop.tick()
+            self._on_step()
+
+    def cycle(self, count: int, size: int, purpose: str) -> Iterator[list[int]]:
+        """Batches without end of ``min(size, count)`` indices, for few images beside many.
+
+        One pass over all ``count`` after the other, each shuffled anew.
+        """
+        generator = self.generator(purpose)
+        size, left = min(size, count), list[int]()
+        while True:
+            while len(left) < size:
+                left += torch.randperm(count, generator=generator).tolist()
+            yield left[:size]
+            left = left[size:]
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator on the CPU for one purpose within this epoch."""
-        seed = derive_seed(self._loop.run.seed, f"epoch {self.number}/{purpose}")
-        return torch.Generator().manual_seed(seed)
+        return self._run.generator(f"epoch {self.number}/{purpose}")
+
+    def permutation(self, n: int, purpose: str) -> list[int]:
+        """The numbers 0 to n-1 in a random order fixed by seed, epoch and purpose."""
+        return self._run.permutation(n, f"epoch {self.number}/{purpose}")
 
     def log(self, **values: Tensor | float) -> None:
         """Add to the epoch's mean values, which progress and curves show; scalars, detached."""
         for name, value in values.items():
             number = value.detach().double() if isinstance(value, Tensor) else float(value)
-            self._sums[name] = self._sums.get(name, 0.0) + number
-            self._counts[name] = self._counts.get(name, 0) + 1
+            total, count = self._logged.get(name, (0.0, 0))
+            self._logged[name] = total + number, count + 1
 
     def means(self) -> dict[str, float]:
         """The mean of each logged value so far."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        return {name: float(total) / count for name, (total, count) in self._logged.items()}
 
     def __str__(self) -> str:
         shown = [f"{name} {mean:.4g}" for name, mean in list(self.means().items())[:3]]
         return ", ".join([f"epoch {self.number} of {self.of}", *shown])
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a training goes through.
+class Schedule(Protocol):
+    """How long to train: the fields of a method's config that say so."""
 
-    Attributes:
-        length: in epochs or steps.
-        title: its name.
-        images: how many there are, or None: the method makes its own batches.
-        batch_size: images in a step.
-        epoch_steps: steps of a whole epoch.
+    @property
+    def epochs(self) -> int:
+        """Passes over the images."""
+
+    @property
+    def steps(self) -> int | None:
+        """Updates of the weights, in place of ``epochs``; they may end within the last epoch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+
+
+def epochs(
+    run: Run,
+    title: str,
+    state: Mapping[str, Any],
+    schedule: Schedule,
+    images: int = 0,
+    epoch_steps: int | None = None,
+) -> Iterator[Epoch]:
+    """The epochs of a training that are still to do: all of them, or those after the last checkpoint.
+
+    Where a checkpoint is taken up, the states are put back before the first epoch is given, so build networks and
+    optimisers first. A training whose last checkpoint is of its last epoch gives no epoch at all.
+
+    Args:
+        run: seed, progress, checkpoints, limits.
+        title: the training's name, in progress and in its checkpoint's; two trainings of one fit need two.
+        state: everything that changes while training and is used after, by name: networks, every optimiser, anything
+            with ``state_dict`` and ``load_state_dict``.
+        schedule: how long to train.
+        images: how many there are to learn from; an epoch has ``ceil(images / batch_size)`` steps.
+        epoch_steps: steps of an epoch, where the method makes its own batches.
+
+    Raises:
+        Cancelled: the time limit is reached; the message says how to go on.
+        ModelFileError: the checkpoint to go on from is damaged or foreign.
+        ConfigError: it belongs to other work, or there is nothing to do.
     """
-
-    length: Length
-    title: str
-    images: int | None
-    batch_size: int | None
-    epoch_steps: int
-
-
-def train(run: Run, plan: Plan, keep: Mapping[str, Stateful]) -> Iterator[Epoch]:
-    """The epochs still to do; documented at ``Run.epochs``."""
-    if plan.epoch_steps < 1 or (plan.batch_size is not None and plan.batch_size < 1):
-        raise ConfigError(f"{plan.title}: {plan.images} images in batches of {plan.batch_size}: at least 1 is needed")
-    loop = _Loop(run, plan, keep)
+    asked = schedule.epochs if schedule.steps is None else schedule.steps
+    length = f"{asked} {'epochs' if schedule.steps is None else 'steps'}"
+    if epoch_steps is None:
+        epoch_steps = math.ceil(images / max(schedule.batch_size, 1))
+    if min(asked, epoch_steps, schedule.batch_size) < 1:
+        shape = f"{images} images in batches of {schedule.batch_size}"
+        raise ConfigError(f"{title}: {length} over {shape}: at least 1 of each is needed")
+    total_steps = asked * epoch_steps if schedule.steps is None else asked
+    of, name = math.ceil(total_steps / epoch_steps), f"{title} ({run.scope})" if run.scope else title
+    work = {"training": name, "length": length, "images in training": str(images)}
+    work |= {"batch size": str(schedule.batch_size), "steps of an epoch": str(epoch_steps)}
+    manager = _manager(run, name, state, work)
+    curve = run.log.curves[name] = []
+    done = 0 if manager is None else _resume(run, manager, name, of, curve)
+    epoch: Epoch | None = None
+    left = range(min(done * epoch_steps, total_steps), total_steps)
+    ticks = iter(run.progress.track(left, lambda: name if epoch is None else f"{name}, {epoch}", len(left)))
+    if left:
+        next(ticks)  # a tracker counts an item when the next one is asked for, so it is always one ahead
     try:
-        yield from loop.epochs()
-    finally:
-        loop.close()
-
-
-class _Loop:
-    """The bookkeeping of one training."""
-
-    def __init__(self, run: Run, plan: Plan, keep: Mapping[str, Stateful]) -> None:
-        self.run, self.plan, self.keep = run, plan, keep
-        self.of, self.total_steps = plan.length.count(plan.epoch_steps)
-        self.name = f"{plan.title} ({run.scope})" if run.scope else plan.title
-        self.curve: list[dict[str, float]] = []
-        self.keeper: CheckpointManager | None = None
-        if run.checkpoint is not None:
-            self.keeper = CheckpointManager(_file(run.checkpoint, self.name), keep, self._work())
-        self._epoch: Epoch | None = None
-        self._ticks: Iterator[int] = iter(())
-
-    def _work(self) -> dict[str, str]:
-        run, plan = self.run, self.plan
-        ours = {
-            "training": self.name,
-            "length": str(plan.length),
-            "images in training": str(plan.images),
-            "batch size": str(plan.batch_size),
-            "steps of an epoch": str(plan.epoch_steps),
-            "seed": str(run.seed),
-            "precision": run.precision.name,
-            "device": run.device.type,
-        }
-        return {**run.work, **ours}
-
-    def epochs(self) -> Iterator[Epoch]:
-        done = self._restore()
-        self.run.log.curves[self.name] = self.curve
-        remaining = range(min(done * self.plan.epoch_steps, self.total_steps), self.total_steps)
-        self._ticks = iter(self.run.progress.track(remaining, self._caption, len(remaining)) if remaining else ())
-        self.tick()  # a tracker counts an item when the next one is asked for, so it is always one ahead
-        for number in range(done + 1, self.of + 1):
+        for number in range(done + 1, of + 1):
             began = time.monotonic()
-            torch.manual_seed(derive_seed(self.run.seed, f"epoch {number}"))
-            self._epoch = Epoch(self, number)
-            self.run.log.at = f"epoch {number} of {self.of} of {self.name}"
-            yield self._epoch
-            self._finish(self._epoch, time.monotonic() - began)
+            torch.manual_seed(derive_seed(run.seed, f"epoch {number}"))
+            step_count = min(epoch_steps, total_steps - (number - 1) * epoch_steps)
+            epoch = Epoch(run, number, of, step_count, images, schedule.batch_size, lambda: next(ticks, None))
+            run.log.at = f"epoch {number} of {of} of {name}"
+            yield epoch
+            curve.append(epoch.means())
+            _finish(run, epoch, name, state, manager, began)
+    finally:
+        if hasattr(ticks, "close"):
+            ticks.close()  # ends the bar, whether all went well or not
 
-    def tick(self) -> None:
-        """Tell progress that a step is done."""
-        next(self._ticks, None)
 
-    def close(self) -> None:
-        """End the progress, whether all went well or not."""
-        if hasattr(self._ticks, "close"):
-            self._ticks.close()
+def _manager(run: Run, name: str, state: Mapping[str, Stateful], work: dict[str, str]) -> CheckpointManager | None:
+    """What keeps the training's checkpoint, where checkpoints are kept."""
+    if run.checkpoint is None:
+        return None
+    path = run.checkpoint / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".checkpoint")
+    machine = {"seed": str(run.seed), "precision": run.precision.name, "device": run.device.type}
+    return CheckpointManager(path, state, {**run.work, **work, **machine})
 
-    def _caption(self) -> str:
-        return self.name if self._epoch is None else f"{self.name}, {self._epoch}"
 
-    def _restore(self) -> int:
-        """How many epochs are done, their states put back."""
-        run = self.run
-        if self.keeper is None:
-            return 0
-        path = self.keeper.path
-        if not run.resume:
-            if path.exists():
-                run.progress.note(f"note: {path} is of an earlier training; without --resume it begins anew")
-            return 0
-        found = self.keeper.restore()
-        if found is None:
-            return 0
-        self.curve.extend(found.curve)
-        run.log.kept = f"epoch {found.epoch} of {self.of} of {self.name}"
-        run.progress.note(f"{self.name}: goes on after epoch {found.epoch} of {self.of}")
-        here = this_machine()
-        for what in here:
-            if found.machine.get(what) != here[what]:
-                run.progress.note(
-                    f"warning: {path.name} was made with {what} {found.machine.get(what)}, now {here[what]}: "
-                    "the result may differ in its last bits from an uninterrupted training"
-                )
-        self._compare_facts(found.facts)
-        return found.epoch
+def _resume(run: Run, manager: CheckpointManager, name: str, of: int, curve: list[dict[str, float]]) -> int:
+    """How many epochs are done, their states put back."""
+    path, note = manager.path, run.progress.note
+    if not run.resume:
+        if path.exists():
+            note(f"note: {path} is of an earlier training; without --resume it begins anew")
+        return 0
+    checkpoint = manager.restore()
+    if checkpoint is None:
+        return 0
+    curve.extend(checkpoint.curve)
+    run.log.kept = f"epoch {checkpoint.epoch} of {of} of {name}"
+    note(f"{name}: goes on after epoch {checkpoint.epoch} of {of}")
+    for what, here in this_machine().items():
+        if (before := checkpoint.machine.get(what)) != here:
+            note(
+                f"warning: {path.name} was made with {what} {before}, now {here}: "
+                "the result may differ in its last bits from an uninterrupted training"
+            )
+    for fact, before in checkpoint.facts.items():
+        if (now := run.log.facts.get(fact, before)) != before:
+            note(f"note: {fact} was {before!r} before, now {now!r}")
+    return checkpoint.epoch
 
-    def _compare_facts(self, facts: Mapping[str, str]) -> None:
-        for name, then in facts.items():
-            now = self.run.log.facts.get(name, then)
-            if now != then:
-                self.run.progress.note(f"note: {name} was {then!r} before, now {now!r}")
 
-    def _finish(self, epoch: Epoch, seconds: float) -> None:
-        run, means = self.run, epoch.means()
-        self.curve.append(means)
-        wrong = [name for name, mean in means.items() if not math.isfinite(mean)]
-        if wrong:
-            run.progress.note(f"warning: {self.name}, epoch {epoch.number}: {', '.join(wrong)} is not finite")
-        if run.on_epoch is not None:
-            with _undisturbed(self.keep):
-                run.on_epoch(epoch.number, means)
-        is_last = epoch.number == self.of
-        # One epoch is always done, so that limited calls one after the other come to an end.
-        is_late = not is_last and run.time_limit is not None and run.timer.elapsed() + seconds > run.time_limit
-        self._keep(epoch.number, must=is_last or is_late)
-        if is_late:
-            raise Cancelled(f"stopped at the time limit of {run.time_limit:g} s; {run.log.way_on(run.checkpoint)}")
-
-    def _keep(self, done: int, must: bool) -> None:
-        if self.keeper is None or not (must or self.keeper.is_due()):
-            return
+def _finish(
+    run: Run, epoch: Epoch, name: str, state: Mapping[str, Stateful], manager: CheckpointManager | None, began: float
+) -> None:
+    """What follows an epoch: the caller's hook, a checkpoint, the time limit."""
+    number, means, curve = epoch.number, epoch.means(), run.log.curves[name]
+    seconds = time.monotonic() - began
+    if wrong := [value for value, mean in means.items() if not math.isfinite(mean)]:
+        run.progress.note(f"warning: {name}, epoch {number}: {', '.join(wrong)} is not finite")
+    if run.on_epoch is not None:
+        with _undisturbed(state):
+            run.on_epoch(number, means)
+    is_last = number == epoch.of
+    # One epoch is always done, so that limited calls one after the other come to an end.
+    is_late = not is_last and run.time_limit is not None and run.timer.elapsed() + seconds > run.time_limit
+    if manager is not None and (is_last or is_late or manager.is_due()):
         try:
-            self.keeper.write(done, self.curve, self.run.log.facts)
+            manager.write(number, curve, run.log.facts)
+            run.log.kept = f"epoch {number} of {epoch.of} of {name}"
         except OutputError as error:  # hours of training are worth more than the means to interrupt it
-            self.run.progress.note(f"warning: no checkpoint of epoch {done}: {error}")
-        else:
-            self.run.log.kept = f"epoch {done} of {self.of} of {self.name}"
+            run.progress.note(f"warning: no checkpoint of epoch {number}: {error}")
+    if is_late:
+        raise Cancelled(f"stopped at the time limit of {run.time_limit:g} s; {run.log.way_on(run.checkpoint)}")
 
 
-class _undisturbed:  # noqa: N801 (reads as a word after ``with``)
+@contextlib.contextmanager
+def _undisturbed(state: Mapping[str, Stateful]) -> Iterator[None]:
     """A block after which networks are in the mode they were in, and torch's random state where it was."""
-
-    def __init__(self, keep: Mapping[str, Stateful]) -> None:
-        self.networks = [held for held in keep.values() if isinstance(held, nn.Module)]
-
-    def __enter__(self) -> None:
-        self.random = torch.get_rng_state()
-        self.modes = {module: module.training for network in self.networks for module in network.modules()}
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self.random)
-        for module, mode in self.modes.items():
+    networks = [network for network in state.values() if isinstance(network, nn.Module)]
+    modes = {module: module.training for network in networks for module in network.modules()}
+    random = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(random)
+        for module, mode in modes.items():
             module.training = mode
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".checkpoint")

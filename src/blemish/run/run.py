@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from blemish.errors import Cancelled
 from blemish.run.device import Precision, choose_precision
-from blemish.run.loop import Epoch, Length, Plan, train
 from blemish.run.progress import Progress, Silent
-from blemish.run.seeds import derive_seed
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A 63-bit seed for one purpose, from a run's seed and the purpose's name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+@contextlib.contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """A block in which torch's own random state starts from ``seed``; the caller's state is put back after it.
+
+    For what draws from that state and cannot be told otherwise: the first weights of a layer, dropout.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 class Timer:
@@ -53,7 +66,7 @@ class RunLog:
     Attributes:
         curves: of each training, by its name, the mean logged values of each epoch.
         facts: decisions taken on the way, such as where features are cached; kept in checkpoints.
-        at: which epoch is under way, in words; empty outside a training.
+        at: which epoch is under way, in words; empty before the first training.
         kept: up to which epoch a checkpoint holds, in words; empty where there is none.
     """
 
@@ -77,7 +90,7 @@ class RunLog:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One piece of long work: who is watching, where it computes, from which seed.
 
@@ -133,49 +146,6 @@ class Run:
         """A part of this work: the same seeds, other checkpoints, and no calls of ``on_epoch``."""
         scope = f"{self.scope}, {name}" if self.scope else name
         return dataclasses.replace(self, scope=scope, on_epoch=None)
-
-    def length(self, epochs: int | None = None, steps: int | None = None) -> Length:
-        """How long to train: ``steps`` where they are given, else ``epochs``.
-
-        Raises:
-            ConfigError: neither is given, or less than 1.
-        """
-        return Length(steps=steps) if steps is not None else Length(epochs=epochs)
-
-    def epochs(
-        self,
-        length: Length,
-        *,
-        state: Mapping[str, Any],
-        title: str,
-        images: int | None = None,
-        batch_size: int | None = None,
-        epoch_steps: int | None = None,
-    ) -> Iterator[Epoch]:
-        """The epochs of a training that are still to do: all of them, or those after the last checkpoint.
-
-        Where a checkpoint is taken up, the states in ``state`` are put back before the first epoch is given, so build
-        networks and optimisers first. A training whose last checkpoint is of its last epoch gives no epoch at all.
-
-        Args:
-            length: in epochs or steps, from ``Run.length``.
-            state: everything that changes while training and is used after, by name: networks, every optimiser,
-                anything with ``state_dict`` and ``load_state_dict``.
-            title: the training's name, in progress and in its checkpoint's; two trainings of one fit need two.
-            images: how many there are to learn from.
-            batch_size: of them in a step; an epoch has ``ceil(images / batch_size)`` steps.
-            epoch_steps: steps of an epoch, where the method makes its own batches and ``images`` is None.
-
-        Raises:
-            Cancelled: the time limit is reached; the message says how to go on.
-            ModelFileError: the checkpoint to go on from is damaged or foreign.
-            ConfigError: it belongs to other work.
-        """
-        if epoch_steps is None:
-            if images is None or batch_size is None:
-                raise TypeError("give images and batch_size, or epoch_steps where the method makes its own batches")
-            epoch_steps = math.ceil(images / max(batch_size, 1))
-        return train(self, Plan(length, title, images, batch_size, epoch_steps), state)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -1,0 +1,64 @@
+"""Settings that methods share, each described once.
+
+Every option of every method carries its description (``Field(description=...)``), from which ``blemish methods NAME``,
+error messages and the documentation's tables are made, and its bounds, which are checked wherever an option is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blemish.ops.cosine import Loss
+
+Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+DistillationLoss = Annotated[
+    Loss, Field(description="1 - cosine of one vector a whole map (layer) or a location (vector), summed over levels")
+]
+Steps = Annotated[Count | None, Field(description="updates of the weights, in place of epochs")]
+Sigma = Annotated[float, Field(ge=0, le=100, description="of the Gaussian that smooths the map, in input pixels")]
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Reverse distillation's released training, which the students of other methods share."""
+
+    layers: Annotated[Layers, Field(description="stages whose features the student gives back")] = (1, 2, 3)
+    epochs: Annotated[Count, Field(description="passes over the images")] = 200
+    steps: Steps = None
+    batch_size: Annotated[Count, Field(description="images a step")] = 16
+    learning_rate: Annotated[Rate, Field(description="Adam's, of the student")] = 0.005
+    betas: Annotated[tuple[float, float], Field(description="Adam's")] = (0.5, 0.999)
+    sigma: Sigma = 4.0
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The released PatchCore's patch vectors and coreset, which SoftPatch shares."""
+
+    layers: Annotated[
+        Layers, Field(description="stages that describe a patch; the first one's grid is the patches'")
+    ] = (
+        2,
+        3,
+    )
+    fraction: Annotated[float, Field(gt=0, le=1, description="of all patch vectors, how much the memory keeps")] = 0.01
+    patch_size: Annotated[Literal[1, 3, 5], Field(description="cells a side of a patch's neighbourhood")] = 3
+    dims: Annotated[
+        Literal["auto", "paper"],
+        Field(description="paper: vectors are always pooled to target_dim; auto: only from more channels than that"),
+    ] = "auto"
+    pretrain_dim: Annotated[Count, Field(description="numbers that each stage is pooled to")] = 1024
+    target_dim: Annotated[Count, Field(description="numbers in a patch vector")] = 1024
+    starting_points: Annotated[Count, Field(description="random vectors that the choice begins from")] = 10
+    projection_dim: Annotated[
+        Count, Field(description="numbers that vectors of more than twice as many are projected to for the choice")
+    ] = 128
+    sigma: Sigma = 4.0
