@@ -16,8 +16,9 @@ import time
 
 import torch
 
-from blemish.backbones.backbone import TimmBackbone, build_backbone
+from blemish.backbones.backbone import build_backbone
 from blemish.backbones.catalogue import BACKBONES
+from blemish.contract import Backbone
 from blemish.run import Precision, choose_device, choose_precision, has_bf16_units, set_threads
 
 FORMS = {
@@ -28,7 +29,7 @@ FORMS = {
 }
 
 
-def milliseconds_an_image(backbone: TimmBackbone, images: torch.Tensor, rounds: int) -> float:
+def milliseconds_an_image(backbone: Backbone, images: torch.Tensor, rounds: int) -> float:
     def once() -> float:
         began = time.perf_counter()
         backbone(images)

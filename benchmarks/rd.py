@@ -25,8 +25,8 @@ from torch.nn.functional import cosine_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
 from blemish.backbones.backbone import build_backbone
+from blemish.backbones.networks import random_network
 from blemish.backbones.teacher import FrozenTeacher
-from blemish.backbones.timm import choose_features, random_network
 from blemish.contract import Batch, TrainingImages
 from blemish.methods.rd import RD, RDConfig
 from blemish.ops.cosine import layer_loss
@@ -98,8 +98,7 @@ def ours(name: str, images: Drawn, epochs: int, is_cached: bool) -> tuple[list[f
 def usual(name: str, images: Tensor, batches: Sequence[Sequence[int]]) -> tuple[float, float]:
     """Seconds and mean loss of one epoch of the loop as it is usually written."""
     frozen = build_backbone(name, STAGES, weights="random")
-    teacher = random_network(name, choose_features(name, STAGES), 0).eval()
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (frozen.mean, frozen.std))
+    teacher = random_network(name, STAGES, 0).eval()
     student: nn.Module = RD(frozen, (8, 8), RDConfig()).student
     initialise(student, Run().generator("student"))
     student = student.to(memory_format=torch.contiguous_format).train()
@@ -108,7 +107,7 @@ def usual(name: str, images: Tensor, batches: Sequence[Sequence[int]]) -> tuple[
     began = time.perf_counter()
     for indices in batches:
         with torch.no_grad():
-            features = teacher((images[list(indices)] - mean) / std)
+            features = teacher(frozen.normalise(images[list(indices)]))
         made = student(features)
         loss = torch.zeros(())
         for t, s in zip(features, made):

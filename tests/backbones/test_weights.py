@@ -2,48 +2,49 @@
 
 import hashlib
 import pickle
-import threading
+import socket
 import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from blemish.backbones import weights as place
+from blemish.backbones import weights as module
 from blemish.backbones.backbone import build_backbone
-from blemish.backbones.tensors import digest_of, read_tensors
-from blemish.backbones.timm import choose_features, random_network
-from blemish.backbones.weights import find_weights
+from blemish.backbones.networks import blank_network
+from blemish.backbones.weights import digest_of, find_weights, read_tensors
 from blemish.errors import WeightsError
 
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
     """A machine with empty caches."""
-    for variable in ("HF_HUB_OFFLINE", "HF_HUB_CACHE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path
 
 
+@pytest.fixture
+def no_download(monkeypatch):
+    monkeypatch.setattr(module, "_answers", lambda _address: pytest.fail("went to the hub"))
+
+
 @pytest.fixture(scope="module")
 def resnet18_tensors() -> dict[str, torch.Tensor]:
-    import timm
-
     return timm.create_model("resnet18", pretrained=False).state_dict()
 
 
 def expected_digest(tensors: dict[str, torch.Tensor], stages: tuple[int, ...]) -> str:
-    network = random_network("resnet18", choose_features("resnet18", stages), seed=0)
-    network.load_state_dict({key: tensors[key] for key in network.state_dict()})
-    return digest_of(network.state_dict())
+    return digest_of({key: tensors[key] for key in blank_network("resnet18", stages).state_dict()})
 
 
+@pytest.mark.usefixtures("no_download")
 def test_offline_by_wish_is_quick_and_names_the_ways_out(nowhere, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(place, "_answering", lambda _addresses: pytest.fail("asked a hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError) as refused:
         build_backbone("wide_resnet50_2")
     message = str(refused.value)
@@ -55,52 +56,44 @@ def test_offline_by_wish_is_quick_and_names_the_ways_out(nowhere, monkeypatch):
         assert part in message
 
 
-@pytest.fixture
-def silent_hub(monkeypatch):
-    """Every address hangs until the test is over."""
-    over = threading.Event()
-
-    def hang(*_, **__):
-        over.wait(10)
-        raise OSError("over")
-
-    monkeypatch.setattr(place.urllib.request, "urlopen", hang)
-    yield
-    over.set()
-
-
-@pytest.mark.usefixtures("silent_hub")
 def test_a_hub_that_never_answers_costs_seconds(nowhere, monkeypatch):
-    monkeypatch.setattr(place, "PROBE_SECONDS", 0.3)
-    monkeypatch.setattr(place, "_from_hub", lambda _id: pytest.fail("began a download"))
-    began = time.monotonic()
-    with pytest.raises(WeightsError, match="no answer"):
-        find_weights("resnet18")
-    assert time.monotonic() - began < 5
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(module, "_from_url", lambda *_: pytest.fail("began a download"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and says nothing
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(module.timm, "published_weights", lambda _: ("timm/some", f"{address}/some.pth"))
+        began = time.monotonic()
+        with pytest.raises(WeightsError, match=r"timm/some \(no answer\).*some.pth \(no answer\)"):
+            find_weights("some")
+        assert time.monotonic() - began < 5
 
 
 def test_a_download_that_breaks_off_is_reported(nowhere, monkeypatch):
-    monkeypatch.setattr(place, "_answering", lambda addresses: dict.fromkeys(addresses, True))
-
-    def break_off(_):
+    def break_off(*_):
         raise ConnectionResetError
 
-    monkeypatch.setattr(place, "_from_hub", break_off)
-    monkeypatch.setattr(place, "_from_url", break_off)
-    with pytest.raises(WeightsError, match="ConnectionResetError"):
-        find_weights("resnet18")
+    monkeypatch.setattr(module, "_answers", lambda _address: True)
+    monkeypatch.setattr(module, "_from_url", break_off)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", break_off)
+    monkeypatch.setattr(module.timm, "published_weights", lambda _: ("", "http://nowhere.invalid/some.pth"))
+    with pytest.raises(WeightsError, match=r"some.pth \(ConnectionResetError\)"):
+        find_weights("some")
 
 
 def test_second_address_serves_where_the_first_is_silent(nowhere, monkeypatch, resnet18_tensors):
-    file = nowhere / "resnet18-f37072fd.pth"
-    torch.save(resnet18_tensors, file)
-    monkeypatch.setattr(place, "_answering", lambda addresses: {a: "download.pytorch.org" in a for a in addresses})
-    monkeypatch.setattr(place, "_from_url", lambda url: file if url.endswith(file.name) else None)
-    assert find_weights("resnet18").source == "resnet18-f37072fd.pth"
+    def download(url, path, **_):
+        assert url == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+        torch.save(resnet18_tensors, path)
+
+    monkeypatch.setattr(module, "_answers", lambda address: "download.pytorch.org" in address)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    _, source = find_weights("resnet18")
+    assert source == "resnet18-f37072fd.pth"
 
 
-def test_torch_cache_is_found_before_any_hub(nowhere, monkeypatch, resnet18_tensors):
-    monkeypatch.setattr(place, "_by_download", lambda _search: pytest.fail("went to the hub"))
+@pytest.mark.usefixtures("no_download")
+def test_torch_cache_is_found_before_any_hub(nowhere, resnet18_tensors):
     file = nowhere / "torch" / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     file.parent.mkdir(parents=True)
     torch.save(resnet18_tensors, file)
@@ -109,9 +102,9 @@ def test_torch_cache_is_found_before_any_hub(nowhere, monkeypatch, resnet18_tens
     assert backbone.digest == expected_digest(resnet18_tensors, (1, 2))
 
 
-def test_hub_cache_under_hf_home_is_found(nowhere, monkeypatch, resnet18_tensors):
-    monkeypatch.setattr(place, "_by_download", lambda _search: pytest.fail("went to the hub"))
-    repository = nowhere / "hf" / "hub" / "models--timm--resnet18.tv_in1k"
+@pytest.mark.usefixtures("no_download")
+def test_hub_cache_is_found_before_any_hub(nowhere, resnet18_tensors):
+    repository = nowhere / "hf" / "models--timm--resnet18.tv_in1k"
     commit = "0123456789012345678901234567890123456789"
     (repository / "snapshots" / commit).mkdir(parents=True)
     (repository / "refs").mkdir()
@@ -135,13 +128,10 @@ def test_local_file(tmp_path, suffix, resnet18_tensors):
     assert str(tmp_path) not in str(backbone.spec())
     assert backbone.digest == expected_digest(resnet18_tensors, (1, 2, 3))
     with torch.no_grad():
-        import timm
-
         whole = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(1, 2, 3)).eval()
         whole.load_state_dict({key: resnet18_tensors[key] for key in whole.state_dict()})
         batch = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
-        mean, std = torch.tensor(backbone.mean).view(3, 1, 1), torch.tensor(backbone.std).view(3, 1, 1)
-        for got, want in zip(backbone(batch), whole((batch - mean) / std), strict=True):
+        for got, want in zip(backbone(batch), whole(backbone.normalise(batch)), strict=True):
             torch.testing.assert_close(got, want, rtol=2**-7, atol=1e-3)
 
 

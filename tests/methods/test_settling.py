@@ -41,7 +41,7 @@ def stem_statistics(method, images):
     order = Run().permutation(10, "order of settling")
     means = []
     for batch in (order[:4], order[4:8], order[8:]):
-        normalised = (images.batch(batch).images - student._mean) / student._std
+        normalised = student.normalise(images.batch(batch).images)
         means.append(F.conv2d(normalised, weight, stride=2, padding=3).mean(dim=(0, 2, 3)).numpy())
     return np.mean(means, axis=0)
 

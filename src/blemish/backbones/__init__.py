@@ -1,4 +1,4 @@
-"""Frozen feature extractors: which there are, where their weights come from, how features are drawn.
+"""Frozen feature extractors: which there are, where their weights come from, how their features are kept.
 
-Import the modules directly: ``catalogue`` answers without torch, ``extractor`` builds, ``teacher`` serves methods.
+Import the modules directly: ``catalogue`` answers without torch, ``backbone`` builds, ``teacher`` serves methods.
 """

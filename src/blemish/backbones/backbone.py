@@ -1,32 +1,24 @@
-"""Frozen feature extractors through timm: built from a name, or from what a model file holds.
+"""Frozen backbones: built from a name, or from what a model file holds.
 
 Features come out as float32 numbers that bf16 can hold, so that a cache of bf16 features changes nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE, IMAGENET_MEAN, IMAGENET_STD, Rgb
-from blemish.backbones.plain import plain_network
-from blemish.backbones.tensors import digest_of, select_tensors
-from blemish.backbones.timm import (
-    Feature,
-    choose_features,
-    filled,
-    fold_batchnorm,
-    has_depthwise,
-    random_network,
-    timm_name,
-    unfilled_network,
-)
-from blemish.backbones.weights import find_weights
+from blemish.backbones import timm
+from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE, Rgb
+from blemish.backbones.networks import Normalise, blank_network, choose_levels, fold_batchnorm, random_network
+from blemish.backbones.weights import digest_of, find_weights, select_tensors
 from blemish.contract import Backbone, Level, rounded
 from blemish.errors import ModelFileError, WeightsError
 from blemish.run import Precision, choose_precision
@@ -39,54 +31,44 @@ class BackboneSpec:
     Attributes:
         name: of the catalogue, or timm's.
         levels: what ``forward`` returns, shallowest first.
-        places: of the levels in timm's list of the architecture's features.
         digest: SHA-256 over the tensors of the used stages, before BatchNorm is folded.
         source: where the weights were found, for people.
         seed: of random weights; None for trained ones.
         mean: subtracted from images in [0, 1].
         std: then divided by.
         dense: False for backbones of depthwise convolutions.
-        folded: whether the network is one of ``plain``, BatchNorm multiplied into the convolutions.
     """
 
     name: str
     levels: tuple[Level, ...]
-    places: tuple[int, ...]
     digest: str
     source: str
     seed: int | None
     mean: Rgb
     std: Rgb
     dense: bool
-    folded: bool
 
 
-class TimmBackbone(Backbone):
-    """A timm network cut after its last used stage: frozen, always in eval mode, normalising its input itself.
+class FrozenBackbone(Backbone):
+    """A network cut after its last used stage: frozen, always in eval mode, normalising its input itself.
 
     ``state_dict`` holds the used stages' tensors and nothing else.
 
     Attributes:
-        network: images, normalised, to feature maps.
-        name, levels, digest, source, mean, std, dense: as in ``BackboneSpec``.
-        stages: of ``levels``.
+        network: normalised images to feature maps.
+        normalise: images in [0, 1] to normalised ones.
+        source: where its weights were found, for people.
     """
-
-    _mean: Tensor
-    _std: Tensor
 
     def __init__(self, network: nn.Module, spec: BackboneSpec, precision: Precision | None = None) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.name, self.levels, self.digest, self.source = spec.name, spec.levels, spec.digest, spec.source
-        self.mean, self.std, self.dense = spec.mean, spec.std, spec.dense
-        self.stages = tuple(level.stage for level in spec.levels)
+        self.normalise = Normalise(spec.mean, spec.std)
+        self.name, self.levels, self.dense = spec.name, spec.levels, spec.dense
+        self.digest, self.source = spec.digest, spec.source
         self._spec = spec
-        self._channels_come_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
-        self.register_buffer("_mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
-        self.training = False
         self.precision = precision or choose_precision(torch.device("cpu"), dense=spec.dense)
+        self.eval()
 
     @property
     def precision(self) -> Precision:
@@ -103,22 +85,20 @@ class TimmBackbone(Backbone):
 
         In memory the maps lie as the network left them (channels last, where that is faster).
         """
-        normalised = (images - self._mean) / self._std
+        normalised = self.normalise(images)
         if self.precision.channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         with self.precision.autocast(images.device):
-            maps: list[Tensor] = self.network(normalised)
-        if self._channels_come_last:
-            maps = [map_.permute(0, 3, 1, 2) for map_ in maps]
+            maps = self.network(normalised)
         return [rounded(map_) for map_ in maps]
 
-    def train(self, mode: bool = True) -> TimmBackbone:
+    def train(self, mode: bool = True) -> FrozenBackbone:
         """Nothing: a teacher whose BatchNorm followed the batch would be another teacher at every step."""
-        return self
+        return super().train(False)
 
     def spec(self) -> dict[str, Any]:
         """What ``rebuild`` needs beside the tensors: JSON-able, without paths."""
-        return {**asdict(self._spec), "stages": list(self.stages)}
+        return {**dataclasses.asdict(self._spec), "stages": [level.stage for level in self.levels]}
 
 
 def build_backbone(
@@ -127,7 +107,7 @@ def build_backbone(
     weights: str | Path = "pretrained",
     seed: int = 0,
     precision: Precision | None = None,
-) -> TimmBackbone:
+) -> FrozenBackbone:
     """A frozen backbone with trained weights; the first use of a name may download them.
 
     Args:
@@ -141,37 +121,24 @@ def build_backbone(
         ConfigError: an unknown name or stage.
         WeightsError: the weights are not to be had, or belong to another architecture.
     """
-    features = choose_features(name, stages)
+    levels = choose_levels(name, stages)
+    stages = [level.stage for level in levels]
     is_random = str(weights) == "random"
-    network, source = _random(name, features, seed) if is_random else _trained(name, features, weights)
-    mean, std, signed = _facts(name, network, features)
-    spec = BackboneSpec(
-        name=name,
-        levels=tuple(Level(f.stage, f.channels, f.stride, sign) for f, sign in zip(features, signed)),
-        places=tuple(feature.index for feature in features),
-        digest=digest_of(network.state_dict()),
-        source=source,
-        seed=seed if is_random else None,
-        mean=mean,
-        std=std,
-        dense=not has_depthwise(network),
-        folded=name in BACKBONES,
-    )
-    if spec.folded:
-        network = plain_network(name, [f.stage for f in features], fold_batchnorm(network).state_dict())
-    return TimmBackbone(network, spec, precision)
-
-
-def _random(name: str, features: Sequence[Feature], seed: int) -> tuple[nn.Module, str]:
-    return random_network(name, features, seed), f"random, seed {seed}"
-
-
-def _trained(name: str, features: Sequence[Feature], weights: str | Path) -> tuple[nn.Module, str]:
-    """The cut network with its trained tensors, and where they were found."""
-    network = unfilled_network(name, features)
-    found = find_weights(name, weights)
-    tensors = select_tensors(found, network.state_dict(), name)
-    return filled(network, tensors, name, features), found.source
+    if is_random:
+        network, source = random_network(name, stages, seed), f"random, seed {seed}"
+    else:
+        network = blank_network(name, stages)
+        tensors, source = find_weights(name, weights)
+        network.load_state_dict(select_tensors(tensors, network.state_dict(), name, source), assign=True)
+    digest = digest_of(network.state_dict())
+    entry = BACKBONES.get(name)
+    if entry is not None:
+        network, mean, std, dense = fold_batchnorm(network), entry.mean, entry.std, entry.dense
+    else:
+        mean, std, dense, signs = timm.describe(name, network)
+        levels = tuple(dataclasses.replace(level, signed=signed) for level, signed in zip(levels, signs))
+    spec = BackboneSpec(name, levels, digest, source, seed if is_random else None, mean, std, dense)
+    return FrozenBackbone(network, spec, precision)
 
 
 def rebuild(
@@ -179,12 +146,12 @@ def rebuild(
     state: Mapping[str, Tensor] | None = None,
     weights: str | Path | None = None,
     precision: Precision | None = None,
-) -> TimmBackbone:
+) -> FrozenBackbone:
     """The backbone that ``spec`` describes.
 
     Args:
-        spec: from ``TimmBackbone.spec``, possibly by way of JSON.
-        state: from ``TimmBackbone.state_dict``: then nothing is looked for and no network is needed. Its tensors are
+        spec: from ``FrozenBackbone.spec``, possibly by way of JSON; what earlier versions added is passed over.
+        state: from ``FrozenBackbone.state_dict``: then nothing is looked for and no network is needed. Its tensors are
             used as they are, not copied.
         weights: without ``state``: where to find the weights again; by default where they came from.
         precision: how to compute; by default what a CPU gains from.
@@ -193,69 +160,32 @@ def rebuild(
         ModelFileError: ``spec`` or ``state`` is incomplete, or they do not belong together.
         WeightsError: the weights are not to be had, or are not those that ``spec`` names.
     """
-    wanted = _parse(spec)
-    stages = tuple(level.stage for level in wanted.levels)
+    advice = "fit the model again, or load it with the version of Blemish that wrote it"
+    try:
+        saved = TypeAdapter(BackboneSpec).validate_python(dict(spec))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ModelFileError(
+            f"the model file does not describe its backbone as this version does ({reason}): {advice}"
+        ) from error
+    stages = [level.stage for level in saved.levels]
     if state is not None:
-        return TimmBackbone(_network_from(wanted, state), wanted, precision)
+        tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
+        try:
+            network = blank_network(saved.name, stages, folded=saved.name in BACKBONES)
+            network.load_state_dict(tensors, assign=True)
+        except (KeyError, RuntimeError, ValueError, IndexError) as error:
+            reason = f"the model file's backbone tensors are not those of {saved.name}"
+            raise ModelFileError(f"{reason}: {advice}") from error
+        return FrozenBackbone(network, saved, precision)
     if weights is None:
-        weights = "pretrained" if wanted.seed is None else "random"
-    built = build_backbone(wanted.name, stages, weights, wanted.seed or 0, precision)
-    if built.digest != wanted.digest:
+        weights = "pretrained" if saved.seed is None else "random"
+    built = build_backbone(saved.name, stages, weights, saved.seed or 0, precision)
+    if built.digest != saved.digest:
         raise WeightsError(
-            f"the model was made with {wanted.name} weights from {wanted.source} (SHA-256 {wanted.digest[:12]}...), "
+            f"the model was made with {saved.name} weights from {saved.source} (SHA-256 {saved.digest[:12]}...), "
             f"but {built.source} gives {built.digest[:12]}...: give the same file with --weights FILE, "
             "or ask for a model file that holds its backbone"
         )
     return built
-
-
-def _network_from(wanted: BackboneSpec, state: Mapping[str, Tensor]) -> nn.Module:
-    tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
-    try:
-        if wanted.folded:
-            return plain_network(wanted.name, [level.stage for level in wanted.levels], tensors)
-        features = [Feature(x.stage, x.channels, x.stride, place) for x, place in zip(wanted.levels, wanted.places)]
-        return filled(unfilled_network(wanted.name, features), tensors, wanted.name, features)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ModelFileError(
-            f"the model file's backbone tensors are not those of {wanted.name}: fit the model again, "
-            "or load it with the version of Blemish that wrote it"
-        ) from error
-
-
-def _parse(spec: Mapping[str, Any]) -> BackboneSpec:
-    fields = {key: value for key, value in spec.items() if key != "stages"}
-    try:
-        fields["levels"] = tuple(Level(**level) for level in fields["levels"])
-        fields["places"] = tuple(fields["places"])
-        fields["mean"], fields["std"] = _rgb(fields["mean"]), _rgb(fields["std"])
-        return BackboneSpec(**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(
-            f"the model file does not describe its backbone as this version does ({error}): fit the model again, "
-            "or load it with the version of Blemish that wrote it"
-        ) from error
-
-
-def _facts(name: str, network: nn.Module, features: Sequence[Feature]) -> tuple[Rgb, Rgb, list[bool]]:
-    """Mean, deviation and, by level, whether values can be negative."""
-    entry = BACKBONES.get(name)
-    if entry is not None:
-        return entry.mean, entry.std, [entry.signed] * len(features)
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(timm_name(name))
-    if config is None:  # an architecture that timm publishes no weights for
-        return IMAGENET_MEAN, IMAGENET_STD, _probed(network, (224, 224))
-    return _rgb(config.mean), _rgb(config.std), _probed(network, config.input_size[-2:])
-
-
-def _rgb(values: Sequence[float]) -> Rgb:
-    red, green, blue = values
-    return red, green, blue
-
-
-def _probed(network: nn.Module, size: Sequence[int]) -> list[bool]:
-    noise = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return [bool((map_ < 0).any()) for map_ in network(noise)]

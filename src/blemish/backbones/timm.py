@@ -1,60 +1,39 @@
-"""A timm network as a feature extractor: cut after the last level that is used, BatchNorm folded into convolutions.
-
-timm runs EfficientNets to the end even when only shallow features are asked for, and every BatchNorm of a frozen
-network is a second pass over memory for what the convolution before it can do; both are removed here.
-"""
+"""All other architectures, through timm: which feature maps they offer, and networks that give those and no more."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from blemish.backbones.catalogue import BACKBONES
+from blemish.backbones.catalogue import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Rgb
+from blemish.contract import Level
 from blemish.errors import ConfigError
+from blemish.run import torch_seeded
 
 
-@dataclass(frozen=True)
-class Feature:
-    """One feature map that an architecture offers: its stage, width, stride and place in timm's list."""
-
-    stage: int
-    channels: int
-    stride: int
-    index: int
-
-
-def timm_name(name: str) -> str:
-    """What timm calls the backbone ``name``, with the weights' tag where the catalogue pins one.
+def published_weights(name: str) -> tuple[str, str]:
+    """The repository on the Hugging Face hub and the address of the weights that timm has for ``name``, or "".
 
     Raises:
-        ConfigError: neither the catalogue nor timm knows the name.
+        ConfigError: timm does not know the name.
     """
-    entry = BACKBONES.get(name)
-    if entry is not None:
-        return f"{entry.timm_name}.{entry.tag}"
-    import timm
-
-    if not timm.is_model(name):
-        import difflib
-
-        close = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(BACKBONES)}"
-        raise ConfigError(f"there is no backbone {name!r}, here or in timm: {hint}")
-    return name
+    config = _pretrained_config(name)
+    return str(getattr(config, "hf_hub_id", None) or ""), str(getattr(config, "url", None) or "")
 
 
 @lru_cache(maxsize=64)
-def features_offered(name: str) -> tuple[Feature, ...]:
-    """The feature maps of an architecture, shallowest first.
+def offered_levels(name: str) -> dict[int, Level]:
+    """The feature maps of an architecture, shallowest first, by their place in timm's list.
+
+    Whether they are signed is not known yet: all count as such.
 
     Stage s is the deepest map of stride 2^(s+1); where all maps share one stride (ViTs), stage n is the n-th.
 
@@ -63,148 +42,99 @@ def features_offered(name: str) -> tuple[Feature, ...]:
     """
     info: list[dict[str, Any]] = _create(name, None, on_meta=True).feature_info.info
     uniform = len({entry["reduction"] for entry in info}) == 1
-    found = {}
+    deepest = {}
     for index, entry in enumerate(info):
         stage = index + 1 if uniform else int(math.log2(entry["reduction"])) - 1
-        found[stage] = Feature(stage, entry["num_chs"], entry["reduction"], index)
-    return tuple(found[stage] for stage in sorted(found))
+        deepest[stage] = index, Level(stage, entry["num_chs"], entry["reduction"], signed=True)
+    return dict(deepest[stage] for stage in sorted(deepest))
 
 
-def choose_features(name: str, stages: Sequence[int]) -> tuple[Feature, ...]:
-    """The features of ``stages``, shallowest first.
-
-    Raises:
-        ConfigError: no stage is given, or the architecture has no such stage.
-    """
-    offered = {feature.stage: feature for feature in features_offered(name)}
-    wanted = sorted(set(stages))
-    if not wanted or any(stage not in offered for stage in wanted):
-        raise ConfigError(
-            f"stages {tuple(stages)} of backbone {name!r}: choose one or more of {', '.join(map(str, offered))}"
-        )
-    return tuple(offered[stage] for stage in wanted)
+def blank_network(name: str, stages: Sequence[int]) -> nn.Module:
+    """See ``networks.blank_network``. What a network computes and does not store (Swin's tables) is there already."""
+    network: nn.Module = _create(name, stages, on_meta=True)
+    if len(list(chain(network.parameters(), network.buffers()))) > len(network.state_dict()):
+        with torch_seeded(0):
+            network = _create(name, stages, on_meta=False)
+    return network
 
 
-def unfilled_network(name: str, features: Sequence[Feature]) -> nn.Module:
-    """The cut network without values (on torch's meta device), to be filled by ``filled``."""
-    return _cut(_create(name, features, on_meta=True), features)
-
-
-def random_network(name: str, features: Sequence[Feature], seed: int) -> nn.Module:
-    """The cut network with random values fixed by ``seed``; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = _create(name, features, on_meta=False)
+def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
+    """See ``networks.random_network``."""
+    with torch_seeded(seed):
+        network: nn.Module = _create(name, stages, on_meta=False)
     for module in network.modules():
-        # timm starts the last norm of a residual block at zero, which would leave the block out of the features.
         if isinstance(module, nn.BatchNorm2d) and not bool(module.weight.any()):
             nn.init.constant_(module.weight, 0.5)
-    return _cut(network, features)
-
-
-def filled(network: nn.Module, tensors: Mapping[str, Tensor], name: str, features: Sequence[Feature]) -> nn.Module:
-    """``network`` holding ``tensors`` (without copying them), whose names and shapes must be its own.
-
-    Raises:
-        RuntimeError: from ``load_state_dict``, when names or shapes differ.
-    """
-    network.load_state_dict(dict(tensors), strict=True, assign=True)
-    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
-        # Some architectures compute tables that they do not store (Swin's relative positions): build those for real.
-        network = _cut(_create(name, features, on_meta=False), features)
-        network.load_state_dict(dict(tensors), strict=True)
     return network
 
 
-def fold_batchnorm(network: nn.Module) -> nn.Module:
-    """``network`` with each BatchNorm multiplied into the convolution right before it; for frozen networks only.
+def describe(name: str, network: nn.Module) -> tuple[Rgb, Rgb, bool, list[bool]]:
+    """What ``network`` expects and is: mean and deviation of images in [0, 1], whether it is dense, signed levels.
 
-    A convolution and the norm registered next to it are taken for a pair, which holds for the catalogue's
-    architectures (their tests compare outputs), not for all. Activations that timm keeps inside norms stay.
+    A level counts as signed where noise makes a value negative. A network is not dense where some convolution keeps its
+    channels apart.
     """
-    for parent, conv_name, norm_name in list(_pairs(network)):
-        conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
-        conv.weight, conv.bias = _fused(conv, norm)
-        setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
-    return network
-
-
-def has_depthwise(network: nn.Module) -> bool:
-    """Whether some convolution keeps its channels apart."""
+    config = _pretrained_config(name)
+    size = (224, 224) if config is None else config.input_size[-2:]
+    noise = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        signed = [bool((map_ < 0).any()) for map_ in network(noise)]
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
-    return any(conv.groups == conv.in_channels > 1 for conv in convolutions)
+    dense = not any(conv.groups == conv.in_channels > 1 for conv in convolutions)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config is None else (tuple(config.mean), tuple(config.std))
+    return mean, std, dense, signed
 
 
-def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
-    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-    # In float64, so that the only rounding is the last one.
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight.double(),
-        None if conv.bias is None else conv.bias.double(),
-        mean.double(),
-        variance.double(),
-        norm.eps,
-        norm.weight.double(),
-        norm.bias.double(),
-    )
-    dtype = conv.weight.dtype
-    return nn.Parameter(weight.to(dtype), requires_grad=False), nn.Parameter(bias.to(dtype), requires_grad=False)
+def _pretrained_config(name: str) -> Any:
+    """What timm says of the weights; None for an architecture that it publishes none for."""
+    import timm
+    from timm.models import get_pretrained_cfg
 
-
-def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    for parent in network.modules():
-        before: tuple[str, nn.Module] | None = None
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
-                yield parent, before[0], name
-            if not isinstance(child, nn.Identity):
-                before = (name, child)
-
-
-def _cut(network: nn.Module, features: Sequence[Feature]) -> nn.Module:
-    # Only timm's EfficientNet and MobileNet extractors keep what they do not need; theirs is a plain list of blocks.
-    blocks = getattr(network, "blocks", None)
-    info = network.feature_info
-    if isinstance(blocks, nn.Sequential) and all("stage" in entry for entry in info.info):  # type: ignore[union-attr]
-        last = info.info[features[-1].index]["stage"]  # type: ignore[union-attr, index]
-        network.blocks = blocks[:last]
-    return network.eval().requires_grad_(False)
-
-
-# What lets architectures made for one image size take others; the first set that a constructor accepts is used.
-_ANY_SIZE: tuple[dict[str, Any], ...] = (
-    {"dynamic_img_size": True, "dynamic_img_pad": True},
-    {"strict_img_size": False},
-    {},
-)
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(BACKBONES)}"
+        raise ConfigError(f"there is no backbone {name!r}, here or in timm: {hint}")
+    return get_pretrained_cfg(name)
 
 
 @lru_cache(maxsize=64)
-def _size_options(name: str) -> int:
-    """Which of ``_ANY_SIZE`` the architecture accepts."""
+def _size_options(name: str) -> dict[str, Any]:
+    """The options, as far as the constructor has any, that let an architecture made for one image size take others."""
     import timm
 
-    for position, options in enumerate(_ANY_SIZE[:-1]):
-        try:
-            with torch.device("meta"):
-                timm.create_model(name, features_only=True, pretrained=False, **options)
-        except TypeError:
-            continue
-        return position
-    return len(_ANY_SIZE) - 1
+    choices: list[dict[str, Any]] = [{"dynamic_img_size": True, "dynamic_img_pad": True}, {"strict_img_size": False}]
+    for options in choices:
+        with contextlib.suppress(TypeError), torch.device("meta"):
+            timm.create_model(name, features_only=True, pretrained=False, **options)
+            return options
+    return {}
 
 
-def _create(name: str, features: Sequence[Feature] | None, on_meta: bool) -> Any:
-    full = timm_name(name)
+def _create(name: str, stages: Sequence[int] | None, on_meta: bool) -> Any:
+    """The network that gives the maps of ``stages``, channels first, or all that there are; frozen, in eval mode."""
+    _pretrained_config(name)  # refuses unknown names
     import timm
 
-    options = {} if name in BACKBONES else dict(_ANY_SIZE[_size_options(full)])
-    if features is not None:
-        options["out_indices"] = tuple(feature.index for feature in features)
+    options: dict[str, Any] = {}
+    if stages is not None:
+        index_of = {level.stage: index for index, level in offered_levels(name).items()}
+        options["out_indices"] = tuple(index_of[stage] for stage in stages)
     try:
-        with torch.device("meta") if on_meta else nullcontext():
-            return timm.create_model(full, features_only=True, pretrained=False, **options)
+        with torch.device("meta") if on_meta else contextlib.nullcontext():
+            options |= _size_options(name)
+            network: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ConfigError(
             f"backbone {name!r} offers no feature maps ({error}): choose one of {', '.join(BACKBONES)}"
         ) from error
+    # timm's EfficientNet and MobileNet extractors keep blocks that they do not need; theirs is a plain list of them.
+    blocks, info = getattr(network, "blocks", None), network.feature_info.info
+    if stages is not None and isinstance(blocks, nn.Sequential) and all("stage" in entry for entry in info):
+        network.blocks = blocks[: info[options["out_indices"][-1]]["stage"]]
+    if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC"):
+        network.register_forward_hook(_channels_first)
+    return network.eval().requires_grad_(False)
+
+
+def _channels_first(_: nn.Module, __: Any, maps: list[Tensor]) -> list[Tensor]:
+    return [map_.permute(0, 3, 1, 2) for map_ in maps]
