@@ -114,10 +114,7 @@ def decode(content: bytes, name: str) -> DecodedImage:
 
 
 def read_header(path: Path) -> Header:
-    """Size and depth from the first bytes of a file: quick, and no proof that the rest can be decoded.
-
-    Raises an ImageError where they cannot be read.
-    """
+    """Size and depth from the first bytes of a file, or an ImageError; no proof that the rest can be decoded."""
     try:
         with _PILLOW_QUIET, Image.open(path, formats=_FORMATS) as image:
             width, height = image.size

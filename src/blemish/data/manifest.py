@@ -98,23 +98,6 @@ def check_within(manifest: Path, images: Iterable[Path]) -> None:
         )
 
 
-def read_groups(manifest: Path) -> dict[str, str]:
-    """From a file's path as written to its group, out of a manifest that lies in a layout folder.
-
-    Such a manifest is read for nothing else, so its other columns are free; files are named under ``path`` or ``file``.
-    Empty where it has no such columns.
-
-    Raises:
-        ManifestError: it is not a CSV file.
-    """
-    groups = {}
-    for _, values in read_lines(manifest):
-        file, group = values.get("path") or values.get("file"), values.get("group")
-        if file and group:
-            groups[Path(file).as_posix()] = group
-    return groups
-
-
 def read_lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Number and stripped values by column of each line of a CSV file.
 

@@ -15,19 +15,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A public set.
-
-    Attributes:
-        shows: what is in the images.
-        source: where to get it.
-        licence: what may be done with it.
-        layout: what an unpacked copy looks like.
-        split: of the papers.
-        script: what prepares it.
-        categories: sets of their own in it; empty where it is one.
-        images: the published numbers of each category (an empty name where there are none): of ``train`` and ``test``,
-            of ``normal`` and ``anomalous`` images, or of naevi (``train NV``); empty where a copy is not checked.
-    """
+    """A public set; ``sets.toml`` explains the fields."""
 
     shows: str
     source: str
@@ -41,19 +29,7 @@ class PublicSet:
 
 @dataclass(frozen=True)
 class Photograph:
-    """Where a category of the demo set comes from.
-
-    Attributes:
-        file: its name among scikit-image's data files.
-        shows: what is on it.
-        licence: as scikit-image states it.
-        source: where scikit-image has it from.
-        test: the end of the photograph that the test crops are cut from.
-        foreign: the category whose texture serves as foreign matter here.
-        spill: the colour of a dark stain in it.
-        boldness: how much larger and stronger its defects are painted than those of the brick wall.
-        pit: what a hole shows: the dark inside of the thing, or a light ground behind it.
-    """
+    """Where a category of the demo set comes from; ``sets.toml`` explains the fields."""
 
     file: str
     shows: str

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from blemish.data.images import Header, read_header
-from blemish.data.manifest import read_groups, read_manifest
+from blemish.data.manifest import read_lines, read_manifest
 from blemish.data.samples import Sample, TrainingSet
 from blemish.errors import DataError, ImageError, ManifestError
 
@@ -190,12 +190,18 @@ def contents(folder: Path) -> str:
 
 
 class Groups:
-    """The group of each file of a layout folder: from its ``manifest.csv`` where that says, else the file alone."""
+    """The group of each file of a layout folder: from its ``manifest.csv`` where that says, else the file alone.
+
+    Such a manifest is read for nothing else, so its other columns are free; files are named under ``path`` or ``file``.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        manifest = root / "manifest.csv"
-        self._named = read_groups(manifest) if manifest.is_file() else {}
+        self._named: dict[str, str] = {}
+        for _, values in read_lines(root / "manifest.csv") if (root / "manifest.csv").is_file() else ():
+            file, group = values.get("path") or values.get("file"), values.get("group")
+            if file and group:
+                self._named[Path(file).as_posix()] = group
 
     def of(self, path: Path) -> str:
         """The group of ``path``, a file below the root."""
