@@ -55,7 +55,7 @@ def open_sets(folder: Path, configuration: Configuration) -> tuple[TrainingSet, 
     ratio, share, seed = configuration.get("contaminate"), configuration.get("reveal"), configuration["seed"]
     if ratio is not None:
         drawn = contaminate(training, test, ratio, seed)
-        return drawn.training, drawn.test(configuration["overlap"])
+        return drawn.training, drawn.overlap if configuration["overlap"] and drawn.overlap else drawn.test
     if share is not None:
         labelled = label_anomalies(training, test, share, configuration["kinds"], seed)
         return labelled.training, labelled.test

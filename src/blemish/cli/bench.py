@@ -21,12 +21,12 @@ def contaminate(
 ) -> None:
     """An unlabelled pile with known bad ones in it. Example: blemish contaminate parts/ -o parts/pile.csv"""
     from blemish.data.protocols import contaminate as draw
-    from blemish.data.protocols import write_contaminated
+    from blemish.data.protocols import write_manifests
     from blemish.data.readers import read_training
     from blemish.data.testset import open_test_set
 
     drawn = draw(read_training(data), open_test_set(data), ratio, seed)
-    pile, overlap = write_contaminated(drawn, output)
+    pile, overlap = write_manifests(drawn, output)
     bad, images = len(drawn.drawn), len(drawn.training.samples)
     print_result(
         {"no_overlap": str(pile), "overlap": str(overlap), "training_images": images, "bad": bad},
@@ -46,7 +46,7 @@ def reveal(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a manifest.")] = False,
 ) -> None:
     """Training sets with a few known-bad images. Example: blemish reveal parts/ -o parts/few.csv"""
-    from blemish.data.protocols import kinds_to_label, label_anomalies, write_labelled
+    from blemish.data.protocols import kinds_to_label, label_anomalies, write_manifests
     from blemish.data.readers import read_training
     from blemish.data.testset import open_test_set
 
@@ -54,9 +54,10 @@ def reveal(
     for number, chosen in enumerate(kinds_to_label(training, test, kinds, seed)):
         drawn = label_anomalies(training, test, ratio, chosen, seed, number)
         name = f"{output.stem}-{chosen[0] if kinds == 1 else f'draw{number}'}"
-        for path in write_labelled(drawn, output.with_stem(name)):
-            written = {"manifest": str(path), "known_bad": drawn.labels, "kinds": list(chosen)}
-            print_result(written, as_json, f"{path}: {drawn.labels} bad images labelled, of {', '.join(chosen)}")
+        known_bad = len(drawn.drawn)
+        for path in write_manifests(drawn, output.with_stem(name)):
+            written = {"manifest": str(path), "known_bad": known_bad, "kinds": list(chosen)}
+            print_result(written, as_json, f"{path}: {known_bad} bad images labelled, of {', '.join(chosen)}")
 
 
 @command

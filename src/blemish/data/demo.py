@@ -1,22 +1,16 @@
 """The demo set: four small inspection tasks made from real photographs that travel inside scikit-image.
 
-Each category is **one** photograph of 512 x 512 pixels, read from the installed scikit-image: nothing is downloaded. It
-is cut in two: training crops come from one part of it, test crops from the other, and ``MARGIN`` rows between them are
-used by neither. Each part is divided into rectangles. All crops of one rectangle share a ``group``, because they
-overlap; crops of two groups never share a pixel. There are 12 groups to train on and 8 to test.
+Each category is **one** photograph of 512 x 512 pixels, read from the installed scikit-image. It is cut in two:
+training crops come from one part, test crops from the other, and ``MARGIN`` rows between them are used by neither. Each
+part is divided into rectangles: crops of one overlap and share a ``group``, crops of two groups share no pixel. The
+photographs and their good crops are real; every defect is painted (``synthetic``), with an exact mask, on a crop of 96
+pixels that is then doubled, so that a defect is no sharper than the photograph.
 
-The photographs and their good crops are real; every defect is painted (``synthetic``), with an exact mask. Crops are 96
-pixels wide, painted at that size and then doubled, so that a defect is no sharper than the photograph.
-
-How the difficulty was set: by looking, and by one trial. Strengths are relative to each photograph's own darkest and
-lightest colours and contrast; ``boldness`` makes defects larger and stronger on busy surfaces, where the same paint is
-lost; ``tone`` alternates, so that about as many defects lighten as darken (holes cannot). Which end of a photograph
-became the test part was chosen so that its good crops look no stranger, to a nearest-neighbour memory of
-EfficientNet-Lite0 patches, than unseen training crops. Boldness was then set so that this memory's image AUROC lies
-between .85 and .99: seed 0 gave .96 on brick, .89 on grass, .87 on gravel, .89 on tissue; faint defects alone .62 to
-.75, the hardest kind in every category; mean brightness, contrast and gradient alone .37 to .59. Test crops thus took
-part in the design. The set shows that things work; it is ours, and small: quote no figure of it as evidence of how a
-method does in a factory or a clinic.
+Difficulty was set by looking and by one trial, in which test crops took part: ``boldness`` so that the image AUROC of a
+nearest-neighbour memory of EfficientNet-Lite0 patches lies between .85 and .99 (faint defects alone .62 to .75), the
+test end of each photograph so that its good crops look no stranger than unseen training crops. Mean brightness,
+contrast and gradient alone reach .37 to .59. The set shows that things work; it is ours, and small: quote no figure of
+it as evidence of how a method does in a factory or a clinic.
 """
 
 from __future__ import annotations
@@ -35,22 +29,16 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from blemish.data.public import DEMO_CATEGORIES, Photograph
+from blemish.data.public import DEMO_CATEGORIES
 from blemish.data.samples import Sample, Split
 from blemish.data.synthetic import PAINTERS, Array, Scene, colours_by_brightness, scene_of
 from blemish.errors import ConfigError, DataError, OutputError
 
-CROP = 96
-"""Side of a crop, in pixels of the photograph."""
-MARGIN = 16
-"""Rows of the photograph between the training part and the test part, used by neither."""
-SCALE = 2
-"""How much larger crops are saved than they were cut."""
-KINDS = ("scratch", "stain", "hole", "missing", "foreign", "faint")
+KINDS = tuple(PAINTERS)
 """The kinds of defect, in every category."""
-
-PHOTOGRAPH = 512  # width and height of all four
-TEST_ROWS = 196
+MARGIN = 16
+CROP, SCALE = 96, 2  # side of a crop in the photograph; how much larger it is saved
+PHOTOGRAPH, TEST_ROWS = 512, 196
 TRAIN_GRID, TEST_GRID = (3, 4), (2, 4)  # rows and columns of rectangles
 TRAIN_EACH, TEST_EACH, DEFECTS_OF_A_KIND = 4, 2, 4
 VISIBLE = 0.1  # a pixel painted less than this keeps its own value
@@ -60,14 +48,7 @@ Box = tuple[int, int, int, int]
 
 
 class Drawing(NamedTuple):
-    """One picture of the demo set.
-
-    Attributes:
-        sample: with paths inside the category's folder.
-        box: the crop.
-        image: the picture, grey or RGB.
-        mask: 255 where the defect is, or None.
-    """
+    """One picture of the demo set: paths are inside the category's folder, the mask is 255 where the defect is."""
 
     sample: Sample
     box: Box
@@ -91,22 +72,21 @@ def write_demo(root: Path, seed: int = 0, categories: Sequence[str] = tuple(DEMO
     folders = [root / name for name in categories]
     for folder in folders:
         rows = [("file", "mask", "split", "label", "group", "source", "note")]
+        source = DEMO_CATEGORIES[folder.name].source
         try:
             for sample, box, image, mask in draw_category(folder.name, seed):
-                _save(image, folder / sample.path)
-                if mask is not None and sample.mask is not None:
-                    _save(mask, folder / sample.mask)
-                file, mask_file = sample.path.as_posix(), sample.mask.as_posix() if sample.mask else ""
+                for picture, file in ((image, sample.path), (mask, sample.mask)):
+                    if picture is not None and file is not None:
+                        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                        picture.save(folder / file, format="PNG", compress_level=4)
+                written, mask_written = sample.path.as_posix(), sample.mask.as_posix() if sample.mask else ""
                 note = f"box={' '.join(map(str, box))}"
-                source = DEMO_CATEGORIES[folder.name].source
-                rows.append((file, mask_file, sample.split, sample.kind, sample.group, source, note))
+                rows.append((written, mask_written, sample.split, sample.kind, sample.group, source, note))
             with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream, lineterminator="\n").writerows(rows)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(
-                f"cannot write the demo set to {folder}: {reason}; name a folder you may write to"
-            ) from error
+            problem = f"cannot write the demo set to {folder}: {error.strerror or error}"
+            raise OutputError(f"{problem}; name a folder you may write to") from error
     return folders
 
 
@@ -116,11 +96,11 @@ def draw_category(category: str, seed: int = 0) -> Iterator[Drawing]:
     Raises:
         DataError: scikit-image is not installed, or lacks a photograph.
     """
-    photo, pixels = DEMO_CATEGORIES[category], read_photograph(category)
+    pixels, on_top = read_photograph(category), DEMO_CATEGORIES[category].test == "top"
     rng = np.random.default_rng([seed, zlib.crc32(category.encode())])
-    edge = TEST_ROWS if photo.test == "top" else PHOTOGRAPH - TEST_ROWS - MARGIN  # of the upper part
+    edge = TEST_ROWS if on_top else PHOTOGRAPH - TEST_ROWS - MARGIN  # of the upper part
     upper, lower = (0, 0, PHOTOGRAPH, edge), (0, edge + MARGIN, PHOTOGRAPH, PHOTOGRAPH)
-    train_part, test_part = (lower, upper) if photo.test == "top" else (upper, lower)
+    train_part, test_part = (lower, upper) if on_top else (upper, lower)
     normal: tuple[tuple[Split, Box, tuple[int, int], int], ...] = (
         ("train", train_part, TRAIN_GRID, TRAIN_EACH),
         ("test", test_part, TEST_GRID, TEST_EACH),
@@ -128,15 +108,15 @@ def draw_category(category: str, seed: int = 0) -> Iterator[Drawing]:
     for split, part, grid, each in normal:
         for number, (group, box) in enumerate(_cut_boxes(part, grid, each, split, rng)):
             sample = Sample(Path(f"{split}/good/{number:03d}.png"), "normal", split, group=group)
-            yield Drawing(sample, box, _picture(_enlarged(_cut(pixels, box))))
+            yield Drawing(sample, box, _picture(_enlarged(pixels[box[1] : box[3], box[0] : box[2]])))
     each = len(KINDS) * DEFECTS_OF_A_KIND // (TEST_GRID[0] * TEST_GRID[1])
     boxes = _cut_boxes(test_part, TEST_GRID, each, "test", rng)
-    scene = _scene(photo, pixels)
+    scene = _scene(category, pixels)
     for number, chosen in enumerate(rng.permutation(len(boxes))):
         round_, kind = number // len(KINDS), KINDS[number % len(KINDS)]
         group, box = boxes[chosen]
         tone = 1 if (round_ + number) % 2 else -1
-        painted, inside = _painted(kind, tone, _cut(pixels, box), scene, rng)
+        painted, inside = _painted(kind, tone, pixels[box[1] : box[3], box[0] : box[2]], scene, rng)
         path, mask_path = f"test/{kind}/{round_:03d}.png", f"ground_truth/{kind}/{round_:03d}_mask.png"
         sample = Sample(Path(path), "anomalous", "test", kind, group, Path(mask_path))
         yield Drawing(sample, box, _picture(painted), Image.fromarray(inside.astype(np.uint8) * 255))
@@ -169,23 +149,16 @@ def _cut_boxes(part: Box, grid: tuple[int, int], each: int, split: str, rng: Gen
     left, top, right, bottom = part
     wide, high = (right - left) // grid[1], (bottom - top) // grid[0]
     crops: list[tuple[str, Box]] = []
-    for row in range(grid[0]):
-        for column in range(grid[1]):
-            for number in range(each):
-                x = left + column * wide + round((wide - CROP) * (number + rng.uniform()) / each)
-                y = top + row * high + int(rng.integers(0, high - CROP + 1))
-                crops.append((f"{split}-r{row}c{column}", (x, y, x + CROP, y + CROP)))
+    for row, column, number in np.ndindex(*grid, each):
+        x = left + column * wide + round((wide - CROP) * (number + rng.uniform()) / each)
+        y = top + row * high + int(rng.integers(0, high - CROP + 1))
+        crops.append((f"{split}-r{row}c{column}", (x, y, x + CROP, y + CROP)))
     return crops
 
 
-def _cut(pixels: Array, box: Box) -> Array:
-    left, top, right, bottom = box
-    return pixels[top:bottom, left:right]
-
-
-def _scene(photo: Photograph, pixels: Array) -> Scene:
+def _scene(category: str, pixels: Array) -> Scene:
     """What the painters need to know of a photograph; foreign matter takes its colours, so that it is no brighter."""
-    ranked = colours_by_brightness(pixels)
+    photo, ranked = DEMO_CATEGORIES[category], colours_by_brightness(pixels)
     low, high = ranked[len(ranked) // 10], ranked[-(len(ranked) // 10)]
     texture = read_photograph(photo.foreign).mean(axis=-1)
     level = 0.5 + (texture - texture.mean()) / (4 * texture.std())
@@ -207,8 +180,6 @@ def _painted(kind: str, tone: int, crop: Array, scene: Scene, rng: Generator) ->
 def _enlarged(values: Array) -> Array:
     """``h w`` or ``h w 3``, larger by ``SCALE`` along each side."""
     if values.ndim == 3:
-        if (values == values[..., :1]).all():  # grey: one plane does for three
-            return np.repeat(_enlarged(values[..., 0])[..., None], values.shape[2], axis=-1)
         return np.stack([_enlarged(values[..., colour]) for colour in range(values.shape[2])], axis=-1)
     plane = Image.fromarray(values.astype(np.float32))
     size = (plane.width * SCALE, plane.height * SCALE)
@@ -219,8 +190,3 @@ def _picture(values: Array) -> Image.Image:
     """An 8-bit picture; grey where all three colours are equal, as three of the photographs are."""
     levels = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
     return Image.fromarray(levels[..., 0] if (levels == levels[..., :1]).all() else levels)
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, format="PNG", compress_level=4)

@@ -8,7 +8,7 @@ What becomes of each kind of image:
 * float images (TIFF, numpy) must lie in [0, 1];
 * transparency is laid over black, so that hidden colours under transparent pixels never matter;
 * CMYK, YCbCr, LAB and palettes become RGB; a rotation noted by the camera (EXIF) is applied;
-* of several frames (GIF, TIFF) the first is read.
+* of several frames only a phone's second view is passed over: files of several images are refused.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from blemish.errors import ImageError
 
 MAX_PIXELS = 100_000_000
 """No larger image is decoded: one part of 10,000 x 10,000 pixels. Checked on the header, before any memory is taken."""
-
 MIN_SIDE = 8
-"""Fewer pixels a side show nothing that could be judged."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "PPM", "GIF")
 _ORIENTATION = 0x0112
@@ -48,30 +46,16 @@ _UPRIGHT = {  # ImageOps.exif_transpose also writes the EXIF anew, which fails w
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """One decoded image.
+    """One decoded image."""
 
-    Attributes:
-        pixels: ``h w 3`` in RGB order; not to be written to. uint8, uint16, or float32 in [0, 1].
-        bits: 8, 16 or 32, for these three.
-        grey: the three channels are one and the same.
-    """
-
-    pixels: npt.NDArray[Any]
-    bits: int
-    grey: bool
+    pixels: npt.NDArray[Any]  # h w 3 in RGB order, uint8, uint16 or float32 in [0, 1]; not to be written to
+    bits: int  # 8, 16 or 32, for these three
+    grey: bool  # the three channels are one and the same
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an image file says of itself: ``size`` (height, width, after any EXIF rotation) and ``bits`` a channel."""
-
-    size: tuple[int, int]
-    bits: int
 
 
 def read_image(source: Path | str | bytes | Image.Image | npt.NDArray[Any]) -> DecodedImage:
@@ -86,9 +70,15 @@ def read_image(source: Path | str | bytes | Image.Image | npt.NDArray[Any]) -> D
             ``MAX_PIXELS``.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        name = f"the given array of shape {source.shape} and type {source.dtype}"
+        if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (1, 3, 4)):
+            raise ImageError(f"{name} is not an image: h w, h w 1, h w 3 or h w 4 (channels last) is needed.")
+        _check_size(source.shape[0], source.shape[1], name)
+        if source.dtype not in (np.bool_, np.uint8, np.uint16) and source.dtype.kind != "f":
+            raise ImageError(f"{name} is not an image: uint8, uint16, bool or float in [0, 1] is needed.")
+        return _from_values(source, name)
     if isinstance(source, Image.Image):
-        return _decoded(source, "the given PIL image")
+        return _from_pil(source, "the given PIL image")
     if isinstance(source, bytes):
         return decode(source, "the given bytes")
     return decode(read_bytes(Path(source)), str(source))
@@ -99,29 +89,32 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"{path} cannot be opened: {error.strerror or error}.") from error
+        raise _unreadable(str(path), error) from error
 
 
 def decode(content: bytes, name: str) -> DecodedImage:
     """The image whose file holds ``content``; ``name`` is how errors, those of ``read_image``, call it."""
     try:
         with _PILLOW_QUIET, Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            return _decoded(image, name)
+            return _from_pil(image, name)
     except ImageError:
         raise
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
-def read_header(path: Path) -> Header:
-    """Size and depth from the first bytes of a file, or an ImageError; no proof that the rest can be decoded."""
+def read_header(path: Path) -> tuple[tuple[int, int], int]:
+    """Height and width after any EXIF rotation, and bits a channel; no proof that the rest of the file can be decoded.
+
+    Raises:
+        ImageError: the first bytes are not those of an image.
+    """
     try:
         with _PILLOW_QUIET, Image.open(path, formats=_FORMATS) as image:
-            width, height = image.size
             # Asking a PNG without EXIF for it would decode the whole file; a TIFF's size is turned already.
-            if "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
-                width, height = height, width
-            return Header((height, width), _bits(image.mode))
+            turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            size = image.size if turned else (image.height, image.width)
+            return size, 16 if image.mode.startswith("I") else 32 if image.mode == "F" else 8
     except Exception as error:
         raise _unreadable(str(path), error) from error
 
@@ -134,7 +127,7 @@ def white_level(brightest: int) -> int:
     return max(255, (1 << brightest.bit_length()) - 1)
 
 
-def _decoded(image: Image.Image, name: str) -> DecodedImage:
+def _from_pil(image: Image.Image, name: str) -> DecodedImage:
     _check_size(image.height, image.width, name)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # phones add a second view to a photograph
@@ -143,77 +136,48 @@ def _decoded(image: Image.Image, name: str) -> DecodedImage:
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
         upright = image if turn is None else image.transpose(turn)
-        if _bits(image.mode) == 8:
-            return _eight_bit(upright)
+        if not image.mode.startswith(("I", "F")):
+            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            palette = image.mode == "P" and "transparency" in image.info
+            if palette or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+                mode += "A"
+            upright = upright.convert(mode)
+        values = np.asarray(upright)
     except Exception as error:
         raise _unreadable(name, error) from error
-    return _replicated(_checked(np.asarray(upright)[..., None], name))
+    return _from_values(values, name)
 
 
-def _eight_bit(image: Image.Image) -> DecodedImage:
-    grey = image.mode in ("1", "L", "LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (image.mode == "P" and "transparency" in image.info):
-        colours = _over_black(np.asarray(image.convert("RGBA")))
-        return _replicated(colours[..., :1] if grey else colours)
-    return _replicated(np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image.convert("RGB")))
-
-
-def _checked(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Pixels of more than 8 bits, ``h w c``, as uint16 or as float32 in [0, 1]."""
-    limit = 1 if values.dtype.kind == "f" else 65535
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= limit):
-        raise ImageError(
-            f"{name} holds values from {low} to {high}: {values.dtype} pixels must lie in 0 to {limit}. Scale them."
-        )
-    return values.astype(np.float32 if limit == 1 else np.uint16, copy=False)
-
-
-def _from_array(array: npt.NDArray[Any]) -> DecodedImage:
-    name = f"the given array of shape {array.shape} and type {array.dtype}"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(f"{name} is not an image: h w, h w 1, h w 3 or h w 4 (channels last) is needed.")
-    _check_size(array.shape[0], array.shape[1], name)
-    values = array[..., None] if array.ndim == 2 else array
+def _from_values(values: npt.NDArray[Any], name: str) -> DecodedImage:
+    """From ``h w`` or ``h w c``: grey, grey and alpha, colours, or colours and alpha."""
+    values = values[..., None] if values.ndim == 2 else values
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
-    elif values.dtype.kind == "f" or values.dtype == np.uint16:
-        values = _checked(values, name)
-    elif values.dtype != np.uint8:
-        raise ImageError(f"{name} is not an image: uint8, uint16, bool or float in [0, 1] is needed.")
-    return _replicated(_over_black(values) if values.shape[2] == 4 else values)
-
-
-def _replicated(values: npt.NDArray[Any]) -> DecodedImage:
-    """``h w 3`` or, as three equal channels, ``h w 1``."""
-    bits = {"uint8": 8, "uint16": 16, "float32": 32}[values.dtype.name]
-    return DecodedImage(np.broadcast_to(values, (*values.shape[:2], 3)), bits, grey=values.shape[2] == 1)
-
-
-def _over_black(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """``h w 4`` laid over black, rounded to the nearest integer where the type is one."""
-    colours, alpha = values[..., :3], values[..., 3:]
-    if values.dtype.kind == "f":
-        return np.ascontiguousarray(colours * alpha)
-    white = np.iinfo(values.dtype).max
-    if (alpha == white).all():
-        return np.ascontiguousarray(colours)
-    blended = (colours.astype(np.uint32) * alpha.astype(np.uint32) + white // 2) // white
-    return np.asarray(blended.astype(values.dtype))
-
-
-def _bits(mode: str) -> int:
-    return 16 if mode.startswith("I") else 32 if mode == "F" else 8
+    if values.dtype != np.uint8:
+        limit = 1 if values.dtype.kind == "f" else 65535
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= limit):
+            problem = f"{name} holds values from {low} to {high}"
+            raise ImageError(f"{problem}: {values.dtype} pixels must lie in 0 to {limit}. Scale them.")
+        values = values.astype(np.float32 if limit == 1 else np.uint16, copy=False)
+    if values.shape[2] in (2, 4):
+        values, alpha = values[..., :-1], values[..., -1:]
+        if values.dtype.kind == "f":
+            values = values * alpha
+        elif (alpha < (white := np.iinfo(values.dtype).max)).any():
+            blended = (values.astype(np.uint32) * alpha + white // 2) // white  # rounded to the nearest integer
+            values = blended.astype(values.dtype)
+    pixels = np.broadcast_to(values, (*values.shape[:2], 3))
+    return DecodedImage(pixels, 8 * values.dtype.itemsize, grey=values.shape[2] == 1)
 
 
 def _check_size(height: int, width: int, name: str) -> None:
+    size = f"{name} has {width} x {height} pixels"
     if height * width > MAX_PIXELS:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are taken for one part: "
-            "cut it into tiles or shrink it first."
-        )
+        limit = f"more than the {MAX_PIXELS:,} that are taken for one part"
+        raise ImageError(f"{size}, {limit}: cut it into tiles or shrink it first.")
     if min(height, width) < MIN_SIDE:
-        raise ImageError(f"{name} has {width} x {height} pixels: at least {MIN_SIDE} a side are needed.")
+        raise ImageError(f"{size}: at least {MIN_SIDE} a side are needed.")
 
 
 def _unreadable(name: str, error: Exception) -> ImageError:
@@ -235,9 +199,7 @@ class _PillowQuiet:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = contextlib.ExitStack()
+        self._lock, self._inside, self._saved = threading.Lock(), 0, contextlib.ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:

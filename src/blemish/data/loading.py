@@ -1,8 +1,7 @@
 """Prepared training images: decoded once, in parallel, and kept in memory as far as a budget reaches.
 
 Every file is decoded when the set is built, because a damaged one has to be named before learning starts, not in its
-middle; what fits the budget stays, so that later epochs decode nothing. What does not fit is decoded again, in parallel
-within each batch.
+middle. What does not fit the budget is decoded again, in parallel within each batch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from blemish.contract import Batch
-from blemish.data.images import decode, read_bytes, read_header, white_level
+from blemish.data.images import decode, read_bytes, read_header, read_image, white_level
 from blemish.data.preprocessing import Preprocessing, stacked
 from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError
@@ -35,26 +34,23 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """One image: ``h w c`` as ``Preprocessing.resized`` gave it, or without a row beyond the budget, and its key."""
-
     sample: Sample
-    pixels: npt.NDArray[Any]
-    key: str
+    pixels: npt.NDArray[Any]  # h w c as Preprocessing.resized gave it, or no row beyond the budget
+    key: str  # a digest of content and preparation
 
 
 class PreparedImages:
     """Training images at the network's input size, by index: implements ``contract.Images`` over files.
 
+    ``samples`` are those that can be read, ``skipped`` the path and reason of each other file.
+
     Args:
         samples: which images; their order is kept.
         preparation: how they are brought to the input size.
-        workers: threads that decode; as many as this process may use cores, unless given.
+        workers: threads that decode; unless given, as many as this process may use cores.
         strict: fail on the first file that cannot be read, instead of skipping it.
         progress: told of the decoding, and of each skipped file.
         budget: bytes of prepared pixels to keep in memory.
-
-    Attributes:
-        skipped: path and reason of each file that cannot be read.
 
     Raises:
         ImageError: ``strict``, and a file cannot be read.
@@ -72,12 +68,12 @@ class PreparedImages:
         budget: int = BUDGET,
     ) -> None:
         self.preparation = preparation
-        self._workers = workers if workers is not None else usable_cores()
+        self._workers = workers
         kept: list[_Prepared] = []
         skipped: list[tuple[Path, str]] = []
         progress = progress or Silent()
         # Closed at once when a file or the user stops it, so that the rest is not decoded for nothing.
-        with contextlib.closing(_in_parallel(self._attempt, samples, self._workers)) as attempts:
+        with contextlib.closing(_in_parallel(self._prepared, samples, workers)) as attempts:
             tracked = progress.track(attempts, "decoding", total=len(samples))
             for sample, attempt in zip(samples, tracked):
                 if isinstance(attempt, ImageError):
@@ -93,8 +89,7 @@ class PreparedImages:
         if not kept:
             reason = f": {skipped[0][1]}" if skipped else "."
             raise DataError(f"none of the {len(samples)} images can be used{reason}")
-        self._kept = tuple(kept)
-        self.skipped = tuple(skipped)
+        self._kept, self.skipped = kept, tuple(skipped)
 
     def __len__(self) -> int:
         """How many images there are, skipped ones left out."""
@@ -103,49 +98,49 @@ class PreparedImages:
     @property
     def samples(self) -> tuple[Sample, ...]:
         """What is known of each image, skipped ones left out."""
-        return tuple(kept.sample for kept in self._kept)
+        return tuple(image.sample for image in self._kept)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The key of each image: a digest of its content and preparation."""
-        return tuple(kept.key for kept in self._kept)
+        return tuple(image.key for image in self._kept)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The images at ``indices``, in that order.
 
         Raises:
-            DataError: a file beyond the budget has vanished or changed since the set was built.
+            ImageError: a file beyond the budget has vanished since the set was built.
+            DataError: it has changed.
         """
         chosen = [self._kept[index] for index in indices]
         missing = list(dict.fromkeys(image for image in chosen if not len(image.pixels)))
-        again = dict(zip(missing, _in_parallel(self._prepare, [image.sample for image in missing], self._workers)))
-        for image, now in again.items():
-            if now.key != image.key:
+        pixels = {image: image.pixels for image in chosen}
+        again = _in_parallel(self._prepared, [image.sample for image in missing], self._workers)
+        for image, attempt in zip(missing, list(again)):
+            if isinstance(attempt, ImageError):
+                raise attempt
+            if attempt.key != image.key:
                 raise DataError(f"{image.sample.path} changed while it was being learnt from: start again.")
-        pixels = [again.get(image, image).pixels for image in chosen]
-        return Batch(stacked(pixels), tuple(image.key for image in chosen))
+            pixels[image] = attempt.pixels
+        return Batch(stacked([pixels[image] for image in chosen]), tuple(image.key for image in chosen))
 
     def subset(self, indices: Sequence[int]) -> PreparedImages:
         """The images at ``indices`` as a set of their own, sharing the memory: for holding out and cross-fitting."""
         part = copy.copy(self)
-        part._kept = tuple(self._kept[index] for index in indices)
-        part.skipped = ()
+        part._kept, part.skipped = [self._kept[index] for index in indices], ()
         return part
 
-    def _attempt(self, sample: Sample) -> _Prepared | ImageError:
+    def _prepared(self, sample: Sample) -> _Prepared | ImageError:
         try:
-            return self._prepare(sample)
+            content = read_bytes(sample.path)
+            image = decode(content, str(sample.path))
         except ImageError as error:
             return error
-
-    def _prepare(self, sample: Sample) -> _Prepared:
-        content = read_bytes(sample.path)
-        image = decode(content, str(sample.path))
-        key = hashlib.sha256(content + self.preparation.digest.encode()).hexdigest()
         try:
-            return _Prepared(sample, self.preparation.resized(image), key)
+            pixels = self.preparation.resized(image)
         except ImageError as error:
-            raise ImageError(f"{sample.path}: {error}") from error
+            return ImageError(f"{sample.path}: {error}")
+        return _Prepared(sample, pixels, hashlib.sha256(content + self.preparation.digest.encode()).hexdigest())
 
 
 def fitted_white_level(samples: Sequence[Sample], workers: int | None = None) -> int:
@@ -153,28 +148,20 @@ def fitted_white_level(samples: Sequence[Sample], workers: int | None = None) ->
 
     Files that cannot be read are left to ``PreparedImages``.
     """
-    brightest = _in_parallel(_brightest_of_16_bits, samples, workers if workers is not None else usable_cores())
-    return white_level(max(brightest, default=0))
+
+    def brightest(sample: Sample) -> int:
+        with contextlib.suppress(ImageError):
+            if read_header(sample.path)[1] == 16:
+                return int(read_image(sample.path).pixels.max())
+        return 0
+
+    return white_level(max(_in_parallel(brightest, samples, workers), default=0))
 
 
-def usable_cores() -> int:
-    """How many cores this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _brightest_of_16_bits(sample: Sample) -> int:
-    try:
-        if read_header(sample.path).bits == 16:
-            return int(decode(read_bytes(sample.path), str(sample.path)).pixels.max())
-    except ImageError:
-        pass
-    return 0
-
-
-def _in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:
+def _in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int | None) -> Generator[R, None, None]:
     """``work`` over ``items``, in order. Threads: Pillow decodes and resizes without holding the interpreter."""
+    if workers is None:  # in a container these are fewer than the machine has
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 2 or len(items) < 2:
         yield from map(work, items)
         return

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("path", "label", "split", "mask", "category", "kind", "group")
 _LABELS: dict[str, Label] = {
-    "normal": "normal",
     "good": "normal",
+    "normal": "normal",
     "unlabelled": "unlabelled",
     "anomalous": "anomalous",
 }
@@ -43,14 +43,32 @@ def read_manifest(manifest: Path, ground_truth: bool = False) -> tuple[Sample, .
     samples: list[Sample] = []
     first_line: dict[Path, int] = {}
     for line, values in read_lines(manifest):
-        sample = _sample(manifest, line, values, ground_truth)
-        if sample.path in first_line:
+        where = f"{manifest}, line {line}"
+        missing = [column for column in ("path", "label") if column not in values]
+        if missing:
             raise ManifestError(
-                f"{manifest}, line {line}: {values['path']} is listed already in line {first_line[sample.path]}: "
-                "keep one."
+                f"{manifest} has the columns {', '.join(values) or 'none'}, but no {' and no '.join(missing)}: "
+                f"{','.join(COLUMNS)} are known. For a folder in a known layout, give the folder."
             )
-        first_line[sample.path] = line
-        samples.append(sample)
+        label = _LABELS.get(values["label"].casefold())
+        if label is None:
+            raise ManifestError(
+                f"{where}: label {values['label']!r} is unknown: normal, unlabelled or anomalous is needed."
+            )
+        split = _SPLITS.get(values.get("split", "").casefold())
+        if split is None:
+            raise ManifestError(f"{where}: split {values['split']!r} is unknown: train or test is needed.")
+        path, mask = _inside(manifest, values["path"], where), None
+        if path in first_line:
+            raise ManifestError(f"{where}: {values['path']} is listed already in line {first_line[path]}: keep one.")
+        first_line[path] = line
+        if ground_truth and split == "test":
+            if label == "unlabelled":
+                raise ManifestError(f"{where}: a test image must be normal or anomalous, not unlabelled.")
+            if label == "anomalous" and values.get("mask"):
+                mask = _inside(manifest, values["mask"], where)
+        group = values.get("group") or path.relative_to(manifest.parent.resolve()).as_posix()
+        samples.append(Sample(path, label, split, values.get("kind", ""), group, mask, values.get("category", "")))
     if not samples:
         raise ManifestError(f"{manifest} lists no image: one line an image is needed below the header.")
     return tuple(samples)
@@ -69,16 +87,15 @@ def write_manifest(manifest: Path, samples: Iterable[Sample]) -> Path:
     samples = list(samples)
     check_within(manifest, [file for sample in samples for file in (sample.path, sample.mask) if file is not None])
     folder = manifest.parent.resolve()
-
-    def relative(path: Path | None) -> str:
-        return "" if path is None else path.resolve().relative_to(folder).as_posix()
-
-    def group(sample: Sample) -> str:  # an image that is its own group needs none in the file
-        return "" if sample.group == sample.path.as_posix() else sample.group
-
-    rows = [(relative(s.path), s.label, s.split, relative(s.mask), s.category, s.kind, group(s)) for s in samples]
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for sample in samples:
+        path = sample.path.resolve().relative_to(folder).as_posix()
+        mask = sample.mask.resolve().relative_to(folder).as_posix() if sample.mask else ""
+        # An image that is its own group needs none in the file.
+        group = "" if sample.group == sample.path.as_posix() else sample.group
+        rows.append((path, sample.label, sample.split, mask, sample.category, sample.kind, group))
     with written_atomically(manifest) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+        csv.writer(file, lineterminator="\n").writerows(rows)
     return manifest
 
 
@@ -113,44 +130,16 @@ def read_lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise ManifestError(f"{file} cannot be read as CSV in UTF-8: {error}.") from error
 
 
-def _sample(manifest: Path, line: int, values: dict[str, str], ground_truth: bool) -> Sample:
-    missing = [column for column in ("path", "label") if column not in values]
-    if missing:
-        raise ManifestError(
-            f"{manifest} has the columns {', '.join(values) or 'none'}, but no {' and no '.join(missing)}: "
-            f"{','.join(COLUMNS)} are known. For a folder in a known layout, give the folder."
-        )
-    label = _LABELS.get(values["label"].casefold())
-    if label is None:
-        raise ManifestError(
-            f"{manifest}, line {line}: label {values['label']!r} is unknown: normal, unlabelled or anomalous is needed."
-        )
-    split = _SPLITS.get(values.get("split", "").casefold())
-    if split is None:
-        raise ManifestError(f"{manifest}, line {line}: split {values['split']!r} is unknown: train or test is needed.")
-    path = _inside(manifest, values["path"], line)
-    mask = None
-    if ground_truth and split == "test":
-        if label == "unlabelled":
-            raise ManifestError(f"{manifest}, line {line}: a test image must be normal or anomalous, not unlabelled.")
-        if label == "anomalous" and values.get("mask"):
-            mask = _inside(manifest, values["mask"], line)
-    group = values.get("group") or path.relative_to(manifest.parent.resolve()).as_posix()
-    return Sample(path, label, split, values.get("kind", ""), group, mask, values.get("category", ""))
-
-
-def _inside(manifest: Path, written: str, line: int) -> Path:
+def _inside(manifest: Path, written: str, where: str) -> Path:
     """The file that a manifest names, with links followed."""
     folder = manifest.parent.resolve()
     try:
         path = (folder / written).resolve()
         is_file = path.is_file()
     except (ValueError, OSError, RuntimeError) as error:
-        raise ManifestError(f"{manifest}, line {line}: {written!r} is not a path: {error}.") from error
+        raise ManifestError(f"{where}: {written!r} is not a path: {error}.") from error
     if not path.is_relative_to(folder):
-        raise ManifestError(
-            f"{manifest}, line {line}: {written!r} leaves the manifest's folder. Only files inside it may be named."
-        )
+        raise ManifestError(f"{where}: {written!r} leaves the manifest's folder. Only files inside it may be named.")
     if not is_file:
-        raise ManifestError(f"{manifest}, line {line}: there is no file {written!r} beside the manifest.")
+        raise ManifestError(f"{where}: there is no file {written!r} beside the manifest.")
     return path

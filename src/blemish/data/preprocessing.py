@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -33,32 +33,14 @@ _WHITE_LEVELS = tuple((1 << bits) - 1 for bits in range(8, 17))
 _STORED = {"resize": "family", "size": "size", "crop": "crop", "white_level": "full_scale"}  # names in model files
 
 
-class _Placing(NamedTuple):
-    """How an axis lies in the input: resized to ``length``, then moved by ``offset`` (negative: cropped)."""
-
-    length: int
-    offset: int
-
-
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are brought to the network's input size.
-
-    Attributes:
-        resize: one of the four above.
-        size: the input's side or (height, width); for ``crop`` the shorter side before cropping.
-        crop: side of the middle square, for ``crop`` alone; None takes 7/8 of ``size``, the papers' 224 of 256.
-        white_level: what counts as white in a 16-bit image, from ``white_level`` over the training images. Values above
-            it are clipped. 255 means that no deeper image was seen in training.
-
-    Raises:
-        ConfigError: a value does not fit.
-    """
+    """How images are brought to the network's input size; a ConfigError where the settings do not fit."""
 
     resize: ResizeMode = "stretch"
-    size: int | tuple[int, int] = 256
-    crop: int | None = None
-    white_level: int = 255
+    size: int | tuple[int, int] = 256  # the input's side or (height, width); for crop the shorter side before cropping
+    crop: int | None = None  # side of the middle square, for crop alone; None takes 7/8, the papers' 224 of 256
+    white_level: int = 255  # of 16-bit images, clipped above it; 255: no deeper image was seen in training
 
     def __post_init__(self) -> None:
         if self.resize not in get_args(ResizeMode):
@@ -104,29 +86,33 @@ class Preprocessing:
         """
         pixels = image.pixels[..., :1] if image.grey else image.pixels
         if image.bits == 16:
-            pixels = self._scaled(pixels)
+            largest = int(pixels.max())
+            if self.white_level == 255 < largest:
+                raise ImageError(
+                    f"a 16-bit image with values up to {largest} was given, but no training image held values above "
+                    "255: convert it as the training images were, or fit on 16-bit images."
+                )
+            pixels = np.minimum(pixels.astype(np.float32) / np.float32(self.white_level), np.float32(1))
         if self.resize == "opencv":
             return _interpolated(pixels, self._sides)
-        vertical, horizontal = self._placings(image.size)
-        content = _antialiased(pixels, (vertical.length, horizontal.length))
+        (rows, top), (columns, left) = self._placings(image.size)
+        content = _antialiased(pixels, (rows, columns))
         height, width = self.input_size
         if self.resize == "crop":
-            return np.ascontiguousarray(content[-vertical.offset :, -horizontal.offset :][:height, :width])
+            return np.ascontiguousarray(content[-top:, -left:][:height, :width])
         if self.resize == "letterbox":
-            rows = vertical.offset, height - vertical.length - vertical.offset
-            columns = horizontal.offset, width - horizontal.length - horizontal.offset
-            return np.pad(content, (rows, columns, (0, 0)), mode="edge")
+            margins = ((top, height - rows - top), (left, width - columns - left), (0, 0))
+            return np.pad(content, margins, mode="edge")
         return content
 
     def prepare_mask(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """``mask`` (``h w``) at the input size: the nearest pixel, placed as ``prepare`` places the image."""
-        prepared = mask
-        for axis, (placing, side) in enumerate(zip(self._placings(mask.shape), self.input_size)):
-            positions = np.arange(side) - placing.offset
-            nearest = ((positions + 0.5) * mask.shape[axis] / placing.length).astype(np.int64)
-            prepared = np.take(prepared, np.clip(nearest, 0, mask.shape[axis] - 1), axis=axis)
-            outside = (positions < 0) | (positions >= placing.length)
-            prepared[(outside, slice(None)) if axis == 0 else (slice(None), outside)] = False
+        nearest, inside = [], []
+        for (length, offset), side, original in zip(self._placings(mask.shape), self.input_size, mask.shape):
+            positions = np.arange(side) - offset
+            nearest.append(np.clip((positions + 0.5) * original / length, 0, original - 1).astype(np.int64))
+            inside.append((positions >= 0) & (positions < length))
+        prepared: npt.NDArray[np.bool_] = mask[np.ix_(*nearest)] & inside[0][:, None] & inside[1]
         return prepared
 
     def to_original(self, anomaly_map: Tensor | npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -141,8 +127,18 @@ class Preprocessing:
         if tuple(values.shape) != self.input_size:
             raise DataError(f"a map of shape {tuple(values.shape)} was given, {self.input_size} is needed")
         smallest = values.min()
-        for axis, placing in enumerate(self._placings(size)):
-            values = _sampled(values, axis, size[axis], placing, smallest)
+        for axis, (length, offset) in enumerate(self._placings(size)):
+            # Read linearly where the centres of the original pixels lie.
+            side, available = size[axis], values.shape[axis]
+            position = (torch.arange(side, dtype=torch.float64) + 0.5) * length / side - 0.5 + offset
+            last = min(available, offset + length) - 1
+            held = position.clamp(max(0, offset), last)
+            below = held.floor().long()
+            shape = (-1, 1) if axis == 0 else (1, -1)
+            weight = (held - below).to(torch.float32).view(shape)
+            lower, upper = values.index_select(axis, below), values.index_select(axis, (below + 1).clamp(max=last))
+            unknown = (position < -0.5) | (position > available - 0.5)
+            values = torch.where(unknown.view(shape), smallest, torch.lerp(lower, upper, weight))
         original: npt.NDArray[np.float32] = values.numpy()
         return original
 
@@ -153,11 +149,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Preprocessing:
-        """What ``to_dict`` gave, back.
-
-        Raises:
-            ConfigError: an unknown name or value.
-        """
+        """What ``to_dict`` gave, back; a ConfigError for an unknown name or value."""
         unknown = set(stored) - set(_STORED.values())
         if unknown:
             raise ConfigError(f"a preparation has no setting {', '.join(sorted(unknown))}")
@@ -166,30 +158,20 @@ class Preprocessing:
             settings["size"] = tuple(settings["size"])
         return cls(**settings)
 
-    def _scaled(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        largest = int(pixels.max())
-        if self.white_level == 255 < largest:
-            raise ImageError(
-                f"a 16-bit image with values up to {largest} was given, but no training image held values above 255: "
-                "convert it as the training images were, or fit on 16-bit images."
-            )
-        scaled: npt.NDArray[np.float32] = pixels.astype(np.float32) / np.float32(self.white_level)
-        return np.minimum(scaled, np.float32(1))
-
-    def _placings(self, size: tuple[int, ...]) -> tuple[_Placing, _Placing]:
-        """How a picture of ``size`` lies in the input: vertically, horizontally."""
+    def _placings(self, size: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """How a picture of ``size`` lies in the input, vertically and horizontally: its length and offset there."""
         height, width = self._sides
         if self.resize == "crop":
             # The longer side is cut down to an integer and the middle rounded half to even, as torchvision does.
             shorter = min(size[0], size[1])
             lengths = [height if side == shorter else int(height * side / shorter) for side in size]
             top, left = (-round((length - self.input_size[0]) / 2) for length in lengths)
-            return _Placing(lengths[0], top), _Placing(lengths[1], left)
+            return (lengths[0], top), (lengths[1], left)
         if self.resize == "letterbox":
             scale = min(height / size[0], width / size[1])
             rows, columns = (max(1, round(side * scale)) for side in size)
-            return _Placing(rows, (height - rows) // 2), _Placing(columns, (width - columns) // 2)
-        return _Placing(height, 0), _Placing(width, 0)
+            return (rows, (height - rows) // 2), (columns, (width - columns) // 2)
+        return (height, 0), (width, 0)
 
 
 def stacked(prepared: Sequence[npt.NDArray[Any]]) -> Tensor:
@@ -207,11 +189,8 @@ def _antialiased(pixels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray
     if pixels.dtype == np.uint8:
         whole = pixels[..., 0] if pixels.shape[2] == 1 else pixels
         return np.array(Image.fromarray(whole).resize(width_first, bilinear)).reshape(*size, pixels.shape[2])
-    planes = (Image.fromarray(pixels[..., channel]) for channel in range(pixels.shape[2]))
-    resized: npt.NDArray[np.float32] = np.stack(
-        [np.asarray(plane.resize(width_first, bilinear)) for plane in planes], axis=-1
-    )
-    return resized.clip(0, 1)
+    planes = [Image.fromarray(plane).resize(width_first, bilinear) for plane in np.moveaxis(pixels, -1, 0)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 1)
 
 
 def _interpolated(pixels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -221,17 +200,3 @@ def _interpolated(pixels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArra
     resized = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=False)[0]
     result: npt.NDArray[np.float32] = resized.permute(1, 2, 0).to(torch.float32).contiguous().numpy()
     return result
-
-
-def _sampled(values: Tensor, axis: int, side: int, placing: _Placing, outside: Tensor) -> Tensor:
-    """``values`` read linearly along ``axis`` where the centres of ``side`` original pixels lie."""
-    available = values.shape[axis]
-    position = (torch.arange(side, dtype=torch.float64) + 0.5) * placing.length / side - 0.5 + placing.offset
-    first, last = max(0, placing.offset), min(available, placing.offset + placing.length) - 1
-    held = position.clamp(first, last)
-    below = held.floor().long()
-    shape = (-1, 1) if axis == 0 else (1, -1)
-    weight = (held - below).to(torch.float32).view(shape)
-    lower, upper = values.index_select(axis, below), values.index_select(axis, (below + 1).clamp(max=last))
-    unknown = (position < -0.5) | (position > available - 0.5)
-    return torch.where(unknown.view(shape), outside, torch.lerp(lower, upper, weight))

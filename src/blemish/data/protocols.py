@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,67 +23,27 @@ from blemish.data.splits import shuffled_names
 from blemish.data.testset import TestSet
 from blemish.errors import ConfigError, DataError, ManifestError
 
-DRAWS = 5
-"""Draws to average over where several kinds are labelled; a single kind is every kind in turn."""
-
-FEWEST_TO_VALIDATE = 20
-"""Labels from which on a part of them is held out: 5 % of fewer is less than one image."""
-
-ALTERNATIVE_COLUMNS = ("file", "alt_split")
+DRAWS = 5  # to average over where several kinds are labelled; a single kind is every kind in turn
+FEWEST_TO_VALIDATE = 20  # labels from which on a part of them is held out: 5 % of fewer is less than one image
 
 
 @dataclass(frozen=True)
-class Contaminated:
-    """An unlabelled pile with anomalous images in it, and the two test sets that one model of it is judged on.
-
-    Attributes:
-        training: all images unlabelled: those that were normal, then the drawn ones.
-        no_overlap: the test set without the drawn groups.
-        overlap: the test set as it was, so that some of its anomalous images have been learned from.
-        drawn: the anomalous images among the unlabelled ones. For measuring alone: no method is told.
-    """
+class Dealt:
+    """A training and a test set as a protocol deals them."""
 
     training: TrainingSet
-    no_overlap: TestSet
-    overlap: TestSet
-    drawn: tuple[Sample, ...]
-
-    def test(self, overlap: bool) -> TestSet:
-        """One of the two test sets."""
-        return self.overlap if overlap else self.no_overlap
+    test: TestSet  # without the groups that were drawn from it
+    drawn: tuple[Sample, ...]  # anomalous images that joined the training set; in contaminate, no method is told
+    overlap: TestSet | None = None  # of contaminate: the test set as it was, some of whose images are learned from
+    validation: TestSet | None = None  # of label_anomalies: held out of the training set, for methods that choose by it
 
 
-@dataclass(frozen=True)
-class LabelledAnomalies:
-    """A weak training set, and what it is judged on.
-
-    Attributes:
-        training: the normal images and the labelled anomalous ones.
-        test: the test set without the groups that labels were given to.
-        validation: normal and labelled images held out of the training set, or None; for methods that choose by it.
-        kinds: what the labelled images show.
-        labels: how many images were labelled, those held out included.
-    """
-
-    training: TrainingSet
-    test: TestSet
-    validation: TestSet | None
-    kinds: tuple[str, ...]
-    labels: int
-
-
-def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -> Contaminated:
+def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -> Dealt:
     """Add ``int(ratio * N)`` anomalous test images to the ``N`` training images, and forget the labels of all.
 
-    Groups are drawn until the number is reached. Of the last group only as many images join as are still missing, so
-    that the number is always exact; without overlap the whole group leaves the test set all the same. With one seed, a
-    smaller ratio draws a part of what a larger one does.
-
-    Args:
-        training: normal or unlabelled images; anomalous ones are left out.
-        test: the same set's.
-        ratio: drawn images for each training image, in [0, 1]; .1 makes 9.1 % of the pile bad, as in the papers.
-        seed: fixes the draw.
+    The papers' ratio of .1 makes 9.1 % of the pile bad. Groups are drawn until the number is reached. Of the last one
+    only as many images join as are still missing; without overlap the whole group leaves the test set all the same.
+    With one seed, a smaller ratio draws a part of what a larger one does. Anomalous training images are left out.
 
     Raises:
         ConfigError: the ratio is outside [0, 1].
@@ -100,8 +60,7 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
         members = by_group[group]
         order = shuffled_names(map(str, range(len(members))), seed, f"contaminate {group}")
         drawn += [members[i] for i in sorted(map(int, order[: number - len(drawn)]))]
-    groups = {sample.group for sample in drawn}
-    left = tuple(sample for sample in test.samples if sample.group not in groups)
+    left, gone = _without_groups_of(drawn, test)
 
     asked = f"ratio {ratio} of {images} training images is {number} bad ones"
     most = f"the largest ratio that {test.name} allows is below {len(anomalous) / max(1, images):.3f}"
@@ -114,38 +73,17 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
 
     pile = [replace(sample, label="unlabelled", kind="unlabelled") for sample in training.normal]
     pile += [Sample(sample.path, "unlabelled", group=sample.group) for sample in drawn]
-    notes = [f"among the unlabelled: {number} bad test images of {len(groups)} groups (ratio {ratio}, seed {seed})"]
+    groups = len({sample.group for sample in drawn})
+    notes = [f"among the unlabelled: {number} bad test images of {groups} groups (ratio {ratio}, seed {seed})"]
     if training.anomalous:
         dropped = len(training.anomalous)
         notes.append(f"{dropped} known-bad training images are left out: this protocol has no labels")
-    gone = f"{len(test.samples) - len(left)} images of the {len(groups)} drawn groups are left out"
-    return Contaminated(
-        training=replace(training, samples=tuple(pile), notes=(*training.notes, *notes)),
-        no_overlap=replace(test, samples=left, notes=(*test.notes, gone)),
+    return Dealt(
+        replace(training, samples=tuple(pile), notes=(*training.notes, *notes)),
+        replace(test, samples=left, notes=(*test.notes, f"{gone} images of the {groups} drawn groups are left out")),
+        tuple(drawn),
         overlap=replace(test, notes=(*test.notes, f"{number} bad images were learned from")),
-        drawn=tuple(drawn),
     )
-
-
-def write_contaminated(contaminated: Contaminated, manifest: Path) -> tuple[Path, Path]:
-    """Two manifests: the pile with the test set without overlap, and beside it the test set with overlap alone.
-
-    ``manifest`` is the first one's path, in a folder that holds the images; the second's name ends in ``-overlap``.
-    Raises a ManifestError where images lie outside that folder or it would replace what they were read by.
-    """
-    second = manifest.with_stem(manifest.stem + "-overlap")
-    for path in (manifest, second):
-        refuse_to_replace(path, contaminated.training)
-    # The larger one first: where it fails, nothing is written.
-    write_manifest(manifest, [*contaminated.training.samples, *contaminated.no_overlap.samples])
-    return manifest, write_manifest(second, contaminated.overlap.samples)
-
-
-def label_count(normal: int, ratio: float) -> int:
-    """How many anomalous images beside ``normal`` others make up ``ratio``, in [0, 1), of the training set."""
-    if not 0 <= ratio < 1:
-        raise ConfigError(f"ratio {ratio}: the bad share of the training set, from 0 to below 1, is needed: try 0.05")
-    return round(normal / (1 - ratio) - normal)
 
 
 def kinds_to_label(training: TrainingSet, test: TestSet, count: int, seed: int) -> tuple[tuple[str, ...], ...]:
@@ -170,35 +108,28 @@ def label_anomalies(
     seed: int,
     draw: int = 0,
     validate: bool = True,
-) -> LabelledAnomalies:
-    """Label ``label_count`` anomalous images of ``kinds``, as evenly among them as can be.
+) -> Dealt:
+    """Label anomalous images of ``kinds``, as evenly as can be, until they are ``ratio`` of the training set.
 
     The last group drawn gives as many images as are still missing; all of its images leave the test set all the same.
     A training set that has anomalous images of its own gives them, and the test set stays whole; otherwise the test set
     gives them. Where there are 20 labels or more, whole groups with at least ``int(5 %) + 1`` of the fewer of normal
-    and labelled images, and as many of the other, are held out for validation; they count among the labels.
-
-    Args:
-        training: with normal images.
-        test: of the same set.
-        ratio: r_l, the labelled images' share of the training set; 0 labels none.
-        kinds: those of one draw of ``kinds_to_label``.
-        seed: fixes which groups are drawn.
-        draw: its number, where several are averaged.
-        validate: hold out a validation part.
+    and labelled images, and as many of the other, are held out to ``validate``; they count among the labels.
 
     Raises:
         ConfigError: a kind is unknown, or the ratio is out of range.
         DataError: there are fewer labels than kinds or fewer images than labels, or none would be left to test on.
     """
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"ratio {ratio}: the bad share of the training set, from 0 to below 1, is needed: try 0.05")
     normal, pool = training.normal, _pool(training, test)
-    number = label_count(len(normal), ratio)
-    by_kind = {kind: [sample for sample in pool if sample.kind == kind] for kind in kinds}
-    missing = ", ".join(kind for kind, samples in by_kind.items() if not samples)
-    if missing or not by_kind:
+    by_kind = {kind: [sample for sample in pool if sample.kind == kind] for kind in sorted(kinds)}
+    unknown = ", ".join(kind for kind, samples in by_kind.items() if not samples)
+    if unknown or not by_kind:
         known = ", ".join(sorted({sample.kind for sample in pool})) or "none"
-        raise ConfigError(f"{test.name} has no bad image of kind {missing or '(none given)'}: it has {known}")
+        raise ConfigError(f"{test.name} has no bad image of kind {unknown or '(none given)'}: it has {known}")
     images, wanted = len(normal), len(by_kind)
+    number = round(images / (1 - ratio) - images)
     asked = f"ratio {ratio} beside {images} good images is {images} / (1 - {ratio}) - {images} = {number} labels"
     if ratio > 0 and number < wanted:
         least = wanted / (images + wanted)
@@ -207,61 +138,74 @@ def label_anomalies(
     if available < number:
         most = f"give a ratio of at most {available / (images + available):.4f}"
         raise DataError(f"{asked}, and {', '.join(by_kind)} have {available} images: {most}")
-    labelled = _draw_labelled(by_kind, number, f"{seed}/{draw}", seed)
-    groups = {sample.group for sample in labelled}
-    left = tuple(sample for sample in test.samples if sample.group not in groups)
+    # One image of each kind in turn as long as there are any, the groups of a kind one after another.
+    queues = []
+    for kind, samples in by_kind.items():
+        by_group = _by_group(samples)
+        order = shuffled_names(by_group, seed, f"reveal {seed}/{draw} {kind}")
+        queues.append([sample for group in order for sample in by_group[group]])
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))
+    labelled = sorted(itertools.islice(filter(None, turns), number), key=_path)
+    left, gone = _without_groups_of(labelled, test)
     if not any(sample.anomalous for sample in left):
         raise DataError(f"{asked}, and then no bad part is left to test on")
 
     held = _groups_to_hold_out(normal, labelled, seed) if validate and number >= FEWEST_TO_VALIDATE else set()
-    samples = (*normal, *labelled)
-    validation = [_for_testing(sample) for sample in samples if sample.group in held]
-    note = f"{number} bad images of {len(groups)} groups are labelled ({', '.join(kinds)}; ratio {ratio}, seed {seed})"
-    gone = f"{len(test.samples) - len(left)} images of labelled groups are left out"
-    kept = tuple(sample for sample in samples if sample.group not in held)
-    return LabelledAnomalies(
-        training=replace(training, samples=kept, notes=(*training.notes, *[note] * bool(number))),
-        test=replace(test, samples=left, notes=(*test.notes, *[gone] * (len(left) < len(test.samples)))),
-        validation=TestSet(f"{test.name} (validation)", test.root, tuple(validation)) if held else None,
-        kinds=tuple(kinds) if number else (),
-        labels=number,
+    learned = tuple(sample for sample in (*normal, *labelled) if sample.group not in held)
+    held_out = tuple(_for_testing(sample) for sample in (*normal, *labelled) if sample.group in held)
+    groups = len({sample.group for sample in labelled})
+    note = f"{number} bad images of {groups} groups are labelled ({', '.join(kinds)}; ratio {ratio}, seed {seed})"
+    left_out = f"{gone} images of labelled groups are left out"
+    return Dealt(
+        replace(training, samples=learned, notes=(*training.notes, *[note] * bool(number))),
+        replace(test, samples=left, notes=(*test.notes, *[left_out] * bool(gone))),
+        tuple(labelled),
+        validation=TestSet(f"{test.name} (validation)", test.root, held_out) if held else None,
     )
 
 
-def write_labelled(labelled: LabelledAnomalies, manifest: Path) -> tuple[Path, ...]:
-    """The manifest of training and test set and, where there is a validation part, beside it that part's.
+def write_manifests(dealt: Dealt, manifest: Path) -> list[Path]:
+    """The manifest of training and test set, and beside it those of the set with overlap or of the validation part.
 
-    ``manifest`` is the first one's path; the second's name ends in ``-validation``. Errors as ``write_contaminated``'s.
+    Their names end in ``-overlap`` and ``-validation``. Raises a ManifestError where images lie outside the manifest's
+    folder or one would replace what the set was read by.
     """
-    samples = {manifest: (*labelled.training.samples, *labelled.test.samples)}
-    if labelled.validation is not None:
-        samples[manifest.with_stem(manifest.stem + "-validation")] = labelled.validation.samples
-    for path in samples:
-        refuse_to_replace(path, labelled.training)
-    return tuple(write_manifest(path, listed) for path, listed in samples.items())
+    tables: dict[Path, Sequence[Sample]] = {manifest: (*dealt.training.samples, *dealt.test.samples)}
+    for ending, beside in (("overlap", dealt.overlap), ("validation", dealt.validation)):
+        if beside is not None:
+            tables[manifest.with_stem(f"{manifest.stem}-{ending}")] = beside.samples
+    for path in tables:
+        refuse_to_replace(path, dealt.training)
+    return [write_manifest(path, samples) for path, samples in tables.items()]
 
 
 def alternative_split(training: TrainingSet, test: TestSet, split: Path) -> tuple[TrainingSet, TestSet]:
     """Both sets after an exchange: the test set keeps its anomalous images and takes the moved ones as its normal ones.
 
     Where a set's normal test images differ from its anomalous ones in something that is no defect (a darker lamp), this
-    shows what a method finds without it.
-
-    Args:
-        training: read from a folder.
-        test: of the same folder.
-        split: CSV with ``file,alt_split``, one line a training image: ``train``, or a word that begins with ``test``.
+    shows what a method finds without it. ``split`` is a CSV file in the set's folder, with ``file,alt_split``, one line
+    a training image: ``train``, or a word that begins with ``test``.
 
     Raises:
         ManifestError: the file is missing or lacks a column, a training image is not listed, a listed one does not
             exist, or all images end up on one side.
     """
-    sides = _read_sides(split)
-    root = split.parent.resolve()
+    sides: dict[str, str] = {}
+    for line, values in read_lines(split):
+        if "file" not in values or "alt_split" not in values:
+            break
+        file, side = values["file"], values["alt_split"]
+        if side != "train" and not side.startswith("test"):
+            raise ManifestError(f"{split}, line {line}: {side!r} is neither train nor test....")
+        if file in sides:
+            raise ManifestError(f"{split} lists {file} twice: keep one line.")
+        sides[file] = side
+    if not sides:
+        raise ManifestError(f"{split} lacks a column: file, alt_split are needed.")
     kept: list[Sample] = []
     moved: list[Sample] = []
     for sample in training.samples:
-        written = sample.path.resolve().relative_to(root).as_posix()
+        written = sample.path.resolve().relative_to(split.parent.resolve()).as_posix()
         if written not in sides:
             raise ManifestError(f"{split} does not list the training image {written}: one line each is needed.")
         (kept if sides.pop(written) == "train" else moved).append(sample)
@@ -283,19 +227,29 @@ def alternative_split(training: TrainingSet, test: TestSet, split: Path) -> tupl
     )
 
 
+def _path(sample: Sample) -> str:
+    return sample.path.as_posix()
+
+
 def _by_group(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     """The samples of each group, in the order of their paths."""
     groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
+    for sample in sorted(samples, key=_path):
         groups[sample.group].append(sample)
     return groups
 
 
+def _without_groups_of(drawn: Iterable[Sample], test: TestSet) -> tuple[tuple[Sample, ...], int]:
+    """What of a test set is left without the groups of the drawn images, and how many images leave."""
+    groups = {sample.group for sample in drawn}
+    left = tuple(sample for sample in test.samples if sample.group not in groups)
+    return left, len(test.samples) - len(left)
+
+
 def _pool(training: TrainingSet, test: TestSet) -> tuple[Sample, ...]:
     """Images that labels can be given to: the training set's own anomalous ones, or the test set's."""
-    if training.anomalous:
-        return training.anomalous
-    return tuple(replace(sample, split="train", mask=None) for sample in test.samples if sample.anomalous)
+    anomalous = tuple(replace(sample, split="train", mask=None) for sample in test.samples if sample.anomalous)
+    return training.anomalous or anomalous
 
 
 def _for_testing(sample: Sample) -> Sample:
@@ -303,18 +257,6 @@ def _for_testing(sample: Sample) -> Sample:
     if sample.anomalous:
         return replace(sample, split="test")
     return Sample(sample.path, "normal", "test", group=sample.group)
-
-
-def _draw_labelled(by_kind: Mapping[str, Sequence[Sample]], number: int, purpose: str, seed: int) -> tuple[Sample, ...]:
-    """``number`` images, one of each kind in turn as long as there are any, the groups of a kind one after another."""
-    queues = []
-    for kind in sorted(by_kind):
-        groups = _by_group(by_kind[kind])
-        order = shuffled_names(groups, seed, f"reveal {purpose} {kind}")
-        queues.append([sample for group in order for sample in groups[group]])
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))
-    drawn = itertools.islice((sample for sample in turns if sample is not None), number)
-    return tuple(sorted(drawn, key=lambda sample: sample.path.as_posix()))
 
 
 def _groups_to_hold_out(normal: Sequence[Sample], labelled: Sequence[Sample], seed: int) -> set[str]:
@@ -331,20 +273,3 @@ def _groups_to_hold_out(normal: Sequence[Sample], labelled: Sequence[Sample], se
         if not held & set(order):
             return set()
     return held
-
-
-def _read_sides(split: Path) -> dict[str, str]:
-    """From file to ``train`` or ``test...``."""
-    sides: dict[str, str] = {}
-    for line, values in read_lines(split):
-        if not set(ALTERNATIVE_COLUMNS) <= set(values):
-            break
-        file, side = (values[column] for column in ALTERNATIVE_COLUMNS)
-        if side != "train" and not side.startswith("test"):
-            raise ManifestError(f"{split}, line {line}: {side!r} is neither train nor test....")
-        if file in sides:
-            raise ManifestError(f"{split} lists {file} twice: keep one line.")
-        sides[file] = side
-    if not sides:
-        raise ManifestError(f"{split} lacks a column: {', '.join(ALTERNATIVE_COLUMNS)} are needed.")
-    return sides

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import glob
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from blemish.data.images import Header, read_header
+from blemish.data.images import read_header
 from blemish.data.manifest import read_lines, read_manifest
 from blemish.data.samples import Sample, TrainingSet
 from blemish.errors import DataError, ImageError, ManifestError
@@ -33,7 +36,6 @@ _EXPECTED = (
     "a folder with train/good, train/unlabelled or train/anomalous (or these directly), a folder of images, or a CSV "
     "manifest with path,label is needed; for other folder names use patterns (--good 'OK/*.png')"
 )
-_Value = TypeVar("_Value", bound=Hashable)
 
 
 def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
@@ -52,7 +54,16 @@ def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
     if data.is_dir():
         training = _read_folder(data, "unlabelled" if unlabelled else "good")
     elif data.is_file() and data.suffix.casefold() == ".csv":
-        training = _read_rows(data)
+        rows = [sample for sample in read_manifest(data) if sample.split == "train"]
+        rows.sort(key=lambda sample: (list(LAYOUT.values()).index(sample.label), natural_key(sample.path)))
+        if all(sample.anomalous for sample in rows):
+            raise DataError(
+                f"{data} lists {len(rows)} training images and none that may be taken as normal: "
+                "rows with label normal or unlabelled, and split train or none, are needed."
+            )
+        names = sorted({sample.category for sample in rows if sample.category})
+        notes = [f"{len(names)} categories ({', '.join(names[:5])}) are learnt as one"] * (len(names) > 1)
+        training = TrainingSet(data.stem, data, tuple(rows), tuple(notes))
     else:
         problem = "is a file, but not a .csv manifest" if data.exists() else "does not exist"
         raise DataError(f"{data} {problem}: {_EXPECTED}.")
@@ -78,26 +89,33 @@ def read_globs(good: Sequence[str], anomalous: Sequence[str] = (), unlabelled: S
     label_of: dict[Path, Label] = {}
     patterns: dict[Label, Sequence[str]] = {"normal": good, "unlabelled": unlabelled, "anomalous": anomalous}
     for label, of_label in patterns.items():
-        matched = {path for pattern in of_label for path in _matched(pattern)}
+        matched: set[Path] = set()
+        for pattern in of_label:
+            named = Path(pattern)
+            # What exists is taken by its name, so that brackets in a folder's name are no pattern.
+            if named.is_dir():
+                images = images_in(named)
+            else:
+                # Path.glob takes no absolute pattern.
+                paths = [named] if named.is_file() else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
+                images = [path for path in paths if is_image(path)]
+            if not images:
+                raise DataError(f"the pattern {pattern!r} matches no image: quote it, and check it with ls.")
+            matched.update(images)
         for path in sorted(matched, key=natural_key):
             if label_of.setdefault(path, label) != label:
                 raise DataError(f"{path} is matched as {label_of[path]} and as {label}: narrow the patterns.")
     samples = tuple(Sample(path, label) for path, label in label_of.items())
     if all(sample.anomalous for sample in samples):
         raise DataError("no pattern for images to learn what is normal from: give --good or --unlabelled.")
-    # The name of the deepest folder that holds all images.
-    parents = [path.resolve().parent for path in label_of]
-    above = (parents[0], *parents[0].parents)
-    common = next(folder for folder in above if all(parent.is_relative_to(folder) for parent in parents))
-    return TrainingSet(common.name or "images", None, samples)
+    common = os.path.commonpath([path.resolve().parent for path in label_of])
+    return TrainingSet(Path(common).name or "images", None, samples)
 
 
 def shared_files(training: TrainingSet, data: Path) -> list[tuple[Path, Path]]:
     """Pairs (training file, test file) of identical content, for a warning; no test image is decoded.
 
-    Args:
-        training: what is learnt from.
-        data: the folder or manifest whose test images are compared; one without a test split shares nothing.
+    ``data`` is the folder or manifest whose test images are compared; one without a test split shares nothing.
     """
     data, tested = Path(data), list[Path]()
     if (data / "test").is_dir():
@@ -107,13 +125,7 @@ def shared_files(training: TrainingSet, data: Path) -> list[tuple[Path, Path]]:
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in tested:
         by_size[path.stat().st_size].append(path)
-    digests: dict[Path, str] = {}
-
-    def digest(path: Path) -> str:
-        if path not in digests:
-            digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return digests[path]
-
+    digest = functools.cache(lambda path: hashlib.sha256(path.read_bytes()).digest())
     pairs = []
     for sample in training.samples:
         same_size = by_size.get(sample.path.stat().st_size, [])
@@ -138,22 +150,33 @@ def refuse_to_replace(path: Path, training: TrainingSet) -> None:
 def survey(samples: Sequence[Sample]) -> list[str]:
     """Warnings, one line each, for images whose size, aspect or bit depth differ from the rest.
 
-    Only headers are read. A file whose header cannot be read is left to whoever decodes it. Different sizes of one
+    Only headers are read; a file whose header cannot be read is left to whoever decodes it. Different sizes of one
     aspect are told apart from different aspects, which stretching distorts.
     """
-    headers: dict[Path, Header] = {}
-    for sample in samples:
-        try:
-            headers[sample.path] = read_header(sample.path)
-        except ImageError:
-            continue
-    bits = {path: header.bits for path, header in headers.items()}
-    sizes = {path: header.size for path, header in headers.items()}
-    aspects = {path: round(width / height, 1) for path, (height, width) in sizes.items()}
-    return _differing(bits, "bit depths", lambda depth: f"{depth}-bit") + (
-        _differing(aspects, "aspects", lambda aspect: f"{aspect:.1f} times as wide as high")
-        or _differing(sizes, "sizes", lambda size: f"{size[1]} x {size[0]} pixels")
-    )
+    depths, aspects, sizes = dict[Path, str](), dict[Path, str](), dict[Path, str]()
+    for path in (sample.path for sample in samples):
+        with contextlib.suppress(ImageError):
+            (height, width), bits = read_header(path)
+            depths[path] = f"{bits}-bit"
+            aspects[path] = f"{width / height:.1f} times as wide as high"
+            sizes[path] = f"{width} x {height} pixels"
+    return _differing(depths, "bit depths") + (_differing(aspects, "aspects") or _differing(sizes, "sizes"))
+
+
+def _differing(words: Mapping[Path, str], what: str) -> list[str]:
+    """One line on the images of which something else is said than of most; none where all are alike."""
+    numbers = Counter(words.values())
+    if len(numbers) < 2:
+        return []
+    usual, times = numbers.most_common(1)[0]
+    if 2 * times <= len(words):
+        shown = ", ".join(word for word, _ in numbers.most_common(3))
+        return [f"the {len(words)} images have {len(numbers)} different {what}, such as {shown}"]
+    odd = [path for path, word in words.items() if word != usual]
+    named = ", ".join(path.name for path in odd[:3]) + " ..." * (len(odd) > 3)
+    others = {words[path] for path in odd}
+    said = f"{others.pop()}, the rest {usual}" if len(others) == 1 else f"not {usual} as the rest"
+    return [f"{len(odd)} of {len(words)} images {'is' if len(odd) == 1 else 'are'} {said}: {named}"]
 
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:
@@ -189,31 +212,22 @@ def contents(folder: Path) -> str:
     return f"{folders}, {len(images_in(folder))} images and {files} files in all"
 
 
-class Groups:
-    """The group of each file of a layout folder: from its ``manifest.csv`` where that says, else the file alone.
+def grouped(root: Path, samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], list[str]]:
+    """The samples of a layout folder in the groups that its ``manifest.csv`` names, else each by itself; and notes.
 
     Such a manifest is read for nothing else, so its other columns are free; files are named under ``path`` or ``file``.
     """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._named: dict[str, str] = {}
-        for _, values in read_lines(root / "manifest.csv") if (root / "manifest.csv").is_file() else ():
-            file, group = values.get("path") or values.get("file"), values.get("group")
-            if file and group:
-                self._named[Path(file).as_posix()] = group
-
-    def of(self, path: Path) -> str:
-        """The group of ``path``, a file below the root."""
-        written = path.relative_to(self._root).as_posix()
-        return self._named.get(written, written)
-
-    def notes(self, paths: Iterable[Path]) -> tuple[str, ...]:
-        """One line where a manifest names the groups of some of ``paths`` only."""
-        missing = [path for path in paths if path.relative_to(self._root).as_posix() not in self._named]
-        if not self._named or not missing:
-            return ()
-        return (f"manifest.csv names no group for {len(missing)} images, such as {missing[0].name}: each counts alone",)
+    named: dict[str, str] = {}
+    for _, values in read_lines(root / "manifest.csv") if (root / "manifest.csv").is_file() else ():
+        file, group = values.get("path") or values.get("file"), values.get("group")
+        if file and group:
+            named[Path(file).as_posix()] = group
+    written = [sample.path.relative_to(root).as_posix() for sample in samples]
+    missing = [Path(file).name for file in written if file not in named]
+    notes = []
+    if named and missing:
+        notes = [f"manifest.csv names no group for {len(missing)} images, such as {missing[0]}: each counts alone"]
+    return tuple(replace(sample, group=named.get(file, file)) for sample, file in zip(samples, written)), notes
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -226,24 +240,38 @@ def _entries(folder: Path) -> list[Path]:
 def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     root = data / "train" if (data / "train").is_dir() else data
     labelled = [root / name for name in LAYOUT if (root / name).is_dir()]
-    groups = Groups(data)
-    samples: list[Sample] = []
+    listed: list[Sample] = []
     notes: list[str] = []
+    ignored = [folder.name for folder in folders_in(root) if folder.name not in (*LAYOUT, "test", "ground_truth")]
     for folder in labelled:
-        label = LAYOUT[folder.name]
-        kinds = folders_in(folder) if label == "anomalous" else []
-        for place in (folder, *kinds):
-            samples += [Sample(path, label, "train", place.name, groups.of(path)) for path in images_in(place)]
+        label, inner = LAYOUT[folder.name], folders_in(folder)
+        if label != "anomalous":
+            ignored += [f"{folder.name}/{unknown.name}" for unknown in inner]
+            inner = []
+        for kind in (folder, *inner):
+            listed += [Sample(path, label, "train", kind.name) for path in images_in(kind)]
         notes += _ignored_files(folder)
+    loose = images_in(root)
     if not labelled:
-        samples = [Sample(path, "normal", group=groups.of(path)) for path in images_in(root)]
+        listed = [Sample(path, "normal") for path in loose]
         unnamed = f"{root.name} has no folder good, unlabelled or anomalous"
-        notes += [f"{unnamed}: its {len(samples)} images count as {counts_as}", *_ignored_files(root)]
-    notes += _ignored_folders(root, labelled)
-    if all(sample.anomalous for sample in samples):
-        raise DataError(_nothing_normal(root, samples))
-    notes += groups.notes(sample.path for sample in samples)
-    return TrainingSet(data.resolve().name, data, tuple(samples), tuple(notes))
+        notes += [f"{unnamed}: its {len(listed)} images count as {counts_as}", *_ignored_files(root)]
+    if ignored:
+        notes.append(f"folders ignored in {root.name}: {', '.join(ignored[:5])}{' ...' * (len(ignored) > 5)}")
+    if labelled and loose:
+        notes.append(f"{len(loose)} images directly in {root.name} were ignored: they have no label")
+    sets = [folder.name for folder in folders_in(root) if (folder / "train").is_dir()]
+    if not listed and sets:
+        raise DataError(f"{root} holds several sets ({', '.join(sets[:5])}): give one, such as {root / sets[0]}.")
+    if not listed:
+        raise DataError(f"{root} holds no image to learn from ({contents(root)}): {_EXPECTED}.")
+    if all(sample.anomalous for sample in listed):
+        raise DataError(
+            f"{root} holds {len(listed)} known-bad images and none that may be taken as normal: "
+            "put good images into good/, or a pile nobody has looked at into unlabelled/."
+        )
+    samples, missing_groups = grouped(data, listed)
+    return TrainingSet(data.resolve().name, data, samples, (*notes, *missing_groups))
 
 
 def _ignored_files(folder: Path) -> list[str]:
@@ -255,70 +283,3 @@ def _ignored_files(folder: Path) -> list[str]:
     kinds = Counter(path.suffix.casefold() or "no extension" for path in others)
     named = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(3))
     return [f"{len(others)} files in {folder.name} are not images and were ignored ({named})"]
-
-
-def _ignored_folders(root: Path, labelled: list[Path]) -> list[str]:
-    """A note on what lies beside or inside the folders that are read, and is not."""
-    ignored = [folder.name for folder in folders_in(root) if folder.name not in (*LAYOUT, "test", "ground_truth")]
-    without_kinds = [folder for folder in labelled if LAYOUT[folder.name] != "anomalous"]
-    ignored += [f"{folder.name}/{inner.name}" for folder in without_kinds for inner in folders_in(folder)]
-    loose = len(images_in(root)) if labelled else 0
-    notes = [f"folders ignored in {root.name}: {', '.join(ignored[:5])}{' ...' * (len(ignored) > 5)}"] * bool(ignored)
-    return notes + [f"{loose} images directly in {root.name} were ignored: they have no label"] * bool(loose)
-
-
-def _nothing_normal(root: Path, samples: list[Sample]) -> str:
-    if samples:
-        return (
-            f"{root} holds {len(samples)} known-bad images and none that may be taken as normal: "
-            "put good images into good/, or a pile nobody has looked at into unlabelled/."
-        )
-    sets = [folder.name for folder in folders_in(root) if (folder / "train").is_dir()]
-    if sets:
-        return f"{root} holds several sets ({', '.join(sets[:5])}): give one of them, such as {root / sets[0]}."
-    return f"{root} holds no image to learn from ({contents(root)}): {_EXPECTED}."
-
-
-def _read_rows(manifest: Path) -> TrainingSet:
-    samples = [sample for sample in read_manifest(manifest) if sample.split == "train"]
-    samples.sort(key=lambda sample: (list(LAYOUT.values()).index(sample.label), natural_key(sample.path)))
-    if all(sample.anomalous for sample in samples):
-        raise DataError(
-            f"{manifest} lists {len(samples)} training images and none that may be taken as normal: "
-            "rows with label normal or unlabelled, and split train or none, are needed."
-        )
-    categories = sorted({sample.category for sample in samples if sample.category})
-    notes = [f"{len(categories)} categories ({', '.join(categories[:5])}) are learnt as one"] * (len(categories) > 1)
-    return TrainingSet(manifest.stem, manifest, tuple(samples), tuple(notes))
-
-
-def _matched(pattern: str) -> list[Path]:
-    place = Path(pattern)
-    # An existing place is taken by its name, so that brackets in a folder's name are no pattern.
-    if place.is_dir():
-        images = images_in(place)
-    else:
-        # Path.glob takes no absolute pattern.
-        names = [pattern] if place.is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207
-        images = [Path(name) for name in names if is_image(Path(name))]
-    if not images:
-        raise DataError(f"the pattern {pattern!r} matches no image: quote it, and check it with ls.")
-    return images
-
-
-def _differing(values: Mapping[Path, _Value], what: str, say: Callable[[_Value], str]) -> list[str]:
-    """One line on the images whose value is not the usual one; none where all are alike."""
-    numbers = Counter(values.values())
-    if len(numbers) < 2:
-        return []
-    usual, times = numbers.most_common(1)[0]
-    if 2 * times <= len(values):
-        shown = ", ".join(say(value) for value, _ in numbers.most_common(3))
-        return [f"the {len(values)} images have {len(numbers)} different {what}, such as {shown}"]
-    odd = [path for path, value in values.items() if value != usual]
-    named = ", ".join(path.name for path in odd[:3]) + " ..." * (len(odd) > 3)
-    verb = "is" if len(odd) == 1 else "are"
-    others = {values[path] for path in odd}
-    if len(others) == 1:
-        return [f"{len(odd)} of {len(values)} images {verb} {say(others.pop())}, the rest {say(usual)}: {named}"]
-    return [f"{len(odd)} of {len(values)} images {verb} not {say(usual)} as the rest: {named}"]

@@ -19,25 +19,15 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known of one image.
-
-    Attributes:
-        path: the file.
-        label: ``normal``, ``unlabelled`` or ``anomalous``: by its folder or manifest, never by its mask.
-        split: ``train`` or ``test``.
-        kind: the defect's name for an anomalous image; unless given, ``good``, ``unlabelled`` or ``anomalous``.
-        group: the part, patient or scene it shows, shared by all its photographs; unless given, the path.
-        mask: where the defect is, for an anomalous test image whose outline is known; never set in a training set.
-        category: what is shown, in a manifest of several categories.
-    """
+    """What is known of one image."""
 
     path: Path
-    label: Label
+    label: Label  # by its folder or manifest, never by its mask
     split: Split = "train"
-    kind: str = ""
-    group: str = ""
-    mask: Path | None = None
-    category: str = ""
+    kind: str = ""  # the defect's name for an anomalous image; unless given, good, unlabelled or anomalous
+    group: str = ""  # the part, patient or scene it shows, shared by all its photographs; unless given, the path
+    mask: Path | None = None  # of an anomalous test image whose outline is known; never set in a training set
+    category: str = ""  # what is shown, in a manifest of several categories
 
     def __post_init__(self) -> None:
         if not self.kind:
@@ -53,19 +43,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The images that a model may learn from.
+    """The images that a model may learn from."""
 
-    Attributes:
-        name: for people: the folder's or the manifest's name.
-        root: the folder or the manifest the set was read from; None where it was given as patterns.
-        samples: the images, in natural order within each label.
-        notes: what a person should be told before work starts, one line each.
-    """
-
-    name: str
-    root: Path | None
-    samples: tuple[Sample, ...]
-    notes: tuple[str, ...] = ()
+    name: str  # for people: the folder's or the manifest's
+    root: Path | None  # the folder or the manifest it was read from; None where it was given as patterns
+    samples: tuple[Sample, ...]  # in natural order within each label
+    notes: tuple[str, ...] = ()  # what a person should be told before work starts, one line each
 
     @property
     def regime(self) -> Regime:
@@ -93,10 +76,7 @@ class TrainingSet:
     def summary(self) -> str:
         """One line: how many images of each label, in how many groups, of which kinds."""
         count = Counter(sample.label for sample in self.samples)
-        line = (
-            f"{count['normal']} good, {count['unlabelled']} unlabelled, {count['anomalous']} known-bad images"
-            f" in {len(self.groups)} groups"
-        )
+        labels = f"{count['normal']} good, {count['unlabelled']} unlabelled, {count['anomalous']} known-bad images"
         kinds = Counter(sample.kind for sample in self.anomalous)
         named = ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
-        return f"{line} ({named})" if named else line
+        return f"{labels} in {len(self.groups)} groups{f' ({named})' if named else ''}"

@@ -17,11 +17,8 @@ from blemish.errors import DataError
 def split_by_group(groups: Sequence[str], held: int | float, seed: int) -> tuple[list[int], list[int]]:
     """Indices kept and indices held out, both ascending; no group is on both sides.
 
-    Args:
-        groups: the group of each image.
-        held: how many groups to hold out (an int), or which fraction of the groups in (0, 1) (a float, rounded to
-            the nearest number of groups, at least 1).
-        seed: fixes the draw, whatever the order of the images.
+    ``groups`` are those of the images; ``held`` is how many of them to hold out (an int), or a fraction of them in
+    (0, 1) (a float: the nearest number, at least 1).
 
     Raises:
         DataError: that would leave one side without a group.

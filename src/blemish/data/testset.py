@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from blemish.data.images import read_image
 from blemish.data.manifest import read_manifest
-from blemish.data.readers import Groups, contents, folders_in, images_in, natural_key
+from blemish.data.readers import contents, folders_in, grouped, images_in, natural_key
 from blemish.data.samples import Sample
 from blemish.errors import DataError
 
@@ -21,21 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TestSet:
-    """The images a model is judged on.
-
-    Attributes:
-        name: for people.
-        root: the folder it was read from.
-        samples: good images first, then kind by kind, in natural order.
-        notes: what a person should be told, one line each.
-    """
+    """The images a model is judged on."""
 
     __test__: ClassVar[bool] = False
 
-    name: str
-    root: Path
-    samples: tuple[Sample, ...]
-    notes: tuple[str, ...] = ()
+    name: str  # for people
+    root: Path  # the folder it was read from
+    samples: tuple[Sample, ...]  # good images first, then kind by kind, in natural order
+    notes: tuple[str, ...] = ()  # what a person should be told, one line each
 
 
 def open_test_set(data: Path) -> TestSet:
@@ -47,19 +40,35 @@ def open_test_set(data: Path) -> TestSet:
     """
     data = Path(data)
     if data.is_dir():
-        return _open_folder(data)
+        test = data / "test"
+        if not test.is_dir():
+            raise DataError(f"{data} has no folder test ({contents(data)}): test/good and test/<kind> are needed.")
+        samples: list[Sample] = []
+        for folder in sorted(folders_in(test), key=lambda folder: (folder.name != "good", natural_key(folder))):
+            label: Label = "normal" if folder.name == "good" else "anomalous"
+            truth = data / "ground_truth" / folder.name
+            masks = {path.stem: path for path in images_in(truth)} if label == "anomalous" and truth.is_dir() else {}
+            for path in images_in(folder):
+                mask = masks.get(f"{path.stem}_mask", masks.get(path.stem))
+                samples.append(Sample(path, label, "test", folder.name, mask=mask))
+        if not samples:
+            raise DataError(f"{test} holds no test image ({contents(test)}): test/good and test/<kind> are needed.")
+        in_groups, missing_groups = grouped(data, samples)
+        return TestSet(data.resolve().name, data, in_groups, (*_notes(samples), *missing_groups))
     if data.is_file() and data.suffix.casefold() == ".csv":
-        return _open_rows(data)
+        samples = [sample for sample in read_manifest(data, ground_truth=True) if sample.split == "test"]
+        if not samples:
+            raise DataError(f"{data} lists no test image: rows with split test are needed.")
+        samples.sort(key=lambda sample: (sample.anomalous, sample.kind, natural_key(sample.path)))
+        return TestSet(data.stem, data.parent, tuple(samples), tuple(_notes(samples)))
     problem = "is a file, but not a .csv manifest" if data.exists() else "does not exist"
     raise DataError(f"{data} {problem}: a folder with test/good and test/<kind>, or a manifest, is needed.")
 
 
 def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Where the image is defective: bool ``h w`` at the image's own size. Every value above 0 counts.
+    """Where the image is defective: bool ``h w`` at the image's own ``size``. Every value above 0 counts.
 
-    Args:
-        sample: a good image has an empty mask.
-        size: height and width of the image.
+    A normal image has an empty mask.
 
     Raises:
         DataError: an anomalous image without a mask, or a mask of another size than its image.
@@ -77,41 +86,6 @@ def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         )
     planes = image.pixels[..., :1] if image.grey else image.pixels
     return np.asarray((planes > 0).any(axis=2))
-
-
-def _open_folder(data: Path) -> TestSet:
-    test = data / "test"
-    if not test.is_dir():
-        raise DataError(f"{data} has no folder test ({contents(data)}): test/good and test/<kind> are needed.")
-    groups = Groups(data)
-    samples: list[Sample] = []
-    for folder in sorted(folders_in(test), key=lambda folder: (folder.name != "good", natural_key(folder))):
-        label: Label = "normal" if folder.name == "good" else "anomalous"
-        masks = _masks_of(data / "ground_truth" / folder.name) if label == "anomalous" else {}
-        samples += [
-            Sample(path, label, "test", folder.name, groups.of(path), masks.get(path.stem))
-            for path in images_in(folder)
-        ]
-    if not samples:
-        raise DataError(f"{test} holds no test image ({contents(test)}): test/good and test/<kind> are needed.")
-    notes = (*_notes(samples), *groups.notes(sample.path for sample in samples))
-    return TestSet(data.resolve().name, data, tuple(samples), notes)
-
-
-def _masks_of(folder: Path) -> dict[str, Path]:
-    """From an image's stem to its mask, ``<stem>_mask`` or ``<stem>``."""
-    if not folder.is_dir():
-        return {}
-    masks = {path.stem: path for path in images_in(folder)}
-    return masks | {stem.removesuffix("_mask"): path for stem, path in masks.items() if stem.endswith("_mask")}
-
-
-def _open_rows(manifest: Path) -> TestSet:
-    samples = [sample for sample in read_manifest(manifest, ground_truth=True) if sample.split == "test"]
-    if not samples:
-        raise DataError(f"{manifest} lists no test image: rows with split test are needed.")
-    samples.sort(key=lambda sample: (sample.anomalous, sample.kind, natural_key(sample.path)))
-    return TestSet(manifest.stem, manifest.parent, tuple(samples), tuple(_notes(samples)))
 
 
 def _notes(samples: list[Sample]) -> list[str]:
