@@ -54,25 +54,21 @@ def choose_levels(name: str, stages: Sequence[int]) -> tuple[Level, ...]:
     Raises:
         ConfigError: the name is unknown, no stage is given, or the architecture has no such stage.
     """
-    offered = {level.stage: level for level in offered_levels(name)}
+    if name not in BACKBONES:
+        offered = {level.stage: level for level in timm.offered_levels(name).values()}
+    else:
+        if name in _LITES:
+            channels = [_LITES[name][1][group] for group in _LITE_LAST_GROUPS]
+        else:
+            channels = [64, *((256 if _RESNETS[name][1] == 3 else 64) << layer for layer in range(4))]
+        signed = BACKBONES[name].signed
+        offered = {stage: Level(stage, width, 2 << stage, signed) for stage, width in enumerate(channels)}
     chosen = sorted(set(stages))
     if not chosen or any(stage not in offered for stage in chosen):
         raise ConfigError(
             f"stages {tuple(stages)} of backbone {name!r}: choose one or more of {', '.join(map(str, offered))}"
         )
     return tuple(offered[stage] for stage in chosen)
-
-
-def offered_levels(name: str) -> list[Level]:
-    """All levels of an architecture, shallowest first."""
-    if name not in BACKBONES:
-        return list(timm.offered_levels(name).values())
-    if name in _LITES:
-        channels = [_LITES[name][1][group] for group in _LITE_LAST_GROUPS]
-    else:
-        expansion = 4 if _RESNETS[name][1] == 3 else 1
-        channels = [64, *(expansion * 64 << layer for layer in range(4))]
-    return [Level(stage, width, 2 << stage, BACKBONES[name].signed) for stage, width in enumerate(channels)]
 
 
 def blank_network(name: str, stages: Sequence[int], folded: bool = False) -> nn.Module:

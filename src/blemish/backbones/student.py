@@ -58,11 +58,7 @@ class Student(nn.Module):
 
 
 def build_student(teacher: Backbone, size: tuple[int, int]) -> Student:
-    """A student of ``teacher``'s architecture, up to its last level.
-
-    Args:
-        teacher: the backbone.
-        size: height and width of the images.
+    """A student of ``teacher``'s architecture, up to its last level, for images of height and width ``size``.
 
     Raises:
         ConfigError: the deepest level has a single cell, of which BatchNorm, over one image, would leave nothing.

@@ -51,10 +51,9 @@ class FrozenTeacher:
 
         Args:
             sets: the images, all of one size.
-            run: told of the decision; how it was taken is put down in its log.
+            run: told of the decision; what it was is put down in its log.
             folder: keep them on disk, for later fits too; in memory by default.
-            budget: bytes that they may take; by default a quarter of the available memory, or half of the disk's
-                free space.
+            budget: bytes; by default a quarter of the available memory, or half of the disk's free space.
         """
         count = sum(len(images) for images in sets)
         if count == 0:
@@ -112,9 +111,8 @@ class FrozenTeacher:
         """
         chunks = torch.split(images, CHUNK)
         pieces = [self._compute(chunk.expand(max(len(chunk), 2), -1, -1, -1)) for chunk in chunks]
-        if len(pieces) > 1:
-            return [torch.cat(maps)[: len(images)] for maps in zip(*pieces, strict=True)]
-        return [map_[: len(images)] for map_ in pieces[0]]
+        joined = [torch.cat(maps) for maps in zip(*pieces)] if len(pieces) > 1 else pieces[0]
+        return [map_[: len(images)] for map_ in joined]
 
     def _compute(self, images: Tensor) -> list[Tensor]:
         with torch.no_grad():

