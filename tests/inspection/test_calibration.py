@@ -10,7 +10,7 @@ from scipy import stats
 
 from blemish.errors import CalibrationError, ConfigError, ModelFileError
 from blemish.inspection import calibration
-from blemish.inspection.calibration import Calibration, calibrate, count_rejected, group_scores, plan, uncalibrated
+from blemish.inspection.calibration import Calibration, calibrate, group_scores, plan
 
 
 def brute_decision(scores, new, rate: Fraction):
@@ -54,28 +54,14 @@ def test_few_parts_review_almost_everything_rather_than_pass_it():
 
 
 def test_the_unit_is_the_part():
-    groups = ["a", "b", "a", "c", "b", "d", "e"]
-    scores = [1, 5, 2, 3, 4, 0, 9]
+    groups, scores = ["a", "b", "a", "c", "b", "d", "e"], [1, 5, 2, 3, 4, 0, 9]
     made = calibrate("holdout", scores, groups, max_map_values=[7, 1, 0, 2, 3, 4, 5])
     assert made.scores.tolist() == [0, 2, 3, 5, 9]
     assert made.max_map_values.tolist() == [2, 3, 4, 5, 7]
-    assert (made.n, made.images) == (5, 7)
-    assert made.rate == 1 / 6
+    assert (made.n, made.images, made.rate) == (5, 7, 1 / 6)
     assert "The parts had 7 images" in made.sentence()
     assert group_scores(scores, groups).tolist() == [2, 5, 3, 0, 9]
-
-
-def test_images_without_a_group_are_parts_of_their_own():
-    assert group_scores([1, 2, 3, 4], [None, "a", None, "a"]).tolist() == [1, 4, 3]
-    assert group_scores([1, 2, 3, 4], [0, "a", None, "a"]).tolist() == [1, 4, 3]
-    assert group_scores([1, 2, 3], [2, None, 1]).tolist() == [1, 2, 3]  # the number 1 is not "the image at place 1"
     assert group_scores([3, 1, 2]).tolist() == [3, 1, 2]
-
-
-def test_observed_rates_count_parts():
-    assert count_rejected([True, False, False, True, True], ["a", "a", "b", "c", "c"]) == (2, 3)
-    assert count_rejected([True, False, False, True, True]) == (3, 5)
-    assert count_rejected([], []) == (0, 0)
 
 
 def test_good_parts_show_a_region_as_rarely_as_they_are_rejected():
@@ -88,19 +74,14 @@ def test_good_parts_show_a_region_as_rarely_as_they_are_rejected():
 
 
 def test_without_calibration_there_is_no_decision():
-    none = uncalibrated()
-    assert none.threshold is none.review_threshold is none.pixel_threshold is None
-    assert none.expected_false_reject is none.false_reject_bound is None
-    assert none.sentence().startswith("No promise")
+    none = Calibration()
+    limits = none.threshold, none.review_threshold, none.pixel_threshold
+    assert {*limits, none.expected_false_reject, none.false_reject_bound} == {None}
     for ask in (none.decide, none.p_value):
         with pytest.raises(CalibrationError, match="blemish calibrate MODEL GOOD_IMAGES"):
             ask(1.0)
-
-
-def test_the_rates_of_120_parts():
-    made = calibrate("holdout", np.random.default_rng(1).normal(size=120))
-    assert made.expected_false_reject == 1 / 121
-    assert made.false_reject_bound == pytest.approx(1 - 0.05 ** (1 / 120))
+    back = Calibration.from_tensors(none.to_tensors(), json.loads(json.dumps(none.meta())))
+    assert (back.kind, back.n, back.rate) == ("none", 0, None)
 
 
 def test_saved_and_restored_it_decides_the_same():
@@ -114,12 +95,6 @@ def test_saved_and_restored_it_decides_the_same():
         for name in ("threshold", "review_threshold", "pixel_threshold"):
             assert getattr(back, name) == getattr(made, name)
         assert back.sentence() == made.sentence()
-
-
-def test_no_calibration_is_saved_and_restored_too():
-    none = uncalibrated()
-    back = Calibration.from_tensors(none.to_tensors(), json.loads(json.dumps(none.meta())))
-    assert (back.kind, back.n, back.rate) == ("none", 0, None)
 
 
 @pytest.mark.parametrize(
@@ -141,32 +116,31 @@ def test_a_model_file_that_does_not_fit_together(tensors, changed):
 
 
 def test_scores_are_kept_sorted_in_double_precision_and_cannot_be_changed():
-    given = np.array([3, 1, 2, 5, 4], dtype=np.float32)
-    made = calibrate("holdout", given)
-    given[:] = 0
-    assert made.scores.dtype == np.float64
-    assert made.scores.tolist() == [1, 2, 3, 4, 5]
+    unsorted = np.array([3, 1, 2, 5, 4], dtype=np.float32)
+    made = calibrate("holdout", unsorted)
+    unsorted[:] = 0
+    assert (made.scores.dtype, made.scores.tolist()) == (np.float64, [1, 2, 3, 4, 5])
     with pytest.raises(ValueError, match="read-only"):
         made.scores[0] = 9
     made.to_tensors()["scores"][0] = 9  # a copy, so writable: torch warns of arrays that are not
     assert made.scores[0] == 1
 
 
-def test_scores_that_are_not_finite():
-    for bad in (np.nan, np.inf):
-        with pytest.raises(CalibrationError, match="1 of 21 calibration scores are not finite"):
-            calibrate("holdout", [*range(20), bad])
-    with pytest.raises(CalibrationError, match="1 of 6 calibration scores are not finite"):
-        calibrate("holdout", [np.nan, *range(10)], [i // 2 for i in range(11)])  # beside a finite one of its part
-
-
-def test_inputs_that_do_not_match():
-    with pytest.raises(CalibrationError, match="6 scores and 2 groups"):
-        calibrate("holdout", range(6), ["a", "b"])
-    with pytest.raises(CalibrationError, match="6 scores and 2 map maxima"):
-        calibrate("holdout", range(6), max_map_values=[1, 2])
-    with pytest.raises(CalibrationError, match="at least 5 good parts"):
-        calibrate("holdout", range(6), ["a"] * 6)  # six images, one part
+@pytest.mark.parametrize(
+    ("scores", "more", "message"),
+    [
+        ([*range(20), np.nan], {}, "1 of 21 calibration scores are not finite"),
+        ([*range(20), np.inf], {}, "1 of 21 calibration scores are not finite"),
+        # The NaN stands beside a finite score of its part.
+        ([np.nan, *range(10)], {"groups": [i // 2 for i in range(11)]}, "1 of 6 calibration scores are not finite"),
+        (range(6), {"groups": ["a", "b"]}, "6 scores and 2 groups"),
+        (range(6), {"max_map_values": [1, 2]}, "6 scores and 2 map maxima"),
+        (range(6), {"groups": ["a"] * 6}, "at least 5 good parts"),
+    ],
+)
+def test_scores_that_no_threshold_can_rest_on(scores, more, message):
+    with pytest.raises(CalibrationError, match=message):
+        calibrate("holdout", scores, **more)
 
 
 # n, target -> (average, 95 % bound) in percent, or the parts needed where n cannot support the target.
@@ -179,15 +153,15 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(("n", "rate", "wanted"), [(n, a, w) for n, row in TABLE.items() for a, w in row.items()])
-def test_table_of_what_n_parts_support(n, rate, wanted):
-    rejects = calibration.allowed_rejects(rate, n)
-    if isinstance(wanted, int):
-        assert rejects == 0
-        assert calibration.groups_needed(rate) == wanted
-    else:
-        found = rejects / (n + 1), calibration.rate_bound(rejects, n)
-        assert tuple(round(100 * value, 1) for value in found) == wanted
+def test_table_of_what_n_parts_support():
+    for n, row in TABLE.items():
+        for rate, wanted in row.items():
+            rejects = calibration.allowed_rejects(rate, n)
+            if isinstance(wanted, int):
+                assert (rejects, calibration.groups_needed(rate)) == (0, wanted)
+            else:
+                shares = rejects / (n + 1), calibration.rate_bound(rejects, n)
+                assert tuple(round(100 * value, 1) for value in shares) == wanted
 
 
 @pytest.mark.parametrize("target", ["smallest", Fraction(1, 100), Fraction(1, 20), Fraction(1, 1000), Fraction(3, 10)])
@@ -201,15 +175,12 @@ def test_float_rates_count_like_exact_fractions(target):
 
 
 def test_a_written_rate_just_below_what_n_supports_is_not_rounded_up():
-    assert calibration.allowed_rejects(0.00826, 120) == 0  # 1/121 is .0082645
-    assert calibration.allowed_rejects(0.00827, 120) == 1
+    assert [calibration.allowed_rejects(rate, 120) for rate in (0.00826, 0.00827)] == [0, 1]  # 1/121 is .0082645
 
 
 def test_default_rate_is_the_larger_of_one_percent_and_what_n_supports():
-    assert calibration.default_rate(20) == 1 / 21
-    assert calibration.default_rate(99) == pytest.approx(0.01)
-    assert calibration.default_rate(5000) == 0.01
-    assert all(calibration.allowed_rejects(calibration.default_rate(n), n) >= 1 for n in range(1, 3000))
+    assert [calibration.settle_rate(None, n) for n in (20, 99, 5000)] == [1 / 21, 0.01, 0.01]
+    assert all(calibration.allowed_rejects(calibration.settle_rate(None, n), n) >= 1 for n in range(5, 3000))
 
 
 @pytest.mark.parametrize(("n", "rejects"), [(5, 1), (20, 1), (120, 1), (300, 3), (1000, 50)])
@@ -283,81 +254,55 @@ def test_impossible_rates(rate):
         calibration.settle_rate(rate, 1000)
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (1, 120), (7, 50), (500, 1000), (0, 1)])
-def test_interval_of_an_observed_rate_is_clopper_pearson(k, n):
-    wanted = stats.binomtest(k, n).proportion_ci(0.95, method="exact")
-    assert calibration.binomial_interval(k, n) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
-
-
-def test_nothing_observed_says_nothing():
-    assert calibration.binomial_interval(0, 0) == (0, 1)
-    with pytest.raises(ConfigError, match="3 of 2"):
-        calibration.binomial_interval(3, 2)
-
-
-def test_from_150_parts_on_some_are_held_out_and_below_cross_fitting():
-    held = {150: 50, 200: 66, 297: 99, 300: 99, 495: 99, 600: 120, 5000: 1000, 90000: 1000}
-    for n, held_out in held.items():
-        made = plan(n)
-        assert (made.kind, made.held_out, made.folds) == ("holdout", held_out, 0)
-        assert made.rate == max(0.01, 1 / (held_out + 1)) and str(held_out) in made.reason
-    for n in (5, 30, 99, 149):
-        made = plan(n)
-        assert (made.kind, made.held_out, made.folds) == ("crossfit", 0, 5)
-        assert made.rate == max(0.01, 1 / (n + 1)) and "estimate" in made.reason
-    for n in (0, 1, 4):
-        made = plan(n)
-        assert (made.kind, made.held_out, made.folds, made.rate) == ("none", 0, 0, None)
-        assert "5 are needed" in made.reason
-
-
-def test_a_rate_that_needs_more_gets_more_while_half_remain_to_learn_from():
-    made = plan(400, false_reject=0.005)
-    assert (made.kind, made.held_out, made.rate) == ("holdout", 199, 0.005)
-
-
-def test_a_rate_that_a_promise_cannot_have_falls_back_to_an_estimate_with_its_reason():
-    made = plan(150, false_reject=0.01)
-    assert (made.kind, made.rate) == ("crossfit", 0.01)
-    assert "more than half of the 150" in made.reason
+@pytest.mark.parametrize(
+    ("n", "wanted", "rate", "kind", "held_out", "reason"),
+    [
+        (150, "auto", None, "holdout", 50, "50 of 150 good parts"),
+        (297, "auto", None, "holdout", 99, "for a promise"),
+        (495, "auto", None, "holdout", 99, "for a promise"),
+        (600, "auto", None, "holdout", 120, "for a promise"),
+        (90000, "auto", None, "holdout", 1000, "for a promise"),
+        (149, "auto", None, "crossfit", 0, "149 good parts are fewer than the 150"),
+        (5, "auto", None, "crossfit", 0, "estimate"),
+        (4, "auto", None, "none", 0, "5 are needed"),
+        (0, "auto", None, "none", 0, "5 are needed"),
+        (400, "none", None, "none", 0, "as asked"),
+        (400, "crossfit", None, "crossfit", 0, "as asked"),
+        (40, "holdout", None, "holdout", 13, "promise"),
+        (400, "auto", 0.005, "holdout", 199, "promise"),  # a rate that needs more gets more while half remain
+        (150, "auto", 0.01, "crossfit", 0, "more than half of the 150"),
+        (198, "holdout", 0.01, "holdout", 99, "promise"),  # what a refusal below names is enough
+        (10, "holdout", None, "holdout", 5, "promise"),
+        (999, "auto", 0.001, "crossfit", 0, "estimate"),
+    ],
+)
+def test_plans(n, wanted, rate, kind, held_out, reason):
+    made = plan(n, wanted, rate)
+    assert (made.kind, made.held_out) == (kind, held_out)
+    assert reason in made.reason
 
 
 def test_a_plan_can_always_be_kept():
     for n in range(10, 1500, 7):
         for wanted in ("auto", "holdout", "crossfit"):
             made = plan(n, wanted)
-            assert calibration.allowed_rejects(made.rate, made.held_out or n) >= 1
             assert made.held_out <= n // 2
+            calibration.settle_rate(None, made.held_out or n)
 
 
-def test_an_explicit_rate_beyond_reach_is_refused_with_the_parts_needed():
-    with pytest.raises(CalibrationError, match=r"needs at least 999 good parts .* there are 120\. Add 879 more"):
-        plan(120, false_reject=0.001)
-    with pytest.raises(CalibrationError, match="at least 198 good parts, 99 to hold out"):
-        plan(150, "holdout", 0.01)
-    with pytest.raises(CalibrationError, match=r"at least 10 good parts.*there are 7"):
-        plan(7, "holdout")
-    with pytest.raises(CalibrationError, match=r"calibration needs at least 5 .* there are 3"):
-        plan(3, "crossfit")
-    with pytest.raises(CalibrationError, match="at least 9"):
-        plan(3, false_reject=0.1)
-
-
-def test_the_numbers_named_in_refusals_are_enough():
-    for n, wanted, rate in ((198, "holdout", 0.01), (10, "holdout", None), (999, "auto", 0.001)):
-        assert plan(n, wanted, rate).kind in ("holdout", "crossfit")
-
-
-def test_as_asked():
-    assert plan(400, "none").kind == "none"
-    assert plan(400, "crossfit").kind == "crossfit"
-    assert (plan(40, "holdout").kind, plan(40, "holdout").held_out) == ("holdout", 13)
-
-
-def test_wrong_values():
-    with pytest.raises(ConfigError, match="choose auto, holdout, crossfit or none"):
-        plan(100, "split")
-    with pytest.raises(ConfigError, match="not none"):
-        plan(100, "none", 0.01)
-    with pytest.raises(ConfigError, match="above 0 and below 1"):
-        plan(100, "auto", 1.0)
+@pytest.mark.parametrize(
+    ("n", "wanted", "rate", "error", "message"),
+    [
+        (120, "auto", 0.001, CalibrationError, r"needs at least 999 good parts .* there are 120\. Add 879 more"),
+        (150, "holdout", 0.01, CalibrationError, "at least 198 good parts, 99 to hold out"),
+        (7, "holdout", None, CalibrationError, r"at least 10 good parts.*there are 7"),
+        (3, "crossfit", None, CalibrationError, r"calibration needs at least 5 .* there are 3"),
+        (3, "auto", 0.1, CalibrationError, "at least 9"),
+        (100, "split", None, ConfigError, "choose auto, holdout, crossfit or none"),
+        (100, "none", 0.01, ConfigError, "not none"),
+        (100, "auto", 1.0, ConfigError, "above 0 and below 1"),
+    ],
+)
+def test_plans_that_cannot_be_kept_are_refused_with_what_is_needed(n, wanted, rate, error, message):
+    with pytest.raises(error, match=message):
+        plan(n, wanted, rate)

@@ -6,7 +6,7 @@ Scores are uniform (any continuous law gives the same ranks), so a threshold t r
 import numpy as np
 import pytest
 
-from blemish.inspection.calibration import calibrate, plan
+from blemish.inspection.calibration import FOLDS, calibrate, plan
 
 REPEATS = 2000
 
@@ -112,9 +112,9 @@ def test_cross_fitted_scores_of_a_memory_bank_err_towards_fewer_rejects():
         good, new = rng.normal(size=(60, 4)), rng.normal(size=(400, 4))
         made = plan(len(good), false_reject=rate)
         assert made.kind == "crossfit"
-        fold = rng.permutation(len(good)) % made.folds
+        fold = rng.permutation(len(good)) % FOLDS
         scores = np.empty(len(good))
-        for k in range(made.folds):
+        for k in range(FOLDS):
             scores[fold == k] = nearest(good[fold != k], good[fold == k])
         estimated = calibrate("crossfit", scores, false_reject=rate)
         seen.append(np.mean(nearest(good, new) > estimated.threshold))

@@ -1,26 +1,25 @@
 """Thresholds from normal groups only: split conformal prediction, and the sentences it allows.
 
-The unit is the group (people read "part"): a group is rejected if any of its images is, so its score is the largest of
-theirs. Sort the scores of ``n`` normal groups that the model did not learn from and put the threshold at the ``k``-th
-smallest. A further normal group is as likely to fall into any of the ``n + 1`` gaps between them, so it lands above the
-threshold with probability ``(n + 1 - k) / (n + 1)``: whatever the method, whatever the law of the scores. That holds on
-average over calibrations; the rate of one calibration, the one a user has, follows ``Beta(n + 1 - k, k)``, whose 95 %
-quantile is the bound that is named. Tied scores only lower both. Nothing holds once parts, camera or light change.
+The unit is the group (people read "part"), rejected if any of its images is: its score is the largest of theirs. Sort
+the scores of ``n`` normal groups that the model did not learn from and put the threshold at the ``k``-th smallest. A
+further normal group is as likely to fall into any of the ``n + 1`` gaps between them, so it lands above the threshold
+with probability ``(n + 1 - k) / (n + 1)``, whatever the method and the law of the scores, on average over calibrations.
+The rate of the one calibration a user has follows ``Beta(n + 1 - k, k)``, whose 95 % quantile is the bound that is
+named. Tied scores only lower both. Nothing holds once parts, camera or light change.
 
 - ``holdout``: groups kept away from learning are scored by the final model: a promise.
 - ``crossfit``: every group is scored by a model fitted without its fold, and the final model learns from all: an
   estimate. Models that learned from less score normal groups higher as a rule, which errs towards fewer rejects.
 
 Never calibrate on training images: a memory bank knows them by heart. Vovk, Gammerman and Shafer, Algorithmic Learning
-in a Random World, 2005; Vovk, ACML 2012 (the Beta law); Barber et al., Predictive inference with the jackknife+, Annals
-of Statistics 2021 (why cross-fitting proves less).
+in a Random World, 2005; Vovk, ACML 2012 (the Beta law); Barber et al., Annals of Statistics 2021 (the jackknife+).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -47,19 +46,19 @@ _ROUNDING = 1e-9  # relative: 1/121 as a float, times 121, must count as 1
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What scores of normal groups say about a new score. Build it with ``calibrate`` or ``uncalibrated``.
+    """What scores of normal groups say about a new score: build it with ``calibrate``; as it is, there is none.
 
     Attributes:
-        scores: ``n`` group scores, ascending; empty for ``none``.
-        rate: the false-reject rate; None for ``none``.
+        scores: ``n`` group scores, ascending.
+        rate: the false-reject rate.
         max_map_values: ``n`` largest map values, one a group, ascending; None for a method without maps.
         images: how many images the groups had.
         trusted: False if nobody has looked at the groups (an unlabelled pile).
     """
 
-    kind: Kind
-    scores: Scores
-    rate: float | None
+    kind: Kind = "none"
+    scores: Scores = field(default_factory=lambda: np.empty(0))
+    rate: float | None = None
     max_map_values: Scores | None = None
     images: int = 0
     trusted: bool = True
@@ -106,21 +105,18 @@ class Calibration:
 
     def p_value(self, score: float) -> float:
         """The share of normal groups at least as anomalous, the new one counted among them, in (0, 1]."""
-        return self._count_at_least(score) / (self.n + 1)
+        if self.rate is None:
+            raise CalibrationError(
+                "this model was not calibrated, so it gives no p-values and no decisions: run `blemish calibrate MODEL "
+                "GOOD_IMAGES -o MODEL` with good images that it did not learn from"
+            )
+        return (1 + self.n - int(np.searchsorted(self.scores, score))) / (self.n + 1)
 
     def decide(self, score: float) -> Decision:
         """Of a group's largest score: ``reject`` if p <= rate or it is NaN, ``review`` if p <= 5 rate, else ``ok``."""
         # Counts, not p-values, are compared: 1/121 as a float must not fall on the wrong side of itself.
-        count = self._count_at_least(score)
+        count = round(self.p_value(score) * (self.n + 1))
         return "reject" if count <= self.rejects else "review" if count <= self.reviews else "ok"
-
-    def _count_at_least(self, score: float) -> int:
-        if self.rate is None:
-            raise CalibrationError(
-                "this model was not calibrated, so it gives scores but neither p-values nor decisions: "
-                "run `blemish calibrate MODEL GOOD_IMAGES -o MODEL` with good images that it did not learn from"
-            )
-        return 1 + self.n - int(np.searchsorted(self.scores, score, side="left"))
 
     def sentence(self) -> str:
         """The promise or estimate in plain words, with its bound and the number of parts it rests on."""
@@ -129,8 +125,7 @@ class Calibration:
                 "No promise: this model was not calibrated, so it gives scores and no decisions. "
                 "`blemish calibrate MODEL GOOD_IMAGES -o MODEL` adds them."
             )
-        n, rejects = self.n, self.rejects
-        parts = "good parts" if self.trusted else "parts"
+        n, rejects, parts = self.n, self.rejects, "good parts" if self.trusted else "parts"
         bound = f"1 in {bound_in_words(rejects, n)}"
         average = f"1 good part in {(n + 1) // rejects} is"
         if (n + 1) % rejects:
@@ -164,7 +159,7 @@ class Calibration:
     def from_tensors(cls, tensors: Mapping[str, ArrayLike], meta: Mapping[str, Any]) -> Calibration:
         """What ``to_tensors`` and ``meta`` came from; a ModelFileError where they do not fit together."""
         if meta.get("kind") == "none":
-            return uncalibrated()
+            return cls()
         try:
             scores = _ascending(tensors["scores"])
             max_map_values = _ascending(tensors["peaks"]) if "peaks" in tensors else None
@@ -179,15 +174,10 @@ class Calibration:
             ) from error
 
 
-def uncalibrated() -> Calibration:
-    """No calibration: scores, but no decision."""
-    return Calibration(kind="none", scores=np.empty(0), rate=None)
-
-
 def calibrate(
     kind: Literal["holdout", "crossfit"],
     scores: ArrayLike,
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[str] | None = None,
     *,
     max_map_values: ArrayLike | None = None,
     false_reject: float | None = None,
@@ -195,15 +185,8 @@ def calibrate(
 ) -> Calibration:
     """A calibration from scores of normal images that the model which scored them did not learn from.
 
-    Recalibrating an existing model is this with new images and ``kind="holdout"``: nothing is refitted.
-
-    Args:
-        kind: whether the final model scored them, or models fitted without their fold.
-        scores: one an image.
-        groups: of each image; None, for all or for one, makes an image a group of its own.
-        max_map_values: the largest map value of each image, or None for a method without maps.
-        false_reject: the share of normal groups that may be rejected; None for the default.
-        trusted: False if nobody has looked at the images.
+    ``scores`` and ``max_map_values`` are one an image, ``groups`` says which images belong together (None: each is a
+    group); ``false_reject`` is the share of normal groups that may be rejected, None for the default.
 
     Raises:
         CalibrationError: the groups are too few for the rate, or scores are not finite.
@@ -217,24 +200,17 @@ def calibrate(
     return Calibration(kind, by_group, settle_rate(false_reject, len(by_group)), highest, images, trusted)
 
 
-def group_scores(scores: ArrayLike, groups: Sequence[Hashable] | None = None) -> Scores:
-    """The largest score of each group, in the order in which groups first appear; None is a group of its own."""
+def group_scores(scores: ArrayLike, groups: Sequence[str] | None = None) -> Scores:
+    """The largest score of each group, in the order in which groups first appear; without groups, the scores."""
     values = np.array(scores, dtype=np.float64).reshape(-1)
     if groups is None:
         return values
     if len(groups) != len(values):
         raise CalibrationError(f"{len(values)} scores and {len(groups)} groups: one group a score is needed")
-    largest: dict[Hashable, float] = {}
-    for image, (group, value) in enumerate(zip(groups, values.tolist())):
-        key = (group is None, image if group is None else group)
-        largest[key] = float(np.maximum(value, largest.get(key, -math.inf)))  # passes NaN on
-    return np.array(list(largest.values()), dtype=np.float64)
-
-
-def count_rejected(rejected: ArrayLike, groups: Sequence[Hashable] | None = None) -> tuple[int, int]:
-    """Groups with any image rejected, and all groups."""
-    by_group = group_scores(np.asarray(rejected, dtype=bool), groups)
-    return int(np.count_nonzero(by_group)), len(by_group)
+    largest: dict[str, float] = {}
+    for group, value in zip(groups, values.tolist()):
+        largest[group] = float(np.maximum(value, largest.get(group, -math.inf)))  # passes NaN on
+    return np.array(list(largest.values()))
 
 
 def _value_below_gaps(values: Scores, gaps: int) -> float:
@@ -271,11 +247,6 @@ def groups_needed(rate: float) -> int:
     return math.ceil(1 / (rate * (1 + _ROUNDING))) - 1
 
 
-def default_rate(n: int) -> float:
-    """1 %, or the smallest rate that ``n`` normal groups support if that is larger."""
-    return max(DEFAULT_RATE, 1 / (n + 1))
-
-
 def settle_rate(wanted: float | None, n: int) -> float:
     """The rate asked for, or the default one; a CalibrationError where ``n`` normal groups do not support it."""
     if wanted is not None:
@@ -290,21 +261,19 @@ def settle_rate(wanted: float | None, n: int) -> float:
             f"{asked} needs at least {needed} good parts that the model did not learn from; "
             f"there are {n}. Add {needed - n} more, or {other}."
         )
-    return default_rate(n) if wanted is None else wanted
+    return max(DEFAULT_RATE, 1 / (n + 1)) if wanted is None else wanted
 
 
-def rate_bound(rejects: int, n: int, confidence: float = CONFIDENCE) -> float:
-    """What the false-reject rate of one calibration stays below, with ``confidence``: a quantile of its Beta law."""
-    return float(betaincinv(rejects, n + 1 - rejects, confidence))
+def rate_bound(rejects: int, n: int) -> float:
+    """What the false-reject rate of one calibration stays below with 95 % confidence: a quantile of its Beta law."""
+    return float(betaincinv(rejects, n + 1 - rejects, CONFIDENCE))
 
 
 def bound_in_words(rejects: int, n: int) -> int:
     """N of "no more than 1 in N": the nearest whose confidence still rounds to 95 %, else rounded down."""
     exact = 1 / rate_bound(rejects, n)
-    nearest = round(exact)
-    if nearest > exact and betainc(rejects, n + 1 - rejects, 1 / nearest) < CONFIDENCE - 0.005:
-        return math.floor(exact)
-    return nearest
+    holds = betainc(rejects, n + 1 - rejects, 1 / round(exact)) >= CONFIDENCE - 0.005
+    return round(exact) if holds else math.floor(exact)
 
 
 def supported_rate(n: int) -> str:
@@ -314,23 +283,12 @@ def supported_rate(n: int) -> str:
     return f"{math.ceil(round(rate * 10**digits, 6)) / 10**digits:g}"
 
 
-def binomial_interval(k: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The Clopper-Pearson interval of a rate that was seen ``k`` times in ``n`` groups; (0, 1) without any."""
-    if not 0 <= k <= n:
-        raise ConfigError(f"{k} of {n} was given: an observed rate needs a count between 0 and the number of parts")
-    tail = (1 - confidence) / 2
-    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
-    return low, 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
-
-
 @dataclass(frozen=True)
 class Plan:
-    """How normal groups are used: so many held out, or so many folds, or neither; the rate that follows; and why."""
+    """How normal groups are used: held out, in ``FOLDS`` folds, or neither; how many are held out; and why."""
 
     kind: Kind
     held_out: int
-    folds: int
-    rate: float | None
     reason: str
 
 
@@ -348,12 +306,12 @@ def plan(n_groups: int, wanted: Wanted = "auto", false_reject: float | None = No
         raise ConfigError(f"calibration {wanted!r} is unknown: choose auto, holdout, crossfit or none")
     if false_reject is not None:
         check_rate(false_reject)
-    if wanted == "none":
-        if false_reject is not None:
+        if wanted == "none":
             raise ConfigError("a false-reject rate needs a calibration: choose auto, holdout or crossfit, not none")
-        return Plan("none", 0, 0, None, "no calibration, as asked: scores without decisions")
+    if wanted == "none":
+        return Plan("none", 0, "no calibration, as asked: scores without decisions")
     if wanted == "auto" and false_reject is None and n_groups < FEWEST:
-        return Plan("none", 0, 0, None, f"{n_groups} good parts are too few to calibrate on: {FEWEST} are needed")
+        return Plan("none", 0, f"{n_groups} good parts are too few to calibrate on: {FEWEST} are needed")
     needed = 0 if false_reject is None else groups_needed(false_reject)
     usual = min(max(min(n_groups // 3, _FULL_HOLDOUT), n_groups // 5, FEWEST), _LARGEST_HOLDOUT)
     held_out = max(usual, needed)
@@ -367,9 +325,8 @@ def plan(n_groups: int, wanted: Wanted = "auto", false_reject: float | None = No
             "estimate."
         )
     if leaves_half and (wanted == "holdout" or (wanted == "auto" and n_groups >= PROMISE_FROM)):
-        rate = default_rate(held_out) if false_reject is None else false_reject
         reason = f"{held_out} of {n_groups} good parts are held out from learning, for a promise"
-        return Plan("holdout", held_out, 0, rate, reason)
+        return Plan("holdout", held_out, reason)
     rate = settle_rate(false_reject, n_groups)
     if wanted == "crossfit":
         why = "as asked"
@@ -377,4 +334,4 @@ def plan(n_groups: int, wanted: Wanted = "auto", false_reject: float | None = No
         why = f"{n_groups} good parts are fewer than the {PROMISE_FROM} from which on some can be spared for a promise"
     else:
         why = f"a promise of {rate:g} would keep more than half of the {n_groups} good parts from learning"
-    return Plan("crossfit", 0, FOLDS, rate, f"{FOLDS}-fold cross-fitting, for an estimate: {why}")
+    return Plan("crossfit", 0, f"{FOLDS}-fold cross-fitting, for an estimate: {why}")

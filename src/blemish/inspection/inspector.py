@@ -6,8 +6,8 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,15 +32,10 @@ from blemish.registry import make_config, method_class
 from blemish.run import Precision, PrecisionName, Run, choose_device, choose_precision
 
 Source = str | Path | bytes | Image | NDArray[Any]
-"""What may be judged: a path, encoded bytes, a PIL image, an array ``h w`` or ``h w c`` in RGB order."""
-
 BACKBONE = "backbone."
-LEARNED_KEYS = "learned_keys"
-"""Where a model's provenance keeps the keys of the images it learned from: it must not be calibrated on them."""
-KEY_LETTERS = 16
-"""Of each key: 64 bits tell images apart."""
-BATCH = 8
-WORKERS = 4
+LEARNED_KEYS = "learned_keys"  # in the provenance: those of images that it must not be calibrated on
+KEY_LETTERS = 16  # of each key: 64 bits tell images apart
+BATCH, WORKERS = 8, 4
 
 T = TypeVar("T")
 
@@ -64,7 +59,7 @@ class Inspector:
         method: learned, in eval mode, on its device.
         name: the method's name in the registry.
         preparation: how an image becomes a tensor, and a map becomes a heat map.
-        calibration: what scores mean; of kind ``none`` if they mean nothing yet.
+        calibration: what scores mean.
         provenance: what it was learned from and by, JSON-able, without paths.
         smallest_area: regions of fewer original pixels are not reported.
     """
@@ -72,8 +67,8 @@ class Inspector:
     method: Method
     name: str
     preparation: Preprocessing
-    calibration: Calibration
-    provenance: Mapping[str, Any]
+    calibration: Calibration = field(default_factory=Calibration)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     smallest_area: int = 1
 
     def __call__(self, image: Source) -> Verdict:
@@ -87,14 +82,10 @@ class Inspector:
         batch_size: int = BATCH,
         on_error: Callable[[Source, ImageError], None] | None = None,
     ) -> Iterator[Verdict]:
-        """Judge many images in order, decoding the next ones while the current ones are judged.
+        """Judge many images in order, ``batch_size`` together, decoding the next ones meanwhile.
 
-        Scores equal those of single calls up to the rounding of batched products (about 1e-5 relative).
-
-        Args:
-            images: as for a single call.
-            batch_size: images judged together.
-            on_error: called for an image that cannot be read, which is then left out; without it the error is raised.
+        Scores equal those of single calls up to the rounding of batched products (about 1e-5 relative). ``on_error`` is
+        called for an image that cannot be read, which is then left out; without it the ImageError is raised.
         """
         for scored in self.stream(images, read_image, batch_size, on_error):
             yield self._verdict(scored)
@@ -106,13 +97,9 @@ class Inspector:
         batch_size: int = BATCH,
         on_error: Callable[[T, ImageError], None] | None = None,
     ) -> Iterator[Scored[T]]:
-        """Every item with its image, raw score and map, in order; the next batch is read while one is judged.
+        """As ``many``, of any items: each with its image, raw score and map. Takes at most two batches ahead.
 
-        Args:
-            items: taken at most two batches ahead.
-            read: gives an item's image, to be prepared, or a tensor ``3 h w`` that is so already. Runs in threads.
-            batch_size: items judged together.
-            on_error: called for an item that cannot be read or prepared; without it the error is raised.
+        ``read``, in threads, gives an item's image, to be prepared, or a tensor ``3 h w`` that is so already.
         """
 
         def load(item: T) -> tuple[DecodedImage | None, Tensor]:
@@ -153,12 +140,11 @@ class Inspector:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Raw score and largest map value of every image; the latter None for a method without maps."""
         indices = run.progress.track(range(len(images)), title)
-        scores, max_map_values = [], []
+        scores, maxima = [], []
         for scored in self.stream(indices, lambda index: images.batch([index]).images[0]):
             scores.append(scored.score)
-            if scored.map is not None:
-                max_map_values.append(float(scored.map.max()))
-        return np.array(scores), np.array(max_map_values) if max_map_values else None
+            maxima += [] if scored.map is None else [float(scored.map.max())]
+        return np.array(scores), np.array(maxima) if maxima else None
 
     @cached_property
     def scale(self) -> Scale | None:
@@ -167,26 +153,18 @@ class Inspector:
         return None if threshold is None or max_map_values is None else fixed_scale(threshold, max_map_values)
 
     def save(self, path: str | Path, with_backbone: bool = True) -> Path:
-        """Write everything to one file, whole or not at all.
+        """Write everything to one file, by custom ``something.blemish``, whole or not at all.
 
-        Args:
-            path: where to, by custom ``something.blemish``.
-            with_backbone: leave the backbone's weights out with False; the file then needs them on the machine that
-                loads it, and checks their digest.
-
-        Raises:
-            OutputError: the folder is read-only or the disk is full.
+        Without the backbone's weights the file is small, and needs them on the machine that loads it, which checks
+        their digest. Raises an OutputError where the folder is read-only or the disk is full.
         """
         state = self.method.state_dict()
         tensors = {f"method.{name}": t for name, t in state.items() if with_backbone or not name.startswith(BACKBONE)}
         for name, values in self.calibration.to_tensors().items():
             tensors[f"calibration.{name}"] = torch.from_numpy(values)
         description = {
-            "method": self.name,
-            "config": dataclasses.asdict(self.method.config),
-            "backbone": self.method.backbone.spec(),
+            **self._recipe(),
             "with_backbone": with_backbone,
-            "preparation": self.preparation.to_dict(),
             "calibration": self.calibration.meta(),
             "smallest_area": self.smallest_area,
             "provenance": dict(self.provenance),
@@ -196,47 +174,45 @@ class Inspector:
 
     def info(self) -> dict[str, Any]:
         """What this model is, JSON-able: method, data, promise, sizes, digests."""
+        state, calibration = self.method.state_dict(), self.calibration
+        return {
+            **self._recipe(),
+            "promise": calibration.sentence(),
+            "threshold": calibration.threshold,
+            "review_threshold": calibration.review_threshold,
+            "pixel_threshold": calibration.pixel_threshold,
+            "learned_numbers": sum(t.numel() for name, t in state.items() if not name.startswith(BACKBONE)),
+            **{name: value for name, value in self.provenance.items() if name != LEARNED_KEYS},
+        }
+
+    def _recipe(self) -> dict[str, Any]:
         return {
             "method": self.name,
             "config": dataclasses.asdict(self.method.config),
             "backbone": self.method.backbone.spec(),
             "preparation": self.preparation.to_dict(),
-            "promise": self.calibration.sentence(),
-            "threshold": self.calibration.threshold,
-            "review_threshold": self.calibration.review_threshold,
-            "pixel_threshold": self.calibration.pixel_threshold,
-            "learned_numbers": sum(
-                tensor.numel() for name, tensor in self.method.state_dict().items() if not name.startswith(BACKBONE)
-            ),
-            **{name: value for name, value in self.provenance.items() if name != LEARNED_KEYS},
         }
 
     def _verdict(self, scored: Scored[Source]) -> Verdict:
-        image, map_, calibration = scored.image, scored.map, self.calibration
+        image, map_, score, calibration = scored.image, scored.map, scored.score, self.calibration
         if image is None:
             raise TypeError("a verdict is of an image, not of a prepared tensor: give it as an array h w c")
-        known, threshold = calibration.kind != "none", calibration.pixel_threshold
-        size, preparation = image.size, self.preparation
-
-        def heatmap() -> NDArray[np.float32] | None:
-            return None if map_ is None else preparation.to_original(map_, size)
-
+        preparation, known, threshold = self.preparation, calibration.kind != "none", calibration.pixel_threshold
+        heatmap: Callable[[], Any] = cache(lambda: None if map_ is None else preparation.to_original(map_, image.size))
         regions: tuple[Region, ...] = ()
-        full = None
         # Resizing never exceeds the map's maximum, so a map below the threshold needs none.
         if map_ is not None and threshold is not None and float(map_.max()) > threshold:
-            full = preparation.to_original(map_, size)
-            regions = find_regions(full, threshold, self.smallest_area)
+            regions = find_regions(heatmap(), threshold, self.smallest_area)
         return Verdict(
             source=str(scored.item) if isinstance(scored.item, (str, Path)) else None,
-            score=scored.score,
-            p_value=calibration.p_value(scored.score) if known else None,
-            decision=calibration.decide(scored.score) if known else None,
+            score=score,
+            p_value=calibration.p_value(score) if known else None,
+            decision=calibration.decide(score) if known else None,
             regions=regions,
-            size=size,
+            size=image.size,
             scale=self.scale,
             make_pixels=lambda: on_screen(image, preparation.white_level),
-            make_heatmap=heatmap if full is None else lambda: full,
+            make_heatmap=heatmap,
         )
 
 
@@ -249,26 +225,24 @@ def load(
         path: written by ``Inspector.save``.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
-        weights: where the backbone's weights are, for a file saved without them.
+        weights: where the backbone's are, for a file saved without them.
 
     Raises:
         ModelFileError: the file is missing, damaged, no model, or from a newer version.
-        WeightsError: the file holds no backbone, and the weights here are absent or not the ones it learned with.
+        WeightsError: the backbone's weights are absent or not the ones it learned with.
     """
     chosen = choose_device(device)
     tensors, description = read_model(Path(path))
-    method_state, scores = (
+    state, scores, kept = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for prefix in ("method.", "calibration.")
+        for prefix in ("method.", "calibration.", f"method.{BACKBONE}")
     )
-    arrays = {name: tensor.numpy() for name, tensor in scores.items()}
 
     def as_calibrated(dense: bool, made_in: str | None) -> Precision:
         """By itself bf16 only for a model whose threshold was set in bf16; files of old do not say."""
         return choose_precision(chosen, "fp32" if precision == "auto" and made_in == "fp32" else precision, dense)
 
     try:
-        kept = {name.removeprefix(BACKBONE): t for name, t in method_state.items() if name.startswith(BACKBONE)}
         backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)
         provenance = description["provenance"]
         backbone.precision = as_calibrated(backbone.dense, provenance.get("precision"))
@@ -277,14 +251,10 @@ def load(
         config = make_config(cls, description["config"])
         method = cls(backbone, preparation.input_size, config)
         method.precision = as_calibrated(cls.gains_from_bf16(backbone, config), provenance.get("precision_trained"))
-        method.load_fitted(method_state | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
-        return Inspector(
-            method=method.to(chosen).eval(),
-            name=description["method"],
-            preparation=preparation,
-            calibration=Calibration.from_tensors(arrays, description["calibration"]),
-            provenance=provenance,
-            smallest_area=description["smallest_area"],
-        )
+        method.load_fitted(state | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
+        arrays = {name: tensor.numpy() for name, tensor in scores.items()}
+        calibration = Calibration.from_tensors(arrays, description["calibration"])
+        method, name, smallest_area = method.to(chosen).eval(), description["method"], description["smallest_area"]
+        return Inspector(method, name, preparation, calibration, provenance, smallest_area)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path} does not hold what this Blemish expects ({error}): fit it anew") from error

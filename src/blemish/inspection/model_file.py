@@ -21,7 +21,7 @@ from blemish.errors import ModelFileError, OutputError
 from blemish.run.files import written_atomically
 
 SCHEMA = 2
-"""Raised when an older reader could not read what a newer writer wrote; ``_migrated`` reads what was written before."""
+"""Raised when an older reader could not read what a newer writer wrote; what was written before is migrated."""
 
 
 def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -37,11 +37,7 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description in a model file, verified to the last bit.
-
-    Raises:
-        ModelFileError: the file is missing, is not a model, is damaged, or was written by a newer version.
-    """
+    """What ``write_model`` wrote, verified to the last bit; a ModelFileError where the file is anything else."""
     if path.is_dir():
         raise ModelFileError(f"{path} is a folder: the model comes first, then images: blemish inspect MODEL IMAGES")
     if not path.is_file():
@@ -62,15 +58,11 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelFileError(f"{path} is not a whole model file ({error}): copy it again or fit anew") from error
     if _digest(tensors, header["description"]) != header["sha256"]:
         raise ModelFileError(f"{path} is damaged: its content does not match its digest. Copy it again or fit anew.")
-    return tensors, _migrated(json.loads(header["description"]), schema)
-
-
-def _migrated(description: dict[str, Any], schema: int) -> dict[str, Any]:
-    """A description of an earlier schema as today's."""
+    description = json.loads(header["description"])
     if schema == 1:  # backbones also said where their levels lie in timm's list, and whether BatchNorm was folded
-        backbone = {key: value for key, value in description["backbone"].items() if key not in ("places", "folded")}
-        description = {**description, "backbone": backbone}
-    return description
+        for name in ("places", "folded"):
+            description["backbone"].pop(name, None)
+    return tensors, description
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -59,10 +59,11 @@ def deliver(
         decisions.add(verdict.decision or "")
         line, name = verdict.as_dict(), names[Path(verdict.source or "")]
         if table is not None:
-            rows.append(verdict.as_dict())
+            rows.append(dict(line))
         if overlays is not None:
-            line["overlay"] = str(overlays / f"{name}.png")
-            with written_atomically(overlays / f"{name}.png") as temporary:
+            path = overlays / f"{name}.png"
+            line["overlay"] = str(path)
+            with written_atomically(path) as temporary:
                 verdict.overlay().save(temporary, format="PNG")
         if maps is not None and verdict.heatmap is not None:
             line["map"] = str(maps / f"{name}.tiff")
@@ -75,10 +76,7 @@ def deliver(
 
 
 def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float | None, run: Run) -> Inspector:
-    """The inspector with a threshold from these good images, each of them a part of its own; nothing is refitted.
-
-    Images that the model has learned from are refused: its scores of those are too low for a threshold.
-    """
+    """The inspector with a threshold from these good images, each a part of its own and none learned from."""
     from blemish.data.loading import PreparedImages
     from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS
 
@@ -100,15 +98,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``."""
     images: list[Path] = []
     for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() else []
-        images += [] if path.is_dir() else [path]
-        images += [
-            file
-            for file in below
-            if file.suffix.lower() in EXTENSIONS
-            and not file.name.startswith(".")
-            and "ground_truth" not in file.relative_to(path).parts
-        ]
+        if not path.is_dir():
+            images.append(path)
+            continue
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS]
+        images += [f for f in files if f.name[0] != "." and "ground_truth" not in f.relative_to(path).parts]
     if not images:
         raise DataError(f"no image in {', '.join(str(path) for path in paths)}: name image files, or folders of them")
     return images

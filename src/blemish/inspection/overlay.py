@@ -1,8 +1,8 @@
 """Overlays: a map's colours over the picture, on one fixed scale per model; regions outlined, the truth dashed.
 
 Up to the model's threshold the picture is left exactly as it is; above it a value has one colour whatever the image.
-The ramp runs from violet through pink and orange to yellow and grows lighter all the way, so that it stands out on grey
-and brown and reads alike with any colour blindness. Outlines are white within black: colour never speaks alone.
+The ramp grows lighter all the way, so that it stands out on grey and brown and reads alike with any colour blindness.
+Outlines are white within black: colour never speaks alone.
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ _ANCHORS = (
     *((40, 15, 130), (110, 35, 185), (175, 40, 165), (220, 65, 125)),
     *((245, 112, 75), (253, 172, 50), (250, 235, 60)),
 )
-_OPACITIES = (0.45, 0.70)  # the defect must stay visible under its colour
 _STEPS = 256
 _RING = 16  # a ring's radius is this part of the picture's longer side
 _DASH = 6  # in line widths
-
 _positions = np.linspace(0, len(_ANCHORS) - 1, _STEPS)
 _channels = [np.interp(_positions, range(len(_ANCHORS)), channel) for channel in zip(*_ANCHORS)]
-RAMP = np.stack([*_channels, 255 * np.linspace(*_OPACITIES, _STEPS)], axis=1).round().astype(np.uint8)
-"""The colours and opacities that a scale runs through, ``256 4``."""
+# Colours and opacities, ``256 4``: the defect must stay visible under its colour.
+RAMP = np.stack([*_channels, 255 * np.linspace(0.45, 0.70, _STEPS)], axis=1).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Scale:
         # Maps are float32: the two ends must differ there too.
         if not (math.isfinite(self.threshold) and np.float32(self.threshold) < np.float32(self.top) < math.inf):
             raise ConfigError(
-                f"a scale from {self.threshold} to {self.top} was given; two finite map values are needed, the second "
+                f"a scale from {self.threshold} to {self.top} was given; two finite values are needed, the second "
                 "one higher: fixed_scale() finds them"
             )
 
@@ -65,11 +63,10 @@ class Scale:
 
 
 def fixed_scale(threshold: float, normal_maxima: ArrayLike) -> Scale:
-    """The scale that follows from calibration alone.
+    """The scale that follows from calibration alone, from the largest map values of its images.
 
-    The top lies as far above the threshold as twice the threshold's distance from the median of ``normal_maxima``, the
-    highest map values of the images that calibrated the model. Where that distance is unknown or nothing, half the
-    threshold's size (or 1) serves in its place.
+    The top lies above the threshold by twice the threshold's distance from their median or, where that is unknown or
+    nothing, by half the threshold's size (or 1).
     """
     maxima = np.asarray(normal_maxima, dtype=np.float64).ravel()
     if not (math.isfinite(threshold) and np.isfinite(maxima).all()):
@@ -90,27 +87,19 @@ def overlay(
     zoom: int = 1,
     spot: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """``image``, RGB ``h w 3``, under the colours of its map ``h w``.
+    """``image``, RGB uint8 ``h w 3``, under the colours of its map ``h w``, each pixel ``zoom`` by ``zoom`` ones.
 
-    Args:
-        image: the picture.
-        heatmap: its map.
-        scale: the model's.
-        regions: those of ``heatmap`` above the scale's threshold to outline; lines lie just outside.
-        truth: a mask ``h w``; where a person marked a defect, outlined in dashed light blue.
-        zoom: each pixel becomes ``zoom`` by ``zoom`` ones, so that lines stay thin on small images.
-        spot: a pixel (x, y) to ring: where a person should look although nothing lies above the threshold.
+    Lines lie just outside of ``regions``, those of ``heatmap`` above the scale's threshold; ``truth``, a mask ``h w``,
+    is outlined in dashed light blue, and the pixel ``spot`` (x, y) is ringed.
     """
     values = checked_map(heatmap)
     if image.shape != (*values.shape, 3) or image.dtype != np.uint8:
         raise DataError(
-            f"an image of shape {image.shape} and type {image.dtype} was given with a map of shape {values.shape}; "
-            f"an RGB image of shape {(*values.shape, 3)} and type uint8 is needed"
+            f"an image {image.shape} of {image.dtype} was given with a map {values.shape}; an RGB image "
+            f"{(*values.shape, 3)} of uint8 is needed"
         )
     if truth is not None and np.shape(truth) != values.shape:
-        raise DataError(
-            f"a mask of shape {np.shape(truth)} was given with a map of shape {values.shape}: make them equal"
-        )
+        raise DataError(f"a mask {np.shape(truth)} was given with a map {values.shape}: make them equal")
     if zoom < 1:
         raise ConfigError(f"zoom {zoom}: a whole number, 1 or more, is needed")
     layer = scale.layer(values)
@@ -120,9 +109,13 @@ def overlay(
     if regions:
         labels, _ = ndimage.label(layer[..., 3] > 0, structure=TOUCHING)
         outlined = np.isin(labels, [labels[region.peak[::-1]] for region in regions])
-        draw_outline(picture, _magnified(fill_holes(outlined), zoom), width)
+        inside = _magnified(fill_holes(outlined), zoom)
+        for colour in (LINE, CASING):
+            grown = ndimage.maximum_filter(inside, size=2 * width + 1)
+            picture[grown & ~inside] = colour
+            inside = grown
     if truth is not None:
-        draw_dashes(picture, _magnified(np.asarray(truth) > 0, zoom), width)
+        _draw_dashes(picture, _magnified(np.asarray(truth) > 0, zoom), width)
     drawn = Image.fromarray(picture)
     if spot is not None:
         x, y, radius = zoom * (spot[0] + 0.5), zoom * (spot[1] + 0.5), max(drawn.size) / _RING
@@ -133,16 +126,7 @@ def overlay(
     return drawn
 
 
-def draw_outline(picture: NDArray[np.uint8], inside: NDArray[np.bool_], width: int) -> None:
-    """Draw a white line just outside of ``inside``, and a black one around it, on ``picture`` (``h w 3``)."""
-    for colour in (LINE, CASING):
-        grown = ndimage.maximum_filter(inside, size=2 * width + 1)
-        picture[grown & ~inside] = colour
-        inside = grown
-
-
-def draw_dashes(picture: NDArray[np.uint8], inside: NDArray[np.bool_], width: int) -> None:
-    """Draw light blue and black dashes along the boundary of ``inside`` on ``picture`` (``h w 3``)."""
+def _draw_dashes(picture: NDArray[np.uint8], inside: NDArray[np.bool_], width: int) -> None:
     size = 2 * width + 1
     border = ndimage.maximum_filter(inside, size) & ~ndimage.minimum_filter(inside, size, mode="constant")
     rows, columns = np.nonzero(border)

@@ -20,30 +20,21 @@ from scipy import ndimage
 from blemish.errors import ConfigError, DataError
 
 Polygon = tuple[tuple[int, int], ...]
-"""Corners of a closed polygon, clockwise as seen; the last corner joins the first, which is not repeated."""
+"""Corners, clockwise as seen; the last one joins the first, which is not repeated."""
 
 TOUCHING = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True)
 class Region:
-    """One connected part of a map above the threshold.
+    """One connected part of a map above the threshold."""
 
-    Attributes:
-        box: ``(x0, y0, x1, y1)``, half-open: ``image[y0:y1, x0:x1]`` cuts it out.
-        area: pixels above the threshold; holes do not count.
-        worst: the highest map value inside.
-        centre: the centroid ``(x, y)`` of its pixels.
-        peak: column and row of the pixel with the highest map value; the first one in reading order.
-        outline: the outer boundary along pixel edges, a simple polygon for each part that holds together along edges.
-    """
-
-    box: tuple[int, int, int, int]
-    area: int
-    worst: float
-    centre: tuple[float, float]
-    peak: tuple[int, int]
-    outline: tuple[Polygon, ...]
+    box: tuple[int, int, int, int]  # (x0, y0, x1, y1), half-open: image[y0:y1, x0:x1] cuts it out
+    area: int  # pixels above the threshold; holes do not count
+    worst: float  # the highest map value inside
+    centre: tuple[float, float]  # the centroid (x, y) of its pixels
+    peak: tuple[int, int]  # column and row of the highest map value; the first one in reading order
+    outline: tuple[Polygon, ...]  # the outer boundary along pixel edges, one for each part connected along edges
 
     def as_dict(self) -> dict[str, Any]:
         """Its attributes by name, for JSON."""
@@ -59,8 +50,8 @@ def checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
     if not (math.isfinite(values.max()) and math.isfinite(values.min())):
         wrong = int(values.size - np.isfinite(values).sum())
         raise DataError(
-            f"{wrong} of the map's {values.size} values are not finite numbers, so nothing can be said of this image; "
-            "check the image, and learn the model again if it happens on every image"
+            f"{wrong} of the map's {values.size} values are not finite numbers: check the image, and fit the model "
+            "anew if it happens on every image"
         )
     return values
 
@@ -109,9 +100,8 @@ def trace(mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0)) -> tuple[Po
     """
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
-    edges: dict[
-        tuple[tuple[int, int], tuple[int, int]], None
-    ] = {}  # where each starts, and its step: inside on the right
+    # Where each starts, and its step, with the inside on the right.
+    edges: dict[tuple[tuple[int, int], tuple[int, int]], None] = {}
     # The neighbour that may be outside; where the edge towards it starts, from the pixel's corner; its step.
     for neighbour, (right, down), step in (
         (padded[:-2, 1:-1], (0, 0), (1, 0)),
@@ -144,11 +134,10 @@ COLUMNS = (
     *("path", "decision", "score", "p_value", "region", "x0", "y0", "x1", "y1", "area", "worst"),
     *("centre_x", "centre_y", "peak_x", "peak_y"),
 )
-"""What ``regions_csv`` writes; outlines are left to JSON."""
 
 
 def regions_csv(verdicts: Iterable[Mapping[str, Any]]) -> str:
-    """From ``Verdict.as_dict``: a row for each region, numbered from 1; one with empty fields for an image without."""
+    """From ``Verdict.as_dict``, outlines left out: a numbered row for each region, an empty one where there is none."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)

@@ -16,8 +16,7 @@ from blemish.inspection.calibration import Decision
 from blemish.inspection.overlay import Scale, overlay
 from blemish.inspection.regions import Region
 
-THIN_LINES = 400
-"""Pictures of smaller images are magnified until their longer side has about this many pixels: outlines stay thin."""
+THIN_LINES = 400  # smaller images are magnified to about so many pixels a longer side: outlines stay thin
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ class Verdict:
         source: the file's name as given, or None for an image from memory.
         score: raw, higher is more anomalous; comparable only within one model.
         p_value: the share of good parts expected to score at least this high; None without calibration.
-        decision: ``reject`` if p <= the false-reject rate, ``review`` if p <= five times it, else ``ok``; None
-            without calibration.
+        decision: ``reject`` if p <= the false-reject rate, ``review`` if p <= five times it, else ``ok``; or None.
         regions: what lies above the pixel threshold, worst first, in pixels of the original image.
         size: height and width of the original image.
     """
@@ -57,16 +55,12 @@ class Verdict:
     @property
     def peak(self) -> tuple[int, int] | None:
         """Column and row of the heat map's worst pixel: where to look first; None for a method without maps."""
-        if self.heatmap is None:
-            return None
-        row, column = divmod(int(self.heatmap.argmax()), self.size[1])
-        return column, row
+        return None if self.heatmap is None else divmod(int(self.heatmap.argmax()), self.size[1])[::-1]
 
     def overlay(self, truth: NDArray[np.bool_] | None = None) -> Image.Image:
-        """The image with everything above the pixel threshold coloured on the model's one fixed scale.
+        """The image with all above the pixel threshold coloured on the model's one fixed scale; plain without one.
 
-        A good part stays as it is. What is not ``ok`` although nothing lies above the pixel threshold gets a ring
-        where the map is worst. Without a calibration there is no threshold, and the picture stays plain.
+        What is not ``ok`` although nothing lies above the threshold gets a ring where the map is worst.
         """
         if self.heatmap is None or self.scale is None:
             return Image.fromarray(self.pixels)

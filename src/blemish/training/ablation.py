@@ -21,8 +21,7 @@ from blemish.run import Run, Silent
 from blemish.training.crossfit import crossfit
 from blemish.training.learner import Learner
 
-FEW = 20
-"""Known-bad images below which one more or less may be chance, and the sentence says so."""
+FEW = 20  # known-bad images below which one more or less may be chance, and the sentence says so
 
 
 def check_comparable(learner: Learner) -> None:
@@ -36,17 +35,10 @@ def check_comparable(learner: Learner) -> None:
 
 
 def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, float]:
-    """Learn with and without the known-bad images from either half, and judge the other.
+    """Learn from either half with and without known-bad images, judge the other; ``indices``: of normal images.
 
-    Args:
-        learner: of a set with known-bad images, which ``check_comparable`` has passed.
-        indices: of the normal images that take part.
-        run: seed, progress, checkpoints.
-
-    Returns:
-        ``images``: how many known-bad ones were judged; ``auroc``: the share of pairs, an anomalous and a normal image
-        of one held-out half, in the right order; ``above``: how many anomalous images stand above every held-out normal
-        one; ``auroc_without`` and ``above_without``: the same of the twin.
+    ``auroc``: the share of pairs, an anomalous and a normal image of one held-out half, in the right order; ``above``:
+    how many anomalous images, of ``images``, stand above every held-out normal one; ``..._without``: of the twin.
     """
     normal, anomalous = learner.normal, learner.anomalous
     if anomalous is None:
@@ -54,10 +46,10 @@ def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, flo
     halves = [[indices[i] for i in half] for half in folds_by_group([learner.groups[i] for i in indices], 2, run.seed)]
     anomalous_halves = folds_by_group([sample.group for sample in anomalous.samples], 2, run.seed)
     silent = dataclasses.replace(run, progress=Silent())
-    outcomes = []
-    for config, name in ((learner.config, "with"), (learner.cls.without_anomalous(learner.config), "without")):
+    change: dict[str, float] = {"images": len(anomalous)}
+    for config, name in ((learner.config, ""), (learner.cls.without_anomalous(learner.config), "_without")):
         part = dataclasses.replace(learner, config=config)
-        scope = f"comparison {name} known-bad images, half"
+        scope = f"comparison {name.strip('_') or 'with'} known-bad images, half"
         models = crossfit(part, halves, run, "comparing", anomalous_folds=anomalous_halves, scope=scope)
         aurocs, above = [], 0
         # Scores of two models have no common scale, so each half is counted by itself.
@@ -66,10 +58,9 @@ def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, flo
             bad, _ = inspector.scores(anomalous.subset(anomalous_half), silent)
             aurocs.append(auroc(np.concatenate([good, bad]), np.arange(len(good) + len(bad)) >= len(good)))
             above += int((bad > good.max()).sum())
-        outcomes.append((float(np.average(aurocs, weights=[len(half) for half in anomalous_halves])), above))
-    (with_auroc, with_above), (without_auroc, without_above) = outcomes
-    counts = {"images": len(anomalous), "above": with_above, "above_without": without_above}
-    return counts | {"auroc": with_auroc, "auroc_without": without_auroc}
+        change[f"auroc{name}"] = float(np.average(aurocs, weights=[len(half) for half in anomalous_halves]))
+        change[f"above{name}"] = above
+    return change
 
 
 def change_in_words(change: Mapping[str, float]) -> str:

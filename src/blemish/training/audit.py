@@ -31,12 +31,9 @@ from blemish.training.epoch_selection import AUTO
 from blemish.training.fit import FitSettings, build_learner, introduce, load_images, method_config
 
 FOLDS = 5
-FEWEST = 10
-"""Below this many groups the suggested cut rests on next to nothing, which is said."""
-SPREADS = 3.0
-"""How many robust standard deviations above the median an image is suspect."""
-SIGMA = 1.4826
-"""From the median absolute deviation to the standard deviation of a normal distribution."""
+FEWEST = 10  # below this many groups the suggested cut rests on next to nothing, which is said
+SPREADS = 3.0  # so many robust standard deviations above the median an image is suspect
+SIGMA = 1.4826  # from the median absolute deviation to the standard deviation of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,6 @@ class Judged:
     heat: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``audit --json`` prints of it."""
         figures = {"score": self.score, "rank": self.rank, "suspect": self.suspect}
         return {"path": str(self.sample.path), **figures, "group": self.sample.group}
 
@@ -70,11 +66,9 @@ class Audit:
 
     @property
     def suspects(self) -> tuple[Judged, ...]:
-        """What lies above the cut, most suspicious first."""
         return tuple(image for image in self.judged if image.suspect)
 
     def sentence(self) -> str:
-        """The outcome, for people."""
         return (
             f"{len(self.suspects)} of {len(self.judged)} images are suspect ({self.method}, each judged by a model "
             f"that never saw its part; {self.rule}). Look before you throw anything out."
@@ -84,13 +78,9 @@ class Audit:
 def audit(
     data: str | Path | TrainingSet, settings: FitSettings | None = None, run: Run | None = None, shown: int = 60
 ) -> Audit:
-    """Judge every image of a set by a model that never saw its group.
+    """Judge every image of a folder, manifest or set by a model that never saw its group; known-bad ones are left out.
 
-    Args:
-        data: a folder, a manifest or a set read before; known-bad images are left out.
-        settings: method, options, backbone, size; the default method of clean sets unless one is named.
-        run: seed, device, progress.
-        shown: of how many, the most suspicious ones, maps are kept.
+    Maps are kept of the ``shown`` most suspicious ones.
     """
     run, settings = run or Run(), settings or FitSettings()
     training = data if isinstance(data, TrainingSet) else read_training(Path(data))
@@ -111,10 +101,9 @@ def audit(
         if parts < 2:
             raise DataError(f"{training.name} shows {parts} part: an audit compares parts, so at least 2 are needed.")
         if parts < FEWEST:
-            warning = f"warning: {parts} parts are few to tell good from bad by: from {FEWEST} on it makes sense"
-            run.progress.note(warning)
+            run.progress.note(f"warning: {parts} parts are few to tell good from bad by: give {FEWEST} or more")
         # Nobody has looked at what is audited, whatever its folder is called.
-        learner, run = build_learner(name, config, images, None, "contaminated", settings, run)
+        learner, run = build_learner(name, config, (images, None), "contaminated", settings, run)
         learner.keep_features(range(len(images)), True, settings.cache, run)
         folds = folds_by_group(groups, min(FOLDS, parts), run.seed)
         scores, max_map_values = np.empty(len(images)), np.full(len(images), np.nan)
@@ -140,9 +129,8 @@ def audit(
 def suggested_cut(scores: ArrayLike) -> tuple[float, str]:
     """Above which score an image is suspect, and why.
 
-    The median plus three robust standard deviations (the median absolute deviation, scaled): a tenth of bad images,
-    however bad, hardly moves either, where mean and standard deviation would follow them. No rule can know how many
-    are bad: the ranking is the finding, the cut is where to start looking.
+    A tenth of bad images, however bad, hardly moves median and median absolute deviation. No rule can know how many are
+    bad: the ranking is the finding, the cut is where to start looking.
     """
     values = np.asarray(scores, dtype=np.float64)
     median = float(np.median(values))
@@ -151,10 +139,7 @@ def suggested_cut(scores: ArrayLike) -> tuple[float, str]:
 
 
 def write_clean(result: Audit, manifest: Path) -> Path:
-    """Write a manifest of the images that are not suspect, to fit from; unlabelled ones count as good from here on.
-
-    Known-bad images stay what they are. Test images are not listed: evaluate on the set itself.
-    """
+    """A manifest of the known-bad images and of those that are not suspect, which count as good from here on."""
     refuse_to_replace(manifest, result.training)
     clean = {image.sample.path for image in result.judged if not image.suspect}
     kept = [dataclasses.replace(s, label="normal", kind="good") for s in result.training.normal if s.path in clean]

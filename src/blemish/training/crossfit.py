@@ -21,13 +21,9 @@ def crossfit(
 ) -> Iterator[tuple[Sequence[int], Inspector]]:
     """Each fold, and an uncalibrated inspector that learned from the images of all other folds.
 
-    Args:
-        learner: of the whole set.
-        folds: indices of normal images; what is in none of them takes no part.
-        run: the folds have the same seeds, and checkpoints of their own.
-        title: of the one bar for all folds; a fold that takes long, for its method is trained, shows its own epochs.
-        anomalous_folds: as ``folds``, of the known-bad images; without it, every fold learns from all of them.
-        scope: names the folds' checkpoints.
+    ``folds`` and ``anomalous_folds`` are indices of normal and known-bad images; what is in none takes no part, and
+    without the latter every fold learns from all known-bad ones. ``title`` is of the one bar for all folds; a method
+    that is trained shows each fold's epochs instead. Checkpoints are kept by ``scope``.
     """
     numbers: Iterable[int] = range(len(folds))
     if not learner.is_trained:

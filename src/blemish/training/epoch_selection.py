@@ -2,11 +2,9 @@
 
 A student that learns for too short a time misses normal detail, one that learns for too long gives back defects, too.
 So a fifth of the groups is held out, each of its images is painted with a defect of each kind, and a model that learns
-from the others is judged now and then: how well does it tell the painted images from the same ones unpainted, and
-outline what was painted? The epoch that does best is the length; what was learned here is thrown away.
-
-Each judged epoch is about 1.4 times the one before. After ``PATIENCE`` of them without a better one, at four times the
-length, nothing is expected any more.
+from the others is judged at epochs about 1.4 times apart: how well does it tell the painted images from the same ones
+unpainted, and outline what was painted? After ``PATIENCE`` of them without a better one, at four times the length,
+nothing is expected any more. The epoch that did best is the length; what was learned here is thrown away.
 """
 
 from __future__ import annotations
@@ -33,19 +31,13 @@ from blemish.run import Run, derive_seed, written_atomically
 from blemish.training.learner import Learner
 
 AUTO = "auto"
-"""In place of a number of epochs."""
-KINDS = ("scratch", "stain", "hole", "missing")
-"""What is painted: defects that can be seen on any ground."""
-SHARE, MOST_GROUPS, FEWEST_GROUPS = 0.2, 40, 10
-"""Of the groups, how many are held out, at most so many; and how many there must be in all."""
+KINDS = ("scratch", "stain", "hole", "missing")  # defects that can be seen on any ground
+SHARE, MOST_GROUPS, FEWEST_GROUPS = 0.2, 40, 10  # held out of the groups, at most so many; and needed in all
 PATIENCE = 4
 JUDGED = frozenset(round(2 ** (half / 2)) for half in range(40))
 FIGURES = ("image_auroc", "aupro")
-FILE = "curve.checkpoint"
-"""Lies among the checkpoints and is forgotten with them; JSON."""
-
-Point = dict[str, Any]
-"""``epoch`` and, of the model at its end, the ``FIGURES``; None for what cannot be given."""
+FILE = "curve.checkpoint"  # lies among the checkpoints and is forgotten with them; JSON
+Point = dict[str, Any]  # ``epoch`` and, of the model at its end, the ``FIGURES``; None for what cannot be given
 
 
 class _EnoughError(Exception):
@@ -53,23 +45,18 @@ class _EnoughError(Exception):
 
 
 def choose_length(learner: Learner, indices: Sequence[int], run: Run) -> tuple[dict[str, Any], str]:
-    """Learn from most of the images, judge now and then, and say which epoch did best: as plain values, and in words.
+    """Which of at most the learner's ``epochs`` did best, as plain values and in words.
 
-    The learner's ``epochs`` are the most that are tried. The figures lie beside the run's checkpoints, so that a run
-    that was stopped and goes on still has them.
+    The figures lie beside the run's checkpoints, so that a run that was stopped and goes on still has them.
     """
     groups, most = [learner.groups[i] for i in indices], int(learner.config.epochs)
     if (parts := len(set(groups))) < FEWEST_GROUPS:
-        raise ConfigError(
-            f"--epochs auto paints defects on held-out parts, and {parts} are too few to hold out some: "
-            f"give {FEWEST_GROUPS} good parts or a number of epochs"
-        )
+        needed = f"give {FEWEST_GROUPS} good parts or a number of epochs"
+        raise ConfigError(f"--epochs auto paints defects on held-out parts, and {parts} are too few: {needed}")
     height, width = learner.normal.preparation.input_size
     if min(height, width) <= SIDE:
-        raise ConfigError(
-            f"--epochs auto paints defects {SIDE} pixels wide, and images of {height} x {width} are too small for "
-            "that: use a larger --size or a number of epochs"
-        )
+        needed = "use a larger --size or a number of epochs"
+        raise ConfigError(f"--epochs auto paints defects {SIDE} pixels wide, more than {height} x {width}: {needed}")
     number = min(MOST_GROUPS, max(2, round(SHARE * parts)))
     kept, held = ([indices[i] for i in part] for part in split_by_group(groups, number, run.seed))
     images, masks = _painted(learner.normal.subset(held), derive_seed(run.seed, "painted defects"))
@@ -92,19 +79,19 @@ def choose_length(learner: Learner, indices: Sequence[int], run: Run) -> tuple[d
             with contextlib.suppress(OutputError), written_atomically(path) as temporary:
                 temporary.write_text(json.dumps({"work": work, "points": points}), encoding="utf-8")
 
-    def stop_if_over() -> None:
+    def is_over() -> bool:
         since_best = len(points) - 1 - points.index(max(points, key=_value)) if points else 0
-        if points and (points[-1]["epoch"] == most or since_best >= PATIENCE):
-            raise _EnoughError
+        return bool(points) and (points[-1]["epoch"] == most or since_best >= PATIENCE)
 
     def on_epoch(epoch: int, _: dict[str, float], inspector: Inspector) -> None:
         if (epoch in JUDGED or epoch == most) and all(point["epoch"] < epoch for point in points):
             judge(epoch, inspector)
-        stop_if_over()
+        if is_over():
+            raise _EnoughError
 
-    with contextlib.suppress(_EnoughError):
-        stop_if_over()
-        learner.learn(kept, run, on_epoch)
+    if not is_over():
+        with contextlib.suppress(_EnoughError):
+            learner.learn(kept, run, on_epoch)
     return described(points, most, len(held))
 
 
@@ -140,12 +127,9 @@ def _painted(images: Images, seed: int) -> tuple[list[Tensor], NDArray[np.bool_]
     rng = np.random.default_rng(seed)
     painted, masks = [], []
     for index in range(len(images)):
-        good = images.batch([index]).images[0]
-        picture = good.permute(1, 2, 0).numpy().astype(np.float64)
-        painted.append(good)
-        masks.append(np.zeros(picture.shape[:2], bool))
-        for kind in KINDS:
-            whole, mask = paint(picture, kind, rng)
-            painted.append(torch.from_numpy(whole).permute(2, 0, 1).float())
-            masks.append(mask)
+        image = images.batch([index]).images[0]
+        picture = image.permute(1, 2, 0).numpy().astype(np.float64)
+        pictures = [(picture, np.zeros(picture.shape[:2], bool)), *(paint(picture, kind, rng) for kind in KINDS)]
+        painted += [torch.from_numpy(pixels).permute(2, 0, 1).float() for pixels, _ in pictures]
+        masks += [mask for _, mask in pictures]
     return painted, np.stack(masks)

@@ -1,7 +1,6 @@
 """Measuring an inspector on a test set: the only room, with the bench, where ground truth is opened.
 
-Metrics are taken from raw scores and maps. What the product's threshold does is reported beside them, by group, with
-intervals.
+Metrics are taken from raw scores and maps; what the product's threshold does is reported beside them, by group.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from torch.nn import functional as F
 
 from blemish.data.images import read_image
 from blemish.data.samples import Sample
 from blemish.data.testset import TestSet, load_mask
 from blemish.errors import DataError, ImageError
-from blemish.inspection.calibration import Calibration, binomial_interval, count_rejected
+from blemish.inspection.calibration import Calibration, group_scores
 from blemish.inspection.inspector import Inspector, Scored
 from blemish.metrics import aupro_per_image, auroc, cue_aurocs, cue_values, image_metrics, pixel_metrics
 from blemish.run import Run
@@ -31,37 +31,21 @@ THUMBNAIL = 32
 
 @dataclass(frozen=True)
 class Judged:
-    """One test image with what the model said of it.
-
-    Attributes:
-        sample: the image and what is true of it.
-        score: raw.
-        map: at the resolution of the evaluation; None for a method without maps.
-        mask: the truth at the same resolution; None where no outline is known.
-    """
+    """One test image with what the model said of it; map and truth are None where there are none."""
 
     sample: Sample
     score: float
-    map: NDArray[np.float32] | None
+    map: NDArray[np.float32] | None  # at the resolution of the evaluation
     mask: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on a test set.
-
-    Attributes:
-        metrics: figures of the whole set by name; NaN where the data cannot give one.
-        kinds: some of the figures for each kind of defect against all normal images.
-        decisions: what the calibrated threshold does; empty without calibration.
-        judged: every image.
-        at: where pixel metrics were measured.
-        notes: what a reader should know: kinds without masks, images left out.
-    """
+    """What was measured on a test set; NaN where the data cannot give a figure."""
 
     metrics: dict[str, float]
-    kinds: dict[str, dict[str, float]]
-    decisions: dict[str, Any]
+    kinds: dict[str, dict[str, float]]  # some of the metrics for each kind of defect against all normal images
+    decisions: dict[str, Any]  # what the calibrated threshold does; empty without calibration
     judged: tuple[Judged, ...]
     at: At
     notes: tuple[str, ...]
@@ -121,7 +105,6 @@ def evaluate(
 
 
 def as_text(evaluation: Evaluation) -> str:
-    """A few lines for a terminal."""
     lines = [f"{name:26} {value:.4f}" for name, value in evaluation.metrics.items() if not math.isnan(value)]
     for name in ("false_reject", "escape"):
         if f"{name}_rate" in evaluation.decisions:
@@ -191,16 +174,18 @@ def _decisions(calibration: Calibration, judged: Sequence[Judged]) -> dict[str, 
         if not images:
             continue
         groups = [image.sample.group for image in images]
-        decisions = [calibration.decide(image.score) for image in images]
+        decisions = np.array([calibration.decide(image.score) for image in images])
         # A normal group is rejected with any of its images; an anomalous one escapes with all of them.
-        rejected, parts = count_rejected([decision == "reject" for decision in decisions], groups)
-        flagged, _ = count_rejected([decision != "ok" for decision in decisions], groups)
-        count = parts - rejected if anomalous else rejected
+        rejected = group_scores(decisions == "reject", groups)
+        flagged = group_scores(decisions != "ok", groups)
+        parts = len(rejected)
+        count = int((rejected != anomalous).sum())
+        interval = binomtest(count, parts).proportion_ci()
         figures |= {f"{name}_rate": count / parts, f"{name}_count": count, f"{name}_parts": parts}
-        figures[f"{name}_interval"] = list(binomial_interval(count, parts))
-        figures[f"{name}_images"] = sum((decision == "reject") != anomalous for decision in decisions)
+        figures[f"{name}_interval"] = [float(interval.low), float(interval.high)]
+        figures[f"{name}_images"] = int(((decisions == "reject") != anomalous).sum())
         if anomalous:
-            figures["bad_judged_ok_rate"] = (parts - flagged) / parts
+            figures["bad_judged_ok_rate"] = float((flagged == 0).mean())
         else:
-            figures["good_flagged_rate"] = flagged / parts
+            figures["good_flagged_rate"] = float(flagged.mean())
     return figures

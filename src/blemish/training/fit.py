@@ -5,6 +5,7 @@ No test image is opened here, and none could be: import-linter forbids this modu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -28,7 +29,7 @@ from blemish.data.readers import read_training, shared_files, survey
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
 from blemish.errors import ConfigError, RegimeError
-from blemish.inspection.calibration import Calibration, Plan, Wanted, calibrate, plan, uncalibrated
+from blemish.inspection.calibration import FOLDS, Calibration, Plan, Wanted, calibrate, plan
 from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
 from blemish.registry import DEFAULT_METHOD, make_config, method_class, method_entry, nearest_name
 from blemish.run import PrecisionName, Run, Silent, choose_precision
@@ -36,6 +37,8 @@ from blemish.training.ablation import change_in_words, check_comparable, compare
 from blemish.training.crossfit import crossfit
 from blemish.training.epoch_selection import AUTO, choose_length
 from blemish.training.learner import IN_MEMORY, Learner, OnEpoch
+
+Images = tuple[PreparedImages, PreparedImages | None]  # normal and known-bad
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,10 @@ class FitSettings:
         false_reject: the share of good parts that may be rejected; None for the default.
         precision: ``auto``, ``fp32`` or ``bf16``.
         strict: a damaged training image is an error, not a note.
-        epochs: how long to train, in passes over the images; for methods that are trained. ``auto``: as long as defects
-            painted on held-out good images speak for, the method's own number at most.
+        epochs: passes over the images, of methods that are trained; ``auto`` chooses by defects painted on good images.
         steps: the same in updates of the weights; one of both at most.
-        cache: where features of training images are kept while learning: ``memory``, ``off``, or a folder, which
-            serves later fits too.
-        compare: say what the known-bad images changed, on parts held out, by learning four times more from halves.
+        cache: where features of training images are kept while learning: ``memory``, ``off``, or a folder for later.
+        compare: say what the known-bad images changed, by learning four times more from halves.
     """
 
     method: str | None = None
@@ -92,9 +93,8 @@ def fit(
         data: an MVTec-AD-layout folder, a plain folder of images, a CSV manifest, or a set read before.
         settings: how; the defaults are meant to be right.
         run: seed, device, progress, checkpoints. Silent on the CPU by default.
-        on_epoch: called as ``on_epoch(epoch, means, inspector)`` at the end of each epoch of the model that learns from
-            everything that will be learned from. To judge with the uncalibrated inspector, call
-            ``inspector.method.finalize()`` before.
+        on_epoch: called as ``on_epoch(epoch, means, inspector)`` at the end of each epoch of the model that is kept; to
+            judge with the uncalibrated inspector, call ``inspector.method.finalize()`` before.
         changes: single settings by name, for short calls: ``fit("parts/", method="patchcore", size=320)``.
 
     Raises:
@@ -104,24 +104,27 @@ def fit(
         WeightsError: the backbone's weights are not on this machine.
         Cancelled: Ctrl-C, or the run's time limit; the message says how to go on.
     """
-    settings, run = _changed(settings or FitSettings(), changes), run or Run()
+    settings, run = settings or FitSettings(), run or Run()
+    known = [setting.name for setting in dataclasses.fields(settings)]
+    if unknown := [name for name in changes if name not in known]:
+        raise ConfigError(f"fit has no setting {unknown[0]!r}: {nearest_name(unknown[0], known)}")
+    settings = dataclasses.replace(settings, **changes)
     with run.interruptible():
         training = data if isinstance(data, TrainingSet) else read_training(Path(data))
         learner, planned, run = _prepared(training, settings, run)
-        kept, held, folds = list(range(len(learner.normal))), list[int](), list[list[int]]()
+        kept, held, is_crossfit = list(range(len(learner.normal))), list[int](), planned.kind == "crossfit"
         if planned.kind == "holdout":
             kept, held = split_by_group(learner.groups, planned.held_out, run.seed)
-        elif planned.kind == "crossfit":
-            folds = folds_by_group(learner.groups, planned.folds, run.seed)
-        learner.keep_features(kept, bool(folds), settings.cache, run)
+        learner.keep_features(kept, is_crossfit, settings.cache, run)
         facts: dict[str, Any] = {}
         if settings.epochs == AUTO:
             facts["length_chosen"], sentence = choose_length(learner, kept, run)
             run.progress.note(sentence)
             config = dataclasses.replace(learner.config, epochs=facts["length_chosen"]["epochs"])
             learner = dataclasses.replace(learner, config=config)
-        calibration = uncalibrated()
-        if folds:
+        calibration = Calibration()
+        if is_crossfit:
+            folds = folds_by_group(learner.groups, FOLDS, run.seed)
             calibration = _calibrate("crossfit", crossfit(learner, folds, run, "cross-fitting"), learner, settings, run)
         inspector = learner.learn(kept, run, on_epoch)
         if held:
@@ -135,14 +138,6 @@ def fit(
         return inspector
 
 
-def _changed(settings: FitSettings, changes: Mapping[str, Any]) -> FitSettings:
-    known = [setting.name for setting in dataclasses.fields(FitSettings)]
-    for change in changes:
-        if change not in known:
-            raise ConfigError(f"fit has no setting {change!r}: {nearest_name(change, known)}")
-    return dataclasses.replace(settings, **changes)
-
-
 def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Learner, Plan, Run]:
     """What learns, how it will be calibrated, and the run in the precision chosen: whatever can be refused is, here."""
     name = settings.method or DEFAULT_METHOD[training.regime]
@@ -151,10 +146,10 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     _check_regime(training, name, run)
     if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
         run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
-    normal, anomalous = load_images(training, settings, run)
-    planned = plan(len({sample.group for sample in normal.samples}), settings.calibration, settings.false_reject)
+    images = load_images(training, settings, run)
+    planned = plan(len({sample.group for sample in images[0].samples}), settings.calibration, settings.false_reject)
     run.progress.note(f"calibration: {planned.reason}")
-    learner, run = build_learner(name, config, normal, anomalous, training.regime, settings, run)
+    learner, run = build_learner(name, config, images, training.regime, settings, run)
     if settings.compare:
         check_comparable(learner)
     return learner, planned, run
@@ -163,49 +158,39 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
 def method_config(name: str, settings: FitSettings) -> Any:
     """The method's config, with the length of training in it where one is given."""
     cls, epochs, steps = method_class(name), settings.epochs, settings.steps
-    length: dict[str, Any] = {}
+    if epochs is None and steps is None:
+        return make_config(cls, settings.options)
     if epochs is not None and steps is not None:
         raise ConfigError(f"epochs={epochs} and steps={steps}: give one of both")
-    if epochs is not None or steps is not None:
-        if not {"epochs", "steps"} <= {option.name for option in dataclasses.fields(cls.Config)}:
-            raise ConfigError(f"{name} is not trained in epochs or steps: leave --epochs and --steps out")
-        if epochs == AUTO and cls.has_schedule:
-            raise ConfigError(
-                f"{name} follows a schedule over its whole length, so a look on the way says nothing of a training "
-                "that ends there: give --epochs a number"
-            )
-        # With ``auto`` the most, until it is chosen, is what the options or the method say.
-        length = {"steps": steps} if epochs in (None, AUTO) else {"epochs": epochs, "steps": None}
+    if not {"epochs", "steps"} <= {option.name for option in dataclasses.fields(cls.Config)}:
+        raise ConfigError(f"{name} is not trained in epochs or steps: leave --epochs and --steps out")
+    if epochs == AUTO and cls.has_schedule:
+        why = "so a look on the way says nothing of a training that ends there: give --epochs a number"
+        raise ConfigError(f"{name} follows a schedule over its whole length, {why}")
+    # With ``auto`` the most, until it is chosen, is what the options or the method say.
+    length = {"steps": steps} if epochs in (None, AUTO) else {"epochs": epochs, "steps": None}
     return make_config(cls, {**settings.options, **length})
 
 
 def introduce(training: TrainingSet, run: Run) -> None:
-    """Say what was found, before work starts."""
     run.progress.note(f"{training.name}: {training.summary()}")
     for note in (*training.notes, *survey(training.samples)):
         run.progress.note(f"note: {note}")
 
 
-def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[PreparedImages, PreparedImages | None]:
-    """The images of a training set, decoded and prepared: those taken as normal, and the known-bad ones."""
+def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> Images:
+    """The images taken as normal, and the known-bad ones, decoded and prepared."""
     with run.timer.stage("images"):
         preparation = Preprocessing(settings.resize, settings.size, settings.crop, fitted_white_level(training.samples))
         load = partial(PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress)
         normal = load(training.normal)
-        copies = len(normal) - len(set(normal.keys))
-        if copies:
+        if copies := len(normal) - len(set(normal.keys)):
             run.progress.note(f"warning: {copies} training images are copies of others, which lowers the threshold")
         return normal, load(training.anomalous) if training.anomalous else None
 
 
 def build_learner(
-    name: str,
-    config: Any,
-    normal: PreparedImages,
-    anomalous: PreparedImages | None,
-    regime: Regime,
-    settings: FitSettings,
-    run: Run,
+    name: str, config: Any, images: Images, regime: Regime, settings: FitSettings, run: Run
 ) -> tuple[Learner, Run]:
     """What learns, and the run with the precision of what is trained; both precisions are said with their reasons."""
     cls = method_class(name)
@@ -216,7 +201,7 @@ def build_learner(
     if trained.name != backbone.precision.name:
         run.progress.note(f"precision of what is trained: {trained.name} ({trained.reason})")
     teacher = FrozenTeacher(backbone.to(run.device))
-    return Learner(name, cls, config, normal, anomalous, regime, teacher), dataclasses.replace(run, precision=trained)
+    return Learner(name, cls, config, *images, regime, teacher), dataclasses.replace(run, precision=trained)
 
 
 def _check_regime(training: TrainingSet, name: str, run: Run) -> None:
@@ -257,14 +242,10 @@ def _calibrate(
         scores.append(scored)
         max_map_values += [] if highest is None else [highest]
         samples += images.samples
-    return calibrate(
-        kind,
-        np.concatenate(scores),
-        [sample.group for sample in samples],
-        max_map_values=np.concatenate(max_map_values) if max_map_values else None,
-        false_reject=settings.false_reject,
-        trusted=all(sample.label == "normal" for sample in samples),
-    )
+    maxima = np.concatenate(max_map_values) if max_map_values else None
+    groups, trusted = [sample.group for sample in samples], all(sample.label == "normal" for sample in samples)
+    rate = settings.false_reject
+    return calibrate(kind, np.concatenate(scores), groups, max_map_values=maxima, false_reject=rate, trusted=trusted)
 
 
 def _show_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:
@@ -287,12 +268,10 @@ def _provenance(
     normal, backbone = learner.normal, learner.teacher.backbone
     bad = () if learner.anomalous is None else learner.anomalous.keys
     keys = [*sorted(normal.keys), *(["known-bad", *sorted(bad)] if bad else [])]
-    versions = {}
-    for package in ("blemish", "torch", "timm"):
-        try:
+    versions = dict.fromkeys(("blemish", "torch", "timm"), "unknown")
+    for package in versions:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
     return {
         "data": training.name,
         "regime": training.regime,

@@ -1,7 +1,6 @@
 """One set of images, one backbone, one method: learned from all of the images or from parts of them.
 
-Cross-fitting learns five times from parts of one set and once from all of it. What they share is built once: the
-decoded images, the backbone, and the features that its teacher keeps.
+What cross-fitting's models share is built once: decoded images, backbone, and the features that its teacher keeps.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Method, Regime, TrainingImages
 from blemish.data.loading import PreparedImages
 from blemish.errors import ConfigError
-from blemish.inspection.calibration import uncalibrated
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
 from blemish.run import Run, derive_seed, torch_seeded
@@ -32,7 +30,7 @@ OnEpoch = Callable[[int, dict[str, float], Inspector], None]
 
 @dataclass(frozen=True)
 class Learner:
-    """Learns a method, ``name`` in the registry, from some of a set's images; the teacher keeps features of all."""
+    """Learns a method, ``name`` in the registry, from some of a set's images."""
 
     name: str
     cls: type[Method]
@@ -44,12 +42,11 @@ class Learner:
 
     @property
     def groups(self) -> list[str]:
-        """The group that each normal image belongs to."""
         return [sample.group for sample in self.normal.samples]
 
     @property
     def is_trained(self) -> bool:
-        """Whether the method goes through its images again and again, rather than once."""
+        """Whether it goes through its images again and again, rather than once."""
         return any(option.name in ("epochs", "steps") for option in dataclasses.fields(self.config))
 
     def keep_features(self, indices: Sequence[int], is_crossfit: bool, where: str, run: Run) -> None:
@@ -63,11 +60,7 @@ class Learner:
             self.teacher.keep_features(sets, run, None if where == IN_MEMORY else Path(where))
 
     def learn(self, indices: Sequence[int], run: Run, on_epoch: OnEpoch | None = None) -> Inspector:
-        """An uncalibrated inspector that learned from the normal images at ``indices`` and the known-bad ones.
-
-        Its checkpoints are refused to any other method, set, seed or precision. ``on_epoch`` may judge with the
-        inspector after ``inspector.method.finalize()``.
-        """
+        """An uncalibrated inspector that learned from the normal images at ``indices`` and the known-bad ones."""
         backbone, preparation = self.teacher.backbone, self.normal.preparation
         run = dataclasses.replace(run, work=self.work(indices))
         normal = self.normal.subset(indices)
@@ -75,23 +68,20 @@ class Learner:
         # What a method draws without a generator of its own, such as first weights, depends on the seed too.
         with torch_seeded(derive_seed(run.seed, "first weights")), run.timer.stage("fit"):
             method = self.cls(backbone, preparation.input_size, self.config).to(run.device)
-            inspector = Inspector(method, self.name, preparation, uncalibrated(), {})
+            inspector = Inspector(method, self.name, preparation)
             if on_epoch is not None:
                 run = dataclasses.replace(run, on_epoch=lambda epoch, means: on_epoch(epoch, means, inspector))
             method.fit(training, self.teacher, run)
         for tensor in method.state_dict().values():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ConfigError(
-                    f"what {self.name} learned is not finite: its training ran away. Lower the learning rate, such as "
-                    "--set learning_rate=0.001"
-                )
+                way_out = "Lower the learning rate, such as --set learning_rate=0.001"
+                raise ConfigError(f"what {self.name} learned is not finite: its training ran away. {way_out}")
         return inspector
 
     def work(self, indices: Sequence[int]) -> dict[str, str]:
         """What is learned from what: a checkpoint serves nothing else."""
-        keys = [self.normal.keys[i] for i in indices]
-        keys += ["known-bad", *(self.anomalous.keys if self.anomalous is not None else ())]
-        backbone = self.teacher.backbone
+        backbone, bad = self.teacher.backbone, () if self.anomalous is None else self.anomalous.keys
+        keys = [*(self.normal.keys[i] for i in indices), "known-bad", *bad]
         return {
             "method": f"{self.name} {method_entry(self.name).version}",
             "options": json.dumps(dataclasses.asdict(self.config), sort_keys=True, default=str),
