@@ -170,19 +170,14 @@ class Method(nn.Module, ABC):
             config: an instance of ``Config``.
         """
         super().__init__()
-        self.backbone = backbone
-        self.size = size
-        self.config = config
+        self.backbone, self.size, self.config = backbone, size, config
         self.precision: Precision | None = None
         self.is_fitted = False
         self.learning: tuple[TrainingImages, Run] | None = None
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: Any) -> bool:
-        """Whether what it trains on ``backbone`` is made of dense convolutions, as most students are.
-
-        Depthwise ones gain little from bf16 and are trained without.
-        """
+        """Whether what it trains is made of dense convolutions, as most students are, rather than of depthwise ones."""
         return True
 
     @classmethod
@@ -192,10 +187,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def without_anomalous(cls, config: Any) -> Any:
-        """The config of the same method learning from the normal images alone; None where it cannot or already does.
-
-        What the known-bad images change is measured against it.
-        """
+        """The config of the same method learning from normal images alone; None where it cannot, or already does."""
         return None
 
     @final
@@ -236,9 +228,9 @@ class Method(nn.Module, ABC):
 
     @final
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave; buffers whose size is learned take the size they have there."""
+        """Take back what ``state_dict`` gave; buffers that are empty until it has learned take the size found there."""
         for name, buffer in list(self.named_buffers()):
-            if name in state and state[name].shape != buffer.shape:
+            if name in state and len(state[name].shape) == buffer.ndim > 0 == len(buffer):
                 owner, _, leaf = name.rpartition(".")
                 setattr(self.get_submodule(owner), leaf, torch.empty_like(state[name], device=buffer.device))
         self.load_state_dict(dict(state), strict=True)
@@ -252,9 +244,8 @@ class Method(nn.Module, ABC):
         name, normal, anomalous = type(self).__name__.lower(), len(training.normal), len(training.anomalous)
         if not normal:
             raise RegimeError(f"{name} learns from normal images and was given none: add some to the training set")
-        if "clean" not in self.regimes and (
-            training.regime not in self.regimes or (training.regime == "weak" and not anomalous)
-        ):
+        is_served = training.regime in self.regimes and (training.regime != "weak" or anomalous)
+        if "clean" not in self.regimes and not is_served:
             raise RegimeError(
                 f"{name} learns from {' or '.join(sorted(self.regimes))} sets, and this one is {training.regime} with "
                 f"{normal} images taken as normal and {anomalous} known to be bad: use a method for such sets "

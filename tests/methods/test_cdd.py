@@ -1,6 +1,5 @@
 """Cross-domain distillation: its schedule, who learns from whom, and that without its parts it is plain RD."""
 
-import json
 import math
 
 import pytest
@@ -467,13 +466,9 @@ def test_tiny_piles_work(fitted, count):
     assert all(value.isfinite().all() for value in method.student.state_dict().values())
 
 
-# --- The table and the settings ---------------------------------------------------------------------------------------
-
-
 def test_the_papers_defaults():
     config = CDDConfig()
     assert (config.layers, config.epochs, config.batch_size) == ((1, 2, 3), 200, 16)
     assert (config.learning_rate, config.betas, config.sigma) == (0.005, (0.5, 0.999), 4.0)
     assert (config.domains, config.r_normal, config.perturbation) == ((2, 3, 3, 2), 0.5, 0.2)
     assert (config.regularisation, config.selection, config.loss) == ("s-shape", "consensual", "layer")
-    assert make_config(CDD, json.loads(json.dumps(config.__dict__))) == config

@@ -3,7 +3,6 @@
 The twins, the noise in them and the pairs that SSOT compares: ``test_rdpp_pairs.py``.
 """
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,19 +11,16 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from blemish.backbones.backbone import build_backbone
-from blemish.contract import Level, TrainingImages
-from blemish.errors import Cancelled, ConfigError, RegimeError
+from blemish.contract import Level
+from blemish.errors import ConfigError
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.cosine import layer_loss, vector_loss
 from blemish.ops.residual import initialise_uniform
 from blemish.ops.reverse import ReverseStudent, build_projections
 from blemish.ops.sinkhorn import paired_transport
-from blemish.registry import make_config, method_class
 from blemish.run import Precision, Run
 
 FP32 = Precision(torch.float32, channels_last=True, reason="test")
-BF16 = Precision(torch.bfloat16, channels_last=True, reason="test")
 STILL = {"learning_rate": 1e-12, "projection_rate": 1e-12}
 
 
@@ -53,11 +49,6 @@ def local_cosine(one, other):
 def test_projections_have_the_published_number_of_parameters(channels, count):
     projections = build_projections(stub(*channels), (256, 256))
     assert sum(parameter.numel() for parameter in projections.parameters()) == count
-
-
-def test_resnet18s_projections_as_built_by_the_method():
-    method = RDPP(build_backbone("resnet18", (1, 2, 3), "random", seed=0), (64, 64), RDPPConfig())
-    assert sum(parameter.numel() for parameter in method.projections.parameters()) == 968_688
 
 
 def test_a_projection_by_hand_and_its_widths_on_narrow_levels():
@@ -209,101 +200,25 @@ def test_map_and_score_are_as_defined(fitted, tiny_images, sigma):
     np.testing.assert_allclose(prediction.score.numpy(), expected.max(axis=(1, 2)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"ssot": "none", "fixed_field": True, "accumulate": 1}, {"loss": "vector"}])
-def test_a_planted_defect_scores_higher_and_lights_up_where_it_is(fitted, tiny_images, planted, settings):
-    method = fitted({**settings, "steps": 40})
-    good = tiny_images(3, seed=7).images
-    with torch.no_grad():
-        clean, bad = method(good), method(planted(good))
-    assert bad.score.min() > 1.2 * clean.score.max()
-    for heat in bad.map:
-        row, column = divmod(int(heat.argmax()), 64)
-        assert 14 <= row <= 38 and 22 <= column <= 46
-
-
-def test_same_seed_same_bits_another_seed_another_method(fitted):
-    first, again, other = (fitted(run=Run(seed=s, precision=FP32)).state_dict() for s in (1, 1, 2))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    learned = [key for key in first if not key.startswith("backbone.") and first[key].ndim == 4]
-    assert not any(torch.equal(first[key], other[key]) for key in learned)
-
-
-def test_restored_it_judges_the_same_and_images_do_not_affect_each_other(fitted, tiny_backbone, tiny_images):
-    method = fitted()
-    images = tiny_images(3, seed=5).images
-    with torch.inference_mode():
-        together = method(images)
-        alone = torch.cat([method(image[None]).map for image in images])
-    torch.testing.assert_close(alone, together.map, rtol=1e-4, atol=1e-5)
-    fresh = RDPP(tiny_backbone((2, 3), seed=1), (64, 64), method.config)
-    fresh.load_fitted({key: value.contiguous() for key, value in method.state_dict().items()})
-    fresh.precision = FP32
-    with torch.inference_mode():
-        assert torch.equal(fresh.eval()(images).map, together.map)
-
-
-def test_stopped_and_resumed_it_ends_at_the_same_bits(fitted, tmp_path):
-    settings = {"steps": None, "epochs": 3}
-    whole = fitted(settings, 12).state_dict()
-    with pytest.raises(Cancelled):
-        fitted(settings, 12, run=Run(precision=FP32, checkpoint=tmp_path, time_limit=0.0))
-    resumed = fitted(settings, 12, run=Run(precision=FP32, checkpoint=tmp_path, resume=True)).state_dict()
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-
-
-@pytest.mark.parametrize("size", [(48, 96), (50, 70)])
-def test_sizes_that_are_not_square_or_not_a_multiple_of_the_stride(fitted, tiny_images, size):
-    method = fitted(count=3, size=size)
-    with torch.no_grad():
-        prediction = method(tiny_images(2, size, seed=1).images)
-    assert prediction.map.shape == (2, *size) and prediction.map.isfinite().all()
-
-
-def test_a_single_image_and_bf16_do(fitted, tiny_images, planted):
-    exact, short = fitted({"steps": 16}), fitted({"steps": 16}, run=Run(precision=BF16))
-    images = planted(tiny_images(2, seed=4).images)
-    with torch.no_grad():
-        torch.testing.assert_close(exact(images).score, short(images).score, rtol=0.1, atol=0.01)
+def test_a_single_image_does(fitted, tiny_images):
     run = Run(precision=FP32)
     lone = fitted({"steps": None, "epochs": 2}, 1, run=run)
     assert all(abs(epoch["ssot"]) < 1e-6 for epoch in run.curves["rdpp"])
     with torch.no_grad():
-        assert lone(images).map.isfinite().all()
+        assert lone(tiny_images(2, seed=4).images).map.isfinite().all()
 
 
-def test_on_the_embedded_architecture(fitted):
-    backbone = build_backbone("efficientnet_lite0", (1, 2, 3), "random", seed=3)
-    run = Run(precision=FP32)
-    method = fitted({"steps": 1}, 2, run=run, backbone=backbone, layers=(1, 2, 3))
-    with torch.no_grad():
-        assert method(torch.rand(1, 3, 64, 64)).map.isfinite().all()
-    assert all(np.isfinite(value) for value in run.curves["rdpp"][0].values())
-
-
-def test_what_it_cannot_work_with_is_said(tiny_backbone, tiny_images, tiny_teacher):
+def test_what_it_cannot_work_with_is_said(tiny_backbone):
     backbone = tiny_backbone()
-    method = RDPP(backbone, (64, 64), RDPPConfig(layers=(2, 3)))
-    with pytest.raises(ConfigError, match="call fit or load_fitted"):
-        method(tiny_images(1).images)
-    with pytest.raises(RegimeError, match="normal images"):
-        method.fit(TrainingImages(tiny_images(0), tiny_images(3), "weak"), tiny_teacher(backbone), Run())
     with pytest.raises(ConfigError, match="noise patches"):
         RDPP(backbone, (64, 64), RDPPConfig(patch=(20, 10)))
     with pytest.raises(ConfigError, match="single cell"):
         RDPP(backbone, (16, 16), RDPPConfig())
 
 
-@pytest.mark.parametrize("wrong", [{"ssot": "both"}, {"accumulate": 0}, {"patch": [3]}, {"noise": 0}, {"margin": 2}])
-def test_settings_out_of_bounds_are_refused(wrong):
-    with pytest.raises(ConfigError):
-        make_config(RDPP, wrong)
-
-
-def test_the_released_defaults_survive_json_and_the_table_names_the_class():
+def test_the_released_defaults():
     config = RDPPConfig()
     assert (config.learning_rate, config.projection_rate, config.betas) == (0.005, 0.001, (0.5, 0.999))
     assert (config.batch_size, config.accumulate, config.epochs) == (16, 2, 200)
     assert (config.patch, config.noise, config.projection_weight, config.margin) == ((10, 31), 0.2, 0.2, 0.5)
     assert (config.ssot, config.locations, config.loss, config.sigma) == ("paired", 64, "layer", 4.0)
-    assert make_config(RDPP, json.loads(json.dumps(config.__dict__))) == config
-    assert method_class("rdpp") is RDPP

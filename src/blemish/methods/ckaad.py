@@ -195,14 +195,7 @@ class Adversary:
     """The discriminator, its optimiser and its half of the game."""
 
     def __init__(self, backbone: Backbone, grid: tuple[int, int], config: CKAADConfig, run: Run) -> None:
-        """Build the strategy's discriminator with fresh values.
-
-        Args:
-            backbone: whose levels it judges.
-            grid: rows and columns of the deepest level.
-            config: strategy, margin, weights, rate.
-            run: seed, device and precision.
-        """
+        """Build the strategy's discriminator with fresh values; ``grid``: rows and columns of the deepest level."""
         kind: Literal["image", "patch"] = "image" if config.strategy == "ckaimg" else "patch"
         self.network = build_discriminator(kind, backbone.levels, grid, run.generator("discriminator"))
         self.network.to(run.device).train()

@@ -33,13 +33,10 @@ _BEGIN_ANEW = "Fit without --resume (in Python: without resume=True) to begin an
 
 
 class Stateful(Protocol):
-    """A network, an optimiser, a schedule: whatever a training must not lose."""
+    """A network, an optimiser, a schedule: whatever has a state of tensors, numbers and strings."""
 
-    def state_dict(self) -> Mapping[str, Any]:
-        """All of the state, as tensors, numbers and strings."""
-
-    def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take the state back."""
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,7 @@ class CheckpointManager:
     """Keeps one training's checkpoint up to date, and restores from it."""
 
     def __init__(self, path: Path, state: Mapping[str, Stateful], work: Mapping[str, str]) -> None:
-        self.path = path
-        self.state = state
-        self.work = dict(work)
+        self.path, self.state, self.work = path, state, dict(work)
         self._written = time.monotonic()
         self._seconds = 0.0  # that the last writing took
 

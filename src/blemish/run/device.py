@@ -45,15 +45,14 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def choose_precision(device: torch.device, wanted: PrecisionName = "auto", dense: bool = True) -> Precision:
-    """The precision this processor gains from.
+    """The precision this processor gains from, by what it is.
 
-    The rule is fixed by what the processor is, not timed at each start: a timing taken on a busy machine would make
-    the same seed give other bits. ``benchmarks/precision.py`` times the choice.
+    It is not timed at each start: on a busy machine the same seed would give other bits.
 
     Args:
         device: where networks run.
         wanted: ``auto`` to choose, or a precision to insist on.
-        dense: False for backbones of depthwise convolutions, whose time goes into memory traffic, not products.
+        dense: False for networks of depthwise convolutions, whose time goes into memory traffic, not products.
 
     Raises:
         ConfigError: ``wanted`` is not a precision.
@@ -79,22 +78,17 @@ def choose_device(wanted: str = "auto") -> torch.device:
     Raises:
         ConfigError: the device is unknown or absent.
     """
-    device = _device(wanted)
-    if device.type == "cuda":
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return device
-
-
-def _device(wanted: str) -> torch.device:
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
     except RuntimeError:
         raise ConfigError(f"device {wanted!r} is unknown: choose auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {wanted!r} was asked for, but torch sees no GPU: use --device cpu")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device {wanted!r} was asked for, but torch sees no GPU: use --device cpu")
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 

@@ -24,7 +24,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        os.umask(umask := os.umask(0))  # it can only be read by setting it
+        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(_cannot_write(path, error)) from error
@@ -52,12 +53,6 @@ def _temporary(path: Path) -> Path:
     except OSError as error:
         raise OutputError(_cannot_write(path, error)) from error
     return Path(name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

@@ -98,19 +98,18 @@ class Epoch:
 
 
 class Schedule(Protocol):
-    """How long to train: the fields of a method's config that say so."""
+    """How long to train, as a method's config says it.
+
+    In ``epochs``, passes over the images, or where they are given in ``steps``, updates of the weights, which may end
+    within the last epoch; with ``batch_size`` images a step.
+    """
 
     @property
-    def epochs(self) -> int:
-        """Passes over the images."""
-
+    def epochs(self) -> int: ...
     @property
-    def steps(self) -> int | None:
-        """Updates of the weights, in place of ``epochs``; they may end within the last epoch."""
-
+    def steps(self) -> int | None: ...
     @property
-    def batch_size(self) -> int:
-        """Images a step."""
+    def batch_size(self) -> int: ...
 
 
 def epochs(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -26,7 +27,6 @@ class Silent:
     """Reports nothing: for libraries and tests."""
 
     def track(self, items: Iterable[T], title: Title, total: int | None = None) -> Iterator[T]:
-        """Pass ``items`` on."""
         yield from items
 
     def note(self, text: str) -> None:
@@ -34,34 +34,30 @@ class Silent:
 
 
 class Warnings(Silent):
-    """Reports nothing but what changes the result: for ``--quiet``."""
+    """Reports nothing but what changes the result, warnings and skipped images: for ``--quiet``."""
 
     def note(self, text: str) -> None:
-        """Write a warning, or which image was skipped, to standard error."""
         if text.startswith(("warning:", "skipped:")):
             sys.stderr.write(text + "\n")
 
 
 class Lines:
-    """Plain lines on standard error, for logs: start, every ten seconds, end."""
+    """Plain lines on standard error, for logs: every ten seconds, and at the end."""
 
     def track(self, items: Iterable[T], title: Title, total: int | None = None) -> Iterator[T]:
-        """Pass ``items`` on, with a line now and then."""
-        total = total if total is not None else _length(items)
+        total = length_hint(items) if total is None else total
         began = said = time.monotonic()
         done = 0
-        for item in items:
+        for done, item in enumerate(items, start=1):
             yield item
-            done += 1
             now = time.monotonic()
             if now - said >= 10:
-                left = f", about {(now - began) / done * (total - done):.0f} s left" if total else ""
-                self.note(f"{caption(title)}: {done}{f' of {total}' if total else ''}{left}")
+                left = f" of {total}, about {(now - began) / done * (total - done):.0f} s left" if total else ""
+                self.note(f"{_text(title)}: {done}{left}")
                 said = now
-        self.note(f"{caption(title)}: {done} done in {time.monotonic() - began:.1f} s")
+        self.note(f"{_text(title)}: {done} done in {time.monotonic() - began:.1f} s")
 
     def note(self, text: str) -> None:
-        """Write one line to standard error."""
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -70,34 +66,23 @@ class Bar(Lines):
     """A bar with the time left, when a person is watching. Final: only ``track`` differs from ``Lines``."""
 
     def track(self, items: Iterable[T], title: Title, total: int | None = None) -> Iterator[T]:
-        """Pass ``items`` on under a bar."""
+        from rich import progress
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
 
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        total = total if total is not None else _length(items)
-        with RichProgress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(caption(title), total=total)
+        total = length_hint(items) if total is None else total
+        text, left = progress.TextColumn("{task.description}", markup=False), progress.TimeRemainingColumn
+        columns = (text, progress.BarColumn(), progress.MofNCompleteColumn(), left(elapsed_when_finished=True))
+        with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(_text(title), total=total or None)
             said = time.monotonic()
             for item in items:
                 yield item
                 bar.advance(task)
-                if time.monotonic() - said >= 0.25:  # a caption may have to wait for a GPU
-                    bar.update(task, description=caption(title))
+                if time.monotonic() - said >= 0.25:  # the text may have to wait for a GPU
+                    bar.update(task, description=_text(title))
                     said = time.monotonic()
-            bar.update(task, description=caption(title))
+            bar.update(task, description=_text(title))
 
 
-def caption(title: Title) -> str:
-    """A title as it reads now."""
+def _text(title: Title) -> str:
     return title if isinstance(title, str) else title()
-
-
-def _length(items: Iterable[object]) -> int | None:
-    return len(items) if isinstance(items, Sized) else None
