@@ -38,11 +38,11 @@ def test_examples_are_the_same_images_whatever_the_scores(samples, tmp_path):
     for seed in (1, 2):
         save_artifacts(tmp_path / f"{seed}.npz", gather(judged(samples, seed), preparation))
         kept.append(load_artifacts(tmp_path / f"{seed}.npz"))
-    names = [[picture.name for picture in one.examples] for one in kept]
+    names = [[picture.name for picture in one.pictures["example"]] for one in kept]
     assert names[0] == names[1] == sorted(names[0])
     assert len(names[0]) == SHOWN and len(set(names[0])) == SHOWN
-    assert all(picture.kind == "blot" for picture in kept[0].examples)
-    assert [p.name for p in kept[0].misses] != [p.name for p in kept[1].misses]
+    assert all(picture.kind == "blot" for picture in kept[0].pictures["example"])
+    assert [p.name for p in kept[0].pictures["miss"]] != [p.name for p in kept[1].pictures["miss"]]
 
     _, words, pictures = _examples({"RD": kept[0], "NKD": kept[1]})
     assert "then the maps of RD, NKD." in words["content"]
@@ -53,4 +53,4 @@ def test_examples_are_the_same_images_whatever_the_scores(samples, tmp_path):
 def test_few_bad_images_are_all_shown(samples):
     some = judged(samples[:9], 0)
     found = gather(some, Preprocessing("stretch", 32, None))
-    assert [picture.name[-6:] for picture in found.examples] == ["06.png", "07.png", "08.png"]
+    assert [picture.name[-6:] for picture in found.pictures["example"]] == ["06.png", "07.png", "08.png"]

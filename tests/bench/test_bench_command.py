@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from blemish.bench.jobs import data_digest
 from blemish.bench.ledger import FILE, Ledger
-from blemish.bench.sets import data_digest
 from blemish.cli import app
 from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set

@@ -16,10 +16,9 @@ import pytest
 
 from blemish.bench.curves import Evaluations
 from blemish.bench.job import CHECKPOINTS, CURVES, LOG
-from blemish.bench.jobs import plan
+from blemish.bench.jobs import open_sets, plan
 from blemish.bench.ledger import FILE, Ledger
 from blemish.bench.recipe import load_recipe
-from blemish.bench.sets import open_sets, planted
 from blemish.bench.summary import summarise
 from blemish.data.protocols import contaminate
 from blemish.data.readers import read_training
@@ -60,7 +59,7 @@ def jobs_of(folder, data, text=RECIPE):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pile.toml").write_text(text)
     recipe = load_recipe(folder / "pile.toml")
-    return recipe, plan(recipe, folder, data).jobs
+    return recipe, plan(recipe, folder, data)[0]
 
 
 def start(job, results):
@@ -139,8 +138,8 @@ def test_places_of_trusted_images_are_not_guessed_where_some_were_left_out(tmp_p
     evaluations = Evaluations(configuration, {}, training, {pile[0].path}, Run(), tmp_path / "notes")
     learning = SimpleNamespace(method=SimpleNamespace(confident=[0, 1], finalize=lambda: None))
     evaluations.on_epoch(1, {}, learning)
-    assert evaluations.trusted(4) == {"epoch": [1], "images": [2], "bad": [1], "share": 0.25}
-    assert evaluations.trusted(3) is None  # place 0 of three may be any of the first two
+    assert evaluations.trusted_columns(4) == {"epoch": [1], "images": [2], "bad": [1], "share": 0.25}
+    assert evaluations.trusted_columns(3) is None  # place 0 of three may be any of the first two
 
 
 def test_a_job_that_holds_images_out_names_no_trusted_ones(data, tmp_path):
@@ -163,10 +162,9 @@ def test_the_share_of_bad_images_among_those_taken_for_good_is_noted(undisturbed
 def test_the_planted_images_are_those_that_were_drawn(data, tmp_path):
     _, jobs = jobs_of(tmp_path, data)
     configuration = jobs[0].experiments[0].configuration
-    found = planted(data / "weave", configuration)
+    training, _, found = open_sets(data / "weave", configuration)
     drawn = contaminate(read_training(data / "weave"), open_test_set(data / "weave"), 0.25, 3).drawn
     assert found == {sample.path for sample in drawn}
-    training, _ = open_sets(data / "weave", configuration)
     assert found <= {sample.path for sample in training.normal}
     assert all(path.parent.name == "blot" for path in found)
 

@@ -30,8 +30,8 @@ def written(folder: Path, text: str) -> Path:
     ("text", "said"),
     [
         (SMALL.replace("seeds", "seedz"), ["mine.toml", "'seedz'", "'seeds'"]),
-        (SMALL.replace("options", "optoins"), ["methods[0].optoins", "'options'"]),
-        (SMALL + "[protocol]\nselect = 'last'\n", ["protocol.select", "'selection'"]),
+        (SMALL.replace("options", "optoins"), ["methods[0]", "'optoins'", "'options'"]),
+        (SMALL + "[protocol]\nselect = 'last'\n", ["protocol", "'select'", "'selection'"]),
         (SMALL.replace('"patchcore"', '"patchcor"'), ["methods[0].method", "'patchcor'", "'patchcore'"]),
         ("metrics = ['image_auroq']\n" + SMALL, ["metrics[0]", "'image_auroc'"]),
         (SMALL.replace('"tiles"', '"/data/tiles"'), ["data[0]", "not a path"]),
@@ -39,7 +39,7 @@ def written(folder: Path, text: str) -> Path:
         (SMALL + '[[data]]\nset = "tiles"\n', ["'tiles'", "twice"]),
         ("reference = 'oen'\n" + SMALL, ["'oen'", "'one'"]),
         ("epochs = 3\nsteps = 4\n" + SMALL, ["one length"]),
-        (SMALL.replace('set = "tiles"', 'note = "x"'), ["'data[0].set' is needed"]),
+        (SMALL.replace('set = "tiles"', 'note = "x"'), ["data[0].set: this key is needed"]),
         ("seeds = [", ["is not TOML"]),
         (SMALL + "[protocol]\nselection = 'best'\n", ["protocol.selection", "best_on_test"]),
         (SMALL + "[protocol]\nselection = 'best_on_test'\nfollow = 2\n", ["leave follow out"]),
@@ -76,10 +76,12 @@ def test_an_unknown_option_names_recipe_and_label(tmp_path):
 def test_methods_to_come_and_missing_sets_are_listed_as_missing(tmp_path):
     text = SMALL + '[[methods]]\nlabel = "later"\nmethod = "padim"\n'
     recipe = load_recipe(written(tmp_path, text))
-    assert recipe.methods[1].is_built is False
-    found = plan(recipe, tmp_path / "results", tmp_path)
-    assert found.jobs == ()
-    assert {missing.what for missing in found.missing} == {"later", "tiles"}
+    jobs, missing = plan(recipe, tmp_path / "results", tmp_path)
+    assert jobs == []
+    assert missing == {
+        "later": "the method padim is not built yet",
+        "tiles": "the data folder holds no tiles",
+    }
 
 
 def test_every_cell_is_an_experiment_of_its_own(tmp_path):

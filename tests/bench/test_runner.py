@@ -157,11 +157,10 @@ def test_a_killed_job_is_a_row_and_the_rest_go_on(worker, results):
 def test_failures_keep_their_reasons_and_are_tried_again(worker, results):
     jobs = jobs_of({"fails": [{"fails": True}, {}], "exits": [{"exits": True}], "works": [{}]})
     for _ in range(2):
-        found = run_jobs(jobs, results, Silent(), command=(sys.executable, str(worker)))
-        assert found.done in (0, 1)
-        assert [line.partition(":")[0] for line in found.failed] == [
-            "fails on set0, seed 0", "fails on set1, seed 0", "exits on set0, seed 0"
-        ]  # fmt: skip
+        done, failed = run_jobs(jobs, results, Silent(), command=(sys.executable, str(worker)))
+        assert done in (0, 1)
+        titles = [line.partition(":")[0] for line in failed]
+        assert titles == ["fails on set0, seed 0", "fails on set1, seed 0", "exits on set0, seed 0"]
     rows = Ledger(results / FILE).rows()
     reasons = {row["label"]: row["reason"] for row in rows if row["status"] == "failed"}
     assert reasons["fails"].startswith("out of memory (MemoryError: no room left)")
@@ -172,7 +171,7 @@ def test_failures_keep_their_reasons_and_are_tried_again(worker, results):
 def test_afresh_runs_what_stands(worker, results):
     jobs = jobs_of({"works": [{}]})
     for _ in range(2):
-        assert run_jobs(jobs, results, Silent(), afresh=True, command=(sys.executable, str(worker))).done == 1
+        assert run_jobs(jobs, results, Silent(), afresh=True, command=(sys.executable, str(worker)))[0] == 1
     assert labels(Ledger(results / FILE).rows()) == {"works": 2}
 
 

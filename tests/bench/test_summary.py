@@ -226,7 +226,7 @@ def test_rows_of_different_code_or_images_are_warned_of(measured):
 def test_the_roc_curves_area_is_the_auroc():
     rng = np.random.default_rng(1)
     scores, labels = rng.integers(0, 12, 80).astype(float), rng.random(80) < 0.4
-    x, y = roc_curve(Artifacts(scores, labels, np.empty(0), (), ()))
+    x, y = roc_curve(Artifacts(scores, labels, np.empty(0), {}))
     assert np.trapezoid(y, x) == pytest.approx(auroc(scores, labels))
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
 

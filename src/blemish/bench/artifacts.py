@@ -5,9 +5,10 @@ Kept in one small file beside the ledger, in a folder that git ignores: pictures
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,10 @@ from blemish.errors import DataError
 from blemish.run import written_atomically
 from blemish.training.evaluate import Evaluation, Judged
 
-SHOWN = 6
-"""Misses, false alarms and examples kept of each row."""
-SIDE = 224
-"""Pixels of the longer side that pictures are kept at."""
+SHOWN, SIDE = 6, 224
+"""Pictures kept of each role in a row, and the pixels of their longer side."""
+Role = Literal["miss", "alarm", "example"]
+"""Anomalous images, lowest score first; normal ones, highest first; the same anomalous ones for every method."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,22 @@ class Artifacts:
     scores: NDArray[np.float64]
     labels: NDArray[np.bool_]  # True for an anomalous image
     good_peaks: NDArray[np.float64]  # the highest map value of each normal image; empty for a method without maps
-    misses: tuple[Picture, ...]  # anomalous images, lowest score first
-    alarms: tuple[Picture, ...]  # normal images, highest score first
-    examples: tuple[Picture, ...] = ()  # at even steps through the anomalous ones: the same for every method
+    pictures: Mapping[Role, Sequence[Picture]]
 
 
 def gather(found: Evaluation, preparation: Preprocessing) -> Artifacts:
     """What to keep of an evaluation."""
     ranked = sorted(found.judged, key=lambda judged: judged.score)
-    bad = [judged for judged in ranked if judged.sample.anomalous]
-    good = [judged for judged in reversed(ranked) if not judged.sample.anomalous]
-    named = sorted(bad, key=lambda judged: judged.sample.path.as_posix())
+    anomalous = [judged for judged in ranked if judged.sample.anomalous]
+    normal = [judged for judged in reversed(ranked) if not judged.sample.anomalous]
+    named = sorted(anomalous, key=lambda judged: judged.sample.path.as_posix())
     steps = range(len(named) // (2 * SHOWN), len(named), max(1, len(named) // SHOWN))
+    chosen: dict[Role, list[Judged]] = {"miss": anomalous, "alarm": normal, "example": [named[step] for step in steps]}
     return Artifacts(
         scores=np.array([judged.score for judged in found.judged], dtype=np.float64),
         labels=np.array([judged.sample.anomalous for judged in found.judged]),
-        good_peaks=np.array([judged.map.max() for judged in good if judged.map is not None], dtype=np.float64),
-        misses=tuple(_picture(judged, preparation) for judged in bad[:SHOWN]),
-        alarms=tuple(_picture(judged, preparation) for judged in good[:SHOWN]),
-        examples=tuple(_picture(named[step], preparation) for step in steps[:SHOWN]),
+        good_peaks=np.array([judged.map.max() for judged in normal if judged.map is not None], dtype=np.float64),
+        pictures={role: [_picture(image, preparation) for image in images[:SHOWN]] for role, images in chosen.items()},
     )
 
 
@@ -84,41 +82,28 @@ def _picture(judged: Judged, preparation: Preprocessing) -> Picture:
 
 def save_artifacts(path: Path, artifacts: Artifacts) -> None:
     """Write them, whole or not at all."""
-    arrays: dict[str, NDArray[Any]] = {name: getattr(artifacts, name) for name in ("scores", "labels", "good_peaks")}
-    for role, pictures in (("miss", artifacts.misses), ("alarm", artifacts.alarms), ("example", artifacts.examples)):
+    arrays: dict[str, Any] = {name: getattr(artifacts, name) for name in ("scores", "labels", "good_peaks")}
+    for role, pictures in artifacts.pictures.items():
         for i, picture in enumerate(pictures):
-            arrays[f"{role}{i}.words"] = np.array([picture.name, picture.kind])
-            arrays[f"{role}{i}.score"] = np.array(picture.score)
-            arrays[f"{role}{i}.pixels"] = picture.pixels
-            if picture.heat is not None:
-                arrays[f"{role}{i}.heat"] = picture.heat
-            if picture.truth is not None:
-                arrays[f"{role}{i}.truth"] = picture.truth
+            arrays[f"{role}{i}.words"] = [picture.name, picture.kind]
+            for name in ("score", "pixels", "heat", "truth"):
+                if getattr(picture, name) is not None:
+                    arrays[f"{role}{i}.{name}"] = getattr(picture, name)
     with written_atomically(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)
 
 
 def load_artifacts(path: Path) -> Artifacts:
-    """What ``save_artifacts`` wrote."""
-
-    def pictures(role: str) -> tuple[Picture, ...]:
-        names = [f"{role}{i}" for i in range(SHOWN) if f"{role}{i}.score" in arrays]
-        return tuple(
-            Picture(
-                name=str(arrays[f"{name}.words"][0]),
-                kind=str(arrays[f"{name}.words"][1]),
-                score=float(arrays[f"{name}.score"]),
-                pixels=arrays[f"{name}.pixels"],
-                heat=arrays.get(f"{name}.heat"),
-                truth=arrays.get(f"{name}.truth"),
-            )
-            for name in names
-        )
-
+    """What ``save_artifacts`` wrote; a ``DataError`` where nothing whole is there."""
+    pictures: dict[Role, list[Picture]] = {"miss": [], "alarm": [], "example": []}
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        scores, labels, good_peaks = (arrays[name] for name in ("scores", "labels", "good_peaks"))
-        return Artifacts(scores, labels, good_peaks, pictures("miss"), pictures("alarm"), pictures("example"))
+        for role, shown in pictures.items():
+            for name in (f"{role}{i}" for i in range(SHOWN) if f"{role}{i}.score" in arrays):
+                (file_name, kind), score = arrays[f"{name}.words"].tolist(), float(arrays[f"{name}.score"])
+                heat, truth = arrays.get(f"{name}.heat"), arrays.get(f"{name}.truth")
+                shown.append(Picture(file_name, kind, score, arrays[f"{name}.pixels"], heat, truth))
+        return Artifacts(arrays["scores"], arrays["labels"], arrays["good_peaks"], pictures)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"no pictures in {path.name} ({error}): run the recipe again with --afresh for them") from error

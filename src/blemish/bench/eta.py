@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any
 
-from blemish.bench.jobs import Missing, Plan
+from blemish.bench.jobs import Job
 from blemish.bench.ledger import Row
 
-SIMILAR: tuple[tuple[str, ...], ...] = (
-    ("method", "options", "backbone", "size", "resize", "set", "category", "alt_split"),
-    ("method", "backbone", "size", "set", "category"),
-    ("method", "backbone", "size"),
-    ("method",),
-)
-"""What two configurations share to count as similar, closest first."""
+COMPARED = ("options", "backbone", "size", "resize", "set", "category", "alt_split")
+"""What makes rows of one method similar: the more of it they share, the closer."""
 
 
-class Estimate(NamedTuple):
-    """Seconds that a job will take, and the number of rows that say so."""
+def estimate(rows: Sequence[Row], configuration: Mapping[str, Any]) -> tuple[float, int] | None:
+    """The median seconds of the most similar rows, and their number; None where there is none of the method.
 
-    seconds: float
-    rows: int
-
-
-class Estimates:
-    """Estimates from the finished rows of a ledger."""
-
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._similar: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            for names in SIMILAR if row["status"] == "done" and is_timed(row) else ():
-                self._similar[_shared(row["configuration"], names)].append(row)
-
-    def of(self, configuration: Mapping[str, Any]) -> Estimate | None:
-        """The median seconds of the most similar rows; None where there is none of the method.
-
-        A row's training is taken as long or short as the asked one's, where both count in epochs or both in steps.
-        """
-        rows = next(filter(None, (self._similar.get(_shared(configuration, names)) for names in SIMILAR)), None)
-        if rows is None:
-            return None
-        extra = (_longer(row, configuration) * row["seconds"].get("fit", 0) for row in rows)
-        return Estimate(float(median(row["seconds"]["total"] + more for row, more in zip(rows, extra))), len(rows))
+    A row's training is taken as long or short as the asked one's, where both count in epochs or both in steps.
+    """
+    similar: dict[int, list[float]] = {}
+    for row in rows:
+        own = row.get("configuration", {})
+        if row["status"] == "done" and is_timed(row) and own["method"] == configuration["method"]:
+            had, asked, extra = own.get("options", {}), configuration.get("options", {}), 0.0
+            unit = "steps" if had.get("steps") or asked.get("steps") else "epochs"  # epochs hold where no steps are
+            if had.get(unit) and asked.get(unit):
+                extra = row["seconds"].get("fit", 0) * (asked[unit] / had[unit] - 1)
+            shared = sum(own.get(name) == configuration.get(name) for name in COMPARED)
+            similar.setdefault(shared, []).append(row["seconds"]["total"] + extra)
+    if not similar:
+        return None
+    closest = similar[max(similar)]
+    return median(closest), len(closest)
 
 
 def is_timed(row: Row) -> bool:
@@ -54,17 +39,12 @@ def is_timed(row: Row) -> bool:
     return "total" in row.get("seconds", {}) and not row.get("resumed", False)
 
 
-def time_left(guesses: Sequence[float | None], workers: int, typical: float | None = None) -> float | None:
-    """Seconds until jobs are done, ``workers`` at a time; None where nothing is known.
-
-    A job without a guess counts as ``typical``, what jobs took so far, else as the mean of the others.
-    """
+def time_left(guesses: Sequence[float | None], workers: int) -> float | None:
+    """Seconds until jobs are done, ``workers`` at a time; a job without a guess counts as the mean of the others."""
     known = [guess for guess in guesses if guess is not None]
-    typical = fmean(known) if typical is None and known else typical
-    if typical is None:
+    if not known:
         return None if guesses else 0.0
-    seconds = [typical if guess is None else guess for guess in guesses]
-    return max([sum(seconds) / workers, *seconds])  # the longest job cannot be split
+    return max(fmean(known) * len(guesses) / workers, *known, 0)  # the longest job cannot be split
 
 
 def spoken(seconds: float | None) -> str:
@@ -76,67 +56,28 @@ def spoken(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-@dataclass(frozen=True)
-class DryRun:
-    """What a bench would do.
-
-    Attributes:
-        jobs: the title of each experiment, whether its row stands, and the time it will take, where that is known.
-        missing: what this machine lacks.
-        workers: jobs at a time.
-        seconds: until all are done; None where nothing is known.
-    """
-
-    jobs: tuple[tuple[str, bool, Estimate | None], ...]
-    missing: tuple[Missing, ...]
-    workers: int
-    seconds: float | None
-
-    @staticmethod
-    def of(plan: Plan, rows: Sequence[Row], workers: int, afresh: bool = False) -> DryRun:
-        """What would be done with these rows in the ledger."""
-        done = {row["key"] for row in rows if row["status"] == "done" and not afresh}
-        known, jobs, trainings = Estimates(rows), [], []
-        for job in plan.jobs:
-            waiting = [e for e in job.experiments if e.key not in done]
-            guesses = {e.key: known.of(e.configuration) for e in waiting}
-            jobs += [(e.title, e.key in done, guesses.get(e.key)) for e in job.experiments]
-            if waiting:  # one training serves all of them
-                trainings.append(max((guess.seconds for guess in guesses.values() if guess), default=None))
-        return DryRun(tuple(jobs), plan.missing, workers, time_left(trainings, workers))
-
-    @property
-    def to_run(self) -> int:
-        """How many experiments still have to run."""
-        return sum(not stands for _, stands, _ in self.jobs)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        jobs = [{"job": title, "stands": stands, "seconds": e.seconds if e else None} for title, stands, e in self.jobs]
-        absent = [{"what": missing.what, "reason": missing.reason} for missing in self.missing]
-        return {"jobs": jobs, "absent": absent, "to_run": self.to_run, "seconds": self.seconds}
-
-    def as_text(self) -> str:
-        """A line for each experiment, and the sum."""
-        lines = []
-        for title, stands, estimate in self.jobs:
+def dry_run(
+    jobs: Sequence[Job], missing: Mapping[str, str], rows: Sequence[Row], workers: int, afresh: bool = False
+) -> tuple[dict[str, Any], str]:
+    """What a bench would do with these rows in the ledger: as JSON values, and as text."""
+    done = {row["key"] for row in rows if row["status"] == "done" and not afresh}
+    listed, lines, trainings = [], [], []
+    for job in jobs:
+        guesses = []
+        for experiment in job.experiments:
+            stands = experiment.key in done
+            guess = None if stands else estimate(rows, experiment.configuration)
+            guesses += [] if guess is None else [guess[0]]
+            listed.append({"job": experiment.title, "stands": stands, "seconds": guess and guess[0]})
             state = "stands in the ledger" if stands else "time unknown"
-            if estimate is not None:
-                basis = f"median of {estimate.rows} rows" if estimate.rows > 1 else "one row"
-                state = f"about {spoken(estimate.seconds)} ({basis})"
-            lines.append(f"{title}: {state}")
-        lines += [f"absent: {missing.what}: {missing.reason}" for missing in self.missing]
-        return "\n".join([*lines, f"{self.to_run} jobs to run, {self.workers} at a time: {spoken(self.seconds)}"])
-
-
-def _shared(configuration: Mapping[str, Any], names: Sequence[str]) -> str:
-    return json.dumps([(name, configuration.get(name)) for name in names], sort_keys=True)
-
-
-def _longer(row: Row, configuration: Mapping[str, Any]) -> float:
-    """By how many of its own length a row's training is shorter than the asked one; 0 where they do not compare."""
-    had, asked = row["configuration"].get("options", {}), configuration.get("options", {})
-    for unit in ("steps", "epochs"):  # epochs hold where no steps are given
-        if had.get(unit) or asked.get(unit):
-            return float(asked[unit] / had[unit] - 1) if had.get(unit) and asked.get(unit) else 0.0
-    return 0.0
+            if guess is not None:
+                basis = f"median of {guess[1]} rows" if guess[1] > 1 else "one row"
+                state = f"about {spoken(guess[0])} ({basis})"
+            lines.append(f"{experiment.title}: {state}")
+        if any(experiment.key not in done for experiment in job.experiments):  # one training serves all of them
+            trainings.append(max(guesses, default=None))
+    seconds, to_run = time_left(trainings, workers), sum(not experiment["stands"] for experiment in listed)
+    absent = [{"what": what, "reason": reason} for what, reason in missing.items()]
+    lines += [f"absent: {what}: {reason}" for what, reason in missing.items()]
+    lines.append(f"{to_run} jobs to run, {workers} at a time: {spoken(seconds)}")
+    return {"jobs": listed, "absent": absent, "to_run": to_run, "seconds": seconds}, "\n".join(lines)

@@ -26,8 +26,6 @@ EVIDENCE, LOCK, CURVES, CHECKPOINTS, LOG = "evidence.npz", "lock", "curves.json"
 """In a job's folder; scores and pictures in that of each row."""
 FAILED = 3
 """Not 1: that is what Python itself ends with when it cannot even start the job, and no row is written."""
-REASON = 500
-"""Letters of a failure's reason that a row keeps."""
 
 
 def main(argv: list[str]) -> int:
@@ -47,31 +45,31 @@ def main(argv: list[str]) -> int:
 
             for row in perform(job, list(waiting), folder):
                 total = round(time.perf_counter() - began, 3)
-                ledger.append({**row, "seconds": {**row.get("seconds", {}), "total": total}})
+                ledger.append({**row, "seconds": {**row.get("seconds", {}), "total": total}, "finished": now()})
                 waiting.pop(0)
         except Exception as error:  # one job's failure, of whatever kind, must not end the others
             traceback.print_exc()
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", reason.lower()):
+                reason = f"out of memory ({reason}): give it fewer images, a smaller size, or run with fewer --jobs"
             for experiment in waiting:
-                ledger.append(failed_row(job, experiment, _reason(error), time.perf_counter() - began))
+                ledger.append(failed_row(job, experiment, reason, time.perf_counter() - began))
             return FAILED
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return 0
 
 
+def row_of(job: Job, experiment: Experiment, status: str) -> Row:
+    """What every row says of its experiment."""
+    names = {"recipe": job.recipe, "label": experiment.label, "set": experiment.set_name}
+    asked = {"configuration": experiment.configuration, "data_digest": experiment.data_digest}
+    return {"key": experiment.key, "status": status, **names, **asked}
+
+
 def failed_row(job: Job, experiment: Experiment, reason: str, seconds: float) -> Row:
     """What the ledger says of an experiment that did not end well; the next bench tries it again."""
-    return {
-        "key": experiment.key,
-        "status": "failed",
-        "reason": without_paths(reason)[:REASON],
-        "recipe": job.recipe,
-        "label": experiment.label,
-        "set": experiment.set_name,
-        "configuration": experiment.configuration,
-        "data_digest": experiment.data_digest,
-        "seconds": {"total": round(seconds, 3)},
-        "finished": now(),
-    }
+    row = row_of(job, experiment, "failed") | {"reason": without_paths(reason)[:500]}
+    return row | {"seconds": {"total": round(seconds, 3)}, "finished": now()}
 
 
 def without_paths(text: str) -> str:
@@ -80,15 +78,7 @@ def without_paths(text: str) -> str:
 
 
 def now() -> str:
-    """This moment in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _reason(error: Exception) -> str:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-        return f"out of memory ({text}): give it fewer images, a smaller size, or run with fewer --jobs"
-    return text
 
 
 def _end_with(parent: int) -> None:

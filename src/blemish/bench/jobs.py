@@ -7,23 +7,31 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import TypeAdapter
 
-from blemish.bench.recipe import DataEntry, Recipe, Variant
-from blemish.bench.sets import Configuration, data_digest, data_folder, locate, open_sets
+from blemish.bench.recipe import DEMO, DataEntry, Recipe, Variant
+from blemish.data.demo import write_demo
+from blemish.data.protocols import alternative_split, contaminate, label_anomalies
+from blemish.data.readers import read_training
+from blemish.data.samples import TrainingSet
+from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.registry import make_config, method_class, method_entry
 
-LENGTHS = frozenset({"epochs", "steps"})
-"""Options of every method that is trained."""
-DRAWS = ("alt_split", "contaminate", "overlap", "reveal", "kinds")
-"""What of a configuration, with the seed, says which images are learned from and judged."""
+VARIABLE = "BLEMISH_DATA"
 JOB_FILE = "job.json"
+
+Configuration = dict[str, Any]
+"""All that a figure depends on but code and images, as the ledger holds it: JSON values."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,6 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """For people."""
         return f"{self.label} on {self.set_name}, seed {self.configuration['seed']}"
 
 
@@ -65,7 +72,6 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Of the job's folder."""
         return min(experiment.key for experiment in self.experiments)
 
     def write(self, results: Path) -> Path:
@@ -78,24 +84,7 @@ class Job:
 
     @staticmethod
     def read(folder: Path) -> Job:
-        """What ``write`` wrote."""
         return TypeAdapter(Job).validate_json((folder / JOB_FILE).read_bytes())
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What the recipe names and this machine or this Blemish lacks."""
-
-    what: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The jobs of a recipe on this machine, and what is missing."""
-
-    jobs: tuple[Job, ...]
-    missing: tuple[Missing, ...]
 
 
 def job_folder(results: Path, key: str) -> Path:
@@ -108,6 +97,40 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def plan(
+    recipe: Recipe, results: Path, data: Path | None = None, only: Sequence[str] = ()
+) -> tuple[list[Job], dict[str, str]]:
+    """The jobs of ``recipe`` on this machine, and what it names that is missing here, with the reason.
+
+    Sets lie in ``data`` or the folder that BLEMISH_DATA names; the demo set is written below ``results``. ``only`` has
+    patterns of titles (``*screw*``); one without a star matches anywhere in a title.
+    """
+    runs, source = results / "runs", "--data" if data else VARIABLE
+    data = data or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    if data is not None and not data.is_dir():
+        raise ConfigError(f"{source} {data} is no folder: name the folder that the sets lie in")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{results} cannot be written ({error.strerror}): name another folder, --results") from error
+    jobs: list[Job] = []
+    missing = recipe.unbuilt
+    for entry in recipe.data:
+        for category, name in entry.names.items():
+            cells = list(_experiments_on(recipe, entry, category))
+            try:
+                jobs += _jobs(recipe, _locate(entry, category, data, runs), cells)
+            except (DataError, ConfigError) as error:
+                missing[name] = str(error)
+    if only:
+        patterns = [pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*" for pattern in only]
+        matching = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns), re.IGNORECASE)
+        jobs = [job for job in jobs if any(matching.match(experiment.title) for experiment in job.experiments)]
+        if not jobs:
+            raise ConfigError(f"--only {' '.join(only)} matches no job: blemish bench with --dry-run lists them")
+    return jobs, missing
+
+
 def experiments(recipe: Recipe) -> Iterator[Experiment]:
     """Every cell of a recipe whose method is built: set by set, so that jobs on one set can share features."""
     for entry in recipe.data:
@@ -115,49 +138,63 @@ def experiments(recipe: Recipe) -> Iterator[Experiment]:
             yield from _experiments_on(recipe, entry, category)
 
 
-def unbuilt(recipe: Recipe) -> list[Missing]:
-    """The recipe's methods that are still to come."""
-    variants = (variant for variant in recipe.methods if not variant.is_built)
-    return [Missing(variant.label, f"the method {variant.method} is not built yet") for variant in variants]
+def open_sets(folder: Path, configuration: Configuration) -> tuple[TrainingSet, TestSet, frozenset[Path]]:
+    """The images to learn from and those to judge, as the protocol splits them.
 
-
-def plan(recipe: Recipe, results: Path, data: Path | None = None, only: Sequence[str] = ()) -> Plan:
-    """The jobs of ``recipe`` on this machine.
-
-    Args:
-        recipe: validated.
-        results: the folder of the ledger; the demo set may be written below it.
-        data: the folder that sets lie in; None for the one that BLEMISH_DATA names.
-        only: patterns of titles (``*screw*``); a pattern without a star matches anywhere in a title.
-
-    Raises:
-        ConfigError: an option that a method does not have, or a pattern that matches no job.
-        OutputError: the folder of the ledger cannot be made.
+    Third come the training images that are bad though no method is told: those that ``contaminate`` drew.
     """
-    runs, data = results / "runs", data_folder(data)
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{results} cannot be written ({error.strerror}): name another folder, --results") from error
-    jobs: list[Job] = []
-    missing = unbuilt(recipe)
-    for entry in recipe.data:
-        for category, name in entry.names.items():
-            cells = list(_experiments_on(recipe, entry, category))
-            try:
-                jobs += _jobs(recipe, locate(entry.set, category, entry.alt_split, data, runs), cells)
-            except (DataError, ConfigError) as error:
-                missing.append(Missing(name, str(error)))
-    patterns = [pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*" for pattern in only]
-    chosen = [job for job in jobs if not patterns or _matches(job, patterns)]
-    if patterns and not chosen:
-        raise ConfigError(f"--only {' '.join(only)} matches no job: blemish bench with --dry-run lists them")
-    return Plan(tuple(chosen), tuple(missing))
+    training, test, planted = read_training(folder), open_test_set(folder), frozenset[Path]()
+    if configuration["alt_split"]:
+        training, test = alternative_split(training, test, folder / configuration["alt_split"])
+    if configuration.get("contaminate") is not None:
+        dealt = contaminate(training, test, configuration["contaminate"], configuration["seed"])
+        training, test = dealt.training, dealt.overlap if configuration["overlap"] and dealt.overlap else dealt.test
+        planted = frozenset(sample.path for sample in dealt.drawn)
+    elif configuration.get("reveal") is not None:
+        share, kinds = configuration["reveal"], configuration["kinds"]
+        dealt = label_anomalies(training, test, share, kinds, configuration["seed"])
+        training, test = dealt.training, dealt.test
+    return training, test, planted
 
 
-def _matches(job: Job, patterns: Sequence[str]) -> bool:
-    titles = [experiment.title.casefold() for experiment in job.experiments]
-    return any(fnmatch.fnmatchcase(title, pattern.casefold()) for title in titles for pattern in patterns)
+def data_digest(training: TrainingSet, test: TestSet) -> str:
+    """64 hexadecimal digits of every image and mask, what is said of each, and on which side it stands."""
+    lines = [f"train {_file_digest(s.path)} {s.label} {s.group} {s.kind}" for s in training.samples]
+    for s in test.samples:
+        mask = _file_digest(s.mask) if s.mask else "-"
+        lines.append(f"test {_file_digest(s.path)} {s.anomalous} {s.group} {s.kind} {mask}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    about = path.stat()
+    return _content_digest(path, about.st_mtime_ns, about.st_size)
+
+
+@cache  # the same images stand in the draws of all seeds
+def _content_digest(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _locate(entry: DataEntry, category: str, data: Path | None, runs: Path) -> Path:
+    """The folder of a set: in the data folder, a category's also directly in it; the demo set's in ``runs``."""
+    if entry.set == DEMO:
+        data = runs
+        with FileLock(runs / "demo.lock"), tempfile.TemporaryDirectory(dir=runs, prefix=".demo.") as unfinished:
+            if not (runs / DEMO).is_dir():
+                write_demo(Path(unfinished) / DEMO)
+                (Path(unfinished) / DEMO).replace(runs / DEMO)
+    if data is None:
+        raise DataError(f"no data folder: give --data DIR, or set {VARIABLE}")
+    folder = data / entry.set / category
+    if category and not folder.exists():
+        folder = data / category
+    if not folder.exists():
+        raise DataError(f"the data folder holds no {f'{entry.set}/{category}' if category else entry.set}")
+    if entry.alt_split and not (folder / entry.alt_split).is_file():
+        raise DataError(f"{folder.name} holds no file {entry.alt_split}")
+    return folder
 
 
 def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> Iterator[Job]:
@@ -165,14 +202,13 @@ def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> Iterator
     digests: dict[str, str] = {}
     groups: dict[str, list[Experiment]] = {}
     for cell in cells:
-        made = cell.configuration
-        draw = {name: made.get(name) for name in DRAWS}
-        is_drawn = made.get("contaminate") is not None or made.get("reveal") is not None
-        images = digest({**draw, "seed": made["seed"] if is_drawn else None})
+        asked = cell.configuration
+        draw = {name: asked[name] for name in ("contaminate", "overlap", "reveal", "kinds") if name in asked}
+        images = digest({**draw, "seed": asked["seed"] if draw else None})
         if images not in digests:
-            digests[images] = data_digest(*open_sets(folder, made))
+            digests[images] = data_digest(*open_sets(folder, asked)[:2])
         # Whoever chooses an epoch on its test set has no model in common with the other.
-        shared = {name: value for name, value in made.items() if name != "overlap" or made["selection"] != "last"}
+        shared = {name: value for name, value in asked.items() if name != "overlap" or asked["selection"] != "last"}
         experiment = dataclasses.replace(cell, data_digest=digests[images])
         groups.setdefault(digest({**shared, "label": cell.label}), []).append(experiment)
     weights = {variant.label: variant.weights or recipe.weights for variant in recipe.methods}
@@ -184,16 +220,14 @@ def _experiments_on(recipe: Recipe, entry: DataEntry, category: str) -> Iterator
     tests = recipe.protocol.test_sets(entry.names[category])
     for seed in recipe.seeds:
         for variant in recipe.methods:
-            for name, overlap in tests.items() if variant.is_built else ():
-                made = _configuration(recipe, variant, entry, category, seed, overlap)
-                yield Experiment(variant.label, name, made)
+            for name, overlap in tests.items() if variant.label not in recipe.unbuilt else ():
+                configuration = _configuration(recipe, variant, entry, overlap)
+                yield Experiment(variant.label, name, configuration | {"category": category, "seed": seed})
 
 
-def _configuration(
-    recipe: Recipe, variant: Variant, entry: DataEntry, category: str, seed: int, overlap: bool | None
-) -> Configuration:
-    cls = method_class(variant.method)
-    is_trained = {field.name for field in dataclasses.fields(cls.Config)} >= LENGTHS
+def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, overlap: bool | None) -> Configuration:
+    cls, weights = method_class(variant.method), variant.weights or recipe.weights
+    is_trained = {"epochs", "steps"} <= {field.name for field in dataclasses.fields(cls.Config)}
     length: dict[str, int | None] = {}
     if is_trained and (recipe.epochs or recipe.steps):  # one kind of length rules out the other
         length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs, "steps": None}
@@ -201,8 +235,13 @@ def _configuration(
         options = dataclasses.asdict(make_config(cls, length | variant.options))
     except ConfigError as error:
         raise ConfigError(f"recipe {recipe.name}, method {variant.label!r}: {error}") from None
-    protocol = recipe.protocol.model_dump(mode="json", exclude={"contaminate", "overlap", "follow"})
-    if overlap is not None:  # absent elsewhere, so that rows from before there was such a protocol still stand
+    if weights not in ("pretrained", "random"):  # a file stands by its content: its name and place do not matter
+        if not Path(weights).is_file():
+            raise ConfigError(f"weights {weights!r}: pretrained, random or an existing file is needed")
+        weights = f"sha256:{_file_digest(Path(weights))}"
+    protocol = recipe.protocol.model_dump(exclude={"contaminate", "overlap", "follow"})
+    # What a protocol does not use is absent, so that rows from before there was such a protocol still stand.
+    if overlap is not None:
         protocol |= {"contaminate": recipe.protocol.contaminate, "overlap": overlap}
     if entry.reveal is not None:
         protocol |= {"regime": "weak", "reveal": entry.reveal, "kinds": entry.kinds}
@@ -215,25 +254,12 @@ def _configuration(
         "method_version": method_entry(variant.method).version,
         "options": options,
         "backbone": variant.backbone or recipe.backbone,
-        "weights": _weights(variant.weights or recipe.weights),
+        "weights": weights,
         "precision": recipe.precision,
-        **recipe.preparation.model_dump(mode="json"),
+        **recipe.preparation.model_dump(),
         **protocol,
         "set": entry.set,
-        "category": category,
         "alt_split": entry.alt_split,
-        "seed": seed,
     }
     normal: Configuration = json.loads(json.dumps(configuration))  # tuples become lists, as they come back from files
     return normal
-
-
-def _weights(weights: str) -> str:
-    """A file of weights stands by its content, so that its name and place do not matter."""
-    if weights in ("pretrained", "random"):
-        return weights
-    path = Path(weights)
-    if not path.is_file():
-        raise ConfigError(f"weights {weights!r}: pretrained, random or an existing file is needed")
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

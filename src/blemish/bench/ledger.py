@@ -19,7 +19,6 @@ from filelock import FileLock
 
 from blemish.errors import OutputError
 
-FORMAT = 1
 FILE = "ledger.jsonl"
 
 Row = dict[str, Any]
@@ -34,30 +33,27 @@ class Ledger:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row; it is on the disk when this returns."""
-        line = json.dumps({"format": FORMAT, **row}, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps({"format": 1, **row}, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(f".{self.path.name}.lock")), self.path.open("a+b", buffering=0) as file:
                 end = file.seek(0, os.SEEK_END)
-                if end:
-                    file.seek(end - 1)
-                    line = line if file.read(1) == b"\n" else b"\n" + line
+                file.seek(max(0, end - 1))
+                line = line if file.read(1) in (b"", b"\n") else b"\n" + line
                 if file.write(line) != len(line):
                     file.truncate(end)  # no half row stays
                     raise OSError(errno.ENOSPC, "the disk is full")
                 os.fsync(file.fileno())
         except OSError as error:
+            reason = error.strerror or error
             raise OutputError(
-                f"the ledger {self.path} was not written: {error.strerror or error}. Free some space, or write "
-                "elsewhere with --results."
+                f"{self.path} was not written: {reason}. Free space, or give another --results."
             ) from error
 
     def rows(self) -> list[Row]:
         """All whole rows, oldest first; an unfinished or damaged line is passed over."""
-        if not self.path.is_file():
-            return []
         rows = []
-        for line in self.path.read_bytes().split(b"\n"):
+        for line in self.path.read_bytes().splitlines() if self.path.is_file() else ():
             try:
                 row = json.loads(line)
             except ValueError:  # an empty line, half a line, or half a character

@@ -7,6 +7,7 @@ A recipe holds no path of a machine: sets are named, and the folder they lie in 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,55 +39,52 @@ METRICS: dict[str, str] = {
 LOWER_IS_BETTER = frozenset({"pixel_fpr95"})
 
 
-def _known_metric(name: str) -> str:
-    if name not in METRICS:
-        raise ValueError(f"there is no metric {name!r}: {nearest_name(name, METRICS)}")
-    return name
+def _known(kind: str, names: Iterable[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"there is no {kind} {name!r}: {nearest_name(name, names)}")
+        return name
+
+    return AfterValidator(check)
 
 
-def _known_method(name: str) -> str:
-    if name not in METHODS and name not in PLANNED:
-        raise ValueError(f"there is no method {name!r}: {nearest_name(name, {*METHODS, *PLANNED})}")
-    return name
-
-
-Metric = Annotated[str, AfterValidator(_known_metric)]
+Metric = Annotated[str, _known("metric", METRICS)]
 Positive = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(f"unknown key {key!r}: {nearest_name(key, cls.model_fields)}")
+        return values
+
 
 class Variant(_Section):
     """One column of the tables: a method with its options, and its own backbone or weights where they are given."""
 
-    label: str = Field(min_length=1)
-    method: Annotated[str, AfterValidator(_known_method)]
+    label: Text
+    method: Annotated[str, _known("method", [*METHODS, *PLANNED])]
     options: dict[str, Any] = {}
     backbone: str | None = None
     weights: str | None = None
 
-    @property
-    def is_built(self) -> bool:
-        """Whether this Blemish has the method."""
-        return self.method in METHODS
-
 
 class DataEntry(_Section):
-    """One data set: a row of the tables, or one for each of its categories.
+    """One data set: a row of the tables, or one for each of its categories."""
 
-    Attributes:
-        reveal: share of the training set that becomes known-bad: bad images of ``kinds``, drawn by group and by the
-            job's seed, the same for all methods, leave the test set with their groups; None for none.
-        kinds: of defect that are known; an entry for each kind makes every kind in turn.
-    """
-
-    set: str = Field(min_length=1)  # a folder (or manifest) below the data folder, or ``demo``
+    set: Text  # a folder (or manifest) below the data folder, or ``demo``
     categories: tuple[str, ...] = ()  # its folders, each a set of its own; the demo set's default to all
     alt_split: str = ""  # a file in the set's folder that moves training images to the test set
+    # Share of the training set that becomes known-bad: bad images of ``kinds``, drawn by group and by the job's seed,
+    # the same for all methods; they leave the test set with their groups.
     reveal: Annotated[float, Field(gt=0, lt=1)] | None = None
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()  # of defect that are known; an entry for each kind makes every kind in turn
     label: str = ""
     note: str = ""
 
@@ -104,10 +102,10 @@ class DataEntry(_Section):
         """The name in tables of each category; of the set itself, under an empty name, where it has none."""
         known = f", {' + '.join(self.kinds)} known" if self.kinds else ""
         categories = self.categories or (tuple(DEMO_CATEGORIES) if self.set == DEMO else ())
-        if not categories:
-            default = f"{self.set} ({Path(self.alt_split).stem})" if self.alt_split else self.set
-            return {"": self.label or f"{default}{known}"}
-        return {category: f"{self.label or self.set}/{category}{known}" for category in categories}
+        if categories:
+            return {category: f"{self.label or self.set}/{category}{known}" for category in categories}
+        default = f"{self.set} ({Path(self.alt_split).stem})" if self.alt_split else self.set
+        return {"": self.label or f"{default}{known}"}
 
 
 class Preprocessing(_Section):
@@ -119,35 +117,26 @@ class Preprocessing(_Section):
 
 
 class Protocol(_Section):
-    """What training and testing may see.
-
-    Attributes:
-        regime: ``clean``: good training images only; ``contaminated``: a pile with bad ones in it.
-        contaminate: so many bad test images for each training image join the pile, drawn by group and by the job's
-            seed, the same for all methods; None for none.
-        overlap: False judges without the drawn groups, True with them; with both, one model is judged twice.
-        selection: ``last``: the model as training left it; ``best_on_test``: the best epoch by a look at the test set,
-            as some papers do, to show what that adds: the best mean of ``select_by``, marked in every table.
-        follow: judge after every so many epochs, too, to draw curves; nothing is chosen by them.
-        calibration: recipes of papers train on everything, so ``none``.
-        at: where pixel metrics are measured.
-        per_image_pro: also AU-PRO as the RD family computes it.
-    """
+    """What training and testing may see."""
 
     regime: Literal["clean", "contaminated"] = "clean"
+    # So many bad test images for each training image join an unlabelled pile, drawn by group and by the job's seed,
+    # the same for all methods. Overlap false judges without the drawn groups, true with them; with both, one model is
+    # judged twice.
     contaminate: Annotated[float, Field(gt=0, le=1)] | None = None
     overlap: Annotated[tuple[bool, ...], Field(min_length=1, max_length=2)] = (False,)
+    # The best mean of ``select_by`` by a look at the test set after every epoch, as in some papers, to show what that
+    # adds; marked in every table.
     selection: Literal["last", "best_on_test"] = "last"
     select_by: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")
-    follow: Positive | None = None
-    calibration: Literal["none", "auto", "holdout", "crossfit"] = "none"
-    at: Literal["input", "original"] = "input"
-    per_image_pro: bool = False
+    follow: Positive | None = None  # judge after every so many epochs, to draw curves; nothing is chosen by them
+    calibration: Literal["none", "auto", "holdout", "crossfit"] = "none"  # papers train on everything
+    at: Literal["input", "original"] = "input"  # where pixel metrics are measured
+    per_image_pro: bool = False  # also AU-PRO as the RD family computes it
 
     @model_validator(mode="before")
     @classmethod
-    def _contaminated(cls, values: Any) -> Any:
-        """What is contaminated needs no second word for it."""
+    def _default_regime(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("contaminate") is not None:
             return {"regime": "contaminated", **values}
         return values
@@ -206,67 +195,48 @@ class Recipe(_Section):
     def _check(self) -> Recipe:
         if self.protocol.contaminate is not None and any(entry.kinds for entry in self.data):
             raise ValueError("reveal gives labels and protocol.contaminate takes them away: keep one")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are both given: a training has one length, keep one")
         labels = [variant.label for variant in self.methods]
         sets = [name for entry in self.data for name in entry.names.values()]
         for what, names in (("method label", labels), ("set", sets), ("seed", self.seeds)):
-            twice = {name for name in names if list(names).count(name) > 1}
+            twice = [name for name in names if list(names).count(name) > 1]
             if twice:
-                raise ValueError(f"{what} {sorted(twice)[0]!r} stands twice: give each its own")
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps are both given: a training has one length, keep one")
-        named = {self.reference} - {""} | set(self.paper.figures if self.paper else ())
-        for label in sorted(named):
+                raise ValueError(f"{what} {twice[0]!r} stands twice: give each its own")
+        for label in (self.compared_with, *(self.paper.figures if self.paper else ())):
             if label not in labels:
                 raise ValueError(f"{label!r} is no label of a method: {nearest_name(label, labels)}")
         return self
 
     @property
     def compared_with(self) -> str:
-        """The label that others are compared with."""
         return self.reference or self.methods[0].label
 
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "methods": Variant,
-    "data": DataEntry,
-    "preparation": Preprocessing,
-    "protocol": Protocol,
-    "paper": Paper,
-}
+    @property
+    def unbuilt(self) -> dict[str, str]:
+        """The labels of methods that are still to come, and what to say of them."""
+        later = [variant for variant in self.methods if variant.method not in METHODS]
+        return {variant.label: f"the method {variant.method} is not built yet" for variant in later}
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a TOML file.
-
-    Raises:
-        ConfigError: no such file, not TOML, an unknown key (the nearest valid one is named) or a value that does not
-            fit; the message names file and key.
-    """
+    """The recipe in a TOML file; what does not fit is a ``ConfigError`` that names file and key."""
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         return Recipe.model_validate({"name": path.stem, **content})
     except OSError as error:
         raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}; see recipes/ for some") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_explained(error)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-
-
-def _explained(error: ValidationError) -> str:
-    """What is wrong, each key once, for people."""
-    lines = []
-    for problem in error.errors():
-        location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
-        if problem["type"] == "extra_forbidden":
-            section = next((part for part in reversed(location[:-1]) if isinstance(part, str)), "")
-            known = _SECTIONS.get(section, Recipe).model_fields
-            lines.append(f"unknown key {key!r}: {nearest_name(str(location[-1]), known)}")
-        elif problem["type"] == "missing":
-            lines.append(f"the key {key!r} is needed")
-        else:
-            shown = "" if problem["type"] == "value_error" else f" (given: {str(problem['input'])[:60]!r})"
-            lines.append(f"{key}: {message}{shown}" if key else message)
-    return "; ".join(dict.fromkeys(lines))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+            key, message = "".join(parts).removeprefix("."), problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "missing":
+                message = "this key is needed"
+            elif problem["type"] != "value_error":
+                message += f" (given: {str(problem['input'])[:60]!r})"
+            lines.append(f"{key}: {message}" if key else message)
+        raise ConfigError(f"{path}: {'; '.join(dict.fromkeys(lines))}") from None

@@ -14,28 +14,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from blemish.bench.eta import Estimates, spoken, time_left
+from blemish.bench.eta import estimate, spoken, time_left
 from blemish.bench.job import LOG, failed_row
 from blemish.bench.jobs import Experiment, Job
-from blemish.bench.ledger import FILE, Ledger, Row
+from blemish.bench.ledger import FILE, Ledger
 from blemish.errors import Cancelled
 
 if TYPE_CHECKING:
     from blemish.run import Progress
 
 COMMAND = (sys.executable, "-m", "blemish.bench.job")
-TAIL = 3
-"""Lines of a dead process's log that its row keeps."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What became of the experiments: how many were done, and the titles and reasons of those that failed."""
-
-    done: int
-    failed: tuple[str, ...]
 
 
 def run_jobs(
@@ -47,42 +37,38 @@ def run_jobs(
     device: str = "auto",
     afresh: bool = False,
     command: Sequence[str] = COMMAND,
-) -> RunResult:
+) -> tuple[int, list[str]]:
     """Do every job that has experiments without a finished row, ``workers`` at a time; a failure is a row too.
 
-    Args:
-        jobs: of a plan.
-        results: the folder of the ledger.
-        progress: told of each end, with the time left.
-        workers: processes at a time.
-        threads: of each process; None shares the cores among them.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        afresh: do jobs though their rows stand.
-        command: is given the job's folder and the number of this process; may start the job on another machine.
-
-    Raises:
-        Cancelled: Ctrl-C; finished jobs stand in the ledger.
+    ``threads`` are those of each process; None shares the cores among them. ``command`` is given the job's folder and
+    the number of this process; it may start the job on another machine. After Ctrl-C, a ``Cancelled``, finished jobs
+    stand in the ledger. Else how many experiments were done, and the titles and reasons of those that failed.
     """
     ledger = Ledger(results.resolve() / FILE)
     done = {} if afresh else ledger.done()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    how: dict[str, Any] = {"threads": threads or max(1, cores // workers), "device": device, "afresh": afresh}
-    waiting = [(dataclasses.replace(job, **how), [e for e in job.experiments if e.key not in done]) for job in jobs]
-    total, everything = sum(len(some) for _, some in waiting), sum(len(job.experiments) for job in jobs)
-    progress.note(f"{everything - total} of {everything} jobs stand in the ledger already")
+    threads = threads or max(1, cores // workers)
     processes, pool = _Processes(command, ledger), ThreadPoolExecutor(workers)
-    futures = {pool.submit(processes.run, job, some): some for job, some in waiting if some}
+    futures = {}
+    for job in jobs:
+        waiting = [experiment for experiment in job.experiments if experiment.key not in done]
+        if waiting:
+            started = dataclasses.replace(job, threads=threads, device=device, afresh=afresh)
+            futures[pool.submit(processes.run, started, waiting)] = waiting
+    total, everything = sum(map(len, futures.values())), sum(len(job.experiments) for job in jobs)
+    progress.note(f"{everything - total} of {everything} jobs stand in the ledger already")
     failed: list[str] = []
     taken: list[float] = []
     ended = 0
     try:
         for future in progress.track(as_completed(futures), "jobs", total=len(futures)):
-            rows, seconds = future.result()
+            seconds, rows = future.result(), ledger.rows()
             taken.append(seconds)
-            known = Estimates(ledger.rows())
-            guesses = [known.of(some[0].configuration) for other, some in futures.items() if not other.done()]
-            left = spoken(time_left([guess and guess.seconds for guess in guesses], workers, fmean(taken)))
-            for experiment, row in rows:
+            guesses = [estimate(rows, w[0].configuration) for other, w in futures.items() if not other.done()]
+            left = spoken(time_left([guess[0] if guess else fmean(taken) for guess in guesses], workers))
+            latest = {row["key"]: row for row in rows}
+            for experiment in futures[future]:
+                row = latest[experiment.key]
                 ended += 1
                 value = row.get("metrics", {}).get("image_auroc")
                 figure = f"image AUROC {value:.3f}, " if isinstance(value, float) else ""
@@ -96,7 +82,7 @@ def run_jobs(
     finally:
         processes.stop()
         pool.shutdown(cancel_futures=True)
-    return RunResult(ended - len(failed), tuple(failed))
+    return ended - len(failed), failed
 
 
 @dataclass
@@ -108,8 +94,8 @@ class _Processes:
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, job: Job, experiments: Sequence[Experiment]) -> tuple[list[tuple[Experiment, Row]], float]:
-        """The rows of a job's experiments when its process has ended, and its seconds."""
+    def run(self, job: Job, experiments: Sequence[Experiment]) -> float:
+        """Do a job, so that each of ``experiments`` has a row when its process has ended; its seconds."""
         began, known = time.monotonic(), len(self.ledger.rows())
         folder = job.write(self.ledger.path.parent)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
@@ -127,19 +113,16 @@ class _Processes:
             process.kill()
         code = process.wait()
         self.running.remove(process)
-        if self.stopped.is_set():
-            return [], 0.0
         seconds = time.monotonic() - began
-        rows = self.ledger.rows()
-        latest = {row["key"]: row for row in (rows if code == 0 else rows[known:])}
-        for experiment in experiments:
-            if experiment.key not in latest:
-                latest[experiment.key] = failed_row(job, experiment, _how_it_died(code, folder / LOG), seconds)
-                self.ledger.append(latest[experiment.key])
-        return [(e, latest[e.key]) for e in experiments], seconds
+        if not self.stopped.is_set():
+            rows = self.ledger.rows()
+            written = {row["key"] for row in (rows if code == 0 else rows[known:])}
+            for experiment in experiments:
+                if experiment.key not in written:
+                    self.ledger.append(failed_row(job, experiment, _how_it_died(code, folder / LOG), seconds))
+        return seconds
 
     def stop(self) -> None:
-        """End all that still run."""
         self.stopped.set()
         for process in list(self.running):
             process.kill()
@@ -147,10 +130,8 @@ class _Processes:
 
 def _how_it_died(code: int, log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = " | ".join(line.strip() for line in lines[-TAIL:] if line.strip())
+    said = " | ".join(line.strip() for line in lines[-3:] if line.strip())
     last = f"; it last said: {said}" if said else ""
     if code == -signal.SIGKILL:
         return f"killed (signal 9): by someone, or by the system because memory ran out{last}"
-    if code < 0:
-        return f"ended by signal {-code}{last}"
-    return f"ended with code {code} and no row{last}"
+    return f"ended by signal {-code}{last}" if code < 0 else f"ended with code {code} and no row{last}"

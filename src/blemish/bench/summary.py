@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from blemish.bench.eta import is_timed
-from blemish.bench.jobs import Experiment, Missing, experiments, unbuilt
+from blemish.bench.jobs import Experiment, experiments
 from blemish.bench.ledger import Row
 from blemish.bench.recipe import LOWER_IS_BETTER, METRICS, Recipe
 from blemish.errors import ConfigError
@@ -77,7 +77,7 @@ class Summary:
     rows: tuple[Row, ...]  # the finished ones, with the recipe's names for method and set
     failed: tuple[Row, ...]  # the latest row of each experiment that has no finished one
     open: tuple[str, ...]  # titles of experiments without any row
-    missing: tuple[Missing, ...]
+    missing: dict[str, str]  # what this machine or this Blemish lacks, and why
 
     @cached_property
     def figures(self) -> pd.DataFrame:
@@ -206,7 +206,7 @@ class Summary:
         return found + list(dict.fromkeys(f"{name}: the rows {text.format(count)}" for name, text, count in differing))
 
 
-def summarise(recipe: Recipe, rows: Iterable[Row], missing: Sequence[Missing] = ()) -> Summary:
+def summarise(recipe: Recipe, rows: Iterable[Row], missing: Mapping[str, str] | None = None) -> Summary:
     """The rows that stand for a recipe: of its configurations and the methods' present versions, the latest of each."""
     latest: dict[tuple[str, str], Row] = {}
     for row in rows:
@@ -229,5 +229,5 @@ def summarise(recipe: Recipe, rows: Iterable[Row], missing: Sequence[Missing] = 
         rows=tuple(done),
         failed=tuple(failed),
         open=tuple(still_open),
-        missing=tuple(dict.fromkeys([*missing, *unbuilt(recipe)])),
+        missing={**(missing or {}), **recipe.unbuilt},
     )

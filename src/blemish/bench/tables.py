@@ -152,7 +152,7 @@ def kind_table(summary: Summary, set_name: str, metric: str) -> Table:
 
 def missing_table(summary: Summary) -> Table:
     """What has no figure, and why."""
-    rows: list[tuple[str, ...]] = [(missing.what, "absent", missing.reason) for missing in summary.missing]
+    rows: list[tuple[str, ...]] = [(what, "absent", reason) for what, reason in summary.missing.items()]
     for row in summary.failed:
         seed = row.get("configuration", {}).get("seed")
         rows.append((f"{row['label']} on {row['set']}, seed {seed}", "failed", str(row["reason"])))

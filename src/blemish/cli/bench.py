@@ -71,14 +71,14 @@ def bench(
     ] = True,
     only: Annotated[list[str] | None, typer.Option(help="Jobs whose title matches, such as '*screw*'.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time; they share the cores.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and their time, run nothing.")] = False,
+    only_list: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and their time, run nothing.")] = False,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Methods x data sets x seeds, a ledger, a report. Example: blemish bench recipes/quick.toml --jobs 2"""
-    from blemish.bench.eta import DryRun
+    from blemish.bench.eta import dry_run
     from blemish.bench.jobs import plan
     from blemish.bench.ledger import FILE, Ledger
     from blemish.bench.recipe import load_recipe
@@ -87,19 +87,18 @@ def bench(
     from blemish.report.bench import write_reports
 
     asked = load_recipe(recipe)
-    planned, ledger = plan(asked, results, data, only or ()), Ledger(results / FILE)
-    if dry_run:
-        prospect = DryRun.of(planned, ledger.rows(), jobs, afresh=not resume)
-        print_result(prospect.as_dict(), as_json, prospect.as_text())
+    (planned, missing), ledger = plan(asked, results, data, only or ()), Ledger(results / FILE)
+    if only_list:
+        prospect, text = dry_run(planned, missing, ledger.rows(), jobs, afresh=not resume)
+        print_result(prospect, as_json, text)
         return
     progress = make_progress(quiet)
-    for missing in planned.missing:
-        progress.note(f"absent: {missing.what}: {missing.reason}")
-    found = run_jobs(planned.jobs, results, progress, jobs, threads, device, afresh=not resume)
-    summary = summarise(asked, ledger.rows(), planned.missing)
-    written = [str(path) for path in write_reports(summary, results, reports)]
-    print_result({"reports": written, "done": found.done, "failed": found.failed}, as_json, "\n".join(written))
-    for failure in found.failed:
+    for what, reason in missing.items():
+        progress.note(f"absent: {what}: {reason}")
+    done, failed = run_jobs(planned, results, progress, jobs, threads, device, afresh=not resume)
+    written = [str(path) for path in write_reports(summarise(asked, ledger.rows(), missing), results, reports)]
+    print_result({"reports": written, "done": done, "failed": failed}, as_json, "\n".join(written))
+    for failure in failed:
         say(f"failed: {failure}")
-    if found.failed or not planned.jobs:
+    if failed or not planned:
         raise typer.Exit(FAILED)

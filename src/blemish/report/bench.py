@@ -207,8 +207,8 @@ def _over_epochs(summary: Summary, name: str) -> Iterator[Block]:
 
 def _examples(artifacts: Mapping[str, Artifacts]) -> Iterator[Block]:
     """The same bad images under the maps of every method, each in its own colours."""
-    able = {label: one for label, one in artifacts.items() if one.examples and one.good_peaks.size}
-    names = [[shown.name for shown in one.examples] for one in able.values()]
+    able = {label: one for label, one in artifacts.items() if one.pictures["example"] and one.good_peaks.size}
+    names = [[shown.name for shown in one.pictures["example"]] for one in able.values()]
     able = {label: one for (label, one), own in zip(able.items(), names) if own == names[0]}
     if len(able) < 2:
         return
@@ -216,7 +216,7 @@ def _examples(artifacts: Mapping[str, Artifacts]) -> Iterator[Block]:
     yield _soft(f"Left the picture with what a person marked, then the maps of {', '.join(able)}.")
     scales = [_scale(one) for one in able.values()]
     strips = []
-    for shown in zip(*(one.examples for one in able.values())):
+    for shown in zip(*(one.pictures["example"] for one in able.values())):
         panels = [_panel(shown[0], scales[0], map_shown=False), *map(_panel, shown, scales)]
         strips.append(picture(_strip(panels), shown[0].kind, shown[0].name, lossy=True))
     yield block("pictures", strips, css="whole")
@@ -226,8 +226,8 @@ def _pictures(one: Artifacts, label: str) -> Iterator[Block]:
     scale = _scale(one)
     good, bad = one.scores[~one.labels], one.scores[one.labels]
     for title, images, others, sign, what in (
-        ("Bad images, lowest scores", one.misses, good, 1, "good images score higher"),
-        ("Good images, highest scores", one.alarms, bad, -1, "bad images score lower"),
+        ("Bad images, lowest scores", one.pictures["miss"], good, 1, "good images score higher"),
+        ("Good images, highest scores", one.pictures["alarm"], bad, -1, "bad images score lower"),
     ):
         figures = []
         for shown in images:
