@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, final
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,14 @@ class Level:
     signed: bool
 
 
+class ResidualStages(NamedTuple):
+    """What a ResNet is made of: blocks of its four stages, convolutions of a block, width inside the first blocks."""
+
+    blocks: tuple[int, ...]
+    convolutions: int
+    width: int
+
+
 class Backbone(nn.Module, ABC):
     """A frozen feature extractor: ``images -> list of feature maps``, one for each of ``levels``.
 
@@ -114,6 +122,7 @@ class Backbone(nn.Module, ABC):
         dense: False for depthwise convolutions, which gain little from bf16.
         precision: how it computes; may be set, again after moving to another device.
         digest: SHA-256 over its trained tensors.
+        residual: what a ResNet is made of, for students that mirror it as published; None for other architectures.
     """
 
     name: str
@@ -121,6 +130,7 @@ class Backbone(nn.Module, ABC):
     dense: bool
     precision: Precision
     digest: str
+    residual: ResidualStages | None = None
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ from blemish.contract import TrainingImages
 from blemish.methods import devnet
 from blemish.methods.deepsad import DeepSAD, DeepSADConfig, Head, deep_sad_loss
 from blemish.methods.devnet import DevNet, DevNetConfig, deviation_loss, top_mean
-from blemish.ops.standardisation import Standardisation
+from blemish.ops.norms import Standardisation
 from blemish.run import Precision, Run
 
 FP32 = Precision(torch.float32, channels_last=True, reason="test")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from blemish.backbones.networks import RESNETS
 from blemish.contract import Level
 from blemish.errors import ConfigError
 from blemish.ops.residual import BlockKind, Residual, initialise
@@ -16,13 +17,13 @@ from blemish.ops.reverse import Decoder, ReverseStudent, build_reverse_student, 
 def resnet(name, stages=(1, 2, 3)):
     expansion = 1 if name in ("resnet18", "resnet34") else 4
     levels = tuple(Level(s, 64 * 2 ** (s - 1) * expansion, 2 ** (s + 1), False) for s in stages)
-    return SimpleNamespace(name=name, levels=levels)
+    return SimpleNamespace(residual=RESNETS[name], levels=levels)
 
 
 def lite(stages=(1, 2, 3)):
     widths = {1: 24, 2: 40, 3: 112, 4: 320}
     levels = tuple(Level(s, widths[s], 2 ** (s + 1), True) for s in stages)
-    return SimpleNamespace(name="efficientnet_lite0", levels=levels)
+    return SimpleNamespace(residual=None, levels=levels)
 
 
 def count(network):
@@ -130,7 +131,7 @@ def test_maps_come_back_in_the_shapes_they_had(size, stages, rounding):
 def test_only_levels_that_cannot_be_negative_end_in_a_relu():
     signed = lite()
     unsigned = SimpleNamespace(
-        name="", levels=tuple(Level(x.stage, x.channels, x.stride, False) for x in signed.levels)
+        residual=None, levels=tuple(Level(x.stage, x.channels, x.stride, False) for x in signed.levels)
     )
     for backbone, goes_below in ((signed, True), (unsigned, False), (resnet("resnet18"), False)):
         student = build_reverse_student(backbone, (64, 64))

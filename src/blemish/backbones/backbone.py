@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from blemish.backbones import timm
 from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE, Rgb
-from blemish.backbones.networks import Normalise, blank_network, choose_levels, fold_batchnorm, random_network
+from blemish.backbones.networks import RESNETS, Normalise, blank_network, choose_levels, fold_batchnorm, random_network
 from blemish.backbones.weights import digest_of, find_weights, select_tensors
 from blemish.contract import Backbone, Level, rounded
 from blemish.errors import ModelFileError, WeightsError
@@ -66,6 +66,7 @@ class FrozenBackbone(Backbone):
         self.normalise = Normalise(spec.mean, spec.std)
         self.name, self.levels, self.dense = spec.name, spec.levels, spec.dense
         self.digest, self.source = spec.digest, spec.source
+        self.residual = RESNETS.get(spec.name.partition(".")[0])  # timm's checkpoints stand behind a dot
         self._spec = spec
         self.precision = precision or choose_precision(torch.device("cpu"), dense=spec.dense)
         self.eval()

@@ -21,18 +21,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from blemish.backbones import timm
 from blemish.backbones.catalogue import BACKBONES, Rgb
-from blemish.contract import Level
+from blemish.contract import Level, ResidualStages
 from blemish.errors import ConfigError, WeightsError
 from blemish.run import torch_seeded
 
-# Blocks of each layer, convolutions of a block, width inside the blocks of the first layer.
-_RESNETS = {
-    "resnet18": ((2, 2, 2, 2), 2, 64),
-    "resnet34": ((3, 4, 6, 3), 2, 64),
-    "resnet50": ((3, 4, 6, 3), 3, 64),
-    "resnet101": ((3, 4, 23, 3), 3, 64),
-    "wide_resnet50_2": ((3, 4, 6, 3), 3, 128),
-    "wide_resnet101_2": ((3, 4, 23, 3), 3, 128),
+RESNETS = {
+    "resnet18": ResidualStages((2, 2, 2, 2), 2, 64),
+    "resnet34": ResidualStages((3, 4, 6, 3), 2, 64),
+    "resnet50": ResidualStages((3, 4, 6, 3), 3, 64),
+    "resnet101": ResidualStages((3, 4, 23, 3), 3, 64),
+    "wide_resnet50_2": ResidualStages((3, 4, 6, 3), 3, 128),
+    "wide_resnet101_2": ResidualStages((3, 4, 23, 3), 3, 128),
 }
 
 # Blocks and width of each of EfficientNet's seven groups of blocks; what is common to all sizes stands below.
@@ -60,7 +59,7 @@ def choose_levels(name: str, stages: Sequence[int]) -> tuple[Level, ...]:
         if name in _LITES:
             channels = [_LITES[name][1][group] for group in _LITE_LAST_GROUPS]
         else:
-            channels = [64, *((256 if _RESNETS[name][1] == 3 else 64) << layer for layer in range(4))]
+            channels = [64, *((256 if RESNETS[name][1] == 3 else 64) << layer for layer in range(4))]
         signed = BACKBONES[name].signed
         offered = {stage: Level(stage, width, 2 << stage, signed) for stage, width in enumerate(channels)}
     chosen = sorted(set(stages))
@@ -190,7 +189,7 @@ class _ResNet(nn.Module):
 
     def __init__(self, name: str, stages: Sequence[int]) -> None:
         super().__init__()
-        blocks, convolutions, width = _RESNETS[name]
+        blocks, convolutions, width = RESNETS[name]
         self.stages = tuple(stages)
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         self.channels = 64

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Steps, Weight
+from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise
-from blemish.ops.standardisation import Standardisation
 from blemish.run import Run, epochs
 
 NUDGE = 0.1

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Images, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight
+from blemish.ops.norms import Standardisation
 from blemish.ops.smoothing import upscale
-from blemish.ops.standardisation import Standardisation
 from blemish.run import Run, epochs
 
 EPOCH_STEPS = 20

@@ -4,11 +4,8 @@ The per-region-overlap curve gives, for every threshold, the share of each defec
 regions, against the share of normal pixels flagged. AU-PRO is its area up to a limit of the latter, divided by that
 limit (Bergmann et al., MVTec AD, IJCV 2021, section 5). It is an ROC curve in which a defect pixel weighs
 1 / (regions x its region's area), so its area is a sum over defect pixels: each adds its weight times the width of
-the curve to the right of it, which needs only the number of normal pixels that score higher. Normal pixels beyond
-the limit are never sorted.
-
-Exact: thresholds are all distinct scores, straight lines between them, cut at the limit by interpolation. A perfect
-map has 1, a constant map limit / 2.
+the curve to the right of it, which needs only the number of normal pixels that score higher. Exact: thresholds are all
+distinct scores, straight lines between them, cut at the limit by interpolation. Normal pixels beyond it are not sorted.
 """
 
 from __future__ import annotations
@@ -30,19 +27,14 @@ Maps = NDArray[np.floating[Any]] | Sequence[NDArray[np.floating[Any]]]
 Masks = Flags | Sequence[Flags]
 
 # One pixel in 97 is looked at to guess where the limit's threshold lies: prime, so that no usual width is a multiple.
-_SAMPLE_STEP = 97
-_SAMPLE_MARGIN = 0.01
-_SMALL = 200_000
+_SAMPLE_STEP, _SAMPLE_MARGIN, _SMALL = 97, 0.01, 200_000
 
 
 @dataclass(frozen=True)
 class DefectPixels:
-    """The defect pixels of a stack of masks, in row order.
+    """The ``p`` defect pixels of a stack of masks: positions in the flattened stack, ascending, and the region of each.
 
-    Attributes:
-        index: ``p``, their positions in the flattened stack, ascending.
-        region: ``p``, the 8-connected region of each, ``0 .. regions - 1``; no region spans two images.
-        regions: number of regions.
+    Regions, numbered ``0 .. regions - 1``, are 8-connected, and none spans two images.
     """
 
     index: Whole
@@ -61,31 +53,31 @@ def aupro(maps: Maps, masks: Masks, limits: float = 0.3) -> float: ...
 @overload
 def aupro(maps: Maps, masks: Masks, limits: Iterable[float]) -> tuple[float, ...]: ...
 def aupro(maps: Maps, masks: Masks, limits: float | Iterable[float] = 0.3) -> float | tuple[float, ...]:
-    """The area under the per-region-overlap curve of the whole set, in [0, 1].
+    """The area under the per-region-overlap curve of the whole set, in [0, 1]; NaN without defect or normal pixels.
 
-    Args:
-        maps: ``n h w`` floats, higher is more anomalous; or a list of ``h w`` arrays of different sizes.
-        masks: the same shapes, bool, True on defects; all False for normal images.
-        limits: the largest false-positive rate in (0, 1], or several of them, for little more than the cost of one.
-
-    Returns:
-        One number for one limit, a tuple for several; NaN where there is no defect or no normal pixel.
+    Maps are ``n h w`` floats, higher is more anomalous, or a list of ``h w`` arrays of different sizes; masks have the
+    same shapes, bool, True on defects. A limit is the largest false-positive rate in (0, 1]; several of them give as
+    many areas for little more than the cost of one.
 
     Raises:
         DataError: shapes differ, NaN in a map, masks that are not bool, a limit outside (0, 1].
     """
     several = tuple(limits) if isinstance(limits, Iterable) else (float(limits),)
-    if not several:
-        raise DataError("no limit given; AU-PRO needs at least one: 0.3 is usual")
-    for limit in several:
-        if not 0 < limit <= 1:
-            raise DataError(f"AU-PRO limit {limit} given; a false-positive rate lies in (0, 1]: 0.3 is usual")
+    if not several or not all(0 < limit <= 1 for limit in several):
+        raise DataError(f"AU-PRO limits {several} given; needed: one or more rates in (0, 1], usually 0.3")
     scores, defects = _flatten(maps, masks)
-    highest = max(several)
-    # Defect pixels whose false-positive rate is beyond the limit add no area: they are left out of the ranking.
-    ranking = rank_positives(scores, defects.index, _guess_floor(scores, defects.index, highest))
+    # Defect pixels whose false-positive rate is beyond the limit add no area: they are left out of the ranking. A score
+    # somewhat below the threshold at which so many normal pixels are flagged comes from a sample.
+    floor, share = None, max(several) + _SAMPLE_MARGIN
+    if scores.size >= _SMALL and share < 1:
+        is_normal = np.ones(scores[::_SAMPLE_STEP].size, dtype=bool)
+        is_normal[defects.index[defects.index % _SAMPLE_STEP == 0] // _SAMPLE_STEP] = False
+        sample = scores[::_SAMPLE_STEP][is_normal]
+        rank = int((1 - share) * sample.size)
+        floor = float(np.partition(sample, rank)[rank]) if sample.size else None
+    ranking = rank_positives(scores, defects.index, floor)
     is_cut = ranking.scores.size < defects.index.size
-    if is_cut and ranking.sorted_negatives < highest * ranking.negatives:
+    if is_cut and ranking.sorted_negatives < max(several) * ranking.negatives:
         # The sample misled: too few normal pixels lie above the guess. Exactness comes first.
         ranking = rank_positives(scores, defects.index)
     areas = _areas(ranking, defects, several)
@@ -95,7 +87,7 @@ def aupro(maps: Maps, masks: Masks, limits: float | Iterable[float] = 0.3) -> fl
 def pixel_metrics(maps: Maps, masks: Masks) -> dict[str, float]:
     """``pixel_auroc pixel_ap pixel_fpr95 aupro aupro_05`` of one test set: the normal pixels are sorted once.
 
-    Arguments and errors as for `aupro`; every value is NaN where there is no defect or no normal pixel.
+    Arguments and errors are those of `aupro`; every value is NaN where there is no defect or no normal pixel.
     """
     scores, defects = _flatten(maps, masks)
     ranking = rank_positives(scores, defects.index)
@@ -119,56 +111,40 @@ def aupro_per_image(maps: Maps, masks: Masks, limit: float = 0.3, steps: int = 2
 
     Where the papers' procedure breaks down: an image with no point below the limit (a constant map among them) counts
     0; one whose kept points all have rate 0 counts the highest overlap among them (1 for a perfect two-valued map); a
-    single kept point with a rate above 0 spans no width and counts 0. Images without a normal pixel are left out.
-
-    Args:
-        maps: ``n h w`` finite floats, or a list of ``h w`` arrays.
-        masks: the same shapes, bool.
-        limit: false-positive rate in (0, 1].
-        steps: number of thresholds.
-
-    Returns:
-        NaN where no image has both defect and normal pixels.
-
-    Raises:
-        DataError: shapes differ, a map has NaN or infinite values, masks are not bool, limit or steps out of range.
+    single kept point with a rate above 0 spans no width and counts 0. Images without a normal pixel are left out; NaN
+    where none is left. Arguments and errors are those of `aupro`, but that maps must be finite.
     """
     if not 0 < limit <= 1 or steps < 1:
         raise DataError(f"limit={limit}, steps={steps} given; needed: a limit in (0, 1], usually 0.3, and steps >= 1")
     areas = []
     for scores, mask in _checked(maps, masks):
-        if mask.any() and not mask.all():
-            if not np.isfinite([scores.min(), scores.max()]).all():
-                raise DataError("an infinite value in a map; equal steps between its extremes need finite ones: clip")
-            areas.append(_image_area(scores, mask, limit, steps))
+        if not mask.any() or mask.all():
+            continue
+        low, high = float(scores.min()), float(scores.max())
+        if not np.isfinite([low, high]).all():
+            raise DataError("an infinite value in a map; equal steps between its extremes need finite ones: clip")
+        thresholds = low + (high - low) * (np.arange(steps) / steps)
+        defects = find_defects(mask[None])
+        normal, defective = np.sort(scores[~mask]), scores.reshape(-1)[defects.index]
+        order = np.argsort(defective)
+        missed = np.concatenate([[0.0], np.cumsum(defects.weights()[order])])
+        rates = (normal.size - np.searchsorted(normal, thresholds, side="right")) / normal.size
+        overlaps = missed[-1] - missed[np.searchsorted(defective[order], thresholds, side="right")]
+        is_kept = rates < limit
+        rates, overlaps = rates[is_kept], overlaps[is_kept]
+        if low == high or rates.size == 0:
+            areas.append(0.0)
+        elif rates[0] == 0:  # the largest: rates fall as thresholds rise
+            areas.append(float(overlaps[0]))
+        else:
+            areas.append(float(np.trapezoid(overlaps[::-1], rates[::-1] / rates[0])))
     return float(np.mean(areas)) if areas else math.nan
 
 
-def _image_area(scores: Scores, mask: Flags, limit: float, steps: int) -> float:
-    low, high = float(scores.min()), float(scores.max())
-    if low == high:
-        return 0.0
-    thresholds = low + (high - low) * (np.arange(steps) / steps)
-    defects = find_defects(mask[None])
-    normal, defective = np.sort(scores[~mask]), scores.reshape(-1)[defects.index]
-    order = np.argsort(defective)
-    missed = np.concatenate([[0.0], np.cumsum(defects.weights()[order])])
-    rates = (normal.size - np.searchsorted(normal, thresholds, side="right")) / normal.size
-    overlaps = missed[-1] - missed[np.searchsorted(defective[order], thresholds, side="right")]
-    is_kept = rates < limit
-    rates, overlaps = rates[is_kept], overlaps[is_kept]
-    if rates.size == 0:
-        return 0.0
-    if rates[0] == 0:  # the largest: rates fall as thresholds rise
-        return float(overlaps[0])
-    return float(np.trapezoid(overlaps[::-1], rates[::-1] / rates[0]))
-
-
 def find_defects(masks: Flags) -> DefectPixels:
-    """The defect pixels of ``n h w`` masks and their 8-connected regions.
+    """The defect pixels of ``n h w`` masks, and regions joined from the runs of them in each row.
 
-    Regions are joined from the runs of defect pixels in each row: masks are mostly empty, so this takes a sixth of the
-    time of ``scipy.ndimage.label``, which visits every pixel.
+    Masks are mostly empty, so this takes a sixth of the time of ``scipy.ndimage.label``, which visits every pixel.
     """
     height, width = masks.shape[1:]
     index = np.flatnonzero(masks)
@@ -222,26 +198,8 @@ def _flatten(maps: Maps, masks: Masks) -> tuple[Scores, DefectPixels]:
     return np.concatenate([scores.reshape(-1) for scores, _ in pairs]), DefectPixels(index, region, int(regions[-1]))
 
 
-def _guess_floor(scores: Scores, defects: Whole, limit: float) -> float | None:
-    """A score somewhat below the threshold at which ``limit`` of the normal pixels are flagged, from a sample."""
-    share = limit + _SAMPLE_MARGIN
-    if scores.size < _SMALL or share >= 1:
-        return None
-    is_normal = np.ones(scores[::_SAMPLE_STEP].size, dtype=bool)
-    is_normal[defects[defects % _SAMPLE_STEP == 0] // _SAMPLE_STEP] = False
-    sample = scores[::_SAMPLE_STEP][is_normal]
-    if sample.size == 0:
-        return None
-    rank = int((1 - share) * sample.size)
-    return float(np.partition(sample, rank)[rank])
-
-
 def _areas(ranking: Ranking, defects: DefectPixels, limits: tuple[float, ...]) -> tuple[float, ...]:
-    """AU-PRO at each limit.
-
-    A defect pixel that shares its score with normal pixels raises the curve along a slope as long as there are such
-    pixels; under a slope lies half of it, or less where the limit cuts the slope.
-    """
+    """AU-PRO at each limit. Defect pixels that share their score with normal ones raise the curve along a slope."""
     if not defects.regions or not ranking.negatives:
         return (math.nan,) * len(limits)
     weights = defects.weights()[ranking.order]
@@ -249,6 +207,7 @@ def _areas(ranking: Ranking, defects: DefectPixels, limits: tuple[float, ...]) -
     areas = []
     for limit in limits:
         # How much of the curve, in normal pixels, lies to the right of each defect pixel, up to the limit.
+        # Under a slope, as long as there are normal pixels of that score, lies half, or less where the limit cuts it.
         right: NDArray[np.float64] = np.maximum(limit * ranking.negatives - ranking.above, 0)
         on_slope = np.minimum(right, slope)
         right -= on_slope - on_slope * on_slope / (2 * np.maximum(slope, 1))

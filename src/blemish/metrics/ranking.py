@@ -1,8 +1,8 @@
 """Metrics that depend on the order of the scores alone: AUROC, AP, best F1, accuracy there, FPR at a TPR.
 
-All of them follow from one table: for every positive, how many negatives score higher than it, and how many at least
-as high. Only the negatives from the lowest positive upwards have to be sorted for it, and no label is carried
-through a sort, which is why 13 million pixels take a fraction of a second. Equal scores are treated exactly.
+All follow from one table: for every positive, how many negatives score higher, and how many at least as high. Only the
+negatives from the lowest positive upwards have to be sorted for it, and no label is carried through a sort, which is
+why 13 million pixels take a fraction of a second. Equal scores are treated exactly.
 """
 
 from __future__ import annotations
@@ -24,17 +24,10 @@ Whole = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the positives stand among the negatives, from the lowest positive to the highest.
+    """Where the positives stand among the negatives. Every metric is NaN where there is none of either.
 
-    Every metric is NaN where there is no positive or no negative.
-
-    Attributes:
-        scores: ``p``, the positives' scores, ascending.
-        order: ``p``, the index of each of them in the list of positives.
-        above: ``p``, number of negatives that score strictly higher.
-        at_or_above: ``p``, number of negatives that score at least as high.
-        negatives: number of negatives in all.
-        sorted_negatives: number of them that had to be sorted.
+    Of each of ``p`` positives, by ascending ``scores``: its index among the positives as they were given (``order``),
+    and how many negatives score strictly higher (``above``) and at least as high (``at_or_above``).
     """
 
     scores: Scores
@@ -46,14 +39,12 @@ class Ranking:
 
     @property
     def has_both(self) -> bool:
-        """There is at least one positive and one negative."""
+        """Whether there is a positive and a negative."""
         return self.negatives > 0 and self.scores.size > 0
 
     def true_positives(self) -> Whole:
         """``p``, the number of positives that score at least as high as each positive."""
-        starts = np.ones(self.scores.size, dtype=bool)
-        np.not_equal(self.scores[1:], self.scores[:-1], out=starts[1:])
-        return self.scores.size - np.maximum.accumulate(np.where(starts, np.arange(self.scores.size), 0))
+        return self.scores.size - np.searchsorted(self.scores, self.scores)
 
     def auroc(self) -> float:
         """Area under the ROC curve in [0, 1]: the chance that a positive scores higher, equals counting one half."""
@@ -65,17 +56,11 @@ class Ranking:
 
     def average_precision(self) -> float:
         """Precision averaged over the positives, a step function without interpolation (scikit-learn's AP)."""
-        if not self.has_both:
-            return math.nan
         hits = self.true_positives()
-        return float(np.mean(hits / (hits + self.at_or_above)))
+        return float(np.mean(hits / (hits + self.at_or_above))) if self.has_both else math.nan
 
     def fpr_at_tpr(self, tpr: float = 0.95) -> float:
-        """The share of negatives flagged by the highest threshold that finds at least ``tpr`` of the positives.
-
-        Raises:
-            DataError: ``tpr`` outside (0, 1].
-        """
+        """The share of negatives flagged by the highest threshold that finds at least ``tpr`` (0 to 1) of positives."""
         if not 0 < tpr <= 1:
             raise DataError(f"tpr={tpr} given; a true-positive rate lies in (0, 1]: use for example 0.95")
         if not self.has_both:
@@ -88,8 +73,7 @@ class Ranking:
     def f1_max(self) -> tuple[float, float, float]:
         """The best F1 of all thresholds, its threshold (``score >= threshold`` is positive), the accuracy there.
 
-        An oracle, since the labels choose the threshold; the accuracy is the medical papers' ACC. Of several
-        thresholds with the same F1 the highest is taken.
+        An oracle: labels choose the threshold, the highest of several as good. The accuracy is medical papers' ACC.
         """
         if not self.has_both:
             return math.nan, math.nan, math.nan
@@ -102,15 +86,10 @@ class Ranking:
 
 
 def rank_positives(scores: Scores, positives: Whole, floor: float | None = None) -> Ranking:
-    """The standing of the positives among all other scores.
+    """The standing of the positives, given by index, among ``n`` scores without NaN.
 
-    With a ``floor`` the lower positives are missing from the result: it then serves areas from the top of the curve,
-    not `Ranking`'s own metrics.
-
-    Args:
-        scores: ``n`` scores without NaN.
-        positives: indices of the positives in ``scores``, each once.
-        floor: leave out the positives below this score; the negatives below it are then not sorted either.
+    With a ``floor`` lower positives are left out, and lower negatives are not sorted: the result then serves areas from
+    the top of the curve, not `Ranking`'s own metrics.
     """
     theirs = scores[positives]
     order = np.argsort(theirs)
@@ -128,24 +107,14 @@ def rank_positives(scores: Scores, positives: Whole, floor: float | None = None)
     # Equal scores are rare among real maps: search a second time for those alone.
     tied = inside[negatives[below[inside]] == theirs[inside]]
     not_above[tied] = np.searchsorted(negatives, theirs[tied], side="right")
-    return Ranking(
-        scores=theirs,
-        order=order,
-        above=negatives.size - not_above,
-        at_or_above=negatives.size - below,
-        negatives=scores.size - positives.size,
-        sorted_negatives=negatives.size,
-    )
+    above, at_or_above = negatives.size - not_above, negatives.size - below
+    return Ranking(theirs, order, above, at_or_above, scores.size - positives.size, negatives.size)
 
 
 def check_scores(
     scores: ArrayLike, labels: ArrayLike, what: str = "scores", truth: str = "labels"
 ) -> tuple[Scores, Flags]:
-    """Both as arrays of equal shape: scores of a float type without NaN, labels bool.
-
-    Raises:
-        DataError: they differ in shape, are empty, are not numbers or not bool, or a score is NaN.
-    """
+    """Both as arrays of equal shape, not empty: scores of a float type without NaN, labels bool; else a DataError."""
     values, flags = np.asarray(scores), np.asarray(labels)
     if values.shape != flags.shape:
         raise DataError(f"{what} of shape {values.shape} and {truth} of shape {flags.shape} given; they must match")
@@ -163,10 +132,10 @@ def check_scores(
 
 
 def rank(scores: ArrayLike, labels: ArrayLike) -> Ranking:
-    """The ranking of ``n`` scores (higher is more anomalous), from which any of its metrics can be taken.
+    """The ranking of ``n`` scores (higher is more anomalous) by ``n`` bool labels (True is anomalous).
 
     Raises:
-        DataError: lengths differ, NaN, nothing given, ``labels`` that are not bool (True is anomalous).
+        DataError: lengths differ, nothing given, NaN, other labels.
     """
     values, flags = check_scores(scores, labels)
     if values.ndim != 1:

@@ -17,14 +17,10 @@ from blemish.metrics.ranking import auroc
 
 
 def cue_values(thumbnails: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Mean brightness, contrast (standard deviation) and mean gradient magnitude of each thumbnail.
+    """``brightness`` (mean), ``contrast`` (standard deviation) and ``gradient`` (mean magnitude), ``n`` values each.
 
-    Args:
-        thumbnails: ``n h w`` grey or ``n h w c`` colour (channels are averaged), at least 2 x 2 pixels; any range,
-            the same for all.
-
-    Returns:
-        ``{"brightness": n, "contrast": n, "gradient": n}``; one image at a time may be given, and the values joined.
+    Thumbnails are ``n h w`` grey or ``n h w c`` colour (channels are averaged), of any range, the same for all. They
+    may be given one by one, and the values joined.
 
     Raises:
         DataError: another shape, no image, or a thumbnail of less than 2 x 2 pixels.
@@ -42,11 +38,7 @@ def cue_values(thumbnails: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def cue_aurocs(values: Mapping[str, ArrayLike], labels: ArrayLike) -> dict[str, float]:
-    """AUROC of each cue on its own, not folded: 0 separates the classes as well as 1 does.
-
-    Args:
-        values: numbers for each image by cue, as `cue_values` gives them.
-        labels: ``n`` bool, True is anomalous.
+    """AUROC of each cue on its own, from `cue_values`, not folded: 0 separates the classes as well as 1 does.
 
     Raises:
         DataError: lengths differ, NaN, labels that are not bool.

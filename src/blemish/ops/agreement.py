@@ -1,4 +1,4 @@
-"""CDD's bricks: a student as the last epoch left it, the choice among several students, and noise on features."""
+"""CDD's bricks: a student as the last epoch left it, the choice among several students, and jitter on features."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from blemish.contract import Backbone, Images, Teacher, in_batches
 from blemish.ops.cosine import image_cosines, location_cosines
 from blemish.run import Run
 
-BUFFER_TYPE = torch.bfloat16
-"""What is kept of a student, and what it is rounded to where nothing is kept."""
-
-REFERENCE_DEVIATION = 0.25
-"""Of the values of a WideResNet50's levels, about: the scale for which noise was published. An assumption, not
-measured, because its weights were not to be had; with them, ``level_deviations`` measures it."""
+BUFFER_TYPE = torch.bfloat16  # what is kept of a student, and what it is rounded to where nothing is kept
+REFERENCE_DEVIATION = 0.25  # of a WideResNet50's features, for which jitter was published: assumed, not measured
 
 
 @torch.no_grad()
@@ -29,20 +25,15 @@ def outputs(student: nn.Module, features: Sequence[Tensor], run: Run) -> list[Te
 
 
 class PreviousStudent:
-    """A student as the last epoch left it: judges every image once and keeps what it gave, where that fits.
+    """A student as the last epoch left it, ``network``, and its maps of all images, which one pass an epoch computes.
 
-    One pass over the images serves for what it thinks of them and for all later questions of the epoch.
-
-    Attributes:
-        network: a frozen copy, in eval mode; never what an optimiser moves.
+    Where these need more bytes than ``budget``, each is computed again when asked for.
     """
 
     def __init__(self, student: nn.Module, images: Images, teacher: Teacher, run: Run, budget: int) -> None:
-        """Nothing is kept yet; where all maps need more bytes than ``budget``, each is computed when asked for."""
         self.network = copy.deepcopy(student).eval().requires_grad_(False)
         self._images, self._teacher, self._run, self._budget = images, teacher, run, budget
-        self._kept: list[Tensor] | None = None  # n y x c
-        self._fits: bool | None = None
+        self._kept: list[Tensor] | None = None  # n y x c a level; none of them where they do not fit
 
     def look(self, student: nn.Module, batch_size: int) -> list[int]:
         """Become ``student`` and look at every image: their indices, the one it agrees on best with the teacher first.
@@ -50,40 +41,39 @@ class PreviousStudent:
         Agreement is the mean cosine over locations, summed over levels.
         """
         self.network.load_state_dict(student.state_dict())
-        confidences = []
-        for start, batch in enumerate(in_batches(self._images, batch_size)):
-            indices = range(start * batch_size, start * batch_size + len(batch.images))
+        confidences, done = [], 0
+        for batch in in_batches(self._images, batch_size):
             features = self._teacher(batch)
             maps = self._computed(features)
             agreed = [1 - (1 - location_cosines(t, s)).mean(dim=(1, 2)) for t, s in zip(features, maps, strict=True)]
             confidences.append(torch.stack(agreed).sum(dim=0))
-            self._keep(indices, maps)
+            if self._kept is None:
+                self._kept = self._buffers(maps)
+            for kept, map_ in zip(self._kept, maps):
+                kept[done : done + len(map_)] = map_.permute(0, 2, 3, 1)
+            done += len(batch.images)
         order: list[int] = torch.cat(confidences).argsort(descending=True, stable=True).tolist()
         return order
 
     def maps(self, indices: Sequence[int], features: Sequence[Tensor]) -> list[Tensor]:
         """What it gives for the images at ``indices`` and their features, ``b c y x`` a level, bf16; after ``look``."""
-        if self._kept is None:
+        if not self._kept:
             return self._computed(features)
         return [kept[list(indices)].permute(0, 3, 1, 2) for kept in self._kept]
 
     def _computed(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [map_.to(BUFFER_TYPE) for map_ in outputs(self.network, features, self._run)]
 
-    def _keep(self, indices: range, maps: Sequence[Tensor]) -> None:
-        if self._fits is None:
-            needed = len(self._images) * sum(map_[0].numel() * map_.element_size() for map_ in maps)
-            self._fits = needed <= self._budget
-            if self._fits:
-                sizes = [(len(self._images), *map_.shape[2:], map_.shape[1]) for map_ in maps]
-                self._kept = [map_.new_empty(size) for map_, size in zip(maps, sizes)]
-            else:
-                self._run.progress.note(
-                    f"what the last global student gives would take {needed / 1e9:.3g} GB, more than memory="
-                    f"{self._budget / 1e9:.3g}: it is computed at each use, which is slower"
-                )
-        for kept, map_ in zip(self._kept or [], maps):
-            kept[indices.start : indices.stop] = map_.permute(0, 2, 3, 1)
+    def _buffers(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        count = len(self._images)
+        needed = count * sum(map_[0].numel() * map_.element_size() for map_ in maps)
+        if needed > self._budget:
+            self._run.progress.note(
+                f"what the last global student gives would take {needed / 1e9:.3g} GB, more than memory="
+                f"{self._budget / 1e9:.3g}: it is computed at each use, which is slower"
+            )
+            return []
+        return [map_.new_empty((count, *map_.shape[2:], map_.shape[1])) for map_ in maps]
 
 
 @torch.no_grad()
@@ -92,18 +82,11 @@ def consensus(candidates: Sequence[Sequence[Tensor]], reference: Sequence[Tensor
 
     Agreement is the cosine of whole maps ``b c y x``, summed over levels; of equal ones the first is taken.
     """
-    agreement = torch.stack(
-        [
-            torch.stack([image_cosines(*pair) for pair in zip(maps, reference, strict=True)]).sum(0)
-            for maps in candidates
-        ]
-    )
-    best = agreement.argmax(dim=0)
-    chosen = [map_.clone() for map_ in candidates[0]]
+    cosines = [[image_cosines(*pair) for pair in zip(maps, reference, strict=True)] for maps in candidates]
+    best = torch.stack([torch.stack(levels).sum(dim=0) for levels in cosines]).argmax(dim=0)[:, None, None, None]
+    chosen = list(candidates[0])
     for number, maps in enumerate(candidates[1:], start=1):
-        is_best = best == number
-        for level, map_ in zip(chosen, maps, strict=True):
-            level[is_best] = map_[is_best]
+        chosen = [torch.where(best == number, map_, level) for map_, level in zip(maps, chosen, strict=True)]
     return chosen
 
 
@@ -122,11 +105,8 @@ def jittered(features: Sequence[Tensor], deviations: Sequence[float], generator:
 def jitter_deviations(
     backbone: Backbone, noise: float, images: Images, teacher: Teacher, batch_size: int
 ) -> list[float]:
-    """The standard deviation of each level's noise: ``noise``, as published for ResNets, else in proportion.
-
-    In proportion, that is, to the deviation of the level's own values over ``images``.
-    """
-    if noise == 0 or str(getattr(backbone, "name", "")).startswith(("resnet", "wide_resnet")):
+    """The deviation of each level's noise: ``noise`` itself for ResNets, as published, else scaled with the level's."""
+    if noise == 0 or backbone.residual is not None:
         return [noise] * len(backbone.levels)
     return [noise * deviation / REFERENCE_DEVIATION for deviation in level_deviations(images, teacher, batch_size)]
 
@@ -135,12 +115,8 @@ def level_deviations(images: Images, teacher: Teacher, batch_size: int) -> list[
     """The standard deviation of all values of each level, over all images."""
     sums: Tensor | float = 0.0
     for batch in in_batches(images, batch_size):
-        maps = teacher(batch)
-        # Three numbers a level: how many values, their sum, the sum of their squares.
-        sums = sums + torch.tensor(
-            [[m.numel(), m.sum(dtype=torch.float64), m.square().sum(dtype=torch.float64)] for m in maps],
-            dtype=torch.float64,
-        )
+        moments = [[m.numel(), m.sum(dtype=torch.float64), m.square().sum(dtype=torch.float64)] for m in teacher(batch)]
+        sums = sums + torch.tensor(moments, dtype=torch.float64)
     count, total, squares = torch.as_tensor(sums).unbind(dim=1)
     deviations: list[float] = (squares / count - (total / count).square()).clamp(min=0).sqrt().tolist()
     return deviations

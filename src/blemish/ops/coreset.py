@@ -1,12 +1,10 @@
 """A coreset: few points such that every other point has one of them close by (greedy k-centre).
 
 The greedy rule takes the point that is farthest from all points taken so far, again and again. Done literally, each
-pick reads all ``n`` points once, and memory traffic is all the time there is. Two things make it quick, and neither
-changes the picks, up to rounding:
+pick reads all points once. Two things make it quick, and neither changes the picks, up to rounding:
 
-- Blocks. Among the points that are farthest now, the greedy choice is replayed for as long as the best of them beats
-  everything outside the block: distances only ever shrink, so nothing outside can have overtaken it. Then one matrix
-  product measures points against the whole block of picks.
+- Blocks. Among the points that are farthest now, the choice is replayed for as long as the best of them beats whatever
+  lies outside the block: distances only ever shrink. Then one product measures points against all picks of the block.
 - Waiting. A point's old distance is a bound on its new one. While the bound lies below the distances at which picks
   are being made, the point need not be measured; what it missed is made up for once picks have come down to it.
 """
@@ -24,17 +22,10 @@ from blemish.errors import ConfigError
 
 Start = Literal["approximate", "exact"]
 
-BLOCK = 1024
-"""Farthest points among which the greedy choice is replayed."""
-
-ROWS = 2048
-"""Points that are measured against a block of picks at once: their product then stays in the cache."""
-
-STEP = 0.95
-"""How far the threshold comes down at first, in squared distance, when too few points lie beyond it."""
-
-SAME = 2.0**-20
-"""Squared distances below this part of a point's squared norm are rounding: the two points are the same."""
+BLOCK = 1024  # farthest points among which the greedy choice is replayed
+ROWS = 2048  # points that are measured against a block of picks at once: their product then stays in the cache
+STEP = 0.95  # how far the threshold comes down at first, in squared distance, when too few points lie beyond it
+SAME = 2.0**-20  # squared distances below this part of a point's squared norm are rounding: the points are the same
 
 
 def size_of_coreset(points: int, fraction: float) -> int:
@@ -43,15 +34,11 @@ def size_of_coreset(points: int, fraction: float) -> int:
 
 
 def random_projection(points_width: int, width: int, generator: torch.Generator) -> Tensor | None:
-    """A matrix ``d width`` that shortens vectors and roughly keeps their distances; None where none is needed.
+    """A matrix ``points_width width`` that shortens vectors and roughly keeps their distances.
 
-    It is drawn like the weights of a fresh linear layer without bias: uniform in plus or minus ``1 / sqrt(d)``.
-
-    Args:
-        points_width: ``d``, the width of the vectors.
-        width: the width wanted. Vectors of up to twice that stay as they are: a projection would save little, and it
-            distorts distances by about one part in ``sqrt(width / 2)``.
-        generator: draws the matrix, on the CPU.
+    Drawn on the CPU like the weights of a fresh linear layer: uniform in plus or minus ``1 / sqrt(points_width)``.
+    None for vectors of up to twice ``width``: a projection would save little, and it distorts distances by about one
+    part in ``sqrt(width / 2)``.
     """
     if points_width <= 2 * width:
         return None
@@ -60,20 +47,15 @@ def random_projection(points_width: int, width: int, generator: torch.Generator)
 
 
 def first_distances(points: Tensor, start: Start, starting_points: int, generator: torch.Generator) -> Tensor:
-    """The squared distances ``n`` that the greedy choice begins with.
+    """The squared distances ``n`` that the greedy choice among ``n m`` points begins with.
 
-    Args:
-        points: ``n m``.
-        start: ``approximate`` takes the mean distance to a few random points, which are not picked by that;
-            ``exact`` the root of the summed squares of the distances to all points. Both are distances that are
-            squared at the end, and the second has a closed form, so that it needs no ``n n`` memory.
-        starting_points: how many random points ``approximate`` draws.
-        generator: draws them, on the CPU.
+    ``approximate`` takes the mean distance to a few random points (drawn on the CPU), which are not picked by that;
+    ``exact`` the root of the summed squares of the distances to all points. Both are distances that are squared at the
+    end, and the second has a closed form, so that it needs no ``n n`` memory.
     """
     n = len(points)
     if start == "exact":
-        centred = points - points.mean(dim=0)
-        norms = centred.square().sum(dim=1).double()
+        norms = (points - points.mean(dim=0)).square().sum(dim=1).double()
         return (n * norms + norms.sum()).to(points.dtype)
     drawn = torch.randperm(n, generator=generator)[:starting_points].to(points.device)
     rooted = torch.cdist(points, points[drawn], compute_mode="donot_use_mm_for_euclid_dist")
@@ -83,19 +65,13 @@ def first_distances(points: Tensor, start: Start, starting_points: int, generato
 def farthest_first(
     points: Tensor, count: int, distances: Tensor, weights: Tensor | None = None, block: int = BLOCK
 ) -> Iterator[int]:
-    """The picks of the greedy k-centre rule, one after another; stop reading to stop the work.
+    """At most ``count`` picks of the greedy k-centre rule among ``n m`` points, one by one.
 
-    Among equal distances the lowest index is picked. The picks end early when every point left is the same as one
-    that was picked, to within rounding (closer than about a thousandth of its norm, measured from the mean). There is
-    always a first one.
-
-    Args:
-        points: ``n m``, float32.
-        count: how many to pick at most.
-        distances: ``n``, the squared distances to begin with, from ``first_distances``.
-        weights: ``n``, or None for ones. Every distance to a pick is multiplied by its point's weight, so that
-            points of weight 0 are never picked, other than perhaps as the very first.
-        block: how many of the farthest points a block looks at.
+    It begins with squared ``distances`` ``n``, from ``first_distances``. Every distance to a pick is multiplied by its
+    point's weight (``n``; None for ones), so that points of weight 0 are never picked, other than perhaps as the very
+    first. Among equal distances the lowest index is picked. The picks end early when every point left is the same as
+    one that was picked, to within rounding (closer than about a thousandth of its norm, measured from the mean).
+    ``block``: how many of the farthest points a block looks at.
 
     Raises:
         ConfigError: the sizes do not fit together.
@@ -104,21 +80,17 @@ def farthest_first(
         raise ConfigError(f"{len(points)} points need as many first distances and weights: give one for each point")
     left = min(count, len(points))
     greedy = _Greedy(points, left, distances, weights)
-    while left > 0:
-        picks = greedy.block(min(block, len(points)), left)
-        if len(picks) == 0:
-            if greedy.picked == 0:  # all points are one and the same
-                yield int(distances.argmax())
-            return
-        yield from picks.tolist()
+    while left > 0 and (picks := greedy.block(min(block, len(points)), left)):
+        yield from picks
         left -= len(picks)
+    if count > 0 and greedy.picked == 0:  # all points are one and the same
+        yield int(distances.argmax())
 
 
 class _Greedy:
     """Points, and for each its squared distance to the picks it has met so far: never less than to all picks.
 
-    A point whose bound lies below ``threshold`` cannot be the farthest, so it need not meet new picks until the
-    threshold has come down to it. On the features of real images that saves most of the work.
+    A point whose bound lies below ``threshold`` meets new picks when that has come down to it: most never do.
     """
 
     def __init__(self, points: Tensor, count: int, distances: Tensor, weights: Tensor | None) -> None:
@@ -136,28 +108,31 @@ class _Greedy:
         self.product = points.new_empty(ROWS * BLOCK)
         self.gathered = points.new_empty(ROWS, self.points.shape[1])
 
-    def block(self, size: int, left: int) -> Tensor:
+    def block(self, size: int, left: int) -> list[int]:
         """The next picks, at most ``left``: indices in the order of picking. Points meet them when they have to."""
         above = self._beyond_threshold(size)
         if len(above) == 0:
-            return above
+            return []
         candidates, limit = above, self.threshold
         if len(above) > size:
             farthest, chosen = torch.topk(self.bounds[above], size, sorted=False)
             candidates, limit = above[chosen.sort().values], float(farthest.min())
         # [j, i]: the squared distance that candidate i has once j is picked.
-        between = self._mirrored(candidates) @ self.points[candidates].T
-        between.masked_fill_(between <= self.same[candidates], 0)
-        if self.factors is not None:
-            between *= self.factors[candidates]
-        positions = _replay(self.bounds[candidates].cpu().numpy(), between.cpu().numpy(), limit, left)
+        between = self._rounded(self._mirrored(candidates) @ self.points[candidates].T, candidates).cpu().numpy()
+        nearest = self.bounds[candidates].cpu().numpy()
+        positions: list[int] = []
+        # Candidates ascend, so the first maximum has the lowest index. Up to ``limit`` others may be as far.
+        while len(positions) < left and nearest[best := int(nearest.argmax())] > limit:
+            positions.append(best)
+            np.minimum(nearest, between[best], out=nearest)
+            nearest[best] = 0
         self.threshold = max(self.threshold, limit * STEP)
         # Where every candidate is as far as something outside the block, the lowest index of all decides.
         picks = candidates[positions] if positions else above[self.bounds[above].argmax()][None]
         self.picks[self.picked : self.picked + len(picks)] = self._mirrored(picks)
         self.picked += len(picks)
         self.bounds[picks] = 0
-        return picks
+        return picks.tolist()
 
     def _beyond_threshold(self, size: int) -> Tensor:
         """Indices, ascending, of all points beyond the threshold, which is lowered until they are at least ``size``."""
@@ -176,18 +151,14 @@ class _Greedy:
     def _meet(self, indices: Tensor) -> None:
         """Bring the bounds of some points up to date with all picks."""
         for met in torch.unique(self.met[indices]).tolist():
-            group = indices[self.met[indices] == met]
-            for rows in torch.split(group, ROWS):
+            for rows in torch.split(indices[self.met[indices] == met], ROWS):
                 points = torch.index_select(self.points, 0, rows, out=self.gathered[: len(rows)])
-                bounds, same = self.bounds[rows], self.same[rows]
+                bounds = self.bounds[rows]
                 for first in range(met, self.picked, BLOCK):
                     mirrored = self.picks[first : min(first + BLOCK, self.picked)]
                     product = self.product[: len(points) * len(mirrored)].view(len(points), len(mirrored))
                     nearest = torch.mm(points, mirrored.T, out=product).amin(dim=1)
-                    nearest.masked_fill_(nearest <= same, 0)
-                    if self.factors is not None:
-                        nearest *= self.factors[rows]
-                    torch.minimum(bounds, nearest, out=bounds)
+                    torch.minimum(bounds, self._rounded(nearest, rows), out=bounds)
                 self.bounds[rows] = bounds
         self.met[indices] = self.picked
 
@@ -195,23 +166,9 @@ class _Greedy:
         chosen = self.points[indices]
         return torch.cat([-2 * chosen[:, :-2], chosen[:, -1:], chosen[:, -2:-1]], dim=1)
 
-
-def _replay(distances: np.ndarray, between: np.ndarray, limit: float, left: int) -> list[int]:
-    """Positions of the picks that beat ``limit``, the largest distance that may exist outside the candidates.
-
-    Args:
-        distances: of the candidates, in the order of their indices, so that the first maximum has the lowest index.
-        between: ``[j, i]`` is the squared distance that candidate ``i`` has once ``j`` is picked.
-        limit: only what is strictly larger is sure to be the farthest of all.
-        left: how many picks at most.
-    """
-    distances = distances.copy()
-    positions: list[int] = []
-    while len(positions) < left:
-        best = int(distances.argmax())
-        if distances[best] <= limit:
-            break
-        positions.append(best)
-        np.minimum(distances, between[best], out=distances)
-        distances[best] = 0
-    return positions
+    def _rounded(self, distances: Tensor, indices: Tensor) -> Tensor:
+        """Squared distances ``... i`` of some points, in place: 0 where rounding is all they are, then weighted."""
+        distances.masked_fill_(distances <= self.same[indices], 0)
+        if self.factors is not None:
+            distances *= self.factors[indices]
+        return distances

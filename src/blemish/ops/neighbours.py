@@ -5,8 +5,7 @@ close together and far from zero. So vectors are centred first, the product only
 each query are measured by direct differences. A bound on the product's rounding tells whether anything that was not
 proposed could be nearer; for queries for which it could, everything within the bound is measured.
 
-The product is float32 also where bf16 is faster: the bound on a bf16 product leaves tens of candidates a query, and
-measuring those takes longer than the product saves.
+The product stays float32: a bf16 one leaves tens of candidates a query, whose measuring takes longer than it saves.
 """
 
 from __future__ import annotations
@@ -14,28 +13,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-SPARE_UNCHECKED = 3
-"""Points proposed beyond those asked for in an exported graph, which has no check."""
-
-PRODUCT_BYTES = 2**23
-"""Queries are taken in portions, so that the product with all points stays about this small."""
-
-STRIDES = 16
-"""The smallest of many numbers are looked for among the smallest of this many interleaved parts."""
+SPARE_UNCHECKED = 3  # points proposed beyond those asked for in an exported graph, which has no check
+PRODUCT_BYTES = 2**23  # queries are taken in portions, so that the product with all points stays about this small
+STRIDES = 16  # the smallest of many numbers are looked for among the smallest of this many interleaved parts
 
 
 class Neighbours(nn.Module):
-    """A fixed set of points, asked for the nearest ones.
-
-    Buffers: ``centre`` (``d``), ``points`` (``n d``, less the centre) and ``norms`` (``n``, their squares).
-    """
+    """A fixed set of points ``n d``, asked for the nearest ones; its buffer ``points`` holds them less the centre."""
 
     centre: Tensor
     points: Tensor
     norms: Tensor
 
     def __init__(self, points: Tensor) -> None:
-        """Prepare for searching among ``points``: ``n d``."""
         super().__init__()
         points = points.detach().float()
         centre = points.double().mean(dim=0).float() if len(points) else points.new_zeros(points.shape[1])
@@ -49,14 +39,11 @@ class Neighbours(nn.Module):
         return len(self.points)
 
     def forward(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest points, nearest first: squared distances ``q k`` and indices ``q k``.
+        """The ``k`` points nearest to queries ``q d``, nearest first: squared distances ``q k`` and indices ``q k``.
 
         The distances are float32 sums of squared differences, and the points are the nearest up to the rounding of
-        those sums. While a graph is being exported the check is left out, since its work depends on the data.
-
-        Args:
-            queries: ``q d``.
-            k: how many; all points where there are fewer.
+        those sums; all points where there are fewer than ``k``. While a graph is being exported the check is left out,
+        since its work depends on the data.
         """
         centred, k = queries.float() - self.centre, min(k, len(self))
         if torch.compiler.is_compiling():
@@ -97,14 +84,10 @@ class Neighbours(nn.Module):
 
 
 def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` smallest numbers of each row, ascending, and where they are: ``topk``, several times as fast.
+    """The ``count`` smallest numbers of each row of ``q n``, ascending, and where they are: a quicker ``topk``.
 
     A row's ``count`` smallest numbers lie in the ``count`` columns of interleaved parts whose minima are smallest:
     one quick pass for the minima leaves few numbers to look at. Ties are broken in any way.
-
-    Args:
-        values: ``q n``.
-        count: at most ``n``.
     """
     length = values.shape[1] // STRIDES
     if length < 8 * count or length < 2 * STRIDES:

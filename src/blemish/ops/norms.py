@@ -1,23 +1,64 @@
-"""Precise BatchNorm: running statistics taken anew with the weights that training has come to.
-
-While a network learns, BatchNorm keeps running means and variances of the last ten batches or so, each seen with the
-weights of its own step. A network of many thin layers that still moves fast can be far from what these say: its loss
-falls from epoch to epoch, and yet, judging with the running values, it fails at one epoch's end and not at the next.
-One more pass over the training images with the weights at rest removes the lottery, and touches no weight.
-"""
+"""Statistics over normal images: of BatchNorm once weights are at rest, and of features before anything learns."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from blemish.contract import Images, in_batches
 from blemish.run import Run
 
+SMALLEST_DEVIATION = 1e-6  # those below it count as 1: such a channel is constant on normal images
+
 
 def precise_batchnorm(network: nn.Module, images: Images, batch_size: int, run: Run) -> None:
-    """Take the statistics of ``network``'s BatchNorm from one pass over ``images``, every batch alike."""
+    """Take the running statistics of ``network``'s BatchNorm anew, by one pass over ``images`` that counts all alike.
+
+    Those that learning leaves are of the last ten batches or so, each seen with the weights of its own step. A network
+    of many thin layers that still moves fast is far from them: judging with them it fails at one epoch's end and not at
+    the next, while its loss falls.
+    """
     order = run.permutation(len(images), "order of settling")
     batches = (batch.images.to(run.device) for batch in in_batches(images, batch_size, order))
     with run.precision.autocast(run.device):
         update_bn(batches, network)
+
+
+class Standardisation(nn.Module):
+    """Feature maps less each channel's mean over normal images, by its deviation; as they are before ``learn``."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        for level, width in enumerate(channels):
+            self.register_buffer(f"mean_{level}", torch.zeros(1, width, 1, 1))
+            self.register_buffer(f"deviation_{level}", torch.ones(1, width, 1, 1))
+
+    @torch.no_grad()
+    def learn(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        """Take means and deviations from batches of feature maps ``b c y x``, a level each; at least one batch."""
+        sums: list[list[Tensor]] = []
+        for features in batches:
+            for level, map_ in enumerate(features):
+                exact = map_.double()
+                cells = exact.new_tensor(exact.numel() / exact.shape[1])
+                moments = [cells, exact.sum(dim=(0, 2, 3)), exact.square().sum(dim=(0, 2, 3))]
+                if level == len(sums):
+                    sums.append(moments)
+                else:
+                    sums[level] = [total + moment for total, moment in zip(sums[level], moments)]
+        for level, (cells, total, squares) in enumerate(sums):
+            mean = total / cells
+            deviation = (squares / cells - mean.square()).clamp_min(0).sqrt()
+            deviation = torch.where(deviation < SMALLEST_DEVIATION, 1.0, deviation)
+            getattr(self, f"mean_{level}").copy_(mean.view(1, -1, 1, 1))
+            getattr(self, f"deviation_{level}").copy_(deviation.view(1, -1, 1, 1))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of the same shapes, standardised."""
+        return [
+            (map_ - getattr(self, f"mean_{level}")) / getattr(self, f"deviation_{level}")
+            for level, map_ in enumerate(features)
+        ]

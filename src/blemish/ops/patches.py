@@ -1,9 +1,8 @@
 """Patch vectors: what a backbone sees around each cell of its finest feature map.
 
 The released PatchCore unfolds every neighbourhood to ``channels * 9`` numbers, interpolates coarse stages, and only
-then shortens each vector by adaptive average pooling, twice. Pooling works on channels and offsets, interpolation on
-positions, so they commute: here each stage is pooled on its own grid, by one grouped convolution that does the
-unfolding and both poolings, and is interpolated afterwards. The result is the same up to rounding.
+then pools each vector adaptively, twice. Pooling works on channels and offsets, interpolation on positions, so they
+commute: here one grouped convolution unfolds and pools each stage on its own grid, before it is interpolated.
 """
 
 from __future__ import annotations
@@ -20,23 +19,18 @@ from blemish.run import Run
 
 
 class PatchVectors(nn.Module):
-    """Feature maps, finest first, to patch vectors ``b y x d`` on the grid of the finest.
+    """Feature maps, finest first, to patch vectors ``b y x d`` on the grid of the finest; ``width`` is ``d``.
 
-    Attributes:
-        width: ``d``, the size of a patch vector.
+    Args:
+        channels: of each stage.
+        patch_size: cells a side of the neighbourhood: odd. Cells outside the map count as zeros.
+        stage_width: numbers that each stage is pooled to, before the stages are joined.
+        width: numbers that a patch vector is pooled to at the end.
+        inflate: pool adaptively even where the stages together have fewer than ``width`` channels, which repeats
+            entries. Without it such stages keep their channels, averaged over the neighbourhood.
     """
 
     def __init__(self, channels: Sequence[int], patch_size: int, stage_width: int, width: int, inflate: bool) -> None:
-        """Build the pooling.
-
-        Args:
-            channels: of each stage.
-            patch_size: cells a side of the neighbourhood: odd. Cells outside the map count as zeros.
-            stage_width: numbers that each stage is pooled to, before the stages are joined.
-            width: numbers that a patch vector is pooled to at the end.
-            inflate: pool adaptively even where the stages together have fewer than ``width`` channels, which repeats
-                entries. Without it such stages keep their channels, averaged over the neighbourhood.
-        """
         super().__init__()
         self.pooling = nn.ModuleList()
         self.final_width: int | None = None
@@ -54,16 +48,13 @@ class PatchVectors(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Patch vectors ``b y x d`` of feature maps ``b c y x``, finest first."""
         grid = features[0].shape[-2:]
-        stages = []
-        for pool, stage in zip(self.pooling, features, strict=True):
-            pooled = pool(stage)
+        stages = [pool(stage) for pool, stage in zip(self.pooling, features, strict=True)]
+        for index, pooled in enumerate(stages):
             if pooled.shape[-2:] != grid:
-                pooled = F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)
-            stages.append(pooled)
+                stages[index] = F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)
         vectors = torch.cat(stages, dim=1).permute(0, 2, 3, 1)
         if self.final_width is not None:
-            joined = F.adaptive_avg_pool1d(vectors.flatten(1, 2), self.final_width)
-            vectors = joined.reshape(len(vectors), *grid, self.final_width)
+            vectors = F.adaptive_avg_pool1d(vectors.flatten(1, 2), self.final_width).view(len(vectors), *grid, -1)
         return vectors.contiguous()
 
 
@@ -72,21 +63,12 @@ def describe_patches(
 ) -> tuple[Tensor, Tensor]:
     """All patch vectors ``n d``, on the CPU, and what a coreset is chosen by, ``n m``, on the run's device.
 
-    Image by image, and within an image row by row. Both are written into place batch by batch, so that a large set is
-    never held twice.
-
-    Args:
-        images: at least one.
-        teacher: gives their features.
-        patches: makes vectors of the features.
-        projection: ``d m``, shortens the vectors; None where they are short enough.
-        run: owns progress and device.
-        batch_size: the vectors do not depend on it.
+    These are the vectors times the projection ``d m``, or the vectors where there is none. They go image by image, and
+    within an image row by row; each batch is written into place, so that a large set is never held twice.
     """
     projection = None if projection is None else projection.to(run.device)
     vectors = shortened = torch.empty(0)
-    done = 0
-    batches = in_batches(images, batch_size)
+    done, batches = 0, in_batches(images, batch_size)
     for batch in run.progress.track(batches, "describing patches", total=-(-len(images) // batch_size)):
         made = patches(teacher(batch))
         if done == 0:

@@ -1,15 +1,15 @@
 """Residual blocks that keep, halve or double the grid: what teachers' mirrored students are built of.
 
 A block that doubles the grid has a 2x2 transposed convolution of stride 2 where its counterpart in a ResNet has a
-strided 3x3 one, and in its shortcut (reverse distillation, METHODS "Decoder"). Built on torch's meta device or not,
-nothing here draws random numbers worth keeping: ``initialise`` does, from one generator.
+strided 3x3 one, and in its shortcut, as the released reverse distillation does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import torch
@@ -23,13 +23,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class BlockKind:
-    """Which residual block a stage is made of.
-
-    Attributes:
-        bottleneck: 1x1, 3x3, 1x1 convolutions; otherwise two 3x3 ones.
-        squeeze: a bottleneck's width inside is its width outside divided by this: 4, and 2 for the wide ResNets.
-        norm: ``batch``, or ``instance`` with learned scale and shift.
-    """
+    """Two 3x3 convolutions, or a bottleneck: 1x1, 3x3, 1x1, inside of a ``squeeze``-th of the width outside."""
 
     bottleneck: bool
     squeeze: int = 4
@@ -37,7 +31,7 @@ class BlockKind:
 
 
 def normalisation(norm: Norm, channels: int) -> nn.Module:
-    """The norm after a convolution."""
+    """The norm after a convolution, with learned scale and shift."""
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=True)
 
 
@@ -46,6 +40,20 @@ def convolution(ins: int, outs: int, size: int = 3, step: Step = "same") -> nn.M
     if step == "up":
         return nn.ConvTranspose2d(ins, outs, kernel_size=2, stride=2, bias=False)
     return nn.Conv2d(ins, outs, size, stride=2 if step == "down" else 1, padding=size // 2, bias=False)
+
+
+def convolutions(widths: Sequence[int], steps: Sequence[Step], norm: Norm, activation: nn.Module) -> nn.Sequential:
+    """3x3 convolutions from each width to the next, each with its norm and the activation."""
+    path = nn.Sequential()
+    for (ins, outs), step in zip(pairwise(widths), steps):
+        path.extend([convolution(ins, outs, 3, step), normalisation(norm, outs), activation])
+    return path
+
+
+def join_levels(paths: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
+    """Feature maps, shallowest first, each through its path to the deepest grid, joined."""
+    rows, columns = features[-1].shape[-2:]
+    return torch.cat([path(map_)[..., :rows, :columns] for path, map_ in zip(paths, features, strict=True)], dim=1)
 
 
 class Residual(nn.Module):
@@ -59,8 +67,7 @@ class Residual(nn.Module):
         else:
             layers = [convolution(ins, outs, 3, step), convolution(outs, outs, 3)]
         self.convolutions = nn.ModuleList(layers)
-        widths = [inner] * (len(layers) - 1) + [outs]
-        self.norms = nn.ModuleList(normalisation(kind.norm, width) for width in widths)
+        self.norms = nn.ModuleList(normalisation(kind.norm, width) for width in [inner] * (len(layers) - 1) + [outs])
         self.shortcut: nn.Module = nn.Identity()
         if step != "same" or ins != outs:
             self.shortcut = nn.Sequential(convolution(ins, outs, 1, step), normalisation(kind.norm, outs))
@@ -68,11 +75,9 @@ class Residual(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """The block's output."""
         branch = features
-        *first, last = zip(self.convolutions, self.norms)
-        for convolve, norm in first:
-            branch = F.relu(norm(convolve(branch)), inplace=True)
-        convolve, norm = last
-        return F.relu(norm(convolve(branch)) + self.shortcut(features), inplace=True)
+        for index, (convolve, norm) in enumerate(zip(self.convolutions, self.norms)):
+            branch = norm(convolve(F.relu(branch, inplace=True) if index else branch))
+        return F.relu(branch + self.shortcut(features), inplace=True)
 
 
 def residual_stage(ins: int, outs: int, blocks: int, kind: BlockKind, step: Step) -> nn.Sequential:
@@ -83,8 +88,7 @@ def residual_stage(ins: int, outs: int, blocks: int, kind: BlockKind, step: Step
 def untrained(build: Callable[[], Network]) -> Network:
     """What ``build`` gives, with zeros for values and convolutions in channels-last order.
 
-    Building 84 million parameters at random takes longer than judging many images, and whoever loads a model or is
-    about to call ``initialise`` needs none of it.
+    Drawing 84 million values takes longer than judging many images, and who loads or initialises needs none of them.
     """
     with torch.device("meta"):
         network = build()
@@ -99,20 +103,16 @@ def untrained(build: Callable[[], Network]) -> Network:
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Fill ``network`` with fresh values, drawn on the CPU so that a seed means the same on every device.
 
-    Convolutions: Kaiming normal by fan-out (a group's own); transposed ones keep torch's default, as the released
-    code's loop over ``Conv2d`` leaves them; norms 1 and 0; biases 0.
+    Convolutions: Kaiming normal by fan-out (a group's own); transposed ones torch's default, as reverse distillation's
+    released code leaves them; norms 1 and 0; biases 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            fan = module.out_channels * module.weight[0, 0].numel()
-            drawn = torch.empty(module.weight.shape).normal_(
-                std=math.sqrt(2 * module.groups / fan), generator=generator
-            )
-            module.weight.copy_(drawn)
+            std = math.sqrt(2 * module.groups / (module.out_channels * module.weight[0, 0].numel()))
+            module.weight.copy_(torch.empty(module.weight.shape).normal_(std=std, generator=generator))
         elif isinstance(module, nn.ConvTranspose2d):
             bound = 1 / math.sqrt(module.out_channels // module.groups * module.weight[0, 0].numel())
-            drawn = torch.empty(module.weight.shape).uniform_(-bound, bound, generator=generator)
-            module.weight.copy_(drawn)
+            module.weight.copy_(torch.empty(module.weight.shape).uniform_(-bound, bound, generator=generator))
         elif isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d)):
             module.reset_running_stats()
             if module.affine:

@@ -1,25 +1,16 @@
 """Reverse distillation's student: a bottleneck that joins the teacher's levels, and a decoder that mirrors the teacher.
 
-For ResNets exactly as published (parameter counts in the tests). The released bottleneck's further 1x1 convolution,
-which is declared and never used, is left out; its "attention" blocks hold no attention.
-
-For other backbones the same scheme: every level goes through 3x3 convolutions of stride 2 and the widths of the deeper
-levels (at least ``MIN_WIDTH`` on the way) down to the deepest one's grid; all are joined; a residual stage of stride 2
-goes to twice the deepest width; the decoder mirrors that with two basic blocks a stage. Where a level has fewer than
-``MIN_WIDTH`` channels, or can be negative, the decoder works at a width of at least ``MIN_WIDTH`` and reads the level
-off with a 1x1 convolution, which is followed by a ReLU only where the teacher's level ends in one. (Our reading: of
-EfficientNet-Lite0's 24, 40 and 112 channels, half of all values are negative, and 24 channels are few for a decoder to
-work in.)
-
-RD++'s projections, for ResNets as released: four 3x3 convolutions with bias on each level, C to C/2, C/4, C/2 and C
-channels, each followed by an instance norm without scale and shift and a leaky ReLU. Narrow levels of other backbones
-keep at least ``MIN_INNER`` channels inside (our reading).
+For ResNets exactly as published, but for a 1x1 convolution that the released bottleneck never uses. For other backbones
+the same scheme (our reading): every level goes through 3x3 convolutions of stride 2 and the widths of the deeper levels
+down to the deepest grid; all are joined; a residual stage of stride 2 goes to twice the deepest width; the decoder
+mirrors that with two basic blocks a stage. It works at ``MIN_WIDTH`` channels or more, and a 1x1 convolution reads off
+a level that is narrower or can be negative (docs/methods/rd.md says why).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -28,37 +19,17 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Level, check_cells
 from blemish.errors import ConfigError
-from blemish.ops.residual import BlockKind, Norm, Step, convolution, normalisation, residual_stage, untrained
+from blemish.ops.residual import BlockKind, Norm, Step, convolutions, join_levels, residual_stage, untrained
 
-MIN_WIDTH = 64
-"""Channels inside the student of a backbone that is not a ResNet, at least."""
-
-MIN_INNER = 16
-"""Channels inside a projection, at least: ResNet18's narrowest, where EfficientNet-Lite0 would have 6."""
-
-_BASIC, _BOTTLENECK, _WIDE = BlockKind(False), BlockKind(True), BlockKind(True, squeeze=2)
-_RESNETS: dict[str, tuple[BlockKind, tuple[int, ...]]] = {
-    "resnet18": (_BASIC, (2, 2, 2, 2)),
-    "resnet34": (_BASIC, (3, 4, 6, 3)),
-    "resnet50": (_BOTTLENECK, (3, 4, 6, 3)),
-    "resnet101": (_BOTTLENECK, (3, 4, 23, 3)),
-    "wide_resnet50_2": (_WIDE, (3, 4, 6, 3)),
-    "wide_resnet101_2": (_WIDE, (3, 4, 23, 3)),
-}
-"""Block and blocks a stage of the architectures that are mirrored as published."""
+MIN_WIDTH = 64  # channels inside the student of a backbone that is not a ResNet, at least
+MIN_INNER = 16  # channels inside a projection, at least: ResNet18's narrowest, where EfficientNet-Lite0 would have 6
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
     """How a teacher is mirrored; sequences go from the shallowest level to the deepest.
 
-    Attributes:
-        levels: the teacher's.
-        widths: of the student at each level.
-        steps: from the level before to this one, along the teacher: ``down``, or ``same`` where both have one grid.
-        blocks: of the decoder, for each level.
-        deep_blocks: of the residual stage that ends the bottleneck.
-        kind: of block.
+    ``steps`` lead to each level from the one before. ``deep_blocks`` are those that end the bottleneck.
     """
 
     levels: tuple[Level, ...]
@@ -70,12 +41,8 @@ class DecoderSpec:
 
 
 def decoder_spec(backbone: Backbone, norm: Norm = "batch") -> DecoderSpec:
-    """How ``backbone`` is mirrored: as published for the ResNets, by the general scheme otherwise.
-
-    Raises:
-        ConfigError: a level lies more than one halving of the grid below the one before it.
-    """
-    levels = tuple(backbone.levels)
+    """How ``backbone`` is mirrored; a ConfigError where levels leave a gap: more than one halving of the grid."""
+    levels, residual = tuple(backbone.levels), backbone.residual
     steps: list[Step] = ["same"]
     for above, below in pairwise(levels):
         if below.stride not in (above.stride, 2 * above.stride):
@@ -84,16 +51,15 @@ def decoder_spec(backbone: Backbone, norm: Norm = "batch") -> DecoderSpec:
                 "student needs stages without a gap between them, such as --set layers=1,2,3"
             )
         steps.append("same" if below.stride == above.stride else "down")
-    name = str(getattr(backbone, "name", "")).partition(".")[0]
-    if name in _RESNETS:
-        kind, blocks = _RESNETS[name]
+    if residual is not None:
+        kind = BlockKind(residual.convolutions == 3, 256 // residual.width, norm)
         # The decoder counts its blocks from the deepest level, by the list that the encoder counts from the shallowest.
-        counts, deep = blocks[: len(levels)][::-1], blocks[3]
+        blocks, deep = residual.blocks[: len(levels)][::-1], residual.blocks[3]
         widths = tuple(level.channels for level in levels)
     else:
-        kind, counts, deep = _BASIC, (2,) * len(levels), 2
+        kind, blocks, deep = BlockKind(False, norm=norm), (2,) * len(levels), 2
         widths = tuple(max(level.channels, MIN_WIDTH) for level in levels)
-    return DecoderSpec(levels, widths, tuple(steps), counts, deep, replace(kind, norm=norm))
+    return DecoderSpec(levels, widths, tuple(steps), blocks, deep, kind)
 
 
 class Bottleneck(nn.Module):
@@ -104,19 +70,14 @@ class Bottleneck(nn.Module):
         deepest = spec.levels[-1].channels
         self.paths = nn.ModuleList()
         for start, level in enumerate(spec.levels):
-            path = nn.Sequential()
             widths = [level.channels, *spec.widths[start + 1 : -1], deepest]
-            for (ins, outs), step in zip(pairwise(widths), spec.steps[start + 1 :]):
-                path.extend([convolution(ins, outs, 3, step), normalisation(spec.kind.norm, outs), nn.ReLU(True)])
-            self.paths.append(path)
+            self.paths.append(convolutions(widths, spec.steps[start + 1 :], spec.kind.norm, nn.ReLU(True)))
         joined = deepest * len(spec.levels)
         self.stage = residual_stage(joined, 2 * spec.widths[-1], spec.deep_blocks, spec.kind, "down")
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """The code ``b d y x`` of feature maps ``b c y x``."""
-        rows, columns = features[-1].shape[-2:]
-        maps = [path(feature)[..., :rows, :columns] for path, feature in zip(self.paths, features, strict=True)]
-        return self.stage(torch.cat(maps, dim=1))  # type: ignore[no-any-return]
+        return self.stage(join_levels(self.paths, features))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -135,25 +96,20 @@ class Decoder(nn.Module):
             ins = width
 
     def forward(self, code: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Maps ``b c y x`` like the teacher's.
+        """Maps ``b c y x`` on the teacher's ``grids`` (rows and columns, shallowest first) of a bottleneck's code.
 
-        Args:
-            code: from ``Bottleneck``.
-            grids: rows and columns of the teacher's levels, shallowest first. Doubling the half of an odd grid gives
-                one row or column too many, which is cut off, or, where a teacher halves its grid rounding down, one
-                too few: the last one is given twice.
+        Doubling the half of an odd grid gives one row or column too many, which is cut off, or, where a teacher halves
+        its grid rounding down, one too few: the last one is given twice.
         """
         maps = []
-        for stage, head, rectified, (rows, columns) in zip(
-            self.stages, self.heads, self.rectified, reversed(grids), strict=True
-        ):
+        layers = zip(self.stages, self.heads, self.rectified, reversed(grids), strict=True)
+        for stage, head, rectified, (rows, columns) in layers:
             code = stage(code)
-            missing = max(rows - code.shape[-2], 0), max(columns - code.shape[-1], 0)
-            if any(missing):
-                code = F.pad(code, (0, missing[1], 0, missing[0]), mode="replicate")
+            below, right = max(rows - code.shape[-2], 0), max(columns - code.shape[-1], 0)
+            if below or right:
+                code = F.pad(code, (0, right, 0, below), mode="replicate")
             code = code[..., :rows, :columns]
-            read = head(code)
-            maps.append(F.relu(read, inplace=True) if rectified else read)
+            maps.append(F.relu(head(code), inplace=True) if rectified else head(code))
         return maps[::-1]
 
 
@@ -162,8 +118,7 @@ class ReverseStudent(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.bottleneck = Bottleneck(spec)
-        self.decoder = Decoder(spec)
+        self.bottleneck, self.decoder = Bottleneck(spec), Decoder(spec)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps of the same shapes as ``features``; convolutions run under the caller's autocast."""
@@ -171,23 +126,24 @@ class ReverseStudent(nn.Module):
         kind = features[0].device.type
         if torch.is_autocast_enabled(kind):  # once here; otherwise two convolutions each turn the joined map into bf16
             features = [feature.to(torch.get_autocast_dtype(kind)) for feature in features]
-        maps: list[Tensor] = self.decoder(self.bottleneck(features), grids)
-        return maps
+        return self.decoder(self.bottleneck(features), grids)  # type: ignore[no-any-return]
 
 
 def build_reverse_student(backbone: Backbone, size: tuple[int, int], norm: Norm = "batch") -> ReverseStudent:
     """The student that mirrors ``backbone``, without values: call ``initialise`` or load some.
 
     Raises:
-        ConfigError: the backbone's levels leave a gap, or images of this height and width leave the code a single
-            cell, which no norm can learn from where a batch holds one image.
+        ConfigError: the levels leave a gap, or images of ``size`` leave the code one cell: too few for a norm.
     """
     check_cells(size, 2 * backbone.levels[-1].stride, "the student's code")
     return untrained(lambda: ReverseStudent(decoder_spec(backbone, norm)))
 
 
 class Projection(nn.Module):
-    """One level's projection: ``b c y x`` of more than one cell to the same shape."""
+    """RD++'s of one level, ``b c y x`` of more than one cell to the same shape: C to C/2, C/4, C/2 and C channels.
+
+    As released, but that narrow levels of other backbones than ResNets keep ``MIN_INNER`` channels (our reading).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -198,15 +154,13 @@ class Projection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Projected maps."""
-        projected: Tensor = self.layers(features)
-        return projected
+        return self.layers(features)  # type: ignore[no-any-return]
 
 
 def build_projections(backbone: Backbone, size: tuple[int, int]) -> nn.ModuleList:
     """RD++'s projection for each level, without values: call ``initialise_uniform`` (as released) or load some.
 
-    Raises:
-        ConfigError: images of this height and width leave a level a single cell, and an instance norm nothing of that.
+    A ConfigError, where images of ``size`` leave a level one cell: an instance norm leaves nothing of that.
     """
     check_cells(size, backbone.levels[-1].stride, "the deepest projection")
     return untrained(lambda: nn.ModuleList(Projection(level.channels) for level in backbone.levels))

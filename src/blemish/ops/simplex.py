@@ -1,11 +1,9 @@
 """Pretended defects: patches of simplex noise (RD++), elastic copies of normal images (CKAAD).
 
 The noise is OpenSimplex in three dimensions (Spencer, 2014), computed from its definition and for all points at once:
-every point of a stretched cubic lattice has a gradient, and each that lies within sqrt(2) of a place adds
-``(2 - distance^2)^4 * (gradient . offset)`` to it. The usual programs search the nearest lattice points by cases, leave
-some out whose part is below 1e-4, and take 18 times as long. Six fields, each of half the wavelength and .6 of the
-amplitude of the one before, are summed, once for a training; patches are cut from it at random places, because noise
-made anew for each image would take longer than a training step.
+every point of a stretched cubic lattice has a gradient, and each that lies within sqrt(2) of a location adds
+``(2 - distance^2)^4 * (gradient . offset)`` to it. The usual programs leave out parts below 1e-4 and take 18 times as
+long.
 """
 
 from __future__ import annotations
@@ -20,39 +18,22 @@ from torch import Tensor
 
 from blemish.errors import ConfigError
 
-WAVELENGTH = 32.0
-"""Pixels, of the first octave."""
-OCTAVES = 6
-PERSISTENCE = 0.6
-"""Amplitude of each octave, as a share of the one before."""
-PUBLISHED_SIZE = 256
-"""Side, in pixels, of the images for which sides and wavelength are published."""
+WAVELENGTH = 32.0  # pixels, of the first octave; each other has half of that of the one before, and .6 of its amplitude
+PUBLISHED_SIZE = 256  # side, in pixels, of the images for which sides and wavelength are published
 
-ELASTIC_ALPHA = 200.0
-"""Strength of elastic displacements; their smoothing (5 pixels), sampling and black filling are torchvision's."""
-
-_STRETCH, _SQUISH = -1 / 6, 1 / 3
-_NORM = 103.0
-_GRADIENTS = np.array(
-    [
-        [sign * (11 if axis == longest else 4) for axis, sign in enumerate((sx, sy, sz))]
-        for sz, sy, sx, longest in product((1, -1), (1, -1), (-1, 1), range(3))
-    ],
-    dtype=np.float64,
-)
+_STRETCH, _SQUISH, _NORM = -1 / 6, 1 / 3, 103.0
+_SIGNS = np.array(list(product((1, -1), (1, -1), (-1, 1))))[:, None, ::-1]
+_GRADIENTS = (_SIGNS * np.where(np.eye(3), 11.0, 4.0)).reshape(24, 3)
 _REACHED = {(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1), (0, 0, 2), (0, 1, 2), (-1, 1, 1), (-1, 0, 1)}
+# Lattice points, seen from a point's cell, that can lie within sqrt(2) of it: 26 of 64.
 _NEIGHBOURS = np.array([step for step in product((-1, 0, 1, 2), repeat=3) if tuple(sorted(step)) in _REACHED])
-"""Lattice points, seen from a point's cell, that can lie within sqrt(2) of it: 26 of 64."""
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Which patches are cut and where they go.
+    """Patches of noise: smallest and largest side in pixels, both included, and what the noise is multiplied by.
 
-    Attributes:
-        sides: smallest and largest height and width, in pixels, both included.
-        strength: the noise is multiplied by it and added to images in [0, 1].
-        at_origin: always cut at the field's first row and column, as the released code in effect does.
+    ``at_origin``: always cut at the field's first row and column, as the released code in effect does.
     """
 
     sides: tuple[int, int] = (10, 31)
@@ -63,13 +44,9 @@ class Patches:
 def simplex_noise(
     x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64], permutation: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Noise within about [-1, 1] on the grid spanned by three axes: ``len(z) len(y) len(x)``.
+    """``len(z) len(y) len(x)``: noise within about [-1, 1], of a wavelength of about 1, on the grid that the axes span.
 
-    Args:
-        x: coordinates along the last axis; a wavelength is 1 or so.
-        y: along the middle one.
-        z: along the first one.
-        permutation: the numbers 0 to 255 in any order: what a seed stands for.
+    ``permutation`` holds the numbers 0 to 255 in any order: what a seed stands for.
     """
     depth, row, column = np.meshgrid(z, y, x, indexing="ij")
     points = np.stack([column.ravel(), row.ravel(), depth.ravel()])
@@ -89,27 +66,19 @@ def simplex_noise(
 def noise_field(generator: torch.Generator, side: int, wavelength: float = WAVELENGTH) -> Tensor:
     """``3 side side``, float32, within about [-2.4, 2.4]: one field of six octaves; each channel is a slice of it.
 
-    Args:
-        generator: chooses which field.
-        side: rows and columns.
-        wavelength: of the first octave, in pixels.
+    It is made once for a training, and patches are cut from it: noise anew for each image takes longer than a step.
     """
     permutation = torch.randperm(256, generator=generator).numpy()
     pixels = np.arange(side, dtype=np.float64)
-    channels = np.arange(3, dtype=np.float64)
     total = np.zeros((3, side, side))
-    for octave in range(OCTAVES):
-        scale = 2.0**octave / wavelength
-        total += PERSISTENCE**octave * simplex_noise(pixels * scale, pixels * scale, channels * scale, permutation)
+    for octave in range(6):
+        places = pixels * (2.0**octave / wavelength)
+        total += 0.6**octave * simplex_noise(places, places, places[:3], permutation)
     return torch.from_numpy(total).float()
 
 
 def check_patches(size: tuple[int, int], patches: Patches) -> None:
-    """Whether patches fit into images of ``size``.
-
-    Raises:
-        ConfigError: they do not, or the sides are not a range.
-    """
+    """A ConfigError, where patches do not fit into images of ``size`` or their sides are not a range."""
     least, most = patches.sides
     if not 1 <= least <= most:
         raise ConfigError(f"noise patches with sides from {least} to {most}: give two numbers of pixels, smaller first")
@@ -121,16 +90,11 @@ def check_patches(size: tuple[int, int], patches: Patches) -> None:
 
 
 def with_noise(images: Tensor, field: Tensor, generator: torch.Generator, patches: Patches) -> Tensor:
-    """Copies of ``images``, each with one patch of noise added; values may leave [0, 1] (nothing is clipped).
+    """Copies of ``b 3 h w`` images, each with one patch of noise added; values may leave [0, 1] (nothing is clipped).
 
     Height and width are drawn apart, each uniform over ``sides`` (up to the image's own less 2); the corner is uniform
-    from row and column 1 up to the last at which the patch stays one pixel inside.
-
-    Args:
-        images: ``b 3 h w`` in [0, 1].
-        field: ``3 s s`` with s no smaller than the largest side.
-        generator: draws sides and places.
-        patches: which patches.
+    from row and column 1 up to the last at which the patch stays one pixel inside. The field, ``3 s s``, is at least as
+    large as the largest patch.
     """
 
     def draw(low: int, high: int) -> int:
@@ -147,15 +111,13 @@ def with_noise(images: Tensor, field: Tensor, generator: torch.Generator, patche
 
 
 def elastic_twins(images: Tensor) -> Tensor:
-    """``b 3 h w`` in [0, 1]: each image distorted by displacements of its own, drawn from torch's random state.
+    """Images ``b 3 h w`` in [0, 1], each distorted by displacements of its own, drawn from torch's random state.
 
-    Computed on ``uint8`` on the CPU, as the released code of CKAAD does.
-
-    Args:
-        images: ``b 3 h w`` in [0, 1].
+    Computed on ``uint8`` on the CPU, as the released code of CKAAD does. Smoothing (5 pixels), sampling and black
+    filling are torchvision's defaults.
     """
     from torchvision.transforms.v2 import ElasticTransform  # takes a second to import, and few fits need it
 
-    transform = ElasticTransform(alpha=ELASTIC_ALPHA)
+    transform = ElasticTransform(alpha=200.0)
     pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
     return torch.stack([transform(image) for image in pixels]).to(images.dtype) / 255

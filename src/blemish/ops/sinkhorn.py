@@ -1,8 +1,7 @@
 """Optimal transport between feature clouds: RD++'s SSOT loss, as its paper reads and as its code computes it.
 
-The debiased Sinkhorn divergence S(a, b) = OT(a, b) - OT(a, a)/2 - OT(b, b)/2, with entropic OT, cost |x - y|^2 / 2 and
-uniform weights, from geomloss (Feydy et al., Interpolating between Optimal Transport and MMD using Sinkhorn
-Divergences, AISTATS 2019). All is float32 outside autocast.
+The debiased divergence S(a, b) = OT(a, b) - OT(a, a)/2 - OT(b, b)/2, with entropic OT, cost |x - y|^2 / 2 and uniform
+weights, is geomloss's (Feydy et al., Interpolating between Optimal Transport and MMD, AISTATS 2019), in float32.
 """
 
 from __future__ import annotations
@@ -18,14 +17,10 @@ from torch import Tensor
 def sinkhorn_divergence(
     one: Tensor, other: Tensor, blur: float = 0.05, diameter: float = 2.0, scaling: float = 0.9
 ) -> Tensor:
-    """``b``: how far each cloud of ``one`` is from its counterpart; 0 where both hold the same points.
+    """``b``: how far each cloud ``n d`` of ``one`` is from its counterpart ``m d``; 0 where they hold the same points.
 
-    Args:
-        one: ``b n d``, points of equal weight.
-        other: ``b m d``.
-        blur: square root of the last temperature of the annealing, a distance.
-        diameter: square root of the first one: no two points should be further apart; unit vectors are at most 2.
-        scaling: by which the square root of the temperature is multiplied at each update.
+    The temperature's square root, a distance, falls from ``diameter`` (no two points should be further apart; unit
+    vectors are at most 2) to ``blur``, by a factor of ``scaling`` at each update.
     """
     loss = SamplesLoss("sinkhorn", p=2, blur=blur, diameter=diameter, scaling=scaling, backend="tensorized")
     with torch.autocast(one.device.type, enabled=False):
@@ -39,13 +34,8 @@ def paired_transport(
     """A scalar: the divergence between each image's feature vectors and its partner's, mean over images and levels.
 
     RD++'s Eq. 6 leaves the ground space open. Our reading: an image is the cloud of its vectors, scaled to length 1, at
-    ``locations`` random places (the same for all images of a batch; all places where there are no more).
-
-    Args:
-        maps: ``b c y x``, a level each.
-        partners: ``b``, a permutation: which image each one is compared with.
-        generator: on the CPU, draws the places.
-        locations: of one image and level; the cost grows with their square.
+    ``locations`` random cells of maps ``b c y x`` (the same for all images of a batch; all cells where there are no
+    more). ``partners``, a permutation ``b``, says which image each one is compared with.
     """
     levels = []
     for map_ in maps:
@@ -60,16 +50,11 @@ def paired_transport(
 def released_transport(maps: Sequence[Tensor], order: Tensor) -> Tensor:
     """A scalar, summed over levels, that is zero up to rounding, and so is its gradient: what RD++'s code computes.
 
-    Every image is one point, the softmax over its whole map, and the batch is compared with itself in another order:
-    the same points.
-
-    Args:
-        maps: ``b c y x``, a level each.
-        order: ``b``, a permutation.
+    Every image is one point, the softmax over its whole map ``b c y x``, and the batch is compared with itself in
+    another ``order``: the same points.
     """
     levels = []
     for map_ in maps:
-        points = map_.float().flatten(1).softmax(dim=1)
-        shuffled = points[order.to(map_.device)]
-        levels.append(sinkhorn_divergence(points[None], shuffled[None], diameter=1e7, scaling=0.95).sum())
+        points = map_.float().flatten(1).softmax(dim=1)[None]
+        levels.append(sinkhorn_divergence(points, points[:, order.to(map_.device)], diameter=1e7, scaling=0.95).sum())
     return torch.stack(levels).sum()

@@ -1,8 +1,8 @@
 """From a coarse map of scores to a smooth one at the size of the image.
 
 Bilinear interpolation and Gaussian smoothing are both linear, and both work on rows and columns apart. So the two
-together are ``rows @ map @ columns.T`` with two small matrices that are built once for each size: on a CPU far
-cheaper than interpolating and then convolving, and equal to it up to rounding.
+together are ``rows @ map @ columns.T`` with small matrices, built once for each size: on a CPU far cheaper, and equal
+up to rounding.
 """
 
 from __future__ import annotations
@@ -18,14 +18,10 @@ from torch import Tensor
 
 
 def upscale(maps: Tensor, size: Sequence[int], sigma: float = 4.0, align_corners: bool = False) -> Tensor:
-    """``b h w``, float32: ``maps`` interpolated bilinearly to ``size`` and then smoothed.
+    """``b h w``, float32: maps ``b y x`` interpolated bilinearly to ``size`` (h, w) and then smoothed.
 
-    Args:
-        maps: ``b y x``.
-        size: height and width wanted, in pixels.
-        sigma: standard deviation of the smoothing, in pixels of the result; 0 for none.
-        align_corners: as in ``torch.nn.functional.interpolate``: True for reverse distillation and its family,
-            False for PatchCore and its family.
+    ``sigma``, the deviation of the smoothing, is in pixels of the result; 0 for none. ``align_corners`` is as in
+    ``torch.nn.functional.interpolate``: True for reverse distillation and its family, False for PatchCore and its.
     """
     rows = _matrix(int(maps.shape[-2]), int(size[0]), sigma, align_corners).to(maps.device)
     columns = _matrix(int(maps.shape[-1]), int(size[1]), sigma, align_corners).to(maps.device)
