@@ -17,13 +17,13 @@ def drawn(*shape, seed=0, offset=0.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + offset
 
 
-@pytest.mark.parametrize("k", [1, 5, 20])
+@pytest.mark.parametrize("k", [1, 5, 60])  # of 39 others
 def test_factors_are_those_of_scikit_learn(k):
     points = drawn(7, 40, 16)
     points[:, 3] += 4  # one far off in every set
     expected = reference(points, k)
     np.testing.assert_allclose(local_outlier_factors(points, k).numpy(), expected, rtol=1e-5)
-    assert expected[:, 3].min() > 1.5
+    assert k > 39 or expected[:, 3].min() > 1.5
     points = 0.01 * points + 100.0  # close together and far from zero
     np.testing.assert_allclose(local_outlier_factors(points, k).numpy(), reference(points, k), rtol=1e-4)
 
@@ -34,11 +34,6 @@ def test_clusters_of_different_scale():
     factors = local_outlier_factors(points, 5, least=0)
     np.testing.assert_allclose(factors.numpy(), reference(points, 5), rtol=1e-4)
     assert factors[0, -1] > 10 > 2 > factors[0, :60].max()
-
-
-def test_more_neighbours_than_others_are_all_others():
-    points = drawn(2, 4, 3, seed=4)
-    np.testing.assert_allclose(local_outlier_factors(points, 9).numpy(), reference(points, 3), rtol=1e-5)
 
 
 def test_portions_change_nothing(monkeypatch):

@@ -159,20 +159,6 @@ def test_where_a_teacher_rounds_down_the_last_row_is_given_twice():
     assert torch.equal(longer[..., 4, :], longer[..., 3, :])
 
 
-def test_every_path_counts():
-    backbone = lite()
-    student = build_reverse_student(backbone, (64, 64))
-    initialise(student, torch.Generator().manual_seed(0))
-    student.eval()
-    given = features(backbone, (64, 64))
-    with torch.no_grad():
-        before = student.bottleneck(given)
-        for place in range(3):
-            other = list(given)
-            other[place] = other[place] + 1
-            assert not torch.allclose(student.bottleneck(other), before, atol=1e-3)
-
-
 def test_a_doubling_basic_block_by_hand():
     block = Residual(6, 4, BlockKind(False), "up")
     initialise(block, torch.Generator().manual_seed(1))
@@ -218,16 +204,3 @@ def test_fresh_values_follow_the_released_rule_and_the_seed():
     assert all(torch.equal(state[name], value) for name, value in student.state_dict().items())
     initialise(student, torch.Generator().manual_seed(6))
     assert not torch.equal(state["bottleneck.paths.0.0.weight"], student.bottleneck.paths[0][0].weight)
-
-
-def test_bf16_stays_close_to_float32_and_gives_bf16_maps():
-    backbone = lite()
-    student = build_reverse_student(backbone, (64, 64))
-    initialise(student, torch.Generator().manual_seed(0))
-    given = [map_.to(torch.bfloat16).float() for map_ in features(backbone, (64, 64))]
-    with torch.no_grad():
-        exact = student(given)
-        with torch.autocast("cpu", torch.bfloat16):
-            short = student(given)
-    for a, b in zip(exact, short):
-        assert F.cosine_similarity(a.flatten(1), b.float().flatten(1)).min() > 0.999

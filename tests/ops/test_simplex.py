@@ -59,16 +59,9 @@ def test_six_octaves_of_falling_amplitude_from_the_wavelength_on(wavelength, mon
         expected += amplitude * library.noise3array(places, places, places[:3])
     monkeypatch.setattr(torch, "randperm", lambda count, generator: torch.from_numpy(permutation))
     given = () if wavelength == 32 else (wavelength,)
-    np.testing.assert_allclose(noise_field(generator(), 20, *given).numpy(), expected, atol=3e-4)
-
-
-def test_a_field_depends_on_its_seed_and_has_another_slice_in_each_channel():
-    field = noise_field(generator(1), 40)
-    assert field.shape == (3, 40, 40) and field.dtype == torch.float32
-    assert torch.equal(field, noise_field(generator(1), 40))
-    assert not torch.allclose(field, noise_field(generator(2), 40), atol=0.05)
-    assert float(field.std()) > 0.1 and float(field.abs().max()) < 2.4
-    assert not torch.equal(field[0], field[1]) and not torch.equal(field[1], field[2])
+    field = noise_field(generator(), 20, *given)
+    assert field.dtype == torch.float32
+    np.testing.assert_allclose(field.numpy(), expected, atol=3e-4)
 
 
 def rectangles(noisy, images):

@@ -108,15 +108,10 @@ def jitter_deviations(
     """The deviation of each level's noise: ``noise`` itself for ResNets, as published, else scaled with the level's."""
     if noise == 0 or backbone.residual is not None:
         return [noise] * len(backbone.levels)
-    return [noise * deviation / REFERENCE_DEVIATION for deviation in level_deviations(images, teacher, batch_size)]
-
-
-def level_deviations(images: Images, teacher: Teacher, batch_size: int) -> list[float]:
-    """The standard deviation of all values of each level, over all images."""
     sums: Tensor | float = 0.0
     for batch in in_batches(images, batch_size):
         moments = [[m.numel(), m.sum(dtype=torch.float64), m.square().sum(dtype=torch.float64)] for m in teacher(batch)]
         sums = sums + torch.tensor(moments, dtype=torch.float64)
     count, total, squares = torch.as_tensor(sums).unbind(dim=1)
     deviations: list[float] = (squares / count - (total / count).square()).clamp(min=0).sqrt().tolist()
-    return deviations
+    return [noise * deviation / REFERENCE_DEVIATION for deviation in deviations]

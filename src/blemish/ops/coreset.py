@@ -34,11 +34,9 @@ def size_of_coreset(points: int, fraction: float) -> int:
 
 
 def random_projection(points_width: int, width: int, generator: torch.Generator) -> Tensor | None:
-    """A matrix ``points_width width`` that shortens vectors and roughly keeps their distances.
+    """A matrix ``points_width width``, drawn on the CPU like a fresh linear layer's weights, that shortens vectors.
 
-    Drawn on the CPU like the weights of a fresh linear layer: uniform in plus or minus ``1 / sqrt(points_width)``.
-    None for vectors of up to twice ``width``: a projection would save little, and it distorts distances by about one
-    part in ``sqrt(width / 2)``.
+    None for vectors of up to twice ``width``: it would save little, and distances change by a part in sqrt(width / 2).
     """
     if points_width <= 2 * width:
         return None
@@ -49,9 +47,8 @@ def random_projection(points_width: int, width: int, generator: torch.Generator)
 def first_distances(points: Tensor, start: Start, starting_points: int, generator: torch.Generator) -> Tensor:
     """The squared distances ``n`` that the greedy choice among ``n m`` points begins with.
 
-    ``approximate`` takes the mean distance to a few random points (drawn on the CPU), which are not picked by that;
-    ``exact`` the root of the summed squares of the distances to all points. Both are distances that are squared at the
-    end, and the second has a closed form, so that it needs no ``n n`` memory.
+    ``approximate`` takes the mean distance to a few random points, which are not picked by that; ``exact`` the root of
+    the summed squares of the distances to all points, which has a closed form.
     """
     n = len(points)
     if start == "exact":

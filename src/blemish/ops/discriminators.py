@@ -34,14 +34,13 @@ class PatchDiscriminator(nn.Module):
             self.networks.append(network.append(nn.Conv2d(width, 1, 1, bias=False)))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of either sign; convolutions run under the caller's autocast."""
         with torch.autocast(features[0].device.type, enabled=False):
             units = [F.normalize(map_.float(), dim=1) for map_ in features]
         return [network(unit).squeeze(1).float() for network, unit in zip(self.networks, units, strict=True)]
 
 
 class ImageDiscriminator(nn.Module):
-    """All levels joined into one number an image.
+    """All levels joined into one number an image: one tensor ``b``, in a list like a patch discriminator's.
 
     Every level goes through 3x3 convolutions of stride 2 down to the deepest ``grid`` (rows and columns); all are
     joined; further ones follow until two cells are left along the shorter side. Other grids than squares are averaged
@@ -64,7 +63,6 @@ class ImageDiscriminator(nn.Module):
         self.last = nn.Linear(deepest // 4, 1, bias=False)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """One tensor ``b`` of outputs of either sign, in a list like a patch discriminator's."""
         joined = self.joined(join_levels(self.paths, features))
         code = self.inner(self.whole(F.adaptive_avg_pool2d(joined, 2)).flatten(1))
         # The released InstanceNorm1d is given "images numbers", so it standardises the numbers of each image.
@@ -89,10 +87,9 @@ def discriminator_loss(
     margin: float = 5.0,
     gamma: float = 0.5,
 ) -> Tensor:
-    """Low energies for normal features, ``margin`` or more for others (hinges): means, summed over levels.
+    """Low energies for normal features, ``margin`` or more (hinges) for others: means, summed over levels.
 
-    All are energies, a tensor a level. Those of anomalous images weigh 1 - ``gamma``, those of what was given back of
-    both kinds ``gamma``.
+    Anomalous images' weigh 1 - ``gamma``, those of what was given back of both kinds ``gamma``.
     """
     hinges = [mean_energy([F.relu(margin - energy) for energy in energies]) for energies in (anomalous, generated)]
     return mean_energy(normal) + ((1 - gamma) * hinges[0] + gamma * hinges[1])

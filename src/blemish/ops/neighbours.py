@@ -30,12 +30,10 @@ class Neighbours(nn.Module):
         points = points.detach().float()
         centre = points.double().mean(dim=0).float() if len(points) else points.new_zeros(points.shape[1])
         centred = points - centre
-        self.register_buffer("centre", centre)
-        self.register_buffer("points", centred)
-        self.register_buffer("norms", centred.square().sum(dim=1))
+        for name, value in (("centre", centre), ("points", centred), ("norms", centred.square().sum(dim=1))):
+            self.register_buffer(name, value)
 
     def __len__(self) -> int:
-        """How many points there are."""
         return len(self.points)
 
     def forward(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:

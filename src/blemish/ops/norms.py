@@ -41,14 +41,9 @@ class Standardisation(nn.Module):
         """Take means and deviations from batches of feature maps ``b c y x``, a level each; at least one batch."""
         sums: list[list[Tensor]] = []
         for features in batches:
-            for level, map_ in enumerate(features):
-                exact = map_.double()
-                cells = exact.new_tensor(exact.numel() / exact.shape[1])
-                moments = [cells, exact.sum(dim=(0, 2, 3)), exact.square().sum(dim=(0, 2, 3))]
-                if level == len(sums):
-                    sums.append(moments)
-                else:
-                    sums[level] = [total + moment for total, moment in zip(sums[level], moments)]
+            values = [map_.double() for map_ in features]
+            moments = [[v[:, 0].numel() * v.new_ones(()), v.sum((0, 2, 3)), v.square().sum((0, 2, 3))] for v in values]
+            sums = [[a + b for a, b in zip(*pair)] for pair in zip(sums, moments)] if sums else moments
         for level, (cells, total, squares) in enumerate(sums):
             mean = total / cells
             deviation = (squares / cells - mean.square()).clamp_min(0).sqrt()
@@ -57,7 +52,6 @@ class Standardisation(nn.Module):
             getattr(self, f"deviation_{level}").copy_(deviation.view(1, -1, 1, 1))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of the same shapes, standardised."""
         return [
             (map_ - getattr(self, f"mean_{level}")) / getattr(self, f"deviation_{level}")
             for level, map_ in enumerate(features)

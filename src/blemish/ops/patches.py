@@ -1,8 +1,7 @@
 """Patch vectors: what a backbone sees around each cell of its finest feature map.
 
-The released PatchCore unfolds every neighbourhood to ``channels * 9`` numbers, interpolates coarse stages, and only
-then pools each vector adaptively, twice. Pooling works on channels and offsets, interpolation on positions, so they
-commute: here one grouped convolution unfolds and pools each stage on its own grid, before it is interpolated.
+The released PatchCore unfolds neighbourhoods, interpolates coarse stages, and then pools each vector adaptively, twice.
+Pooling and interpolation commute: here one grouped convolution unfolds and pools each stage before it is interpolated.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class PatchVectors(nn.Module):
 
     Args:
         channels: of each stage.
-        patch_size: cells a side of the neighbourhood: odd. Cells outside the map count as zeros.
+        patch_size: cells a side of the neighbourhood: odd. Those outside the map count as zeros.
         stage_width: numbers that each stage is pooled to, before the stages are joined.
         width: numbers that a patch vector is pooled to at the end.
         inflate: pool adaptively even where the stages together have fewer than ``width`` channels, which repeats
@@ -46,7 +45,6 @@ class PatchVectors(nn.Module):
         self.pooling.extend(_AdaptivePooling(c, patch_size, stage_width, ratio) for c in channels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Patch vectors ``b y x d`` of feature maps ``b c y x``, finest first."""
         grid = features[0].shape[-2:]
         stages = [pool(stage) for pool, stage in zip(self.pooling, features, strict=True)]
         for index, pooled in enumerate(stages):
@@ -97,8 +95,8 @@ class _AdaptivePooling(nn.Module):
         # The averages of adaptive pooling are its answers to one-hot inputs.
         windows = F.adaptive_avg_pool1d(torch.eye(entries, dtype=torch.float64), stage_width // self.groups).T
         windows = windows.reshape(-1, ratio, entries).mean(dim=1)
-        kernel = windows.view(len(windows), -1, patch_size, patch_size).repeat(self.groups, 1, 1, 1)
-        self.register_buffer("kernel", kernel.float(), persistent=False)
+        kernel = windows.view(len(windows), -1, patch_size, patch_size).repeat(self.groups, 1, 1, 1).float()
+        self.register_buffer("kernel", kernel, persistent=False)
         self.padding = patch_size // 2
 
     def forward(self, features: Tensor) -> Tensor:

@@ -73,7 +73,6 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(convolution(ins, outs, 1, step), normalisation(kind.norm, outs))
 
     def forward(self, features: Tensor) -> Tensor:
-        """The block's output."""
         branch = features
         for index, (convolve, norm) in enumerate(zip(self.convolutions, self.norms)):
             branch = norm(convolve(F.relu(branch, inplace=True) if index else branch))
@@ -86,10 +85,7 @@ def residual_stage(ins: int, outs: int, blocks: int, kind: BlockKind, step: Step
 
 
 def untrained(build: Callable[[], Network]) -> Network:
-    """What ``build`` gives, with zeros for values and convolutions in channels-last order.
-
-    Drawing 84 million values takes longer than judging many images, and who loads or initialises needs none of them.
-    """
+    """What ``build`` gives, in channels-last order, all zeros: drawing 84 million values takes seconds."""
     with torch.device("meta"):
         network = build()
     network = network.to_empty(device="cpu").to(memory_format=torch.channels_last)
@@ -101,10 +97,9 @@ def untrained(build: Callable[[], Network]) -> Network:
 
 @torch.no_grad()
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Fill ``network`` with fresh values, drawn on the CPU so that a seed means the same on every device.
+    """Fresh values, drawn on the CPU so that a seed means the same on every device, as reverse distillation's code has.
 
-    Convolutions: Kaiming normal by fan-out (a group's own); transposed ones torch's default, as reverse distillation's
-    released code leaves them; norms 1 and 0; biases 0.
+    Convolutions: Kaiming normal by fan-out (a group's own); transposed ones torch's default; norms 1 and 0; biases 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -27,10 +27,7 @@ MIN_INNER = 16  # channels inside a projection, at least: ResNet18's narrowest, 
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """How a teacher is mirrored; sequences go from the shallowest level to the deepest.
-
-    ``steps`` lead to each level from the one before. ``deep_blocks`` are those that end the bottleneck.
-    """
+    """How a teacher is mirrored, from its shallowest level to the deepest; ``deep_blocks`` end the bottleneck."""
 
     levels: tuple[Level, ...]
     widths: tuple[int, ...]
@@ -63,7 +60,7 @@ def decoder_spec(backbone: Backbone, norm: Norm = "batch") -> DecoderSpec:
 
 
 class Bottleneck(nn.Module):
-    """One-class bottleneck embedding: feature maps, shallowest first, to one code on half the deepest grid."""
+    """One-class bottleneck embedding: maps ``b c y x``, shallowest first, to one code on half the deepest grid."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -76,7 +73,6 @@ class Bottleneck(nn.Module):
         self.stage = residual_stage(joined, 2 * spec.widths[-1], spec.deep_blocks, spec.kind, "down")
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The code ``b d y x`` of feature maps ``b c y x``."""
         return self.stage(join_levels(self.paths, features))  # type: ignore[no-any-return]
 
 
@@ -98,8 +94,8 @@ class Decoder(nn.Module):
     def forward(self, code: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Maps ``b c y x`` on the teacher's ``grids`` (rows and columns, shallowest first) of a bottleneck's code.
 
-        Doubling the half of an odd grid gives one row or column too many, which is cut off, or, where a teacher halves
-        its grid rounding down, one too few: the last one is given twice.
+        Doubling a halved odd grid gives a row or column too many, which is cut off, or, where the teacher rounds down,
+        one too few: the last is given twice.
         """
         maps = []
         layers = zip(self.stages, self.heads, self.rectified, reversed(grids), strict=True)
@@ -114,14 +110,13 @@ class Decoder(nn.Module):
 
 
 class ReverseStudent(nn.Module):
-    """Bottleneck and decoder together: the teacher's feature maps to the student's, shallowest first."""
+    """Bottleneck and decoder: feature maps, shallowest first, to as many of the same shapes, under the autocast set."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.bottleneck, self.decoder = Bottleneck(spec), Decoder(spec)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of the same shapes as ``features``; convolutions run under the caller's autocast."""
         grids = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         kind = features[0].device.type
         if torch.is_autocast_enabled(kind):  # once here; otherwise two convolutions each turn the joined map into bf16
@@ -132,8 +127,7 @@ class ReverseStudent(nn.Module):
 def build_reverse_student(backbone: Backbone, size: tuple[int, int], norm: Norm = "batch") -> ReverseStudent:
     """The student that mirrors ``backbone``, without values: call ``initialise`` or load some.
 
-    Raises:
-        ConfigError: the levels leave a gap, or images of ``size`` leave the code one cell: too few for a norm.
+    A ConfigError, where the levels leave a gap or images of ``size`` leave the code one cell: too few for a norm.
     """
     check_cells(size, 2 * backbone.levels[-1].stride, "the student's code")
     return untrained(lambda: ReverseStudent(decoder_spec(backbone, norm)))
@@ -153,12 +147,11 @@ class Projection(nn.Module):
             self.layers.extend([nn.Conv2d(ins, outs, 3, padding=1), nn.InstanceNorm2d(outs), nn.LeakyReLU(0.01)])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Projected maps."""
         return self.layers(features)  # type: ignore[no-any-return]
 
 
 def build_projections(backbone: Backbone, size: tuple[int, int]) -> nn.ModuleList:
-    """RD++'s projection for each level, without values: call ``initialise_uniform`` (as released) or load some.
+    """RD++'s projections, without values: call ``initialise_uniform`` (as released) or load some.
 
     A ConfigError, where images of ``size`` leave a level one cell: an instance norm leaves nothing of that.
     """

@@ -2,8 +2,7 @@
 
 The noise is OpenSimplex in three dimensions (Spencer, 2014), computed from its definition and for all points at once:
 every point of a stretched cubic lattice has a gradient, and each that lies within sqrt(2) of a location adds
-``(2 - distance^2)^4 * (gradient . offset)`` to it. The usual programs leave out parts below 1e-4 and take 18 times as
-long.
+``(2 - distance^2)^4 * (gradient . offset)`` to it. The usual programs take 18 times as long.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _NEIGHBOURS = np.array([step for step in product((-1, 0, 1, 2), repeat=3) if tup
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches of noise: smallest and largest side in pixels, both included, and what the noise is multiplied by.
+    """Patches of noise: smallest and largest side in pixels, and what noise is multiplied by.
 
     ``at_origin``: always cut at the field's first row and column, as the released code in effect does.
     """
@@ -92,9 +91,8 @@ def check_patches(size: tuple[int, int], patches: Patches) -> None:
 def with_noise(images: Tensor, field: Tensor, generator: torch.Generator, patches: Patches) -> Tensor:
     """Copies of ``b 3 h w`` images, each with one patch of noise added; values may leave [0, 1] (nothing is clipped).
 
-    Height and width are drawn apart, each uniform over ``sides`` (up to the image's own less 2); the corner is uniform
-    from row and column 1 up to the last at which the patch stays one pixel inside. The field, ``3 s s``, is at least as
-    large as the largest patch.
+    Height and width are drawn apart, each uniform over ``sides`` (up to the image's own less 2), then the corner, so
+    that the patch stays one pixel inside. The field, ``3 s s``, is at least as large as the largest patch.
     """
 
     def draw(low: int, high: int) -> int:
@@ -113,8 +111,7 @@ def with_noise(images: Tensor, field: Tensor, generator: torch.Generator, patche
 def elastic_twins(images: Tensor) -> Tensor:
     """Images ``b 3 h w`` in [0, 1], each distorted by displacements of its own, drawn from torch's random state.
 
-    Computed on ``uint8`` on the CPU, as the released code of CKAAD does. Smoothing (5 pixels), sampling and black
-    filling are torchvision's defaults.
+    Computed on ``uint8`` on the CPU with torchvision's other defaults, as the released code of CKAAD does.
     """
     from torchvision.transforms.v2 import ElasticTransform  # takes a second to import, and few fits need it
 

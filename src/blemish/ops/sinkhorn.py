@@ -50,8 +50,7 @@ def paired_transport(
 def released_transport(maps: Sequence[Tensor], order: Tensor) -> Tensor:
     """A scalar, summed over levels, that is zero up to rounding, and so is its gradient: what RD++'s code computes.
 
-    Every image is one point, the softmax over its whole map ``b c y x``, and the batch is compared with itself in
-    another ``order``: the same points.
+    Every image is one point, the softmax over its whole map ``b c y x``; the batch is compared with itself reordered.
     """
     levels = []
     for map_ in maps:
