@@ -14,10 +14,10 @@ from blemish.data.demo import KINDS, MARGIN, draw_category, read_photograph, wri
 from blemish.data.public import DEMO_CATEGORIES
 from blemish.errors import ConfigError, DataError, OutputError
 
-pytest.importorskip("skimage", reason="the demo set is cut from scikit-image's photographs")
+data = pytest.importorskip("skimage.data", reason="the demo set is cut from scikit-image's photographs")
 
 CATEGORIES = tuple(DEMO_CATEGORIES)
-LOADERS = {"brick": "brick", "grass": "grass", "gravel": "gravel", "tissue": "immunohistochemistry"}
+SHOWN = {"brick": data.brick, "grass": data.grass, "gravel": data.gravel, "tissue": data.immunohistochemistry}
 
 
 @pytest.fixture(scope="module")
@@ -58,108 +58,71 @@ def doubled(category, box):
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(root, tmp_path):
-    again, other = tmp_path / "again", tmp_path / "other"
-    assert write_demo(again, seed=0, categories=["grass"]) == [again / "grass"]
-    write_demo(other, seed=1, categories=["grass"])
-    assert digests(again / "grass") == digests(root / "grass")
-    changed = digests(other / "grass")
-    assert changed.keys() == digests(root / "grass").keys()
-    assert changed != digests(root / "grass")
+    (again,) = write_demo(tmp_path / "again", seed=0, categories=["grass"])
+    (other,) = write_demo(tmp_path / "other", seed=1, categories=["grass"])
+    assert digests(again) == digests(root / "grass") != digests(other)
+    assert digests(again).keys() == digests(other).keys()
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_the_layout_the_counts_and_the_manifest_agree(root, category):
-    rows = manifest(root / category)
+def test_layout_regions_and_paint_of_a_category(root, category):
+    folder, rows = root / category, manifest(root / category)
     listed = {row["file"] for row in rows} | {row["mask"] for row in rows if row["mask"]} | {"manifest.csv"}
-    assert listed == set(digests(root / category))
-    count = dict.fromkeys({(row["split"], row["label"]) for row in rows}, 0)
-    for row in rows:
-        assert row["file"].startswith(f"{row['split']}/{row['label']}/")
-        assert (row["mask"] == "") == (row["label"] == "good")
-        if row["mask"]:
-            assert row["mask"] == row["file"].replace("test/", "ground_truth/").replace(".png", "_mask.png")
-        count[row["split"], row["label"]] += 1
+    assert listed == set(digests(folder))
+    kinds = [(row["split"], row["label"]) for row in rows]
+    count = {kind: kinds.count(kind) for kind in kinds}
     assert count == {("train", "good"): 48, ("test", "good"): 16} | {("test", kind): 4 for kind in KINDS}
-    assert len({row["group"] for row in rows if row["split"] == "train"}) == 12
-    assert len({row["group"] for row in rows if row["split"] == "test"}) == 8
-
-
-@pytest.mark.parametrize("category", CATEGORIES)
-def test_no_pixel_of_the_photograph_is_shared_by_train_and_test_or_by_two_groups(root, category):
-    rows = manifest(root / category)
-    for row in rows:
-        left, top, right, bottom = row["box"]
-        assert min(left, top) >= 0
-        assert max(right, bottom) <= 512
+    for split, groups in (("train", 12), ("test", 8)):
+        assert len({row["group"] for row in rows if row["split"] == split}) == groups
+    # No pixel of the photograph is shared by train and test or by two groups.
+    assert all(min(row["box"]) >= 0 and max(row["box"]) <= 512 for row in rows)
     for first, second in itertools.combinations(rows, 2):
         if first["split"] != second["split"]:
             assert gap(first["box"], second["box"]) >= MARGIN
         elif first["group"] != second["group"]:
             assert gap(first["box"], second["box"]) >= 0
-    assert any(gap(a["box"], b["box"]) < 0 for a, b in itertools.combinations(rows, 2)), "crops of a group overlap"
-
-
-@pytest.mark.parametrize("category", CATEGORIES)
-def test_the_paint_is_where_the_mask_says_and_nowhere_else(root, category):
-    folder = root / category
-    for row in manifest(folder):
-        image = np.asarray(Image.open(folder / row["file"]), dtype=int)
-        twin = doubled(category, row["box"])
+    # The paint is where the mask says and nowhere else, and brightness alone does not find it.
+    bright = {True: [], False: []}
+    for row in rows:
+        assert row["file"].startswith(f"{row['split']}/{row['label']}/")
+        image, twin = np.asarray(Image.open(folder / row["file"]), dtype=int), doubled(category, row["box"])
         assert image.shape == twin.shape == ((192, 192, 3) if category == "tissue" else (192, 192))
+        assert (row["mask"] == "") == (row["label"] == "good")
+        if row["split"] == "test":
+            bright[row["label"] == "good"].append(image.mean())
         if not row["mask"]:
             assert np.array_equal(image, twin)
             continue
+        assert row["mask"] == row["file"].replace("test/", "ground_truth/").replace(".png", "_mask.png")
         mask = np.asarray(Image.open(folder / row["mask"]))
-        assert mask.shape == image.shape[:2]
-        assert set(np.unique(mask)) == {0, 255}
+        assert mask.shape == image.shape[:2] and set(np.unique(mask)) == {0, 255}
         changed = np.abs(image - twin).reshape(192, 192, -1).max(axis=2)
         assert not changed[mask == 0].any()
         assert (changed[mask > 0] >= 2).mean() > 0.6, row["file"]
         assert 0.001 < (mask > 0).mean() < 0.4, row["file"]
+    assert 0.35 < np.mean([(bad > good) + 0.5 * (bad == good) for bad in bright[False] for good in bright[True]]) < 0.65
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
-def test_brightness_alone_does_not_find_the_defects(root, category):
-    rows = [row for row in manifest(root / category) if row["split"] == "test"]
-    brightness = [np.asarray(Image.open(root / category / row["file"])).mean() for row in rows]
-    good = [value for value, row in zip(brightness, rows) if row["label"] == "good"]
-    bad = [value for value, row in zip(brightness, rows) if row["label"] != "good"]
-    area = np.mean([(b > g) + 0.5 * (b == g) for b in bad for g in good])
-    assert 0.35 < area < 0.65
-
-
-@pytest.mark.parametrize("category", CATEGORIES)
-def test_the_photograph_is_the_one_scikit_image_shows(category):
-    data = pytest.importorskip("skimage.data")
-    shown = getattr(data, LOADERS[category])().astype(float) / 255
-    if shown.ndim == 2:
-        shown = np.repeat(shown[..., None], 3, axis=2)
-    assert np.array_equal(read_photograph(category), shown)
-
-
-def test_nothing_is_fetched(monkeypatch):
+def test_nothing_is_fetched_and_the_photographs_are_those_of_scikit_image(monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("the demo set opened a connection")
 
+    shown = {category: load() / 255 for category, load in SHOWN.items()}
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    for category in CATEGORIES:
+    for category, pixels in shown.items():
         assert next(draw_category(category)).image.size == (192, 192)
+        colours = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+        assert np.array_equal(read_photograph(category), colours)
 
 
-def test_without_scikit_image_the_message_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(DataError, match=r"pip install 'blemish\[demo\]'"):
-        write_demo(tmp_path)
-
-
-def test_an_unknown_category_is_named_before_anything_is_written(tmp_path):
+def test_what_cannot_be_written_is_refused(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=r"'steel'.*brick, grass, gravel, tissue"):
         write_demo(tmp_path, categories=["brick", "steel"])
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="name a folder you may write to"):
         write_demo(tmp_path / "file", categories=["brick"])
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(DataError, match=r"pip install 'blemish\[demo\]'"):
+        write_demo(tmp_path)

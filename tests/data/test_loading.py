@@ -68,6 +68,8 @@ def test_batches_equal_images_prepared_one_by_one(folder, budget, preparation):
         for index, key in zip(order, batch.keys):
             content = samples[index].path.read_bytes() + preparation.digest.encode()
             assert key == hashlib.sha256(content).hexdigest()
+        batch.images.zero_()  # what is kept does not change with what was given out
+        assert torch.equal(images.batch([1]).images[0], prepared(samples[1], preparation))
 
 
 # 256 bytes grey, 768 colour: keeping ends at the first image that does not fit.
@@ -81,16 +83,6 @@ def test_what_fits_the_budget_is_not_decoded_again(folder, monkeypatch, budget, 
     assert read == []
     images.batch([5, *range(9), 5])
     assert sorted(read) == [f"{number}.png" for number in range(kept, 9)]
-
-
-def test_keys_follow_content_and_preparation(folder):
-    samples = read_training(folder).samples
-    (folder / "good/1.png").write_bytes((folder / "good/0.png").read_bytes())
-    keys = PreparedImages(samples, PREPARATION).batch(range(9)).keys
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 8
-    others = PreparedImages(samples, Preprocessing(size=24)).batch(range(9)).keys
-    assert set(keys).isdisjoint(others)
 
 
 def test_damaged_files_are_named_and_skipped(folder):
@@ -109,13 +101,8 @@ def test_damaged_files_are_named_and_skipped(folder):
     assert torch.equal(images.batch([4]).images[0], prepared(samples[5]))
     with pytest.raises(ImageError, match=r"4\.png is damaged"):
         PreparedImages(samples, PREPARATION, strict=True)
-
-
-def test_nothing_left(folder):
-    samples = read_training(folder).samples[:1]
-    samples[0].path.write_text("no image")
-    with pytest.raises(DataError, match=r"none of the 1 images can be used: .*0\.png"):
-        PreparedImages(samples, PREPARATION)
+    with pytest.raises(DataError, match=r"none of the 1 images can be used: .*6\.png"):
+        PreparedImages(samples[6:7], PREPARATION)
     with pytest.raises(DataError, match="none of the 0 images"):
         PreparedImages((), PREPARATION)
 
@@ -142,13 +129,6 @@ def test_a_file_that_changes_while_learning(folder):
     samples[1].path.unlink()
     with pytest.raises(ImageError, match=r"1\.png cannot be opened"):
         images.batch([1, 2])
-
-
-def test_kept_pixels_are_not_changed_by_the_network(folder):
-    images = PreparedImages(read_training(folder).samples, Preprocessing("opencv", 16))
-    before = images.batch([1]).images.clone()
-    images.batch([1]).images.zero_()
-    assert torch.equal(images.batch([1]).images, before)
 
 
 def test_deep_images_take_the_fitted_white_level(folder):

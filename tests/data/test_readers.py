@@ -53,34 +53,24 @@ def test_layout_folder(make, tmp_path, below):
 
 
 def test_regime_is_read_from_the_labels(make, tmp_path):
-    for folders, regime in {
-        "good": "clean",
-        "unlabelled": "contaminated",
-        "good unlabelled": "contaminated",
-        "good anomalous": "weak",
-        "unlabelled anomalous": "weak",
-    }.items():
+    regimes = {"good": "clean", "unlabelled": "contaminated", "good unlabelled": "contaminated"}
+    for folders, regime in (regimes | dict.fromkeys(("good anomalous", "unlabelled anomalous"), "weak")).items():
         for folder in folders.split():
             make(f"{folders}/train/{folder}/1.png")
         assert read_training(tmp_path / folders).regime == regime
 
 
-def test_plain_folder_counts_as_good_and_says_so(make, tmp_path):
-    make("2.png")
-    make("10.PNG")
-    make("deeper/3.png")
-    training = read_training(tmp_path)
-    assert names(training.samples) == ["2.png", "10.PNG"]
-    assert training.regime == "clean"
-    assert any("2 images count as good" in note for note in training.notes)
-    assert any("folders ignored" in note and "deeper" in note for note in training.notes)
-
-
-def test_nobody_has_looked(make, tmp_path):
-    make("2.png")
-    training = read_training(tmp_path, unlabelled=True)
-    assert training.regime == "contaminated"
-    assert [(s.label, s.kind) for s in training.samples] == [("unlabelled", "unlabelled")]
+def test_plain_folder_counts_as_good_or_unlabelled_and_says_so(make, tmp_path):
+    for name in ("2.png", "10.PNG", "deeper/3.png"):
+        make(name)
+    for unlabelled, label, kind in ((False, "normal", "good"), (True, "unlabelled", "unlabelled")):
+        training = read_training(tmp_path, unlabelled=unlabelled)
+        assert [(s.path.name, s.label, s.kind) for s in training.samples] == [
+            ("2.png", label, kind),
+            ("10.PNG", label, kind),
+        ]
+        assert f"2 images count as {kind}" in training.notes[0]
+        assert "folders ignored" in training.notes[1] and "deeper" in training.notes[1]
     make("train/good/1.png")
     make("train/anomalous/1.png")
     assert [s.label for s in read_training(tmp_path, unlabelled=True).samples] == ["unlabelled", "anomalous"]
@@ -93,25 +83,20 @@ def test_order_is_natural_and_the_same_in_any_creation_order(make, tmp_path):
     assert names(read_training(tmp_path / "Größe 7").samples) == ordered
 
 
-def test_what_is_not_an_image_is_ignored(make, tmp_path):
-    make("good/1.png")
-    for name in ("Thumbs.db", ".DS_Store", "._1.png", "notes.txt", "1.json"):
-        (tmp_path / "good" / name).write_text("x")
-    (tmp_path / "good" / "folder.png").mkdir()
-    training = read_training(tmp_path)
-    assert names(training.samples) == ["1.png"]
-    assert not any("not images" in note for note in training.notes)
-    for number in range(12):
-        (tmp_path / "good" / f"{number}.dcm").write_text("x")
-    assert any("14 files in good are not images" in n and ".dcm 12" in n for n in read_training(tmp_path).notes)
-
-
-def test_unknown_folders_and_loose_images_are_named(make, tmp_path):
+def test_what_is_ignored_is_named_where_it_is_much(make, tmp_path):
     for name in ("good/1.png", "good/old/1.png", "bad/1.png", "loose.png"):
         make(f"train/{name}")
-    notes = read_training(tmp_path).notes
-    assert any("folders ignored in train: bad, good/old" in note for note in notes)
-    assert any("1 images directly in train were ignored" in note for note in notes)
+    for name in ("Thumbs.db", ".DS_Store", "._1.png", "notes.txt", "1.json"):
+        (tmp_path / "train/good" / name).write_text("x")
+    (tmp_path / "train/good" / "folder.png").mkdir()
+    training = read_training(tmp_path)
+    assert names(training.samples) == ["1.png"]
+    ignored, loose = training.notes
+    assert ignored == "folders ignored in train: bad, good/folder.png, good/old"
+    assert "1 images directly in train were ignored" in loose
+    for number in range(12):
+        (tmp_path / "train/good" / f"{number}.dcm").write_text("x")
+    assert any("14 files in good are not images" in n and ".dcm 12" in n for n in read_training(tmp_path).notes)
 
 
 def test_groups_come_from_a_manifest_inside(make, tmp_path):
@@ -148,28 +133,20 @@ def test_errors_say_what_was_found(make, tmp_path):
 def test_patterns(make, tmp_path):
     for name in ("OK/2.png", "OK/10.png", "OK/deep/1.png", "NG/1.png", "pile [1]/1.png"):
         make(name)
-    training = read_globs([f"{tmp_path}/OK/**/*.png"], [f"{tmp_path}/NG/*"], [f"{tmp_path}/pile [1]"])
-    labels = [(str(s.path.relative_to(tmp_path)), s.label) for s in training.samples]
-    assert labels == [
-        ("OK/2.png", "normal"),
-        ("OK/10.png", "normal"),
-        ("OK/deep/1.png", "normal"),
-        ("pile [1]/1.png", "unlabelled"),
-        ("NG/1.png", "anomalous"),
-    ]
-    assert (training.regime, training.root, training.name) == ("weak", None, tmp_path.name)
     # A file that two patterns of one label match is taken once.
-    assert len(read_globs([f"{tmp_path}/OK/*", f"{tmp_path}/OK/2.png"]).samples) == 2
-
-
-def test_patterns_that_cannot_be_meant(make, tmp_path):
-    make("OK/1.png")
-    with pytest.raises(DataError, match="matches no image"):
-        read_globs([f"{tmp_path}/OK/*.jpg"])
-    with pytest.raises(DataError, match="as normal and as anomalous"):
-        read_globs([f"{tmp_path}/OK/*"], [f"{tmp_path}/OK/1.png"])
-    with pytest.raises(DataError, match="--good or --unlabelled"):
-        read_globs([], [f"{tmp_path}/OK/*"])
+    good = [f"{tmp_path}/OK/**/*.png", f"{tmp_path}/OK/2.png"]
+    training = read_globs(good, [f"{tmp_path}/NG/*"], [f"{tmp_path}/pile [1]"])
+    labels = [(s.path.relative_to(tmp_path).as_posix(), s.label) for s in training.samples]
+    normal = [(f"OK/{name}.png", "normal") for name in ("2", "10", "deep/1")]
+    assert labels == [*normal, ("pile [1]/1.png", "unlabelled"), ("NG/1.png", "anomalous")]
+    assert (training.regime, training.root, training.name) == ("weak", None, tmp_path.name)
+    for patterns, said in (
+        ([[f"{tmp_path}/OK/*.jpg"]], "matches no image"),
+        ([[f"{tmp_path}/OK/*"], [f"{tmp_path}/OK/2.png"]], "as normal and as anomalous"),
+        ([[], [f"{tmp_path}/OK/*"]], "--good or --unlabelled"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read_globs(*patterns)
 
 
 def test_identical_files_in_train_and_test(make, tmp_path):

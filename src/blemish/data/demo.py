@@ -60,11 +60,6 @@ def write_demo(root: Path, seed: int = 0, categories: Sequence[str] = tuple(DEMO
     """The folders of the categories, written under ``root`` in the layout of MVTec AD, each with a manifest.
 
     The same seed writes the same bytes. Files of an earlier demo set are written over.
-
-    Raises:
-        ConfigError: there is no such category.
-        DataError: scikit-image is not installed, or lacks a photograph.
-        OutputError: ``root`` cannot be written.
     """
     for name in categories:
         if name not in DEMO_CATEGORIES:
@@ -91,11 +86,7 @@ def write_demo(root: Path, seed: int = 0, categories: Sequence[str] = tuple(DEMO
 
 
 def draw_category(category: str, seed: int = 0) -> Iterator[Drawing]:
-    """The pictures of one category, made as they are asked for: training, good test, then defects of each kind in turn.
-
-    Raises:
-        DataError: scikit-image is not installed, or lacks a photograph.
-    """
+    """The pictures of one category, made as they are asked for: training, good test, then defects, kinds in turn."""
     pixels, on_top = read_photograph(category), DEMO_CATEGORIES[category].test == "top"
     rng = np.random.default_rng([seed, zlib.crc32(category.encode())])
     edge = TEST_ROWS if on_top else PHOTOGRAPH - TEST_ROWS - MARGIN  # of the upper part
@@ -123,11 +114,7 @@ def draw_category(category: str, seed: int = 0) -> Iterator[Drawing]:
 
 
 def read_photograph(category: str) -> Array:
-    """A photograph as ``512 512 3`` in [0, 1], read from the installed package's own files.
-
-    Raises:
-        DataError: scikit-image is not installed, or lacks the photograph.
-    """
+    """A photograph as ``512 512 3`` in [0, 1], read from the installed package's own files."""
     file = DEMO_CATEGORIES[category].file
     remedy = "install it with pip install 'blemish[demo]'"
     try:

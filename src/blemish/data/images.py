@@ -104,11 +104,7 @@ def decode(content: bytes, name: str) -> DecodedImage:
 
 
 def read_header(path: Path) -> tuple[tuple[int, int], int]:
-    """Height and width after any EXIF rotation, and bits a channel; no proof that the rest of the file can be decoded.
-
-    Raises:
-        ImageError: the first bytes are not those of an image.
-    """
+    """Height and width after any EXIF rotation, and bits a channel; an ImageError where no image begins."""
     try:
         with _PILLOW_QUIET, Image.open(path, formats=_FORMATS) as image:
             # Asking a PNG without EXIF for it would decode the whole file; a TIFF's size is turned already.

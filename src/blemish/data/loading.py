@@ -42,19 +42,7 @@ class _Prepared:
 class PreparedImages:
     """Training images at the network's input size, by index: implements ``contract.Images`` over files.
 
-    ``samples`` are those that can be read, ``skipped`` the path and reason of each other file.
-
-    Args:
-        samples: which images; their order is kept.
-        preparation: how they are brought to the input size.
-        workers: threads that decode; unless given, as many as this process may use cores.
-        strict: fail on the first file that cannot be read, instead of skipping it.
-        progress: told of the decoding, and of each skipped file.
-        budget: bytes of prepared pixels to keep in memory.
-
-    Raises:
-        ImageError: ``strict``, and a file cannot be read.
-        DataError: no file can be read.
+    A file that cannot be read is an ImageError if ``strict``, else left out, with path and reason in ``skipped``.
     """
 
     def __init__(
@@ -62,10 +50,10 @@ class PreparedImages:
         samples: Sequence[Sample],
         preparation: Preprocessing,
         *,
-        workers: int | None = None,
+        workers: int | None = None,  # threads that decode; as many as this process may use cores
         strict: bool = False,
         progress: Progress | None = None,
-        budget: int = BUDGET,
+        budget: int = BUDGET,  # bytes of prepared pixels to keep in memory
     ) -> None:
         self.preparation = preparation
         self._workers = workers
@@ -92,26 +80,18 @@ class PreparedImages:
         self._kept, self.skipped = kept, tuple(skipped)
 
     def __len__(self) -> int:
-        """How many images there are, skipped ones left out."""
         return len(self._kept)
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """What is known of each image, skipped ones left out."""
         return tuple(image.sample for image in self._kept)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The key of each image: a digest of its content and preparation."""
         return tuple(image.key for image in self._kept)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The images at ``indices``, in that order.
-
-        Raises:
-            ImageError: a file beyond the budget has vanished since the set was built.
-            DataError: it has changed.
-        """
+        """The images at ``indices``; an error where a file beyond the budget has vanished or changed meanwhile."""
         chosen = [self._kept[index] for index in indices]
         missing = list(dict.fromkeys(image for image in chosen if not len(image.pixels)))
         pixels = {image: image.pixels for image in chosen}

@@ -100,27 +100,18 @@ def write_manifest(manifest: Path, samples: Iterable[Sample]) -> Path:
 
 
 def check_within(manifest: Path, images: Iterable[Path]) -> None:
-    """Refuse a manifest that could not name ``images``, before the work whose result it is to hold.
-
-    Raises:
-        ManifestError: an image lies outside the manifest's folder.
-    """
+    """A ManifestError where a manifest could not name ``images``, before the work whose result it is to hold."""
     folder, files = manifest.parent.resolve(), [image.resolve() for image in images]
     outside = next((file for file in files if not file.is_relative_to(folder)), None)
     if outside is not None:
         holds_all = Path(os.path.commonpath([file.parent for file in files]))
-        raise ManifestError(
-            f"a manifest names files inside its own folder, and {outside} is not in {folder}: write it to a folder "
-            f"that holds the images, such as {holds_all / manifest.name}."
-        )
+        problem = f"a manifest names files inside its own folder, and {outside} is not in {folder}"
+        remedy = f"write it to a folder that holds the images, such as {holds_all / manifest.name}"
+        raise ManifestError(f"{problem}: {remedy}.")
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number and stripped values by column of each line of a CSV file.
-
-    Raises:
-        ManifestError: it is not a CSV file in UTF-8.
-    """
+    """Number and stripped values by column of each line of a CSV file; a ManifestError where it is none in UTF-8."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened)

@@ -93,10 +93,15 @@ class Preprocessing:
                     "255: convert it as the training images were, or fit on 16-bit images."
                 )
             pixels = np.minimum(pixels.astype(np.float32) / np.float32(self.white_level), np.float32(1))
-        if self.resize == "opencv":
-            return _interpolated(pixels, self._sides)
+        if self.resize == "opencv":  # pixel centres at half-integers, no antialiasing, float64 in between
+            scaled = torch.from_numpy(pixels.astype(np.float64) / (255 if pixels.dtype == np.uint8 else 1))
+            grid = F.interpolate(scaled.permute(2, 0, 1)[None], self._sides, mode="bilinear", align_corners=False)[0]
+            return np.ascontiguousarray(grid.permute(1, 2, 0).to(torch.float32).numpy())
         (rows, top), (columns, left) = self._placings(image.size)
-        content = _antialiased(pixels, (rows, columns))
+        # Pillow's bilinear resize channel by channel: uint8 stays uint8.
+        planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, -1, 0)]
+        resized = [np.asarray(plane.resize((columns, rows), Image.Resampling.BILINEAR)) for plane in planes]
+        content = np.stack(resized, axis=-1).clip(0, 255 if pixels.dtype == np.uint8 else 1)
         height, width = self.input_size
         if self.resize == "crop":
             return np.ascontiguousarray(content[-top:, -left:][:height, :width])
@@ -181,22 +186,3 @@ def stacked(prepared: Sequence[npt.NDArray[Any]]) -> Tensor:
     joined = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2)
     scaled = joined.to(torch.float32).div_(255) if joined.dtype == torch.uint8 else joined
     return scaled.expand(-1, 3, -1, -1).contiguous()
-
-
-def _antialiased(pixels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """Pillow's bilinear resize: uint8 stays uint8, float goes channel by channel."""
-    width_first, bilinear = (size[1], size[0]), Image.Resampling.BILINEAR
-    if pixels.dtype == np.uint8:
-        whole = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-        return np.array(Image.fromarray(whole).resize(width_first, bilinear)).reshape(*size, pixels.shape[2])
-    planes = [Image.fromarray(plane).resize(width_first, bilinear) for plane in np.moveaxis(pixels, -1, 0)]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 1)
-
-
-def _interpolated(pixels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """OpenCV's bilinear resize: pixel centres at half-integers, no antialiasing, float64 in between."""
-    values = pixels.astype(np.float64) / (255 if pixels.dtype == np.uint8 else 1)
-    image = torch.from_numpy(values).permute(2, 0, 1)[None]
-    resized = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=False)[0]
-    result: npt.NDArray[np.float32] = resized.permute(1, 2, 0).to(torch.float32).contiguous().numpy()
-    return result

@@ -44,10 +44,6 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
     The papers' ratio of .1 makes 9.1 % of the pile bad. Groups are drawn until the number is reached. Of the last one
     only as many images join as are still missing; without overlap the whole group leaves the test set all the same.
     With one seed, a smaller ratio draws a part of what a larger one does. Anomalous training images are left out.
-
-    Raises:
-        ConfigError: the ratio is outside [0, 1].
-        DataError: there are not as many anomalous test images, or none would be left to test on.
     """
     if not 0 <= ratio <= 1:
         raise ConfigError(f"ratio {ratio}: a share of the training images, from 0 to 1, is needed, such as 0.1")
@@ -76,8 +72,7 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
     groups = len({sample.group for sample in drawn})
     notes = [f"among the unlabelled: {number} bad test images of {groups} groups (ratio {ratio}, seed {seed})"]
     if training.anomalous:
-        dropped = len(training.anomalous)
-        notes.append(f"{dropped} known-bad training images are left out: this protocol has no labels")
+        notes.append(f"{len(training.anomalous)} known-bad training images are left out: this protocol has no labels")
     return Dealt(
         replace(training, samples=tuple(pile), notes=(*training.notes, *notes)),
         replace(test, samples=left, notes=(*test.notes, f"{gone} images of the {groups} drawn groups are left out")),
@@ -87,10 +82,7 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
 
 
 def kinds_to_label(training: TrainingSet, test: TestSet, count: int, seed: int) -> tuple[tuple[str, ...], ...]:
-    """The kinds of each draw that a figure is averaged over: every kind in turn, or five draws of several.
-
-    ``count`` is k, how many kinds are labelled at once; a ConfigError where there are not as many.
-    """
+    """The kinds of each draw that a figure is averaged over: every kind in turn, or five draws of ``count`` kinds."""
     known = sorted({sample.kind for sample in _pool(training, test)})
     if not 1 <= count <= len(known):
         raise ConfigError(f"{count} kinds are to be revealed, and {test.name} has {len(known)}: {', '.join(known)}")
@@ -115,10 +107,6 @@ def label_anomalies(
     A training set that has anomalous images of its own gives them, and the test set stays whole; otherwise the test set
     gives them. Where there are 20 labels or more, whole groups with at least ``int(5 %) + 1`` of the fewer of normal
     and labelled images, and as many of the other, are held out to ``validate``; they count among the labels.
-
-    Raises:
-        ConfigError: a kind is unknown, or the ratio is out of range.
-        DataError: there are fewer labels than kinds or fewer images than labels, or none would be left to test on.
     """
     if not 0 <= ratio < 1:
         raise ConfigError(f"ratio {ratio}: the bad share of the training set, from 0 to below 1, is needed: try 0.05")
@@ -145,7 +133,7 @@ def label_anomalies(
         order = shuffled_names(by_group, seed, f"reveal {seed}/{draw} {kind}")
         queues.append([sample for group in order for sample in by_group[group]])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))
-    labelled = sorted(itertools.islice(filter(None, turns), number), key=_path)
+    labelled = sorted(itertools.islice(filter(None, turns), number), key=lambda sample: sample.path.as_posix())
     left, gone = _without_groups_of(labelled, test)
     if not any(sample.anomalous for sample in left):
         raise DataError(f"{asked}, and then no bad part is left to test on")
@@ -167,8 +155,7 @@ def label_anomalies(
 def write_manifests(dealt: Dealt, manifest: Path) -> list[Path]:
     """The manifest of training and test set, and beside it those of the set with overlap or of the validation part.
 
-    Their names end in ``-overlap`` and ``-validation``. Raises a ManifestError where images lie outside the manifest's
-    folder or one would replace what the set was read by.
+    Their names end in ``-overlap`` and ``-validation``. None may replace what the set was read by.
     """
     tables: dict[Path, Sequence[Sample]] = {manifest: (*dealt.training.samples, *dealt.test.samples)}
     for ending, beside in (("overlap", dealt.overlap), ("validation", dealt.validation)):
@@ -185,10 +172,6 @@ def alternative_split(training: TrainingSet, test: TestSet, split: Path) -> tupl
     Where a set's normal test images differ from its anomalous ones in something that is no defect (a darker lamp), this
     shows what a method finds without it. ``split`` is a CSV file in the set's folder, with ``file,alt_split``, one line
     a training image: ``train``, or a word that begins with ``test``.
-
-    Raises:
-        ManifestError: the file is missing or lacks a column, a training image is not listed, a listed one does not
-            exist, or all images end up on one side.
     """
     sides: dict[str, str] = {}
     for line, values in read_lines(split):
@@ -227,14 +210,10 @@ def alternative_split(training: TrainingSet, test: TestSet, split: Path) -> tupl
     )
 
 
-def _path(sample: Sample) -> str:
-    return sample.path.as_posix()
-
-
 def _by_group(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     """The samples of each group, in the order of their paths."""
     groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in sorted(samples, key=_path):
+    for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
         groups[sample.group].append(sample)
     return groups
 

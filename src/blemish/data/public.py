@@ -1,8 +1,4 @@
-"""The table of image sets that Blemish knows: what is in them, where to get them, what may be done with them.
-
-Blemish downloads none of them: the scripts in ``scripts/datasets`` check an unpacked copy and write the papers' split
-of it as manifests, which every command reads.
-"""
+"""The image sets that Blemish knows. It downloads none: ``scripts/datasets`` writes manifests of unpacked copies."""
 
 from __future__ import annotations
 
@@ -50,8 +46,5 @@ PUBLIC_SETS = {name: PublicSet(**row) for name, row in _TABLE["public"].items()}
 def datasets() -> tuple[tuple[str, str, str], ...]:
     """Name, content, and licence with origin of every set that Blemish knows, the demo's first."""
     demo = [(name, photo.shows, f"{photo.licence}: {photo.source}") for name, photo in DEMO_CATEGORIES.items()]
-    public = [
-        (name, row.shows, f"{row.licence}: {row.source}; scripts/datasets/{row.script}")
-        for name, row in PUBLIC_SETS.items()
-    ]
-    return (*demo, *public)
+    origins = {name: f"{row.licence}: {row.source}; scripts/datasets/{row.script}" for name, row in PUBLIC_SETS.items()}
+    return (*demo, *((name, row.shows, origins[name]) for name, row in PUBLIC_SETS.items()))

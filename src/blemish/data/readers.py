@@ -134,11 +134,7 @@ def shared_files(training: TrainingSet, data: Path) -> list[tuple[Path, Path]]:
 
 
 def refuse_to_replace(path: Path, training: TrainingSet) -> None:
-    """Never write over the manifest that a set was read by, or that names its groups, or over one of its images.
-
-    Raises:
-        ManifestError: this would.
-    """
+    """A ManifestError where ``path`` is the manifest that a set was read by or that names its groups, or an image."""
     root, written = training.root, path.resolve()
     source = root / "manifest.csv" if root is not None and root.is_dir() else root
     if source is not None and source.is_file() and written == source.resolve():

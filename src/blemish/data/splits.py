@@ -15,37 +15,26 @@ from blemish.errors import DataError
 
 
 def split_by_group(groups: Sequence[str], held: int | float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices kept and indices held out, both ascending; no group is on both sides.
+    """Indices kept and indices held out, both ascending; no group is on both sides, and none of them is empty.
 
-    ``groups`` are those of the images; ``held`` is how many of them to hold out (an int), or a fraction of them in
-    (0, 1) (a float: the nearest number, at least 1).
-
-    Raises:
-        DataError: that would leave one side without a group.
+    ``held`` is how many groups to hold out (an int), or a fraction of them (a float: the nearest number, at least 1).
     """
     shuffled = shuffled_names(groups, seed, "split")
     number = held if isinstance(held, int) else max(1, round(held * len(shuffled)))
     if not 0 < number < len(shuffled):
-        raise DataError(
-            f"{number} of {len(shuffled)} groups cannot be held out: at least one has to be held and one kept. "
-            "Give more images, or hold out fewer."
-        )
+        problem = f"{number} of {len(shuffled)} groups cannot be held out: at least one has to be held and one kept"
+        raise DataError(f"{problem}. Give more images, or hold out fewer.")
     chosen = set(shuffled[:number])
     kept = [index for index, group in enumerate(groups) if group not in chosen]
     return kept, [index for index, group in enumerate(groups) if group in chosen]
 
 
 def folds_by_group(groups: Sequence[str], folds: int, seed: int) -> list[list[int]]:
-    """The indices of each fold, ascending: every index once, every group whole, about equally many images in each.
-
-    Raises:
-        DataError: fewer than two folds, or fewer groups than folds.
-    """
+    """The indices of each fold, ascending: every index once, every group whole, about equally many images in each."""
     shuffled = shuffled_names(groups, seed, "folds")
     if not 2 <= folds <= len(shuffled):
-        raise DataError(
-            f"{len(shuffled)} groups cannot be split into {folds} folds: choose from 2 folds to one a group."
-        )
+        problem = f"{len(shuffled)} groups cannot be split into {folds} folds"
+        raise DataError(f"{problem}: choose from 2 folds to one a group.")
     images = Counter(groups)
     filled = [0] * folds
     fold_of: dict[str, int] = {}

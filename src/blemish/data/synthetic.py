@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates, shift
 Array = NDArray[np.float64]
 
 LIGHT = (-0.6, -0.8)  # where it comes from (rows, columns): the upper left
+GRAIN = 0.6  # how wide a camera's finest detail is; it is mostly grey, so all colours share it
 SIDE = 64
 """Rows and columns of the crop that a defect is painted into."""
 SEEN = 0.25  # cover from which a painted pixel counts as defective
@@ -83,10 +84,11 @@ def hole(crop: Array, scene: Scene, tone: int, rng: Generator) -> tuple[Array, A
     depth = _blob(len(crop), scene.boldness * rng.uniform(4, 9), 0.12, rng)
     away = np.clip(-_facing(depth), 0, 1)
     body = _soft(depth, 1.6)
-    floor = np.broadcast_to(scene.dark * 0.85 if scene.pit < 0.5 else scene.light, crop.shape)
-    floor = floor + 0.5 * scene.contrast * (0.3 * _clouds(len(crop), 3, rng))[..., None]
+    ground = scene.dark * 0.85 if scene.pit < 0.5 else scene.light
+    floor = ground + 0.5 * scene.contrast * (0.3 * _clouds(len(crop), 3, rng))[..., None]
     wall = np.exp(-np.clip(depth, 0, None) / 1.8) * away
-    inside = _mix(floor, gaussian_filter(crop, (2, 2, 0)), 0.55 * wall) + _grain(len(crop), 0.6 * scene.grain, rng)
+    inside = _mix(floor, gaussian_filter(crop, (2, 2, 0)), 0.55 * wall)
+    inside = inside + 0.6 * scene.grain * _clouds(len(crop), GRAIN, rng)[..., None]
     rim = np.exp(-(((depth + 0.8) / 1.1) ** 2)) * (1 - body) * _soft(depth + 3, 1.5)
     image = _mix(crop, scene.light if scene.pit < 0.5 else scene.dark, 0.4 * rim * away)
     return _mix(image, inside, body), np.maximum(body, 0.6 * rim * away)
@@ -105,7 +107,7 @@ def missing(crop: Array, scene: Scene, tone: int, rng: Generator) -> tuple[Array
     near = crop.reshape(-1, 3).mean(axis=0)
     ground = near + min(0.8, scene.boldness * rng.uniform(0.3, 0.55)) * (scene.shade(tone) - near)
     relief = 0.16 * _clouds(len(crop), 4, rng) + 0.12 * _clouds(len(crop), 1.2, rng)
-    inside = ground + scene.contrast * relief[..., None] + _grain(len(crop), scene.grain, rng)
+    inside = ground + scene.contrast * relief[..., None] + scene.grain * _clouds(len(crop), GRAIN, rng)[..., None]
     edge = np.exp(-np.clip(depth, 0, None) / 2.2) * _facing(depth)
     inside = inside * (1 - 0.4 * np.clip(edge, 0, 1)[..., None]) + 0.15 * np.clip(-edge, 0, 1)[..., None]
     return _mix(crop, inside, body), body
@@ -189,11 +191,6 @@ def _clouds(size: int, scale: float, rng: Generator) -> Array:
     field = gaussian_filter(rng.standard_normal((size, size)), scale, mode="wrap")
     clouds: Array = (field - field.mean()) / field.std()
     return clouds
-
-
-def _grain(size: int, deviation: float, rng: Generator) -> Array:
-    """Noise as fine as the photograph's, the same in all colours, because a camera's finest detail is mostly grey."""
-    return deviation * _clouds(size, 0.6, rng)[..., None]
 
 
 def _offsets(size: int, rng: Generator) -> tuple[Array, Array]:
