@@ -173,7 +173,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         weights = place / "lite0.pth"
-        torch.save(find_weights("efficientnet_lite0", "pretrained").tensors, weights)
+        torch.save(find_weights("efficientnet_lite0", "pretrained")[0], weights)
         for number in arguments.images:
             folder = subset(arguments.layout, number, place / f"of_{number}")
             latency = number == arguments.images[0] and arguments.only != "fit"

@@ -99,7 +99,7 @@ def usual(name: str, images: Tensor, batches: Sequence[Sequence[int]]) -> tuple[
     """Seconds and mean loss of one epoch of the loop as it is usually written."""
     frozen = build_backbone(name, STAGES, weights="random")
     teacher = random_network(name, STAGES, 0).eval()
-    student: nn.Module = RD(frozen, (8, 8), RDConfig()).student
+    student: nn.Module = RD(frozen, (64, 64), RDConfig()).student
     initialise(student, Run().generator("student"))
     student = student.to(memory_format=torch.contiguous_format).train()
     optimiser = torch.optim.Adam(student.parameters(), lr=0.005, betas=(0.5, 0.999))
@@ -122,7 +122,7 @@ def usual(name: str, images: Tensor, batches: Sequence[Sequence[int]]) -> tuple[
 def parts(name: str, images: Tensor, rounds: int) -> tuple[dict[str, float], float]:
     """Milliseconds of the parts of one step of ours, and its products in GFLOP (teacher left out)."""
     backbone = build_backbone(name, STAGES, weights="random")
-    method = RD(backbone, (8, 8), RDConfig())
+    method = RD(backbone, (64, 64), RDConfig())
     initialise(method.student, torch.Generator().manual_seed(0))
     method.student.train()
     optimiser = torch.optim.Adam(method.student.parameters(), lr=0.005, fused=True)

@@ -47,16 +47,6 @@ def test_picks_are_those_of_the_literal_rule_whatever_a_blocks_size(start, offse
         next(farthest_first(points, 2, first[1:]))
 
 
-def test_clustered_points_in_chunks_cover_as_well_as_the_literal_rule(monkeypatch):
-    monkeypatch.setattr("blemish.ops.coreset.ROWS", 100)
-    centres = points_of(30, 16, seed=2) * 5
-    points = centres.repeat(20, 1) + 0.05 * points_of(600, 16, seed=3)
-    first = starts(points)
-    found = list(farthest_first(points, 60, first, block=64))
-    assert found == literal(points, 60, first)
-    assert len({p % 30 for p in found[:31]}) == 30  # every cluster is visited before any is refined
-
-
 def test_the_lowest_index_is_taken_among_equals():
     corners = torch.eye(40) * 4  # every two are equally far apart
     assert list(farthest_first(corners, 12, torch.full((40,), 7.0), block=8)) == list(range(12))
@@ -105,6 +95,7 @@ def test_projection_is_a_fresh_linear_layers_weights():
 
 def test_points_that_waited_make_up_for_all_picks_they_missed(monkeypatch):
     monkeypatch.setattr("blemish.ops.coreset.BLOCK", 16)  # so that what was missed spans several portions
+    monkeypatch.setattr("blemish.ops.coreset.ROWS", 30)
     # one wide cloud and one narrow one: the narrow one's points wait until picks have become that fine
     points = torch.cat([points_of(200, 6) * 10, points_of(200, 6, seed=1) + 3])
     first = starts(points)

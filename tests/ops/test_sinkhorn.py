@@ -7,9 +7,6 @@ import torch.nn.functional as F
 
 from blemish.ops.sinkhorn import paired_transport, released_transport, sinkhorn_divergence
 
-RELEASED = {"diameter": 1e7, "scaling": 0.95}
-"""What the released code sets."""
-
 
 def random(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -37,14 +34,6 @@ def test_the_released_form_vanishes_with_its_gradient_and_the_paired_one_does_no
     gradients = torch.autograd.grad(paired, maps)
     assert float(paired.detach()) > 0.01
     assert min(float(gradient.abs().max()) for gradient in gradients) > 1e-5
-
-
-def test_even_in_the_released_form_different_points_would_differ_by_next_to_nothing():
-    one, other = (random(seed, 6, 4096).softmax(dim=1)[None] for seed in (5, 6))
-    assert abs(float(sinkhorn_divergence(one, other, **RELEASED))) < 1e-4
-    assert (
-        float(sinkhorn_divergence(one * 500, other * 500, **RELEASED)) > 1
-    )  # the solver sees a difference where one is
 
 
 def test_paired_is_the_mean_divergence_of_unit_vectors_over_pairs_and_levels():

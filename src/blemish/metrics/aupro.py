@@ -130,8 +130,7 @@ def aupro_per_image(maps: Maps, masks: Masks, limit: float = 0.3, steps: int = 2
         missed = np.concatenate([[0.0], np.cumsum(defects.weights()[order])])
         rates = (normal.size - np.searchsorted(normal, thresholds, side="right")) / normal.size
         overlaps = missed[-1] - missed[np.searchsorted(defective[order], thresholds, side="right")]
-        is_kept = rates < limit
-        rates, overlaps = rates[is_kept], overlaps[is_kept]
+        rates, overlaps = rates[rates < limit], overlaps[rates < limit]
         if low == high or rates.size == 0:
             areas.append(0.0)
         elif rates[0] == 0:  # the largest: rates fall as thresholds rise
@@ -156,8 +155,7 @@ def find_defects(masks: Flags) -> DefectPixels:
     position = (row + row // height) * pitch + column
     first = np.flatnonzero(np.diff(position, prepend=-2) != 1)
     lengths = np.diff(first, append=index.size)
-    starts = position[first]
-    ends = starts + lengths
+    starts, ends = position[first], position[first] + lengths
     # Connect every run [start, end) with the runs of the next row that it touches, corners included.
     low = np.searchsorted(ends, starts + pitch, side="left")
     high = np.searchsorted(starts, ends + pitch, side="right")
