@@ -1,6 +1,7 @@
 """Decisions and promises against brute force, exact fractions, scipy.stats and known values; plans; saving."""
 
 import json
+import re
 from fractions import Fraction
 from math import ceil, floor, inf
 
@@ -189,18 +190,18 @@ def test_bound_is_the_quantile_of_the_beta_law(n, rejects):
     assert calibration.rate_bound(rejects, n) == pytest.approx(stats.beta(n + 1 - k, k).ppf(0.95), rel=1e-9)
 
 
+def sentence(kind, rejects, n, images=None, trusted=True):
+    rate = rejects / (n + 1) if n else None
+    return Calibration(kind, np.arange(float(n)), rate, images=images or n, trusted=trusted).sentence()
+
+
 def test_stated_bounds_hold_with_a_confidence_that_rounds_to_95_percent_or_more():
     for n in (*range(5, 400), 1000, 1500):
         for rejects in {1, 2, 5, n // 20, n // 5} & set(range(1, n)):
             law = stats.beta(rejects, n + 1 - rejects)
-            stated = calibration.bound_in_words(rejects, n)
+            stated = int(re.search(r"no more than 1 in (\d+)", sentence("holdout", rejects, n)).group(1))
             assert law.cdf(1 / stated) >= 0.945
             assert law.cdf(1 / (stated + 1)) < 0.95  # and it is not needlessly loose
-
-
-def sentence(kind, rejects, n, images=None, trusted=True):
-    rate = rejects / (n + 1) if n else None
-    return Calibration(kind, np.arange(float(n)), rate, images=images or n, trusted=trusted).sentence()
 
 
 def test_promises_and_estimates_in_words():
@@ -235,9 +236,10 @@ def test_a_refusal_names_the_parts_needed_and_what_n_supports():
 
 def test_the_rate_offered_in_a_refusal_is_accepted():
     for n in range(calibration.FEWEST, 3000):
-        offered = float(calibration.supported_rate(n))
-        assert calibration.settle_rate(offered, n) == offered
-        assert offered == pytest.approx(1 / (n + 1), rel=0.01)
+        with pytest.raises(CalibrationError) as refused:
+            calibration.settle_rate(1e-5, n)
+        offered = float(re.search(r"ask for (\S+) ", str(refused.value)).group(1))
+        assert calibration.settle_rate(offered, n) == offered == pytest.approx(1 / (n + 1), rel=0.01)
 
 
 def test_the_number_of_parts_named_in_a_refusal_is_enough_and_one_less_is_not():

@@ -97,14 +97,6 @@ def test_lines_lie_outside_of_what_they_surround(zoom):
     assert (lined[~ring[2]] == 128).all()
 
 
-def test_small_regions_are_coloured_but_not_lined():
-    heatmap = bump()
-    heatmap[2, 2] = 2.0
-    image = np.full((40, 50, 3), 128, np.uint8)
-    drawn = np.asarray(overlay(image, heatmap, SCALE, find_regions(heatmap, 1.0, smallest_area=5)))
-    assert (drawn[2, 2] != 128).any() and (drawn[1, 1:4] == 128).all()
-
-
 def test_the_truth_is_dashed_along_its_boundary():
     image, heatmap = np.full((60, 60, 3), 128, np.uint8), np.zeros((60, 60), np.float32)
     truth = np.zeros((60, 60), bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set
 from blemish.errors import BlemishError, ImageError, ModelFileError, OutputError
+from blemish.inspection.calibration import Calibration
 from blemish.inspection.inspector import load
 from blemish.run import Run, Silent
 from blemish.training.evaluate import evaluate
@@ -54,17 +56,96 @@ def pile(texture, save, tmp_path):
     return tmp_path / "pile"
 
 
+FIT = "fit {root} -o {out} "
+REFUSED = [  # a command line, its exit code, words of the last line that it says
+    ("fit {tmp}/empty -o {out}", 1, ("empty", "no image to learn from", "needed")),
+    ("fit {tmp}/absent -o {out}", 1, ("absent", "does not exist")),
+    ("fit {tmp}/bad -o {out}", 1, ("1 known-bad images", "put good images into good/")),
+    ("fit {tmp}/inside/up.csv -o {out}", 1, ("line 2", "../secret.png", "leaves the manifest's folder")),
+    ("fit {tmp}/inside/absolute.csv -o {out}", 1, ("line 2", "/secret.png", "leaves the manifest's folder")),
+    ("fit {tmp}/inside/link.csv -o {out}", 1, ("line 2", "link.png", "leaves the manifest's folder")),
+    ("evaluate {model} {tmp}/inside/mask.csv", 1, ("leaves the manifest's folder",)),
+    # Places to write to
+    ("fit {root} -o {tmp}/file/m.blemish", 1, ("was not written",)),
+    ("fit {root} -o {tmp}", 1, ("is a folder",)),
+    ("inspect {model} {image} -q -o {tmp}/file", 1, ("was not written",)),
+    ("inspect {model} {image} -q --maps {tmp}/file", 1, ("was not written",)),
+    ("inspect {model} {image} -q --csv {tmp}/file/t.csv", 1, ("was not written",)),
+    ("inspect {model} {image} -q --csv {model}", 1, ("would be replaced",)),
+    ("inspect {model} {image} -q --csv {image}", 1, ("written over",)),
+    ("fit {good} -o {good}/003.png", 1, ("is an image of this set and would be replaced",)),
+    ("audit {good} -o {good}/003.png", 1, ("is an image of this set and would be replaced",)),
+    ("audit {good} -o {tmp}/page.html --clean {good}/003.png", 1, ("is an image of this set and would be replaced",)),
+    ("bench recipes/quick.toml --dry-run --results {tmp}/file/results", 1, ("name another folder, --results",)),
+    # Model files and weights
+    ("inspect {tmp}/none.blemish {image}", 1, ("no model file", "blemish fit")),
+    ("info {tmp}", 1, ("is a folder", "the model comes first")),
+    ("inspect {root} {image}", 1, ("is a folder", "the model comes first, then images")),
+    ("inspect {image} {image}", 1, ("not a whole model file",)),
+    ("inspect {plain} {image} --fail-on reject -q", 1, ("not calibrated", "blemish calibrate")),
+    (FIT + "--backbone resnet18 --weights {tmp}/absent.pth", 1, ("no weights file", "absent.pth")),
+    (FIT + "--backbone resnet18 --weights {image}", 1, ("cannot be read as weights",)),
+    # Promises that cannot be kept
+    (FIT + "--false-reject 0.01", 1, ("needs at least 99", "there are 12")),
+    ("calibrate {model} {root}/test/good -o {out} --false-reject 0.05 -q", 1, ("needs at least 19", "there are 5")),
+    # Arguments that name nothing
+    (FIT + "-m pachcore", 2, ("'pachcore'", "did you mean 'patchcore'?")),
+    (FIT + "--backbone resnet81", 2, ("resnet81",)),
+    (FIT + "--set fractoin=0.1", 2, ("'fractoin'", "did you mean 'fraction'?")),
+    (FIT + "--set fraction=lots", 2, ("fraction='lots'", "valid number")),
+    (FIT + "--set fraction", 2, ("key=value",)),
+    (FIT + "--set layers=2", 2, ("layers=2", "one alone is written layers=[2]")),
+    (FIT + "--set layers=deep", 2, ("layers='deep'", "write it like the default, layers=2,3")),
+    (FIT + "--device tpu", 2, ("'tpu'", "auto, cpu or cuda")),
+    (FIT + "--epochs 3", 2, ("patchcore is not trained in epochs",)),
+    (FIT + "--size 0", 2, ("greater than or equal to 32",)),
+    (FIT + "--size 1000000", 2, ("or equal to 4096",)),
+    (FIT + "--false-reject 1.5", 2, ("1.5", "below 1")),
+    (FIT + "--calibration none --false-reject 0.1", 2, ("needs a calibration",)),
+    (FIT + "--calibration sometimes", 2, ()),
+    ("fit parts --good x/*.png", 2, ()),
+    ("fit", 2, ()),
+    ("fit parts --size large", 2, ()),
+    ("inspect", 2, ()),
+    ("nonsense", 2, ()),
+    ("evaluate {model} {root} --at somewhere", 2, ()),
+]
+
+
+@pytest.fixture(scope="module")
+def places(parts, model, inspector, tmp_path_factory):
+    """What the command lines above name."""
+    tmp = tmp_path_factory.mktemp("refused")
+    for folder in ("empty", "bad/anomalous", "inside"):
+        (tmp / folder).mkdir(parents=True)
+    (tmp / "file").write_text("in the way")
+    for copy in ("bad/anomalous/1.png", "secret.png"):
+        shutil.copy(parts.bad[0], tmp / copy)
+    (tmp / "inside" / "link.png").symlink_to(tmp / "secret.png")
+    for name, named in (("up", "../secret.png"), ("absolute", tmp / "secret.png"), ("link", "link.png")):
+        (tmp / "inside" / f"{name}.csv").write_text(f"path,label\n{named},normal\n")
+    shutil.copy(parts.bad[0], tmp / "inside" / "own.png")
+    rows = "path,label,split,mask\nown.png,anomalous,test,../secret.png\n"
+    (tmp / "inside" / "mask.csv").write_text(rows)
+    plain = dataclasses.replace(inspector, calibration=Calibration()).save(tmp / "plain.blemish")
+    known = {"root": parts.root, "good": parts.good, "image": parts.bad[0], "model": model}
+    return {**known, "tmp": tmp, "out": tmp / "m.blemish", "plain": plain}
+
+
+def contents(*folders):
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("line", "code", "words"), REFUSED)
+def test_refusals_are_one_line_and_change_nothing(blemish, places, line, code, words):
+    before = contents(places["tmp"], places["root"], places["model"].parent)
+    done = blemish(*line.format(**places).split())
+    refused(done, *words, code=code)
+    assert done.stdout == "" and "weights_only" not in done.stderr
+    assert contents(places["tmp"], places["root"], places["model"].parent) == before
+
+
 # Folders
-
-
-def test_folders_without_a_good_image(blemish, texture, save, tmp_path):
-    model, bad = tmp_path / "m.blemish", tmp_path / "bad"
-    (tmp_path / "empty").mkdir()
-    save(bad / "anomalous" / "1.png", texture(1))
-    refused(blemish("fit", tmp_path / "empty", "-o", model), "empty", "no image to learn from", "needed")
-    refused(blemish("fit", tmp_path / "absent", "-o", model), "absent", "does not exist")
-    refused(blemish("fit", bad, "-o", model), "1 known-bad images", "put good images into good/")
-    assert not model.exists()
 
 
 def test_one_image_is_learned_without_a_threshold(blemish, texture, save, quick_fit, tmp_path):
@@ -111,18 +192,6 @@ def test_the_same_images_twice_are_a_warning(blemish, parts, texture, save, quic
         done = blemish("fit", data, "-o", tmp_path / "m.blemish", *quick_fit)
         accepted(done)
         assert [line for line in done.stderr.splitlines() if line.startswith("warning")] == [warning]
-
-
-def test_a_manifest_that_names_a_file_outside_its_folder(blemish, texture, save, tmp_path):
-    save(tmp_path / "secret.png", texture(1))
-    manifest = tmp_path / "inside" / "set.csv"
-    manifest.parent.mkdir()
-    (manifest.parent / "link.png").symlink_to(tmp_path / "secret.png")
-    for named in ("../secret.png", str(tmp_path / "secret.png"), "link.png"):
-        manifest.write_text(f"path,label\n{named},normal\n")
-        refused(blemish("fit", manifest, "-o", tmp_path / "m.blemish"), "line 2", named, "leaves the manifest's folder")
-    manifest.write_text("path,label,split,mask\nlink.png,anomalous,test,../secret.png\n")
-    refused(blemish("evaluate", tmp_path / "m.blemish", manifest))
 
 
 # Single images
@@ -232,14 +301,6 @@ def test_a_place_that_cannot_be_written_to_is_found_out_before_learning(
     refused(blemish("fit", parts.root, "-o", tmp_path / "m.blemish"), "m.blemish was not written", words, "-o")
 
 
-def test_a_folder_below_a_file_cannot_be_written_to(blemish, parts, model, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    refused(blemish("fit", parts.root, "-o", tmp_path / "file" / "m.blemish"), "was not written")
-    refused(blemish("fit", parts.root, "-o", tmp_path), "is a folder")
-    for option, path in (("-o", "file"), ("--maps", "file"), ("--csv", "file/t.csv")):
-        refused(blemish("inspect", model, parts.bad[0], option, tmp_path / path, "-q"), "was not written")
-
-
 @pytest.mark.parametrize(
     ("error", "expected"),
     [(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)],
@@ -270,11 +331,7 @@ def test_a_full_disk_under_standard_output_is_one_line():
 # Model files
 
 
-def test_files_that_are_no_model(blemish, parts, model, tmp_path):
-    refused(blemish("inspect", tmp_path / "none.blemish", parts.bad[0]), "no model file", "blemish fit")
-    refused(blemish("info", tmp_path), "is a folder", "the model comes first")
-    refused(blemish("inspect", parts.root, parts.bad[0]), "is a folder", "the model comes first, then images")
-    refused(blemish("inspect", parts.bad[0], parts.bad[0]), "not a whole model file")
+def test_a_model_cut_short(blemish, model, tmp_path):
     content = model.read_bytes()
     for part in (0.0, 0.0005, 0.3, 0.999):
         (tmp_path / "cut.blemish").write_bytes(content[: int(part * len(content))])
@@ -309,65 +366,12 @@ def test_a_model_of_another_version(blemish, model, tmp_path):
         refused(blemish("info", tmp_path / "other.blemish"), "other.blemish", words)
 
 
-# Arguments that name nothing
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["-m", "pachcore"], ["'pachcore'", "did you mean 'patchcore'?"]),
-        (["--backbone", "resnet81"], ["resnet81"]),
-        (["--set", "fractoin=0.1"], ["'fractoin'", "did you mean 'fraction'?"]),
-        (["--set", "fraction=lots"], ["fraction='lots'", "valid number"]),
-        (["--set", "fraction"], ["key=value"]),
-        (["--set", "layers=2"], ["layers=2", "one alone is written layers=[2]"]),
-        (["--set", "layers=deep"], ["layers='deep'", "write it like the default, layers=2,3"]),
-        (["--device", "tpu"], ["'tpu'", "auto, cpu or cuda"]),
-        (["--epochs", "3"], ["patchcore is not trained in epochs"]),
-        (["--size", "0"], ["greater than or equal to 32"]),
-        (["--size", "31"], ["or equal to 32"]),
-        (["--size", "1000000"], ["or equal to 4096"]),
-        (["--false-reject", "1.5"], ["1.5", "below 1"]),
-        (["--calibration", "none", "--false-reject", "0.1"], ["needs a calibration"]),
-    ],
-)
-def test_wrong_values_are_wrong_arguments(blemish, parts, tmp_path, arguments, words):
-    refused(blemish("fit", parts.root, "-o", tmp_path / "m.blemish", *arguments), *words, code=2)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_weights_that_are_no_weights(blemish, parts, tmp_path):
-    command = ("fit", parts.root, "-o", tmp_path / "m.blemish", "--backbone", "resnet18", "--weights")
-    refused(blemish(*command, tmp_path / "absent.pth"), "no weights file", "absent.pth")
-    (tmp_path / "w.pth").write_bytes(parts.bad[0].read_bytes())
-    line = refused(blemish(*command, tmp_path / "w.pth"), "w.pth cannot be read as weights")
-    assert "weights_only" not in line
-
-
 def test_an_unknown_setting_from_python_names_the_nearest(parts):
     with pytest.raises(BlemishError, match="did you mean 'backbone'"):
         fit(parts.root, backbon="resnet18")
 
 
-# Promises that cannot be kept, and labels that a method cannot use
-
-
-def test_a_rate_that_the_parts_cannot_support(blemish, parts, model, tmp_path):
-    command = ("fit", parts.root, "-o", tmp_path / "m.blemish", "--false-reject", "0.01")
-    refused(blemish(*command), "needs at least 99", "there are 12")
-    good = parts.root / "test" / "good"
-    command = ("calibrate", model, good, "-o", tmp_path / "m.blemish", "--false-reject", "0.05", "-q")
-    refused(blemish(*command), "needs at least 19 good parts", "there are 5")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_decision_asked_of_a_model_without_calibration(blemish, parts, quick_fit, tmp_path):
-    plain = tmp_path / "plain.blemish"
-    accepted(blemish("fit", parts.root, "-o", plain, *quick_fit, "--calibration", "none", "-q"))
-    assert json.loads(blemish("inspect", plain, parts.bad[0], "-q").stdout)["decision"] is None
-    done = blemish("inspect", plain, parts.bad[0], "--fail-on", "reject", "-q")
-    refused(done, "not calibrated", "blemish calibrate")
-    assert done.stdout == ""
+# Labels that a method cannot use
 
 
 def test_a_pile_is_learned_with_a_warning(blemish, quick_fit, pile):

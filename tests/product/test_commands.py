@@ -104,9 +104,7 @@ def test_inspect_writes_overlays_maps_and_a_table(blemish, parts, model, inspect
     assert len(rows) == sum(max(1, len(line["regions"])) for line in lines)
 
 
-def test_pictures_of_images_that_share_all_names_do_not_replace_each_other(
-    blemish, model, texture, save, tmp_path
-):
+def test_pictures_of_images_that_share_all_names_do_not_replace_each_other(blemish, model, texture, save, tmp_path):
     images = [tmp_path / "new" / name for name in ("part.png", "part.bmp", "PART.png")]
     for i, path in enumerate(images):
         save(path, texture(i))
@@ -160,12 +158,6 @@ def test_evaluate_gives_the_named_figures_as_one_object(blemish, parts, model):
     assert found["escape_rate"] == 0.0
 
 
-def test_evaluate_in_words_and_at_the_original_size(blemish, parts, model):
-    done = blemish("evaluate", model, parts.root, "--at", "original", "-q")
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert "image_auroc                1.0000" in done.stdout and "95 % interval" in done.stdout
-
-
 def test_calibrate_gives_a_new_threshold_and_keeps_what_was_learned(blemish, parts, model, inspector, tmp_path):
     fresh = tmp_path / "fresh.blemish"
     good = parts.root / "test" / "good"
@@ -189,30 +181,6 @@ def test_info_says_what_a_model_is(blemish, model, inspector):
     assert (found["images"], found["seed"], found["regime"]) == (12, 0, "clean")
     assert str(model.parent) not in json.dumps(found)
     assert inspector.calibration.sentence() in blemish("info", model).stdout
-
-
-def test_a_model_without_its_backbone_takes_the_weights_by_name(blemish, parts, inspector, tmp_path):
-    light = inspector.save(tmp_path / "light.blemish", with_backbone=False)
-    assert light.stat().st_size < inspector.save(tmp_path / "whole.blemish").stat().st_size / 2
-    judged = blemish("inspect", light, parts.bad[0], "-q")
-    assert json.loads(judged.stdout)["score"] == inspector(parts.bad[0]).score
-    refused = blemish("inspect", light, parts.bad[0], "--weights", tmp_path / "missing.safetensors")
-    assert refused.exit_code == 1
-    assert "missing.safetensors" in refused.stderr
-
-
-def test_wrong_arguments_exit_with_two(blemish):
-    for arguments in (
-        ("fit", "parts", "--good", "x/*.png"),
-        ("fit",),
-        ("fit", "parts", "--size", "large"),
-        ("inspect",),
-        ("nonsense",),
-        ("fit", "parts", "--calibration", "sometimes"),
-        ("evaluate", "a.blemish", "b", "--at", "somewhere"),
-    ):
-        done = blemish(*arguments)
-        assert (done.exit_code, done.stdout) == (2, "") and done.stderr
 
 
 def test_every_command_answers_in_json_on_request(blemish):

@@ -16,7 +16,6 @@ from blemish.data.manifest import read_manifest
 from blemish.data.readers import read_training
 from blemish.data.splits import folds_by_group
 from blemish.errors import DataError, ManifestError
-from blemish.report.audit import write_audit
 from blemish.run import Run
 from blemish.training.audit import audit, suggested_cut, write_clean
 from blemish.training.fit import FitSettings
@@ -119,11 +118,6 @@ def test_softpatch_finds_them_too_and_labels_do_not_matter(folder, found):
     assert soft.method == "softpatch"
 
 
-def test_maps_are_kept_of_the_most_suspicious_alone(folder):
-    few = audit(folder, QUICK, shown=3)
-    assert [image.heat is not None for image in few.judged] == [True] * 3 + [False] * 27
-
-
 def test_the_cut_is_robust_and_moves_with_the_scores():
     rng = np.random.default_rng(0)
     good, bad = rng.normal(10, 2, 900), rng.normal(500, 90, 90)
@@ -150,14 +144,6 @@ def test_the_cleaned_manifest_lists_what_is_not_suspect_as_good(folder, found):
     with pytest.raises(ManifestError, match="would be replaced"):
         write_clean(found, folder / "manifest.csv")
     assert (folder / "manifest.csv").read_text() == before
-
-
-def test_the_page_shows_suspects_with_maps_and_asks_nothing_of_the_network(found, tmp_path):
-    text = write_audit(found, tmp_path / "audit.html").read_text()
-    for one in found.suspects:
-        assert one.sample.path.name in text
-    assert text.count("data:image/jpeg") == len(found.suspects) + 12
-    assert "src='http" not in text and "Nothing was deleted" in text
 
 
 def test_too_few_parts(tmp_path):

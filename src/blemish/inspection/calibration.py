@@ -126,7 +126,10 @@ class Calibration:
                 "`blemish calibrate MODEL GOOD_IMAGES -o MODEL` adds them."
             )
         n, rejects, parts = self.n, self.rejects, "good parts" if self.trusted else "parts"
-        bound = f"1 in {bound_in_words(rejects, n)}"
+        # The nearest whole number whose confidence still rounds to 95 %, else rounded down.
+        exact = 1 / rate_bound(rejects, n)
+        holds = betainc(rejects, n + 1 - rejects, 1 / round(exact)) >= CONFIDENCE - 0.005
+        bound = f"1 in {round(exact) if holds else math.floor(exact)}"
         average = f"1 good part in {(n + 1) // rejects} is"
         if (n + 1) % rejects:
             average = f"{rejects} good parts in {n + 1} (about 1 in {(n + 1) / rejects:.0f}) are"
@@ -256,7 +259,9 @@ def settle_rate(wanted: float | None, n: int) -> float:
         asked = "calibration" if wanted is None else f"a false-reject rate of {wanted:g}"
         other = "fit without calibration"
         if n >= FEWEST:
-            other = f"ask for {supported_rate(n)} (1 good part in {n + 1}) or above"
+            digits = 2 - math.floor(math.log10(1 / (n + 1)))
+            smallest = math.ceil(round(10**digits / (n + 1), 6)) / 10**digits  # rounded up, so that it can be asked for
+            other = f"ask for {smallest:g} (1 good part in {n + 1}) or above"
         raise CalibrationError(
             f"{asked} needs at least {needed} good parts that the model did not learn from; "
             f"there are {n}. Add {needed - n} more, or {other}."
@@ -267,20 +272,6 @@ def settle_rate(wanted: float | None, n: int) -> float:
 def rate_bound(rejects: int, n: int) -> float:
     """What the false-reject rate of one calibration stays below with 95 % confidence: a quantile of its Beta law."""
     return float(betaincinv(rejects, n + 1 - rejects, CONFIDENCE))
-
-
-def bound_in_words(rejects: int, n: int) -> int:
-    """N of "no more than 1 in N": the nearest whose confidence still rounds to 95 %, else rounded down."""
-    exact = 1 / rate_bound(rejects, n)
-    holds = betainc(rejects, n + 1 - rejects, 1 / round(exact)) >= CONFIDENCE - 0.005
-    return round(exact) if holds else math.floor(exact)
-
-
-def supported_rate(n: int) -> str:
-    """The smallest rate that ``n`` groups support, in three digits, rounded up so that it can be asked for."""
-    rate = 1 / (n + 1)
-    digits = 2 - math.floor(math.log10(rate))
-    return f"{math.ceil(round(rate * 10**digits, 6)) / 10**digits:g}"
 
 
 @dataclass(frozen=True)

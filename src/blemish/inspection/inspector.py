@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -108,9 +107,10 @@ class Inspector:
 
         remaining = iter(items)
         with ThreadPoolExecutor(WORKERS) as pool:
-            ahead = deque([[(item, pool.submit(load, item)) for item in islice(remaining, batch_size)]])
-            while batch := ahead.popleft():
-                ahead.append([(item, pool.submit(load, item)) for item in islice(remaining, batch_size)])
+            batches = iter(lambda: [(item, pool.submit(load, item)) for item in islice(remaining, batch_size)], [])
+            following = next(batches, [])
+            while batch := following:
+                following = next(batches, [])
                 readable = []
                 for item, future in batch:
                     try:

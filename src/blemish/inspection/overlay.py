@@ -115,7 +115,12 @@ def overlay(
             picture[grown & ~inside] = colour
             inside = grown
     if truth is not None:
-        _draw_dashes(picture, _magnified(np.asarray(truth) > 0, zoom), width)
+        inside = _magnified(np.asarray(truth) > 0, zoom)
+        grown = ndimage.maximum_filter(inside, 2 * width + 1)
+        rows, columns = np.nonzero(grown & ~ndimage.minimum_filter(inside, 2 * width + 1, mode="constant"))
+        # Boundaries run along rows and columns of pixels, so on each of them row + column counts its steps.
+        is_blue = (rows + columns) // (_DASH * width) % 2 == 0
+        picture[rows, columns] = np.where(is_blue[:, None], TRUTH, CASING)
     drawn = Image.fromarray(picture)
     if spot is not None:
         x, y, radius = zoom * (spot[0] + 0.5), zoom * (spot[1] + 0.5), max(drawn.size) / _RING
@@ -124,15 +129,6 @@ def overlay(
             box = (x - outer, y - outer, x + outer, y + outer)
             ImageDraw.Draw(drawn).ellipse(box, outline=colour, width=line)
     return drawn
-
-
-def _draw_dashes(picture: NDArray[np.uint8], inside: NDArray[np.bool_], width: int) -> None:
-    size = 2 * width + 1
-    border = ndimage.maximum_filter(inside, size) & ~ndimage.minimum_filter(inside, size, mode="constant")
-    rows, columns = np.nonzero(border)
-    # Boundaries run along rows and columns of pixels, so on each of them row + column counts its steps.
-    is_blue = (rows + columns) // (_DASH * width) % 2 == 0
-    picture[rows, columns] = np.where(is_blue[:, None], TRUTH, CASING)
 
 
 def _magnified(array: NDArray[Any], zoom: int) -> NDArray[Any]:

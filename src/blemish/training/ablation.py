@@ -1,9 +1,8 @@
 """What a few known-bad images changed: the same method with them and without, each judged on groups it has not seen.
 
-A model rejects the anomalous images it has learned from; that says nothing of the next ones. So groups are halved, the
-normal and the anomalous ones. One model learns from a half's normal and anomalous images, its twin from the normal ones
-alone, and both judge the other half; then the halves change places. Four trainings on half of the images take about as
-long as two on all of them.
+A model rejects the anomalous images it has learned from; that says nothing of the next ones. So groups are halved. One
+model learns from a half's normal and anomalous images, its twin from the normal ones alone, and both judge the other
+half; then the halves change places: four trainings on half of the images.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from blemish.errors import ConfigError
 from blemish.metrics import auroc
 from blemish.registry import DEFAULT_METHOD
 from blemish.run import Run, Silent
-from blemish.training.crossfit import crossfit
 from blemish.training.learner import Learner
 
 FEW = 20  # known-bad images below which one more or less may be chance, and the sentence says so
@@ -50,7 +48,7 @@ def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, flo
     for config, name in ((learner.config, ""), (learner.cls.without_anomalous(learner.config), "_without")):
         part = dataclasses.replace(learner, config=config)
         scope = f"comparison {name.strip('_') or 'with'} known-bad images, half"
-        models = crossfit(part, halves, run, "comparing", anomalous_folds=anomalous_halves, scope=scope)
+        models = part.crossfit(halves, run, "comparing", anomalous_halves, scope)
         aurocs, above = [], 0
         # Scores of two models have no common scale, so each half is counted by itself.
         for (half, inspector), anomalous_half in zip(models, anomalous_halves):
@@ -64,7 +62,6 @@ def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, flo
 
 
 def change_in_words(change: Mapping[str, float]) -> str:
-    """What ``compare`` gave, with what so few images allow to say."""
     doubt = "; of so few images one more or less may be chance" if change["images"] < FEW else ""
     return (
         f"what the known-bad images changed, each judged by models that had not seen it: {change['above']} of "

@@ -1,10 +1,8 @@
 """Which images of a folder that is supposed to be good are probably not.
 
-A model that has seen an image says little about it: a memory of patches finds each of its own again. So the groups are
-divided into folds, and every image is judged by a model that never saw its group. Anomalous images are few and differ
-from each other, so most of the others do not know their defects.
-
-Nothing is deleted or moved: what comes out is a list, a page to look at, and a manifest of what is left.
+A model that has seen an image says little about it: a memory of patches finds each of its own again. So every image is
+judged by a model that never saw its group. Anomalous images are few and differ from each other, so most of the others
+do not know their defects. What comes out is a list, a page to look at, and a manifest of what is left.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ from blemish.errors import ConfigError, DataError, RegimeError
 from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.registry import DEFAULT_METHOD, method_class
 from blemish.run import Run
-from blemish.training.crossfit import crossfit
 from blemish.training.epoch_selection import AUTO
 from blemish.training.fit import FitSettings, build_learner, introduce, load_images, method_config
 
@@ -86,8 +83,8 @@ def audit(
     training = data if isinstance(data, TrainingSet) else read_training(Path(data))
     name = settings.method or DEFAULT_METHOD["clean"]
     if method_class(name).regimes == {"weak"}:
-        other = DEFAULT_METHOD["clean"]
-        raise RegimeError(f"{name} learns from known-bad images, and an audit has none: use -m {other}")
+        usual = f"use -m {DEFAULT_METHOD['clean']}"
+        raise RegimeError(f"{name} learns from known-bad images, and an audit has none: {usual}")
     if settings.epochs == AUTO:
         raise ConfigError("an audit takes a number of epochs: epochs=auto is fit's")
     config = method_config(name, settings)
@@ -108,7 +105,7 @@ def audit(
         folds = folds_by_group(groups, min(FOLDS, parts), run.seed)
         scores, max_map_values = np.empty(len(images)), np.full(len(images), np.nan)
         maps: dict[int, NDArray[np.float32]] = {}
-        for fold, inspector in crossfit(learner, folds, run, "cross-judging"):
+        for fold, inspector in learner.crossfit(folds, run, "cross-judging"):
             for scored in inspector.stream(fold, lambda index: images.batch([index]).images[0]):
                 scores[scored.item] = scored.score
                 if scored.map is not None:

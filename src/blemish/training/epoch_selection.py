@@ -66,26 +66,23 @@ def choose_length(learner: Learner, indices: Sequence[int], run: Run) -> tuple[d
     points = _kept_points(path, work) if run.resume else []
     run = replace(run, resume=bool(points))  # a training whose points are lost is of no use
 
-    def judge(epoch: int, inspector: Inspector) -> None:
-        inspector.method.finalize()
-        with run.timer.stage("looks"):
-            scored = list(inspector.stream(images, lambda image: image, batch_size=1 + len(KINDS)))
-            maps = [image.map for image in scored if image.map is not None]
-            image_auroc = auroc(np.array([image.score for image in scored]), masks.any(axis=(1, 2)))
-            outlined = float(aupro(np.stack(maps), masks)) if maps else None
-        points.append({"epoch": epoch, "image_auroc": image_auroc, "aupro": outlined})
-        if path is not None:
-            # Where this fails, a resumed run has fewer points and begins anew.
-            with contextlib.suppress(OutputError), written_atomically(path) as temporary:
-                temporary.write_text(json.dumps({"work": work, "points": points}), encoding="utf-8")
-
     def is_over() -> bool:
         since_best = len(points) - 1 - points.index(max(points, key=_value)) if points else 0
         return bool(points) and (points[-1]["epoch"] == most or since_best >= PATIENCE)
 
     def on_epoch(epoch: int, _: dict[str, float], inspector: Inspector) -> None:
         if (epoch in JUDGED or epoch == most) and all(point["epoch"] < epoch for point in points):
-            judge(epoch, inspector)
+            inspector.method.finalize()
+            with run.timer.stage("looks"):
+                scored = list(inspector.stream(images, lambda image: image, batch_size=1 + len(KINDS)))
+                maps = [image.map for image in scored if image.map is not None]
+                image_auroc = auroc(np.array([image.score for image in scored]), masks.any(axis=(1, 2)))
+                outlined = float(aupro(np.stack(maps), masks)) if maps else None
+            points.append({"epoch": epoch, "image_auroc": image_auroc, "aupro": outlined})
+            if path is not None:
+                # Where this fails, a resumed run has fewer points and begins anew.
+                with contextlib.suppress(OutputError), written_atomically(path) as temporary:
+                    temporary.write_text(json.dumps({"work": work, "points": points}), encoding="utf-8")
         if is_over():
             raise _EnoughError
 

@@ -51,7 +51,7 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able figures; None for what the data cannot give."""
+        """JSON-able; None for what the data cannot give."""
         return {
             **as_figures(self.metrics),
             **self.decisions,
@@ -107,9 +107,8 @@ def evaluate(
 def as_text(evaluation: Evaluation) -> str:
     lines = [f"{name:26} {value:.4f}" for name, value in evaluation.metrics.items() if not math.isnan(value)]
     for name in ("false_reject", "escape"):
-        if f"{name}_rate" in evaluation.decisions:
+        if (rate := evaluation.decisions.get(f"{name}_rate")) is not None:
             low, high = evaluation.decisions[f"{name}_interval"]
-            rate = evaluation.decisions[f"{name}_rate"]
             lines.append(f"{name + '_rate':26} {rate:.4f}   (95 % interval {low:.3f} to {high:.3f}, by part)")
     for kind, figures in evaluation.kinds.items():
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if not math.isnan(value))
@@ -118,7 +117,6 @@ def as_text(evaluation: Evaluation) -> str:
 
 
 def as_figures(figures: dict[str, float]) -> dict[str, float | None]:
-    """JSON-able: None for what the data cannot give."""
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 

@@ -34,7 +34,6 @@ from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
 from blemish.registry import DEFAULT_METHOD, make_config, method_class, method_entry, nearest_name
 from blemish.run import PrecisionName, Run, Silent, choose_precision
 from blemish.training.ablation import change_in_words, check_comparable, compare
-from blemish.training.crossfit import crossfit
 from blemish.training.epoch_selection import AUTO, choose_length
 from blemish.training.learner import IN_MEMORY, Learner, OnEpoch
 
@@ -125,7 +124,7 @@ def fit(
         calibration = Calibration()
         if is_crossfit:
             folds = folds_by_group(learner.groups, FOLDS, run.seed)
-            calibration = _calibrate("crossfit", crossfit(learner, folds, run, "cross-fitting"), learner, settings, run)
+            calibration = _calibrate("crossfit", learner.crossfit(folds, run, "cross-fitting"), learner, settings, run)
         inspector = learner.learn(kept, run, on_epoch)
         if held:
             calibration = _calibrate("holdout", [(held, inspector)], learner, settings, run)
@@ -143,7 +142,17 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     name = settings.method or DEFAULT_METHOD[training.regime]
     config = method_config(name, settings)
     introduce(training, run)
-    _check_regime(training, name, run)
+    for ours, theirs in () if training.root is None else shared_files(training, training.root):
+        run.progress.note(f"warning: {ours.name} in train is byte for byte {theirs.name} in test")
+    run.progress.note(f"method: {name}; the set is {training.regime}")
+    home, usual = method_entry(name).regime, f"use -m {DEFAULT_METHOD[training.regime]}"
+    if home != "clean" and training.regime not in method_class(name).regimes:
+        raise RegimeError(f"{name} learns from {home} sets, and this one is {training.regime}: {usual}")
+    if home == "clean" and training.regime == "contaminated":
+        other = f"-m {DEFAULT_METHOD['contaminated']} expects bad ones"
+        run.progress.note(f"warning: {name} takes every unlabelled image as good; {other}")
+    elif home == "clean" and training.regime == "weak":
+        run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are only scored")
     if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
         run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
     images = load_images(training, settings, run)
@@ -202,26 +211,6 @@ def build_learner(
         run.progress.note(f"precision of what is trained: {trained.name} ({trained.reason})")
     teacher = FrozenTeacher(backbone.to(run.device))
     return Learner(name, cls, config, *images, regime, teacher), dataclasses.replace(run, precision=trained)
-
-
-def _check_regime(training: TrainingSet, name: str, run: Run) -> None:
-    """Refuse a method that cannot find the images it needs; say what it makes of the others."""
-    if training.root is not None:
-        for ours, theirs in shared_files(training, training.root):
-            run.progress.note(f"warning: {ours.name} in train is byte for byte {theirs.name} in test")
-    run.progress.note(f"method: {name}; the set is {training.regime}")
-    home = method_entry(name).regime
-    if home != "clean":
-        if training.regime not in method_class(name).regimes:
-            raise RegimeError(
-                f"{name} learns from {home} sets, and this one is {training.regime}: "
-                f"use -m {DEFAULT_METHOD[training.regime]}"
-            )
-    elif training.regime == "contaminated":
-        other = f"-m {DEFAULT_METHOD['contaminated']} expects bad ones"
-        run.progress.note(f"warning: {name} takes every unlabelled image as good; {other}")
-    elif training.regime == "weak":
-        run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are only scored")
 
 
 def _calibrate(

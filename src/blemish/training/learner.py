@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from blemish.data.loading import PreparedImages
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
-from blemish.run import Run, derive_seed, torch_seeded
+from blemish.run import Run, Silent, derive_seed, torch_seeded
 
 NO_CACHE, IN_MEMORY = "off", "memory"
 OnEpoch = Callable[[int, dict[str, float], Inspector], None]
@@ -78,6 +78,29 @@ class Learner:
                 raise ConfigError(f"what {self.name} learned is not finite: its training ran away. {way_out}")
         return inspector
 
+    def crossfit(
+        self,
+        folds: Sequence[Sequence[int]],
+        run: Run,
+        title: str,
+        anomalous_folds: Sequence[Sequence[int]] | None = None,
+        scope: str = "fold",
+    ) -> Iterator[tuple[Sequence[int], Inspector]]:
+        """Each fold, and an uncalibrated inspector that learned from the images of all other folds.
+
+        ``folds`` and ``anomalous_folds`` are indices of normal and known-bad images; without the latter every fold
+        learns from all known-bad ones. ``title`` is of the one bar for all folds; a method that is trained shows each
+        fold's epochs instead. Checkpoints are kept by ``scope``.
+        """
+        numbers: Iterable[int] = range(len(folds))
+        if not self.is_trained:
+            numbers, run = run.progress.track(numbers, title), dataclasses.replace(run, progress=Silent())
+        for number in numbers:
+            part = self
+            if anomalous_folds is not None and self.anomalous is not None:
+                part = dataclasses.replace(self, anomalous=self.anomalous.subset(_others(anomalous_folds, number)))
+            yield folds[number], part.learn(_others(folds, number), run.scoped(f"{scope} {number + 1} of {len(folds)}"))
+
     def work(self, indices: Sequence[int]) -> dict[str, str]:
         """What is learned from what: a checkpoint serves nothing else."""
         backbone, bad = self.teacher.backbone, () if self.anomalous is None else self.anomalous.keys
@@ -91,3 +114,7 @@ class Learner:
             "regime": self.regime,
             "images": hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16],
         }
+
+
+def _others(folds: Sequence[Sequence[int]], number: int) -> list[int]:
+    return sorted(index for other, fold in enumerate(folds) if other != number for index in fold)
