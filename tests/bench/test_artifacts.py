@@ -9,7 +9,7 @@ from PIL import Image
 from blemish.bench.artifacts import SHOWN, gather, load_artifacts, save_artifacts
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.samples import Sample
-from blemish.report.bench import _examples
+from blemish.report.bench import _strips
 from blemish.training.evaluate import Evaluation, Judged
 
 
@@ -44,10 +44,10 @@ def test_examples_are_the_same_images_whatever_the_scores(samples, tmp_path):
     assert all(picture.kind == "blot" for picture in kept[0].pictures["example"])
     assert [p.name for p in kept[0].pictures["miss"]] != [p.name for p in kept[1].pictures["miss"]]
 
-    _, words, pictures = _examples({"RD": kept[0], "NKD": kept[1]})
-    assert "then the maps of RD, NKD." in words["content"]
-    assert [picture["caption"] for picture in pictures["content"]] == names[0]
-    assert list(_examples({"RD": kept[0]})) == []
+    methods, strips = _strips({"RD": kept[0], "NKD": kept[1]})
+    assert methods == "RD, NKD"
+    assert [picture["caption"] for picture in strips] == names[0]
+    assert _strips({"RD": kept[0]}) == ("", [])
 
 
 def test_few_bad_images_are_all_shown(samples):

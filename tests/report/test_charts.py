@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from blemish.report.bench import charts_over_epochs
 from blemish.report.charts import MARKERS, SERIES, curves, dot_plot, score_histogram, svg
-from blemish.report.epochs import charts_over_epochs
 
 NAMES = ["RD", "NKD", "FMAM", "RD++"]
 
