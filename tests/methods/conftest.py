@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blemish.contract import Backbone, Batch, Method, TrainingImages
-from blemish.registry import make_config, method_class
+from blemish.registry import METHODS, make_config, method_class
 from blemish.run import Precision, Run
 
 
@@ -19,18 +19,33 @@ from blemish.run import Precision, Run
 def learned(tiny_backbone, tiny_images, tiny_teacher) -> Callable[..., Method]:
     """``learned(name, settings, count, size, run, ...)``: a method as ``fit`` leaves it; ``watch(method, epoch)``."""
 
-    def learn(name, settings, count=8, size=(64, 64), run=None, backbone=None, layers=(2, 3), teacher=None, watch=None):
+    def learn(
+        name,
+        settings=None,
+        count=8,
+        size=(64, 64),
+        run=None,
+        backbone=None,
+        layers=(2, 3),
+        teacher=None,
+        watch=None,
+        images=None,
+        bad=None,
+        regime=None,
+    ):
         backbone = tiny_backbone(layers) if backbone is None else backbone
         cls = method_class(name)
-        options = {"layers": layers, "steps": 2, "batch_size": 4, **settings}
-        method = cls(backbone, size, make_config(cls, options))
-        training = TrainingImages(tiny_images(count, size), tiny_images(0, size), "clean")
+        short = {"steps": 2, "batch_size": 4} if hasattr(cls.Config(), "steps") else {}
+        method = cls(backbone, size, make_config(cls, {"layers": layers, **short, **(settings or {})}))
+        images = tiny_images(count, size) if images is None else images
+        bad = tiny_images(0, size) if bad is None else bad
+        training = TrainingImages(images, bad, regime or METHODS[name].regime)
         fp32 = Precision(torch.float32, channels_last=True, reason="test")
         run = run or Run(precision=fp32)
         if watch is not None:
             run = replace(run, on_epoch=lambda number, _: watch(method, number))
         method.fit(training, teacher or tiny_teacher(backbone), run)
-        return method
+        return method.eval()
 
     return learn
 

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from blemish.backbones.backbone import build_backbone
-from blemish.contract import TrainingImages
 from blemish.errors import Cancelled
 from blemish.methods import cdd
 from blemish.methods.cdd import (
@@ -26,7 +25,6 @@ from blemish.ops.agreement import (
     jitter_deviations,
     jittered,
 )
-from blemish.registry import make_config
 from blemish.run import Precision, Progress, Run
 
 FP32 = Precision(torch.float32, channels_last=True, reason="test")
@@ -42,18 +40,10 @@ def narrow(monkeypatch):
 
 
 @pytest.fixture
-def fitted(tiny_backbone, tiny_images, tiny_teacher):
+def fitted(learned):
     """``fitted(settings, count, run, images)``: a method that has learned tiny images for four epochs."""
-
-    def fit(settings=None, count=8, run=None, images=None, cls=CDD, regime="contaminated"):
-        backbone = tiny_backbone((2, 3))
-        options = {"layers": (2, 3), "epochs": 4, "batch_size": 4, **(settings or {})}
-        method = cls(backbone, (64, 64), make_config(cls, options))
-        images = images or tiny_images(count)
-        method.fit(TrainingImages(images, tiny_images(0), regime), tiny_teacher(backbone), run or Run(precision=FP32))
-        return method.eval()
-
-    return fit
+    still = {"epochs": 4, "steps": None}
+    return lambda settings=None, name="cdd", **named: learned(name, {**still, **(settings or {})}, **named)
 
 
 def number_of(trainer, network):
@@ -235,45 +225,21 @@ def test_with_two_domains_nothing_is_chosen_and_the_other_student_teaches(fitted
     assert len(teachers) == 4 * 2  # one batch a domain and epoch, one candidate each
 
 
-def test_the_global_student_is_no_candidate_and_no_domain_teaches_its_own(fitted, told, monkeypatch):
-    seen = []
-    original = cdd.DomainTrainer._from_others
+@pytest.mark.parametrize(("selection", "steps"), [("all", [1, 2]), ("next", [1]), ("consensual", [1, 2])])
+def test_who_teaches_the_global_student(fitted, told, monkeypatch, selection, steps):
+    """Students of other domains alone; all of their targets, the next one's, or the best one's."""
+    seen, original = set(), cdd.DomainTrainer._from_others
 
     def spy(trainer, epoch, domain, indices, noise):
-        before = len(told.asked)
+        asked, updates = len(told.asked), len(told.updates)
         original(trainer, epoch, domain, indices, noise)
-        asked = [student for student, _ in told.asked[before:]]
-        names = [number_of(trainer, student) for student in asked]
-        assert not any(student is trainer.whole.network or student is trainer.previous.network for student in asked)
-        seen.append((domain, sorted(names)))
+        (weights,) = (weights for _, weights, _ in told.updates[updates:])
+        assert weights == ([0.5, 0.5] if selection == "all" else [1.0])
+        seen.add((domain, *(number_of(trainer, student) for student, _ in told.asked[asked:])))
 
     monkeypatch.setattr(cdd.DomainTrainer, "_from_others", spy)
-    fitted({"domains": (3,)})
-    assert {domain for domain, _ in seen} == {0, 1, 2}
-    assert all(names == sorted({0, 1, 2} - {domain}) for domain, names in seen)
-
-
-@pytest.mark.parametrize(("selection", "targets"), [("all", 2), ("next", 1), ("consensual", 1)])
-def test_how_many_targets_each_selection_gives(fitted, told, selection, targets):
-    fitted({"domains": (3,), "selection": selection, "confident_pass": False, "epochs": 1})
-    of_global = [weights for who, weights, _ in told.updates if who == -1]
-    assert of_global
-    assert all(weights == [1 / targets] * targets for weights in of_global)
-
-
-def test_the_next_student_is_the_next_domains(fitted, told, monkeypatch):
-    seen = []
-    original = cdd.DomainTrainer._from_others
-
-    def spy(trainer, epoch, domain, indices, noise):
-        before = len(told.asked)
-        original(trainer, epoch, domain, indices, noise)
-        (student,) = [student for student, _ in told.asked[before:]]
-        seen.append((domain, number_of(trainer, student)))
-
-    monkeypatch.setattr(cdd.DomainTrainer, "_from_others", spy)
-    fitted({"domains": (3,), "selection": "next", "epochs": 1})
-    assert set(seen) == {(0, 1), (1, 2), (2, 0)}
+    fitted({"domains": (3,), "selection": selection, "epochs": 2})
+    assert seen == {(domain, *((domain + step) % 3 for step in steps)) for domain in range(3)}
 
 
 def test_every_image_is_taught_as_often_as_it_should_be(fitted, told, monkeypatch):
@@ -369,7 +335,7 @@ def test_with_everything_off_it_is_reverse_distillation_to_the_bit(fitted, lengt
     if length["epochs"] is None:
         settings.pop("epochs")
     ours, theirs = Run(seed=3, precision=FP32), Run(seed=3, precision=FP32)
-    plain = fitted(settings, count=10, run=theirs, cls=RD, regime="clean")
+    plain = fitted(settings, count=10, run=theirs, name="rd")
     off = fitted({**OFF, **settings}, count=10, run=ours)
     assert same(off.state_dict(), plain.state_dict())
     assert [e["loss"] for e in ours.curves["cdd"]] == [e["loss"] for e in theirs.curves["rd"]]

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from blemish.contract import TrainingImages
 from blemish.errors import ConfigError
 from blemish.methods import ckaad
 from blemish.methods.ckaad import CKAAD, Adversary, CKAADConfig
-from blemish.methods.rd import RD, RDConfig
 from blemish.ops.cosine import anomaly_map, layer_loss
 from blemish.ops.residual import initialise
 from blemish.run import Precision, Run, Silent
@@ -30,16 +28,12 @@ class Notes(Silent):
 
 
 @pytest.fixture
-def fitted(tiny_backbone, tiny_images, tiny_teacher):
+def fitted(learned, tiny_images):
     """``fitted(bad=0, run=None, **config)``: a CKAAD after a few steps, and its run."""
 
-    def fit(bad=0, run=None, regime=None, **config):
+    def fit(bad=0, run=None, **config):
         run = run or Run(seed=3, precision=FP32)
-        backbone = tiny_backbone()
-        method = CKAAD(backbone, (64, 64), CKAADConfig(**{"steps": 3, "batch_size": 4, "layers": (2, 3), **config}))
-        images = TrainingImages(tiny_images(8), tiny_images(bad, seed=9), regime or ("weak" if bad else "clean"))
-        method.fit(images, tiny_teacher(backbone), run)
-        return method, run
+        return learned("ckaad", {"steps": 3, **config}, run=run, bad=tiny_images(bad, seed=9)), run
 
     return fit
 
@@ -62,11 +56,10 @@ def test_recon_takes_no_notice_of_bad_images(fitted):
     assert same(fitted(strategy="recon")[0].state_dict(), fitted(bad=3, strategy="recon")[0].state_dict())
 
 
-def test_recon_with_batch_norm_is_reverse_distillation(fitted, tiny_backbone, tiny_images, tiny_teacher):
+def test_recon_with_batch_norm_is_reverse_distillation(fitted, learned):
     method, run = fitted(strategy="recon", norm="batch", steps=4)
-    backbone, rd_run = tiny_backbone(), Run(seed=3, precision=FP32)
-    rd = RD(backbone, (64, 64), RDConfig(steps=4, batch_size=4, layers=(2, 3)))
-    rd.fit(TrainingImages(tiny_images(8), tiny_images(0), "clean"), tiny_teacher(backbone), rd_run)
+    rd_run = Run(seed=3, precision=FP32)
+    rd = learned("rd", {"steps": 4}, run=rd_run)
     assert same(rd.state_dict(), method.state_dict())
     assert [epoch["loss"] for epoch in rd_run.curves["rd"]] == [epoch["recon"] for epoch in run.curves["ckaad"]]
 

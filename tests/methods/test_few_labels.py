@@ -1,38 +1,33 @@
 """Deep SAD and DevNet: losses against NumPy, what they learn from a few known-bad images, what they refuse."""
 
-
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from blemish.contract import TrainingImages
 from blemish.methods import devnet
-from blemish.methods.deepsad import DeepSAD, DeepSADConfig, Head, deep_sad_loss
-from blemish.methods.devnet import DevNet, DevNetConfig, deviation_loss, top_mean
+from blemish.methods.deepsad import Head, deep_sad_loss
+from blemish.methods.devnet import deviation_loss, top_mean
 from blemish.ops.norms import Standardisation
 from blemish.run import Precision, Run
 
 FP32 = Precision(torch.float32, channels_last=True, reason="test")
-QUICK = {"deepsad": {"batch_size": 8, "steps": 12, "width": 16, "dimensions": 8}, "devnet": {"steps": 12}}
-CLASSES = {"deepsad": (DeepSAD, DeepSADConfig), "devnet": (DevNet, DevNetConfig)}
+QUICK = {
+    "deepsad": {"batch_size": 8, "steps": 12, "width": 16, "dimensions": 8},
+    "devnet": {"batch_size": 48, "steps": 12},
+}
 BOTH = pytest.mark.parametrize("name", ["deepsad", "devnet"])
 
 
 @pytest.fixture
-def fitted(tiny_backbone, tiny_images, tiny_teacher, planted):
-    """``fitted(name, good=12, bad=3, run=None, **config)``: a method after a few steps, and its run."""
+def fitted(learned, tiny_images, planted):
+    """``fitted(name, good=12, bad=3, **config)``: a method after a few steps, and its run."""
 
-    def fit(name, good=12, bad=3, run=None, **config):
-        run = run or Run(seed=1, precision=FP32)
-        cls, settings = CLASSES[name]
-        backbone = tiny_backbone()
-        method = cls(backbone, (64, 64), settings(**{"layers": (2, 3), **QUICK[name], **config}))
-        bad_images = tiny_images(bad, seed=7)
+    def fit(name, good=12, bad=3, **config):
+        run, bad_images = Run(seed=1, precision=FP32), tiny_images(bad, seed=7)
         bad_images.images = planted(bad_images.images)
-        method.fit(TrainingImages(tiny_images(good), bad_images, "weak"), tiny_teacher(backbone), run)
-        return method, run
+        return learned(name, {**QUICK[name], **config}, good, run=run, bad=bad_images), run
 
     return fit
 

@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 import torch
@@ -12,17 +11,11 @@ from blemish.run import Run
 
 
 @pytest.fixture
-def fitted(tiny_backbone, tiny_images, tiny_teacher):
-    """``fitted(count, size, seed, layers, **settings)``: a PatchCore that has seen ``count`` tiny images."""
-
-    def fit(count=6, size=(64, 64), seed=0, layers=(2, 3), run=None, **settings):
-        backbone = tiny_backbone(layers)
-        method = PatchCore(backbone, size, PatchCoreConfig(layers=layers, **settings)).eval()
-        images = tiny_images(count, size)
-        method.fit(TrainingImages(images, tiny_images(0, size), "clean"), tiny_teacher(backbone), run or Run(seed=seed))
-        return method
-
-    return fit
+def fitted(learned):
+    """``fitted(count, layers, run, **settings)``: a PatchCore that has seen ``count`` tiny images."""
+    return lambda count=6, layers=(2, 3), run=None, **settings: learned(
+        "patchcore", settings, count, layers=layers, run=run
+    )
 
 
 def patch_vectors(backbone, images):

@@ -80,9 +80,7 @@ def loss_by_hand(name, teacher, student):
 
 
 @pytest.mark.parametrize("loss", ["layer", "vector"])
-def test_one_step_from_fixed_weights_gives_the_loss_and_the_weights_worked_out_by_hand(
-    loss, tiny_images, tiny_teacher
-):
+def test_one_step_from_fixed_weights_gives_the_loss_and_the_weights_worked_out_by_hand(loss, tiny_images, tiny_teacher):
     backbone = build_backbone("resnet18", (1, 2, 3), "random", seed=1)
     backbone.precision = FP32
     start = build_reverse_student(backbone, (64, 64))

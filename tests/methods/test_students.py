@@ -20,7 +20,7 @@ from blemish.run import Precision, Run, derive_seed
 
 FP32 = Precision(torch.float32, channels_last=True, reason="test")
 STUDENTS = ["rd", "nkd", "fmam", "rdpp"]
-ONE_EACH = [("rd", {}), ("nkd", {}), ("fmam", {}), ("fmam", {"base": "nkd", "internal": "memory"})]
+ONE_EACH = [("rd", {}), ("rdpp", {}), ("nkd", {}), ("fmam", {}), ("fmam", {"base": "nkd", "internal": "memory"})]
 OTHERS = [
     ("rd", {"loss": "vector"}),
     ("nkd", {"loss": "layer"}),
@@ -54,15 +54,9 @@ def resnet():
     return backbone
 
 
-@pytest.fixture
-def fitted(learned):
-    """``fitted(name, settings, count, size, run, backbone)``: a method that has learned ``count`` tiny images."""
-    return lambda *given, **named: learned(*given, **named).eval()
-
-
 @pytest.mark.parametrize(("name", "settings"), OTHERS)
-def test_other_settings_too_light_up_at_a_planted_defect(fitted, tiny_images, planted, name, settings):
-    method = fitted(name, {**settings, "steps": 24})
+def test_other_settings_too_light_up_at_a_planted_defect(learned, tiny_images, planted, name, settings):
+    method = learned(name, {**settings, "steps": 24})
     good = tiny_images(3, seed=7).images
     with torch.no_grad():
         clean, bad = (method(images).map[:, 20:32, 28:40].mean(dim=(1, 2)) for images in (good, planted(good)))
@@ -71,15 +65,16 @@ def test_other_settings_too_light_up_at_a_planted_defect(fitted, tiny_images, pl
 
 @pytest.mark.parametrize("sigma", [4.0, 1.5])
 @pytest.mark.parametrize(("name", "settings"), ONE_EACH)
-def test_map_and_score_are_as_defined(fitted, tiny_images, name, settings, sigma):
-    method = fitted(name, {**settings, "sigma": sigma})
+def test_map_and_score_are_as_defined(learned, tiny_images, name, settings, sigma):
+    method = learned(name, {**settings, "sigma": sigma})
     images = tiny_images(2, seed=9).images
     with torch.no_grad():
         teacher = method.backbone(images)
         if name == "fmam":
             student = method._network()(images if method.config.base == "nkd" else teacher)
         else:
-            student = method.student(teacher if name == "rd" else images)
+            inputs = {"rd": lambda: teacher, "rdpp": lambda: method._projected(teacher), "nkd": lambda: images}
+            student = method.student(inputs[name]())
         prediction = method(images)
     total = np.zeros((2, 64, 64))
     for t, s in zip(teacher, student):
@@ -91,9 +86,9 @@ def test_map_and_score_are_as_defined(fitted, tiny_images, name, settings, sigma
 
 
 @pytest.mark.parametrize("name", ["rd", "nkd", "fmam"])
-def test_the_loss_falls_and_is_kept_as_a_curve(fitted, name):
+def test_the_loss_falls_and_is_kept_as_a_curve(learned, name):
     run = Run(precision=FP32)
-    fitted(name, {"steps": None, "epochs": 6}, run=run)
+    learned(name, {"steps": None, "epochs": 6}, run=run)
     curve = [epoch["loss"] for epoch in run.curves[name]]
     assert len(curve) == 6 and curve[-1] < 0.8 * curve[0]
 
@@ -105,7 +100,7 @@ def test_the_papers_defaults():
         assert config.loss == loss
 
 
-def test_nkds_student_has_the_teachers_architecture_and_other_values(fitted):
+def test_nkds_student_has_the_teachers_architecture_and_other_values(learned):
     backbone = build_backbone("resnet18", (1, 2, 3), "random", seed=0)
     method = NKD(backbone, (64, 64), NKDConfig())
     method.student.reset(0)  # the very seed of the teacher: norms aside, the same draw
@@ -114,16 +109,16 @@ def test_nkds_student_has_the_teachers_architecture_and_other_values(fitted):
         images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         shapes = [map_.shape for map_ in backbone(images)]
         assert [map_.shape for map_ in method.student(images)] == shapes
-    trained = fitted("nkd", {"steps": 1, "learning_rate": 1e-9}, 2, backbone=backbone, layers=(1, 2, 3))
+    trained = learned("nkd", {"steps": 1, "learning_rate": 1e-9}, 2, backbone=backbone, layers=(1, 2, 3))
     teacher = backbone.network.state_dict()["layer1.0.conv2.weight"]
     student = trained.student.network.state_dict()["layer1.0.conv2.weight"]
     assert float(F.cosine_similarity(teacher.flatten(), student.flatten(), dim=0).abs()) < 0.1
 
 
 @pytest.mark.parametrize("name", ["rd", "nkd", "fmam"])
-def test_on_the_embedded_architecture_students_give_negative_features_too(fitted, name):
+def test_on_the_embedded_architecture_students_give_negative_features_too(learned, name):
     backbone = build_backbone("efficientnet_lite0", (1, 2, 3), "random", seed=3)
-    method = fitted(name, {"steps": 1}, 2, backbone=backbone, layers=(1, 2, 3))
+    method = learned(name, {"steps": 1}, 2, backbone=backbone, layers=(1, 2, 3))
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         given = images if name == "nkd" else backbone(images)
@@ -132,10 +127,10 @@ def test_on_the_embedded_architecture_students_give_negative_features_too(fitted
     assert all(0.2 < float((map_ < 0).float().mean()) < 0.8 for map_ in maps)
 
 
-def test_fmams_student_starts_as_the_one_without_mappings(fitted):
+def test_fmams_student_starts_as_the_one_without_mappings(learned):
     still = {"steps": 1, "learning_rate": 1e-12}
-    for base, plain in (("rd", fitted("rd", still)), ("nkd", fitted("nkd", still))):
-        mapped = fitted("fmam", {**still, "base": base}).student.state_dict()
+    for base, plain in (("rd", learned("rd", still)), ("nkd", learned("nkd", still))):
+        mapped = learned("fmam", {**still, "base": base}).student.state_dict()
         for key, value in plain.student.state_dict().items():
             if value.ndim == 4:
                 torch.testing.assert_close(mapped[key], value, rtol=0, atol=1e-9)
