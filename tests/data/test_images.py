@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import struct
-import threading
-import warnings
 import zlib
 from pathlib import Path
 
@@ -227,14 +225,3 @@ def test_headers_tell_depth(tmp_path):
 def test_the_white_level_is_the_next_power_of_two():
     levels = {0: 255, 200: 255, 255: 255, 256: 511, 1023: 1023, 3900: 4095, 65535: 65535}
     assert {brightest: white_level(brightest) for brightest in levels} == levels
-
-
-def test_filters_for_warnings_are_restored_after_threads():
-    before = list(warnings.filters)
-    content = saved(Image.fromarray(COLOUR))
-    threads = [threading.Thread(target=lambda: [read_image(content) for _ in range(40)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert list(warnings.filters) == before

@@ -88,7 +88,7 @@ def test_16_bit_values_above_white_are_clipped_and_refused_after_8_bit_training(
     deep, shallow = np.full((16, 16), 2000, np.uint16), np.full((16, 16), 255, np.uint8)
     assert np.all(prepared(deep, size=16, white_level=1023) == 1)
     assert np.all(prepared(shallow, size=16, white_level=4095) == 1)
-    with pytest.raises(ImageError, match=r"values up to 2000 .* no training image"):
+    with pytest.raises(ImageError, match="values up to 2000, but no training image"):
         prepared(deep, size=16)
     assert prepared(deep // 39, size=16).mean() == pytest.approx(0.2)
 

@@ -6,11 +6,10 @@ part is divided into rectangles: crops of one overlap and share a ``group``, cro
 photographs and their good crops are real; every defect is painted (``synthetic``), with an exact mask, on a crop of 96
 pixels that is then doubled, so that a defect is no sharper than the photograph.
 
-Difficulty was set by looking and by one trial, in which test crops took part: ``boldness`` so that the image AUROC of a
-nearest-neighbour memory of EfficientNet-Lite0 patches lies between .85 and .99 (faint defects alone .62 to .75), the
-test end of each photograph so that its good crops look no stranger than unseen training crops. Mean brightness,
-contrast and gradient alone reach .37 to .59. The set shows that things work; it is ours, and small: quote no figure of
-it as evidence of how a method does in a factory or a clinic.
+Difficulty was set by one trial, in which test crops took part: ``boldness`` so that the image AUROC of a memory of
+EfficientNet-Lite0 patches lies between .85 and .99 (faint defects alone .62 to .75; brightness, contrast and gradient
+reach .37 to .59), the test end of each photograph so that its good crops look no stranger than unseen training crops.
+The set shows that things work: quote no figure of it as evidence of how a method does in a factory or a clinic.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from blemish.data.synthetic import PAINTERS, Array, Scene, colours_by_brightness
 from blemish.errors import ConfigError, DataError, OutputError
 
 KINDS = tuple(PAINTERS)
-"""The kinds of defect, in every category."""
 MARGIN = 16
 CROP, SCALE = 96, 2  # side of a crop in the photograph; how much larger it is saved
 PHOTOGRAPH, TEST_ROWS = 512, 196
@@ -43,8 +41,7 @@ TRAIN_GRID, TEST_GRID = (3, 4), (2, 4)  # rows and columns of rectangles
 TRAIN_EACH, TEST_EACH, DEFECTS_OF_A_KIND = 4, 2, 4
 VISIBLE = 0.1  # a pixel painted less than this keeps its own value
 
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in the photograph; right and bottom are outside the box."""
+Box = tuple[int, int, int, int]  # left, top, right, bottom in the photograph; right and bottom are outside
 
 
 class Drawing(NamedTuple):
@@ -57,10 +54,7 @@ class Drawing(NamedTuple):
 
 
 def write_demo(root: Path, seed: int = 0, categories: Sequence[str] = tuple(DEMO_CATEGORIES)) -> list[Path]:
-    """The folders of the categories, written under ``root`` in the layout of MVTec AD, each with a manifest.
-
-    The same seed writes the same bytes. Files of an earlier demo set are written over.
-    """
+    """The folders of the categories, written in the layout of MVTec AD with manifests; one seed, the same bytes."""
     for name in categories:
         if name not in DEMO_CATEGORIES:
             raise ConfigError(f"the demo set has no category {name!r}: choose one of {', '.join(DEMO_CATEGORIES)}")
@@ -87,7 +81,8 @@ def write_demo(root: Path, seed: int = 0, categories: Sequence[str] = tuple(DEMO
 
 def draw_category(category: str, seed: int = 0) -> Iterator[Drawing]:
     """The pictures of one category, made as they are asked for: training, good test, then defects, kinds in turn."""
-    pixels, on_top = read_photograph(category), DEMO_CATEGORIES[category].test == "top"
+    photo, pixels = DEMO_CATEGORIES[category], read_photograph(category)
+    on_top = photo.test == "top"
     rng = np.random.default_rng([seed, zlib.crc32(category.encode())])
     edge = TEST_ROWS if on_top else PHOTOGRAPH - TEST_ROWS - MARGIN  # of the upper part
     upper, lower = (0, 0, PHOTOGRAPH, edge), (0, edge + MARGIN, PHOTOGRAPH, PHOTOGRAPH)
@@ -102,7 +97,13 @@ def draw_category(category: str, seed: int = 0) -> Iterator[Drawing]:
             yield Drawing(sample, box, _picture(_enlarged(pixels[box[1] : box[3], box[0] : box[2]])))
     each = len(KINDS) * DEFECTS_OF_A_KIND // (TEST_GRID[0] * TEST_GRID[1])
     boxes = _cut_boxes(test_part, TEST_GRID, each, "test", rng)
-    scene = _scene(category, pixels)
+    # Foreign matter takes the photograph's colours, so that it is no brighter.
+    ranked, texture = colours_by_brightness(pixels), read_photograph(photo.foreign).mean(axis=-1)
+    low, high = ranked[len(ranked) // 10], ranked[-(len(ranked) // 10)]
+    level = 0.5 + (texture - texture.mean()) / (4 * texture.std())
+    foreign = low + (high - low) * np.clip(level, 0, 1)[..., None]
+    pit, spill = float(photo.pit == "light"), np.array(photo.spill)
+    scene = replace(scene_of(pixels), spill=spill, foreign=foreign, boldness=photo.boldness, pit=pit)
     for number, chosen in enumerate(rng.permutation(len(boxes))):
         round_, kind = number // len(KINDS), KINDS[number % len(KINDS)]
         group, box = boxes[chosen]
@@ -119,15 +120,12 @@ def read_photograph(category: str) -> Array:
     remedy = "install it with pip install 'blemish[demo]'"
     try:
         content = importlib.resources.files("skimage").joinpath("data", file).read_bytes()
-    except ModuleNotFoundError as error:
-        raise DataError(f"the demo set needs the photographs inside scikit-image, which is absent: {remedy}") from error
-    except FileNotFoundError as error:
-        raise DataError(f"this scikit-image comes without its photograph {file}: {remedy}") from error
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise DataError(f"the demo set needs {file} inside scikit-image, which is not there: {remedy}") from error
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
     if pixels.shape[:2] != (PHOTOGRAPH, PHOTOGRAPH):
-        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise DataError(f"scikit-image's {file} is {size} pixels, not 512 x 512 as in 0.25 and 0.26: {remedy}")
+        raise DataError(f"scikit-image's {file} is not 512 x 512 pixels, as in 0.25 and 0.26: {remedy}")
     return pixels
 
 
@@ -141,17 +139,6 @@ def _cut_boxes(part: Box, grid: tuple[int, int], each: int, split: str, rng: Gen
         y = top + row * high + int(rng.integers(0, high - CROP + 1))
         crops.append((f"{split}-r{row}c{column}", (x, y, x + CROP, y + CROP)))
     return crops
-
-
-def _scene(category: str, pixels: Array) -> Scene:
-    """What the painters need to know of a photograph; foreign matter takes its colours, so that it is no brighter."""
-    photo, ranked = DEMO_CATEGORIES[category], colours_by_brightness(pixels)
-    low, high = ranked[len(ranked) // 10], ranked[-(len(ranked) // 10)]
-    texture = read_photograph(photo.foreign).mean(axis=-1)
-    level = 0.5 + (texture - texture.mean()) / (4 * texture.std())
-    foreign = low + (high - low) * np.clip(level, 0, 1)[..., None]
-    pit = 1.0 if photo.pit == "light" else 0.0
-    return replace(scene_of(pixels), spill=np.array(photo.spill), foreign=foreign, boldness=photo.boldness, pit=pit)
 
 
 def _painted(kind: str, tone: int, crop: Array, scene: Scene, rng: Generator) -> tuple[Array, NDArray[np.bool_]]:

@@ -1,7 +1,5 @@
 """Reading one image, whatever its format, into RGB pixels of known depth.
 
-What becomes of each kind of image:
-
 * grey and 1-bit images are replicated to three channels (a view: no memory is spent on it);
 * 16-bit grey keeps its depth. 16-bit *colour* does not: Pillow reads it as 8 bits a channel. A PGM whose maximum is
   below 65535 comes spread over 16 bits, also Pillow's way;
@@ -13,9 +11,7 @@ What becomes of each kind of image:
 
 from __future__ import annotations
 
-import contextlib
 import io
-import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +55,9 @@ class DecodedImage:
 
 
 def read_image(source: Path | str | bytes | Image.Image | npt.NDArray[Any]) -> DecodedImage:
-    """The image as RGB pixels.
+    """The image as RGB pixels, from a path, the bytes of an image file, a PIL image, or an array.
 
-    Args:
-        source: a path, the bytes of an image file, a PIL image, or an array ``h w``, ``h w 1``, ``h w 3`` (RGB order)
-            or ``h w 4`` of bool, uint8, uint16 or float in [0, 1].
+    Arrays are ``h w``, ``h w 1``, ``h w 3`` (RGB order) or ``h w 4`` of bool, uint8, uint16 or float in [0, 1].
 
     Raises:
         ImageError: missing, damaged, cut short, not an image, several in one file, under 8 pixels a side or above
@@ -95,7 +89,7 @@ def read_bytes(path: Path) -> bytes:
 def decode(content: bytes, name: str) -> DecodedImage:
     """The image whose file holds ``content``; ``name`` is how errors, those of ``read_image``, call it."""
     try:
-        with _PILLOW_QUIET, Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with _opened(io.BytesIO(content)) as image:
             return _from_pil(image, name)
     except ImageError:
         raise
@@ -106,7 +100,7 @@ def decode(content: bytes, name: str) -> DecodedImage:
 def read_header(path: Path) -> tuple[tuple[int, int], int]:
     """Height and width after any EXIF rotation, and bits a channel; an ImageError where no image begins."""
     try:
-        with _PILLOW_QUIET, Image.open(path, formats=_FORMATS) as image:
+        with _opened(path) as image:
             # Asking a PNG without EXIF for it would decode the whole file; a TIFF's size is turned already.
             turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
             size = image.size if turned else (image.height, image.width)
@@ -121,6 +115,12 @@ def white_level(brightest: int) -> int:
     It is fixed when a model learns, because a scale chosen for each image would hide that one is too bright.
     """
     return max(255, (1 << brightest.bit_length()) - 1)
+
+
+def _opened(file: Path | io.BytesIO) -> Image.Image:
+    # What Pillow warns of is either raised as an error here or harmless. Taking the filter back would race in threads.
+    warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+    return Image.open(file, formats=_FORMATS)
 
 
 def _from_pil(image: Image.Image, name: str) -> DecodedImage:
@@ -160,9 +160,8 @@ def _from_values(values: npt.NDArray[Any], name: str) -> DecodedImage:
         values, alpha = values[..., :-1], values[..., -1:]
         if values.dtype.kind == "f":
             values = values * alpha
-        elif (alpha < (white := np.iinfo(values.dtype).max)).any():
-            blended = (values.astype(np.uint32) * alpha + white // 2) // white  # rounded to the nearest integer
-            values = blended.astype(values.dtype)
+        elif (alpha < (white := np.iinfo(values.dtype).max)).any():  # rounded to the nearest integer
+            values = ((values.astype(np.uint32) * alpha + white // 2) // white).astype(values.dtype)
     pixels = np.broadcast_to(values, (*values.shape[:2], 3))
     return DecodedImage(pixels, 8 * values.dtype.itemsize, grey=values.shape[2] == 1)
 
@@ -170,8 +169,9 @@ def _from_values(values: npt.NDArray[Any], name: str) -> DecodedImage:
 def _check_size(height: int, width: int, name: str) -> None:
     size = f"{name} has {width} x {height} pixels"
     if height * width > MAX_PIXELS:
-        limit = f"more than the {MAX_PIXELS:,} that are taken for one part"
-        raise ImageError(f"{size}, {limit}: cut it into tiles or shrink it first.")
+        raise ImageError(
+            f"{size}, more than the {MAX_PIXELS:,} that are taken for one part: cut it or shrink it first."
+        )
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"{size}: at least {MIN_SIDE} a side are needed.")
 
@@ -180,35 +180,8 @@ def _unreadable(name: str, error: Exception) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
         return ImageError(f"{name} claims more than the {MAX_PIXELS:,} pixels that are taken for one part: shrink it.")
     if isinstance(error, UnidentifiedImageError):
-        kinds = "PNG, JPEG, TIFF, BMP, WebP, PPM, PGM or GIF"
-        return ImageError(f"{name} is not an image that Blemish reads: {kinds} is needed.")
+        return ImageError(f"{name} is not an image: PNG, JPEG, TIFF, BMP, WebP, PPM, PGM or GIF is needed.")
     if isinstance(error, OSError) and error.errno is not None:
         return ImageError(f"{name} cannot be opened: {error.strerror or error}.")
     # Damaged files make Pillow raise nearly anything: struct.error, KeyError, OverflowError, SyntaxError ...
     return ImageError(f"{name} is damaged: {error or type(error).__name__}. Copy or export it again.")
-
-
-class _PillowQuiet:
-    """Silences Pillow's own warnings while any thread is inside: what matters is raised as an error here.
-
-    ``warnings.catch_warnings`` is not safe across threads, so the first one in saves and the last one out restores.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._saved = threading.Lock(), 0, contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._saved.enter_context(warnings.catch_warnings())
-                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._saved.close()
-
-
-_PILLOW_QUIET = _PillowQuiet()

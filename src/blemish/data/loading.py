@@ -1,8 +1,4 @@
-"""Prepared training images: decoded once, in parallel, and kept in memory as far as a budget reaches.
-
-Every file is decoded when the set is built, because a damaged one has to be named before learning starts, not in its
-middle. What does not fit the budget is decoded again, in parallel within each batch.
-"""
+"""Prepared training images: all decoded at once, to name damaged files before learning, and kept within a budget."""
 
 from __future__ import annotations
 
@@ -55,8 +51,7 @@ class PreparedImages:
         progress: Progress | None = None,
         budget: int = BUDGET,  # bytes of prepared pixels to keep in memory
     ) -> None:
-        self.preparation = preparation
-        self._workers = workers
+        self.preparation, self._workers = preparation, workers
         kept: list[_Prepared] = []
         skipped: list[tuple[Path, str]] = []
         progress = progress or Silent()
@@ -124,10 +119,7 @@ class PreparedImages:
 
 
 def fitted_white_level(samples: Sequence[Sample], workers: int | None = None) -> int:
-    """The white level of the 16-bit images among ``samples``, 255 without any: goes into ``Preprocessing``.
-
-    Files that cannot be read are left to ``PreparedImages``.
-    """
+    """The white level of the 16-bit images among ``samples``, 255 without any; files that cannot be read are passed."""
 
     def brightest(sample: Sample) -> int:
         with contextlib.suppress(ImageError):

@@ -19,22 +19,15 @@ if TYPE_CHECKING:
     from blemish.contract import Label
 
 COLUMNS = ("path", "label", "split", "mask", "category", "kind", "group")
-_LABELS: dict[str, Label] = {
-    "good": "normal",
-    "normal": "normal",
-    "unlabelled": "unlabelled",
-    "anomalous": "anomalous",
-}
+_LABELS: dict[str, Label] = {"good": "normal", "normal": "normal", "unlabelled": "unlabelled", "anomalous": "anomalous"}
 _SPLITS: dict[str, Split] = {"": "train", "train": "train", "test": "test"}
 
 
 def read_manifest(manifest: Path, ground_truth: bool = False) -> tuple[Sample, ...]:
     """All images, in the order of the file. Without a split an image is for training, without a group it is its own.
 
-    Args:
-        manifest: the file.
-        ground_truth: also read the masks of anomalous test images, and insist on a label for every test image. Masks
-            of other images are never read.
+    With ``ground_truth``, the masks of anomalous test images are read as well, and every test image needs a label.
+    Masks of other images are never read.
 
     Raises:
         ManifestError: a column is missing, a label or split is unknown, a file is missing or outside the manifest's
@@ -52,9 +45,8 @@ def read_manifest(manifest: Path, ground_truth: bool = False) -> tuple[Sample, .
             )
         label = _LABELS.get(values["label"].casefold())
         if label is None:
-            raise ManifestError(
-                f"{where}: label {values['label']!r} is unknown: normal, unlabelled or anomalous is needed."
-            )
+            problem = f"label {values['label']!r} is unknown"
+            raise ManifestError(f"{where}: {problem}: normal, unlabelled or anomalous is needed.")
         split = _SPLITS.get(values.get("split", "").casefold())
         if split is None:
             raise ManifestError(f"{where}: split {values['split']!r} is unknown: train or test is needed.")
@@ -77,9 +69,7 @@ def read_manifest(manifest: Path, ground_truth: bool = False) -> tuple[Sample, .
 def write_manifest(manifest: Path, samples: Iterable[Sample]) -> Path:
     """Write a manifest that ``read_manifest`` takes, whole or not at all; its path.
 
-    Raises:
-        ManifestError: an image lies outside the manifest's folder, where no manifest may point.
-        OutputError: the file cannot be written.
+    Raises what ``check_within`` does, and an OutputError where the file cannot be written.
     """
     # Imports torch, which reading a manifest does not need.
     from blemish.run import written_atomically

@@ -88,10 +88,8 @@ class Preprocessing:
         if image.bits == 16:
             largest = int(pixels.max())
             if self.white_level == 255 < largest:
-                raise ImageError(
-                    f"a 16-bit image with values up to {largest} was given, but no training image held values above "
-                    "255: convert it as the training images were, or fit on 16-bit images."
-                )
+                problem = f"a 16-bit image with values up to {largest}, but no training image held values above 255"
+                raise ImageError(f"{problem}: convert it as the training images were, or fit on 16-bit images.")
             pixels = np.minimum(pixels.astype(np.float32) / np.float32(self.white_level), np.float32(1))
         if self.resize == "opencv":  # pixel centres at half-integers, no antialiasing, float64 in between
             scaled = torch.from_numpy(pixels.astype(np.float64) / (255 if pixels.dtype == np.uint8 else 1))

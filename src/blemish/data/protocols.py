@@ -1,9 +1,5 @@
 """Protocols: a training and a test set dealt out anew, to show what a method makes of other knowledge.
 
-* ``contaminate``: some anomalous test images join the training images, and all labels are forgotten.
-* ``label_anomalies``: some anomalous images of few kinds become labelled training images, as in the paper on CKAAD.
-* ``alternative_split``: some training images become the normal test images, in place of the set's own.
-
 The unit is the group. Which groups are drawn depends on the seed and their names alone, not on the order of the files.
 This opens test sets: only the bench and the command line may import it.
 """
@@ -41,9 +37,8 @@ class Dealt:
 def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -> Dealt:
     """Add ``int(ratio * N)`` anomalous test images to the ``N`` training images, and forget the labels of all.
 
-    The papers' ratio of .1 makes 9.1 % of the pile bad. Groups are drawn until the number is reached. Of the last one
-    only as many images join as are still missing; without overlap the whole group leaves the test set all the same.
-    With one seed, a smaller ratio draws a part of what a larger one does. Anomalous training images are left out.
+    Groups are drawn until the number is reached. Of the last one only as many images join as are still missing, but all
+    leave the test set. With one seed, a smaller ratio draws a part of what a larger one does.
     """
     if not 0 <= ratio <= 1:
         raise ConfigError(f"ratio {ratio}: a share of the training images, from 0 to 1, is needed, such as 0.1")
@@ -103,10 +98,9 @@ def label_anomalies(
 ) -> Dealt:
     """Label anomalous images of ``kinds``, as evenly as can be, until they are ``ratio`` of the training set.
 
-    The last group drawn gives as many images as are still missing; all of its images leave the test set all the same.
-    A training set that has anomalous images of its own gives them, and the test set stays whole; otherwise the test set
-    gives them. Where there are 20 labels or more, whole groups with at least ``int(5 %) + 1`` of the fewer of normal
-    and labelled images, and as many of the other, are held out to ``validate``; they count among the labels.
+    The training set's own anomalous images are labelled where it has some, else the test set's, and all images of their
+    groups leave it. Where there are 20 labels or more, whole groups with at least ``int(5 %) + 1`` of the fewer of
+    normal and labelled images, and as many of the other, are held out to ``validate``; they count among the labels.
     """
     if not 0 <= ratio < 1:
         raise ConfigError(f"ratio {ratio}: the bad share of the training set, from 0 to below 1, is needed: try 0.05")
@@ -128,12 +122,11 @@ def label_anomalies(
         raise DataError(f"{asked}, and {', '.join(by_kind)} have {available} images: {most}")
     # One image of each kind in turn as long as there are any, the groups of a kind one after another.
     queues = []
-    for kind, samples in by_kind.items():
-        by_group = _by_group(samples)
+    for kind, by_group in ((kind, _by_group(samples)) for kind, samples in by_kind.items()):
         order = shuffled_names(by_group, seed, f"reveal {seed}/{draw} {kind}")
         queues.append([sample for group in order for sample in by_group[group]])
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*queues))
-    labelled = sorted(itertools.islice(filter(None, turns), number), key=lambda sample: sample.path.as_posix())
+    turns = filter(None, itertools.chain.from_iterable(itertools.zip_longest(*queues)))
+    labelled = sorted(itertools.islice(turns, number), key=lambda sample: sample.path.as_posix())
     left, gone = _without_groups_of(labelled, test)
     if not any(sample.anomalous for sample in left):
         raise DataError(f"{asked}, and then no bad part is left to test on")
@@ -227,15 +220,14 @@ def _without_groups_of(drawn: Iterable[Sample], test: TestSet) -> tuple[tuple[Sa
 
 def _pool(training: TrainingSet, test: TestSet) -> tuple[Sample, ...]:
     """Images that labels can be given to: the training set's own anomalous ones, or the test set's."""
-    anomalous = tuple(replace(sample, split="train", mask=None) for sample in test.samples if sample.anomalous)
-    return training.anomalous or anomalous
+    tested = (replace(sample, split="train", mask=None) for sample in test.samples if sample.anomalous)
+    return training.anomalous or tuple(tested)
 
 
 def _for_testing(sample: Sample) -> Sample:
     """A training image as a test image: one that nobody has looked at counts as normal."""
-    if sample.anomalous:
-        return replace(sample, split="test")
-    return Sample(sample.path, "normal", "test", group=sample.group)
+    kept = replace(sample, split="test")
+    return kept if sample.anomalous else replace(kept, label="normal", kind="good")
 
 
 def _groups_to_hold_out(normal: Sequence[Sample], labelled: Sequence[Sample], seed: int) -> set[str]:

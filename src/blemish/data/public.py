@@ -45,6 +45,7 @@ PUBLIC_SETS = {name: PublicSet(**row) for name, row in _TABLE["public"].items()}
 
 def datasets() -> tuple[tuple[str, str, str], ...]:
     """Name, content, and licence with origin of every set that Blemish knows, the demo's first."""
-    demo = [(name, photo.shows, f"{photo.licence}: {photo.source}") for name, photo in DEMO_CATEGORIES.items()]
-    origins = {name: f"{row.licence}: {row.source}; scripts/datasets/{row.script}" for name, row in PUBLIC_SETS.items()}
-    return (*demo, *((name, row.shows, origins[name]) for name, row in PUBLIC_SETS.items()))
+    rows = [(name, photo.shows, f"{photo.licence}: {photo.source}") for name, photo in DEMO_CATEGORIES.items()]
+    for name, row in PUBLIC_SETS.items():
+        rows.append((name, row.shows, f"{row.licence}: {row.source}; scripts/datasets/{row.script}"))
+    return tuple(rows)

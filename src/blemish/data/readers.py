@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,10 +28,8 @@ EXTENSIONS = frozenset(
 )
 """File names that count as images when a folder is read; the content decides when one is opened."""
 
+# The folders of a layout and what they say of their images.
 LAYOUT: dict[str, Label] = {"good": "normal", "unlabelled": "unlabelled", "anomalous": "anomalous"}
-"""The folders of a layout and what they say of their images."""
-
-_MANY = 10
 _EXPECTED = (
     "a folder with train/good, train/unlabelled or train/anomalous (or these directly), a folder of images, or a CSV "
     "manifest with path,label is needed; for other folder names use patterns (--good 'OK/*.png')"
@@ -78,10 +76,7 @@ def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
 def read_globs(good: Sequence[str], anomalous: Sequence[str] = (), unlabelled: Sequence[str] = ()) -> TrainingSet:
     """The training images that patterns such as ``OK/**/*.png`` match; a folder stands for the images in it.
 
-    Args:
-        good: patterns of images that are known to be normal.
-        anomalous: patterns of images that are known to show a defect.
-        unlabelled: patterns of images that nobody has looked at.
+    ``good`` images are known to be normal, ``anomalous`` ones to show a defect, ``unlabelled`` ones may be either.
 
     Raises:
         DataError: a pattern matches no image, an image has two labels, or none may be taken as normal.
@@ -149,30 +144,28 @@ def survey(samples: Sequence[Sample]) -> list[str]:
     Only headers are read; a file whose header cannot be read is left to whoever decodes it. Different sizes of one
     aspect are told apart from different aspects, which stretching distorts.
     """
-    depths, aspects, sizes = dict[Path, str](), dict[Path, str](), dict[Path, str]()
+    said: dict[str, dict[Path, str]] = {"bit depths": {}, "aspects": {}, "sizes": {}}
     for path in (sample.path for sample in samples):
         with contextlib.suppress(ImageError):
             (height, width), bits = read_header(path)
-            depths[path] = f"{bits}-bit"
-            aspects[path] = f"{width / height:.1f} times as wide as high"
-            sizes[path] = f"{width} x {height} pixels"
-    return _differing(depths, "bit depths") + (_differing(aspects, "aspects") or _differing(sizes, "sizes"))
-
-
-def _differing(words: Mapping[Path, str], what: str) -> list[str]:
-    """One line on the images of which something else is said than of most; none where all are alike."""
-    numbers = Counter(words.values())
-    if len(numbers) < 2:
-        return []
-    usual, times = numbers.most_common(1)[0]
-    if 2 * times <= len(words):
-        shown = ", ".join(word for word, _ in numbers.most_common(3))
-        return [f"the {len(words)} images have {len(numbers)} different {what}, such as {shown}"]
-    odd = [path for path, word in words.items() if word != usual]
-    named = ", ".join(path.name for path in odd[:3]) + " ..." * (len(odd) > 3)
-    others = {words[path] for path in odd}
-    said = f"{others.pop()}, the rest {usual}" if len(others) == 1 else f"not {usual} as the rest"
-    return [f"{len(odd)} of {len(words)} images {'is' if len(odd) == 1 else 'are'} {said}: {named}"]
+            said["bit depths"][path] = f"{bits}-bit"
+            said["aspects"][path] = f"{width / height:.1f} times as wide as high"
+            said["sizes"][path] = f"{width} x {height} pixels"
+    warnings: dict[str, str] = {}
+    for what, words in said.items():
+        numbers = Counter(words.values())
+        if len(numbers) < 2 or (what == "sizes" and "aspects" in warnings):
+            continue
+        usual, times = numbers.most_common(1)[0]
+        odd = [path for path, word in words.items() if word != usual]
+        if 2 * times <= len(words):
+            shown = ", ".join(word for word, _ in numbers.most_common(3))
+            warnings[what] = f"the {len(words)} images have {len(numbers)} different {what}, such as {shown}"
+        else:
+            named = ", ".join(path.name for path in odd[:3]) + " ..." * (len(odd) > 3)
+            other = f"{words[odd[0]]}, the rest {usual}" if len(numbers) == 2 else f"not {usual} as the rest"
+            warnings[what] = f"{len(odd)} of {len(words)} images {'is' if len(odd) == 1 else 'are'} {other}: {named}"
+    return list(warnings.values())
 
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:
@@ -202,13 +195,12 @@ def folders_in(folder: Path) -> list[Path]:
 def contents(folder: Path) -> str:
     """What a folder holds, in words for an error."""
     names = [path.name for path in folders_in(folder)]
-    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-    folders = f"{len(names)} folders ({shown})" if names else "no folder"
+    folders = f"{len(names)} folders ({', '.join(names[:5])}{' ...' * (len(names) > 5)})" if names else "no folder"
     files = sum(path.is_file() for path in _entries(folder))
     return f"{folders}, {len(images_in(folder))} images and {files} files in all"
 
 
-def grouped(root: Path, samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], list[str]]:
+def grouped(root: Path, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
     """The samples of a layout folder in the groups that its ``manifest.csv`` names, else each by itself; and notes.
 
     Such a manifest is read for nothing else, so its other columns are free; files are named under ``path`` or ``file``.
@@ -219,11 +211,13 @@ def grouped(root: Path, samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], 
         if file and group:
             named[Path(file).as_posix()] = group
     written = [sample.path.relative_to(root).as_posix() for sample in samples]
-    missing = [Path(file).name for file in written if file not in named]
-    notes = []
-    if named and missing:
-        notes = [f"manifest.csv names no group for {len(missing)} images, such as {missing[0]}: each counts alone"]
-    return tuple(replace(sample, group=named.get(file, file)) for sample, file in zip(samples, written)), notes
+    in_groups = [replace(sample, group=named.get(file, file)) for sample, file in zip(samples, written)]
+    missing = [Path(file).name for file in written if named and file not in named]
+    if not missing:
+        return in_groups, []
+    return in_groups, [
+        f"manifest.csv names no group for {len(missing)} images, such as {missing[0]}: each counts alone"
+    ]
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -246,12 +240,18 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
             inner = []
         for kind in (folder, *inner):
             listed += [Sample(path, label, "train", kind.name) for path in images_in(kind)]
-        notes += _ignored_files(folder)
     loose = images_in(root)
     if not labelled:
         listed = [Sample(path, "normal") for path in loose]
         unnamed = f"{root.name} has no folder good, unlabelled or anomalous"
-        notes += [f"{unnamed}: its {len(listed)} images count as {counts_as}", *_ignored_files(root)]
+        notes.append(f"{unnamed}: its {len(listed)} images count as {counts_as}")
+    for folder in labelled or [root]:
+        others = [path for path in _entries(folder) if path.is_file() and not is_image(path)]
+        others = [path for path in others if not path.name.startswith(".") and path.name != "Thumbs.db"]
+        if len(others) >= 10:  # fewer may be meant
+            kinds = Counter(path.suffix.casefold() or "no extension" for path in others)
+            named = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(3))
+            notes.append(f"{len(others)} files in {folder.name} are not images and were ignored ({named})")
     if ignored:
         notes.append(f"folders ignored in {root.name}: {', '.join(ignored[:5])}{' ...' * (len(ignored) > 5)}")
     if labelled and loose:
@@ -267,15 +267,4 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
             "put good images into good/, or a pile nobody has looked at into unlabelled/."
         )
     samples, missing_groups = grouped(data, listed)
-    return TrainingSet(data.resolve().name, data, samples, (*notes, *missing_groups))
-
-
-def _ignored_files(folder: Path) -> list[str]:
-    """One line where many files of ``folder`` are not images, which is rarely meant."""
-    others = [path for path in _entries(folder) if path.is_file() and not is_image(path)]
-    others = [path for path in others if not path.name.startswith(".") and path.name != "Thumbs.db"]
-    if len(others) < _MANY:
-        return []
-    kinds = Counter(path.suffix.casefold() or "no extension" for path in others)
-    named = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(3))
-    return [f"{len(others)} files in {folder.name} are not images and were ignored ({named})"]
+    return TrainingSet(data.resolve().name, data, tuple(samples), (*notes, *missing_groups))

@@ -1,7 +1,4 @@
-"""One record of an image, and the set of them that a model may learn from.
-
-Nothing here reads ground truth: masks and test images come through ``testset`` alone, which fitting cannot import.
-"""
+"""One record of an image, and the set of them that a model may learn from."""
 
 from __future__ import annotations
 

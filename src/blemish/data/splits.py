@@ -1,7 +1,4 @@
-"""Holding out and cross-fitting by group: the unit is the part, not the file.
-
-Group names are sorted before anything random happens, so that the order of files on a disk never changes a split.
-"""
+"""Holding out and cross-fitting by group; the order of files on a disk never changes a split."""
 
 from __future__ import annotations
 

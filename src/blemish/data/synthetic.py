@@ -1,10 +1,9 @@
 """Painted defects: scratch, stain, hole, missing piece, foreign matter, faint discolouration.
 
 A painter is given a square crop ``h w 3`` in [0, 1], the scene it comes from, -1 to darken or +1 to lighten, and the
-source of chance. It returns the crop with one defect, and how strongly each pixel ``h w`` was painted: 0 where the crop
-is as it was. What makes a painted defect believable: an irregular outline with an edge no sharper than the photograph,
-the photograph's own darkest and lightest colours, light from one side, and the photograph's grain on every surface
-painted flat. Callers deal tones out evenly, so that mean brightness does not give the defects away.
+source of chance. It returns the crop with one defect, and how strongly each pixel ``h w`` was painted. Believable are
+irregular outlines no sharper than the photograph, in its own darkest and lightest colours, light from one side, and
+its grain on what is painted flat. Callers deal tones out evenly, so that brightness does not give the defects away.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates, shift
 
 Array = NDArray[np.float64]
 
-LIGHT = (-0.6, -0.8)  # where it comes from (rows, columns): the upper left
 GRAIN = 0.6  # how wide a camera's finest detail is; it is mostly grey, so all colours share it
-SIDE = 64
-"""Rows and columns of the crop that a defect is painted into."""
+SIDE = 64  # rows and columns of the crop that a defect is painted into
 SEEN = 0.25  # cover from which a painted pixel counts as defective
 
 
@@ -144,8 +141,7 @@ PAINTERS: dict[str, Painter] = {p.__name__: p for p in (scratch, stain, hole, mi
 def paint(picture: Array, kind: str, rng: Generator) -> tuple[Array, NDArray[np.bool_]]:
     """A picture ``h w 3`` in [0, 1] with one defect of a kind in ``PAINTERS``, and where that can be seen, ``h w``.
 
-    The picture is more than ``SIDE`` pixels high and wide. The defect goes where it has some structure, since a smooth
-    ground is seldom the thing that is inspected; ``foreign`` lays another part of the picture on it.
+    The picture is larger than ``SIDE``. The defect goes where it has structure: a smooth ground is seldom inspected.
     """
     height, width = picture.shape[:2]
     grey = picture.mean(axis=-1)
@@ -217,8 +213,8 @@ def _blob(size: int, radius: float, roughness: float, rng: Generator, stretch: f
 def _facing(depth: Array) -> Array:
     """How much an edge of the outline lies towards the light: 1 on the lit side, -1 on the side away from it."""
     down, right = np.gradient(gaussian_filter(depth, 1.5))
-    # Depth grows inwards, so the outward direction of an edge is minus its gradient.
-    facing: Array = -(down * LIGHT[0] + right * LIGHT[1]) / (np.hypot(down, right) + 1e-6)
+    # Depth grows inwards and the light comes from the upper left, (-.6, -.8), so both signs cancel.
+    facing: Array = (down * 0.6 + right * 0.8) / (np.hypot(down, right) + 1e-6)
     return facing
 
 

@@ -38,12 +38,12 @@ def open_test_set(data: Path) -> TestSet:
         DataError: there is no test image, or ``data`` is neither.
         ManifestError: the manifest names what it may not, or lacks a column.
     """
-    data = Path(data)
+    data, missing_groups = Path(data), list[str]()
+    name, root, samples = data.stem, data.parent, list[Sample]()
     if data.is_dir():
-        test = data / "test"
+        name, root, test = data.resolve().name, data, data / "test"
         if not test.is_dir():
             raise DataError(f"{data} has no folder test ({contents(data)}): test/good and test/<kind> are needed.")
-        samples: list[Sample] = []
         for folder in sorted(folders_in(test), key=lambda folder: (folder.name != "good", natural_key(folder))):
             label: Label = "normal" if folder.name == "good" else "anomalous"
             truth = data / "ground_truth" / folder.name
@@ -53,16 +53,21 @@ def open_test_set(data: Path) -> TestSet:
                 samples.append(Sample(path, label, "test", folder.name, mask=mask))
         if not samples:
             raise DataError(f"{test} holds no test image ({contents(test)}): test/good and test/<kind> are needed.")
-        in_groups, missing_groups = grouped(data, samples)
-        return TestSet(data.resolve().name, data, in_groups, (*_notes(samples), *missing_groups))
-    if data.is_file() and data.suffix.casefold() == ".csv":
+        samples, missing_groups = grouped(data, samples)
+    elif data.is_file() and data.suffix.casefold() == ".csv":
         samples = [sample for sample in read_manifest(data, ground_truth=True) if sample.split == "test"]
         if not samples:
             raise DataError(f"{data} lists no test image: rows with split test are needed.")
         samples.sort(key=lambda sample: (sample.anomalous, sample.kind, natural_key(sample.path)))
-        return TestSet(data.stem, data.parent, tuple(samples), tuple(_notes(samples)))
-    problem = "is a file, but not a .csv manifest" if data.exists() else "does not exist"
-    raise DataError(f"{data} {problem}: a folder with test/good and test/<kind>, or a manifest, is needed.")
+    else:
+        problem = "is a file, but not a .csv manifest" if data.exists() else "does not exist"
+        raise DataError(f"{data} {problem}: a folder with test/good and test/<kind>, or a manifest, is needed.")
+    anomalous = [sample for sample in samples if sample.anomalous]
+    unmasked = sum(sample.mask is None for sample in anomalous)
+    notes = [f"{unmasked} of {len(anomalous)} bad test images have no mask"] * (0 < unmasked < len(anomalous))
+    if len(anomalous) in (0, len(samples)):
+        notes.append(f"there is no {'good' if anomalous else 'bad'} test image: ranking metrics need both")
+    return TestSet(name, root, tuple(samples), (*notes, *missing_groups))
 
 
 def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -80,19 +85,7 @@ def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     # Before any resizing: resizing first would thin out or lose small defects.
     image = read_image(sample.mask)
     if image.size != tuple(size):
-        raise DataError(
-            f"the mask {sample.mask} has {image.size[1]} x {image.size[0]} pixels, its image {sample.path} "
-            f"{size[1]} x {size[0]}: they must be equal."
-        )
+        problem = f"the mask {sample.mask} has {image.size[1]} x {image.size[0]} pixels"
+        raise DataError(f"{problem}, its image {sample.path} {size[1]} x {size[0]}: they must be equal.")
     planes = image.pixels[..., :1] if image.grey else image.pixels
     return np.asarray((planes > 0).any(axis=2))
-
-
-def _notes(samples: list[Sample]) -> list[str]:
-    anomalous = [sample for sample in samples if sample.anomalous]
-    unmasked = sum(sample.mask is None for sample in anomalous)
-    notes = [f"{unmasked} of {len(anomalous)} bad test images have no mask"] * (0 < unmasked < len(anomalous))
-    for missing, number in (("good", len(samples) - len(anomalous)), ("bad", len(anomalous))):
-        if not number:
-            notes.append(f"there is no {missing} test image: ranking metrics need both")
-    return notes
