@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.errors import ConfigError, DataError, OutputError
-from blemish.inspection.overlay import CASING, LINE, RAMP, TRUTH, Scale, data_uri, fixed_scale, overlay, save_heatmap
+from blemish.errors import ConfigError, DataError
+from blemish.inspection.overlay import CASING, LINE, RAMP, TRUTH, Scale, data_uri, fixed_scale, overlay
 from blemish.inspection.regions import find_regions
 
 SCALE = Scale(1.0, 3.0)
@@ -111,17 +111,16 @@ def test_the_truth_is_dashed_along_its_boundary():
 
 
 def test_wrong_sizes_are_refused():
-    heatmap = np.zeros((4, 5), np.float32)
-    with pytest.raises(DataError, match=r"\(4, 6, 3\)"):
-        overlay(np.zeros((4, 6, 3), np.uint8), heatmap, SCALE)
-    with pytest.raises(DataError, match="float64"):
-        overlay(np.zeros((4, 5, 3)), heatmap, SCALE)
-    with pytest.raises(DataError, match="mask"):
-        overlay(np.zeros((4, 5, 3), np.uint8), heatmap, SCALE, truth=np.ones((5, 4)))
-    with pytest.raises(DataError, match="not finite"):
-        overlay(np.zeros((4, 5, 3), np.uint8), np.full((4, 5), np.nan), SCALE)
-    with pytest.raises(ConfigError, match="zoom"):
-        overlay(np.zeros((4, 5, 3), np.uint8), heatmap, SCALE, zoom=0)
+    heatmap, image = np.zeros((4, 5), np.float32), np.zeros((4, 5, 3), np.uint8)
+    for pixels, values, more, message in (
+        (np.zeros((4, 6, 3), np.uint8), heatmap, {}, r"\(4, 6, 3\)"),
+        (np.zeros((4, 5, 3)), heatmap, {}, "float64"),
+        (image, heatmap, {"truth": np.ones((5, 4))}, "mask"),
+        (image, np.full((4, 5), np.nan), {}, "not finite"),
+        (image, heatmap, {"zoom": 0}, "zoom"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            overlay(pixels, values, SCALE, **more)
 
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency" (2009),
@@ -179,28 +178,6 @@ def test_a_data_address_holds_the_picture():
     again = Image.open(io.BytesIO(base64.b64decode(body)))
     assert head == "data:image/png;base64" and again.format == "PNG" and again.tobytes() == image.tobytes()
     assert data_uri(image, "JPEG", quality=88).startswith("data:image/jpeg;base64,")
-
-
-@pytest.mark.parametrize("name", ["map.tif", "map.TIFF", "new/map.npy"])
-def test_a_map_is_written_to_the_bit(tmp_path, name):
-    heatmap = np.random.default_rng(5).normal(size=(7, 11)).astype(np.float32)
-    save_heatmap(tmp_path / name, heatmap)
-    path = tmp_path / name
-    again = np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
-    assert again.dtype == np.float32 and again.tobytes() == heatmap.tobytes()
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_map_that_cannot_be_written_leaves_nothing(tmp_path):
-    with pytest.raises(ConfigError, match=r"\.tif, \.tiff or \.npy"):
-        save_heatmap(tmp_path / "map.png", np.zeros((2, 2)))
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OutputError, match=r"map\.npy was not written"):
-        save_heatmap(tmp_path / "file" / "map.npy", np.zeros((2, 2)))
-    (tmp_path / "map.npy").mkdir()
-    with pytest.raises(OutputError, match=r"map\.npy is a folder"):
-        save_heatmap(tmp_path / "map.npy", np.zeros((2, 2)))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "map.npy"]
 
 
 def test_a_spot_is_ringed_and_nothing_else_changes():

@@ -161,19 +161,18 @@ def test_equal_values_come_larger_first_then_in_reading_order():
 
 
 def test_maps_and_settings_that_make_no_sense_are_refused():
-    for value in (np.nan, np.inf, -np.inf):
-        heatmap = np.zeros((3, 4), np.float32)
-        heatmap[1, 1] = value
+    flat = np.zeros((3, 4), np.float32)
+    for wrong in (np.nan, np.inf, -np.inf):
+        heatmap = flat.copy()
+        heatmap[1, 1] = wrong
         with pytest.raises(DataError, match="1 of the map's 12 values"):
             find_regions(heatmap, 0.5)
     for shape in ((3,), (1, 3, 3), (0, 4)):
         with pytest.raises(DataError, match="height x width"):
             find_regions(np.zeros(shape, np.float32), 0.5)
-    with pytest.raises(ConfigError, match="threshold is NaN"):
-        find_regions(np.zeros((2, 2)), float("nan"))
-    for area in (-1, float("nan")):
-        with pytest.raises(ConfigError, match="smallest area"):
-            find_regions(np.zeros((2, 2)), 0.5, smallest_area=area)
+    for threshold, area, message in ((np.nan, 1, "threshold is NaN"), (0.5, -1, "smallest"), (0.5, np.nan, "smallest")):
+        with pytest.raises(ConfigError, match=message):
+            find_regions(flat, threshold, smallest_area=area)
 
 
 def some_regions():
@@ -183,7 +182,7 @@ def some_regions():
 
 def test_json_holds_every_number():
     for region in some_regions():
-        described = json.loads(json.dumps(region.as_dict()))
+        described = json.loads(json.dumps(vars(region)))
         assert list(described) == ["box", "area", "worst", "centre", "peak", "outline"]
         assert described["outline"] == [[list(corner) for corner in polygon] for polygon in region.outline]
         assert (described["box"], described["area"], described["worst"]) == ([*region.box], region.area, region.worst)
@@ -197,7 +196,7 @@ def test_csv_holds_every_number_and_every_image():
             "decision": "reject",
             "score": 1 / 3,
             "p_value": 0.01,
-            "regions": [r.as_dict() for r in regions],
+            "regions": [vars(region) for region in regions],
         },
         {"path": "good.png", "decision": "ok", "score": 0.1, "p_value": None, "regions": []},
     ]

@@ -207,23 +207,15 @@ def test_lists_are_the_same_in_words_and_as_json(blemish):
             assert all(value in line for value in row.values())
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import blemish",
-        "from blemish.__main__ import main; sys.argv = ['blemish', '--help']; main()",
-        "from blemish.cli import main; sys.argv = ['blemish', 'fit', '--help']; main()",
-        "from blemish.cli import main; sys.argv = ['blemish', 'methods']; main()",
-        "from blemish.cli import main; sys.argv = ['blemish', 'backbones']; main()",
-        "from blemish.cli import main; sys.argv = ['blemish', 'datasets']; main()",
-    ],
-)
-def test_answers_at_once(program):
+@pytest.mark.parametrize("arguments", [None, "--help", "fit --help", "methods", "backbones", "datasets"])
+def test_answers_at_once(arguments):
     """Under half a second, the interpreter's own start included; torch and timm would cost seconds.
 
     Processor seconds are counted, which for a program of one thread are the seconds of a machine with nothing else to
     do: the clock on the wall also measures whatever else is running.
     """
+    program = f"from blemish.__main__ import main; sys.argv = ['blemish', *'{arguments}'.split()]; main()"
+    program = "import blemish" if arguments is None else program
     watched = f"import sys, atexit\natexit.register(lambda: sys.stderr.write(' '.join(sys.modules)))\n{program}"
     seconds: list[float] = []
     while len(seconds) < 5 and (not seconds or min(seconds) >= 0.5):

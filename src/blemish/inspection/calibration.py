@@ -178,7 +178,7 @@ class Calibration:
 
 
 def calibrate(
-    kind: Literal["holdout", "crossfit"],
+    kind: Kind,
     scores: ArrayLike,
     groups: Sequence[str] | None = None,
     *,

@@ -37,6 +37,8 @@ KEY_LETTERS = 16  # of each key: 64 bits tell images apart
 BATCH, WORKERS = 8, 4
 
 T = TypeVar("T")
+Reader = Callable[[T], DecodedImage | Tensor]
+OnError = Callable[[Any, ImageError], None] | None
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,7 @@ class Inspector:
         (verdict,) = self.many([image])
         return verdict
 
-    def many(
-        self,
-        images: Iterable[Source],
-        batch_size: int = BATCH,
-        on_error: Callable[[Source, ImageError], None] | None = None,
-    ) -> Iterator[Verdict]:
+    def many(self, images: Iterable[Source], batch_size: int = BATCH, on_error: OnError = None) -> Iterator[Verdict]:
         """Judge many images in order, ``batch_size`` together, decoding the next ones meanwhile.
 
         Scores equal those of single calls up to the rounding of batched products (about 1e-5 relative). ``on_error`` is
@@ -90,11 +87,7 @@ class Inspector:
             yield self._verdict(scored)
 
     def stream(
-        self,
-        items: Iterable[T],
-        read: Callable[[T], DecodedImage | Tensor],
-        batch_size: int = BATCH,
-        on_error: Callable[[T, ImageError], None] | None = None,
+        self, items: Iterable[T], read: Reader[T], batch_size: int = BATCH, on_error: OnError = None
     ) -> Iterator[Scored[T]]:
         """As ``many``, of any items: each with its image, raw score and map. Takes at most two batches ahead.
 

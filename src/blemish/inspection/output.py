@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from blemish.data.readers import EXTENSIONS
 from blemish.data.samples import Sample
 from blemish.errors import CalibrationError, DataError, ImageError, OutputError
 from blemish.inspection.calibration import calibrate
-from blemish.inspection.overlay import save_heatmap
-from blemish.inspection.regions import regions_csv
+from blemish.inspection.regions import checked_map, regions_csv
 from blemish.run.files import check_writable, written_atomically
 
 if TYPE_CHECKING:
@@ -61,13 +62,13 @@ def deliver(
         if table is not None:
             rows.append(dict(line))
         if overlays is not None:
-            path = overlays / f"{name}.png"
-            line["overlay"] = str(path)
-            with written_atomically(path) as temporary:
+            line["overlay"] = str(overlays / f"{name}.png")
+            with written_atomically(overlays / f"{name}.png") as temporary:
                 verdict.overlay().save(temporary, format="PNG")
         if maps is not None and verdict.heatmap is not None:
             line["map"] = str(maps / f"{name}.tiff")
-            save_heatmap(maps / f"{name}.tiff", verdict.heatmap)
+            with written_atomically(maps / f"{name}.tiff") as temporary:
+                Image.fromarray(checked_map(verdict.heatmap)).save(temporary, format="TIFF")  # 32-bit float, for ImageJ
         say(json.dumps(line))
     if table is not None:
         with written_atomically(table) as temporary:

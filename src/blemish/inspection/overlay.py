@@ -12,7 +12,6 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,17 +139,3 @@ def data_uri(image: Image.Image, file_format: str = "PNG", **options: Any) -> st
     file = io.BytesIO()
     image.save(file, format=file_format, **options)
     return f"data:image/{file_format.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def save_heatmap(path: str | Path, heatmap: ArrayLike) -> None:
-    """Write raw map values, whole or not at all: ``.tif``, ``.tiff`` as 32-bit float TIFF for ImageJ, ``.npy``."""
-    from blemish.run.files import written_atomically  # the package around it imports torch
-
-    path, values = Path(path), checked_map(heatmap)
-    if path.suffix.lower() not in (".tif", ".tiff", ".npy"):
-        raise ConfigError(f"{path.name}: a map is written as .tif, .tiff or .npy; name the file so")
-    with written_atomically(path) as temporary, temporary.open("wb") as file:
-        if path.suffix.lower() == ".npy":
-            np.save(file, values, allow_pickle=False)
-        else:
-            Image.fromarray(values).save(file, format="TIFF")

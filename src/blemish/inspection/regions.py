@@ -36,10 +36,6 @@ class Region:
     peak: tuple[int, int]  # column and row of the highest map value; the first one in reading order
     outline: tuple[Polygon, ...]  # the outer boundary along pixel edges, one for each part connected along edges
 
-    def as_dict(self) -> dict[str, Any]:
-        """Its attributes by name, for JSON."""
-        return dict(vars(self))
-
 
 def checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
     """``heatmap`` as float32 ``h w``; a DataError where it is not one image's map of finite numbers."""

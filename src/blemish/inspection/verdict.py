@@ -75,7 +75,7 @@ class Verdict:
             "decision": self.decision,
             "score": self.score,
             "p_value": self.p_value,
-            "regions": [region.as_dict() for region in self.regions],
+            "regions": [dict(vars(region)) for region in self.regions],
             "width": self.size[1],
             "height": self.size[0],
         }

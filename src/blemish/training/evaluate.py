@@ -20,7 +20,7 @@ from blemish.data.samples import Sample
 from blemish.data.testset import TestSet, load_mask
 from blemish.errors import DataError, ImageError
 from blemish.inspection.calibration import Calibration, group_scores
-from blemish.inspection.inspector import Inspector, Scored
+from blemish.inspection.inspector import Inspector
 from blemish.metrics import aupro_per_image, auroc, cue_aurocs, cue_values, image_metrics, pixel_metrics
 from blemish.run import Run
 
@@ -81,7 +81,7 @@ def evaluate(
     """
     judged: list[Judged] = []
     thumbnails: list[NDArray[np.float32]] = []
-    notes = list(test.notes)
+    notes, preparation = list(test.notes), inspector.preparation
 
     def leave_out(sample: Sample, error: ImageError) -> None:
         notes.append(f"left out {sample.path.name}: {error}")
@@ -90,7 +90,15 @@ def evaluate(
         samples = run.progress.track(test.samples, f"judging {test.name}")
         for scored in inspector.stream(samples, lambda sample: read_image(sample.path), on_error=leave_out):
             thumbnails.append(F.interpolate(scored.prepared[None], (THUMBNAIL, THUMBNAIL), mode="area").mean(1).numpy())
-            judged.append(_judged(inspector, scored, at))
+            sample, map_, mask = scored.item, scored.map, None
+            size = scored.image.size if scored.image is not None else preparation.input_size
+            if map_ is not None and (sample.mask is not None or not sample.anomalous):
+                mask = load_mask(sample, size)
+            if at == "original":
+                map_ = None if map_ is None else preparation.to_original(map_, size)
+            elif mask is not None:
+                mask = preparation.prepare_mask(mask)
+            judged.append(Judged(sample, scored.score, map_, mask))
     if not judged:
         raise DataError(f"no test image of {test.name} can be read")
     with run.timer.stage("metrics"):
@@ -118,16 +126,6 @@ def as_text(evaluation: Evaluation) -> str:
 
 def as_figures(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
-
-
-def _judged(inspector: Inspector, scored: Scored[Sample], at: At) -> Judged:
-    sample, map_, mask, preparation = scored.item, scored.map, None, inspector.preparation
-    size = scored.image.size if scored.image is not None else preparation.input_size
-    if map_ is not None and (sample.mask is not None or not sample.anomalous):
-        mask = load_mask(sample, size)
-    if at == "original":
-        return Judged(sample, scored.score, None if map_ is None else preparation.to_original(map_, size), mask)
-    return Judged(sample, scored.score, map_, None if mask is None else preparation.prepare_mask(mask))
 
 
 def _pixel_figures(judged: Sequence[Judged], per_image_pro: bool = False) -> dict[str, float]:

@@ -29,7 +29,7 @@ from blemish.data.readers import read_training, shared_files, survey
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
 from blemish.errors import ConfigError, RegimeError
-from blemish.inspection.calibration import FOLDS, Calibration, Plan, Wanted, calibrate, plan
+from blemish.inspection.calibration import FOLDS, Calibration, Kind, Plan, Wanted, calibrate, plan
 from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
 from blemish.registry import DEFAULT_METHOD, make_config, method_class, method_entry, nearest_name
 from blemish.run import PrecisionName, Run, Silent, choose_precision
@@ -214,11 +214,7 @@ def build_learner(
 
 
 def _calibrate(
-    kind: Literal["holdout", "crossfit"],
-    models: Iterable[tuple[Sequence[int], Inspector]],
-    learner: Learner,
-    settings: FitSettings,
-    run: Run,
+    kind: Kind, models: Iterable[tuple[Sequence[int], Inspector]], learner: Learner, settings: FitSettings, run: Run
 ) -> Calibration:
     """From normal images, each scored by a model that never saw its group."""
     samples: list[Sample] = []

@@ -24,6 +24,7 @@ from blemish.registry import method_entry
 from blemish.run import Run, Silent, derive_seed, torch_seeded
 
 NO_CACHE, IN_MEMORY = "off", "memory"
+Folds = Sequence[Sequence[int]]
 OnEpoch = Callable[[int, dict[str, float], Inspector], None]
 """Told at the end of each epoch of its number (from 1), its mean logged values, and the model that still learns."""
 
@@ -79,12 +80,7 @@ class Learner:
         return inspector
 
     def crossfit(
-        self,
-        folds: Sequence[Sequence[int]],
-        run: Run,
-        title: str,
-        anomalous_folds: Sequence[Sequence[int]] | None = None,
-        scope: str = "fold",
+        self, folds: Folds, run: Run, title: str, anomalous_folds: Folds | None = None, scope: str = "fold"
     ) -> Iterator[tuple[Sequence[int], Inspector]]:
         """Each fold, and an uncalibrated inspector that learned from the images of all other folds.
 
@@ -95,11 +91,15 @@ class Learner:
         numbers: Iterable[int] = range(len(folds))
         if not self.is_trained:
             numbers, run = run.progress.track(numbers, title), dataclasses.replace(run, progress=Silent())
+
+        def others(folds: Folds, number: int) -> list[int]:
+            return sorted(index for other, fold in enumerate(folds) if other != number for index in fold)
+
         for number in numbers:
             part = self
             if anomalous_folds is not None and self.anomalous is not None:
-                part = dataclasses.replace(self, anomalous=self.anomalous.subset(_others(anomalous_folds, number)))
-            yield folds[number], part.learn(_others(folds, number), run.scoped(f"{scope} {number + 1} of {len(folds)}"))
+                part = dataclasses.replace(self, anomalous=self.anomalous.subset(others(anomalous_folds, number)))
+            yield folds[number], part.learn(others(folds, number), run.scoped(f"{scope} {number + 1} of {len(folds)}"))
 
     def work(self, indices: Sequence[int]) -> dict[str, str]:
         """What is learned from what: a checkpoint serves nothing else."""
@@ -114,7 +114,3 @@ class Learner:
             "regime": self.regime,
             "images": hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16],
         }
-
-
-def _others(folds: Sequence[Sequence[int]], number: int) -> list[int]:
-    return sorted(index for other, fold in enumerate(folds) if other != number for index in fold)
