@@ -1,8 +1,4 @@
-"""Names of methods and backbones, as literal tables of strings: nothing is imported until it is asked for.
-
-``blemish methods`` and ``blemish backbones`` print these tables in a moment, because importing timm alone takes
-seconds.
-"""
+"""Names of methods, as a literal table of strings: nothing is imported until it is asked for."""
 
 from __future__ import annotations
 
@@ -22,81 +18,68 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One line of ``blemish methods``.
-
-    ``version`` grows when a change moves a method's figures: the bench then measures anew instead of trusting its rows.
-    """
+    """One line of ``blemish methods``."""
 
     target: str
     regime: Regime
     idea: str
     paper: str
-    version: int = 1
+    version: int = 1  # grows when a change moves a method's figures: the bench then measures anew
 
 
 METHODS: dict[str, MethodEntry] = {
     "patchcore": MethodEntry(
-        target="blemish.methods.patchcore:PatchCore",
-        regime="clean",
-        idea="a memory of normal patches; an image is as bad as its strangest patch",
-        paper="Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022",
+        "blemish.methods.patchcore:PatchCore", "clean",
+        "a memory of normal patches; an image is as bad as its strangest patch",
+        "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022",
     ),
     "nkd": MethodEntry(
-        target="blemish.methods.nkd:NKD",
-        regime="clean",
-        idea="a student of the teacher's architecture agrees with it on normal images only",
-        paper="the baseline of FMAM's supplement; cf. Wang et al., Student-Teacher Feature Pyramid Matching, BMVC 2021",
+        "blemish.methods.nkd:NKD", "clean",
+        "a student of the teacher's architecture agrees with it on normal images only",
+        "the baseline of FMAM's supplement; cf. Wang et al., Student-Teacher Feature Pyramid Matching, BMVC 2021",
         version=2,
     ),
     "rd": MethodEntry(
-        target="blemish.methods.rd:RD",
-        regime="clean",
-        idea="a student decodes the teacher's features from a narrow code, and only normal ones well",
-        paper="Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022",
+        "blemish.methods.rd:RD", "clean",
+        "a student decodes the teacher's features from a narrow code, and only normal ones well",
+        "Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022",
     ),
     "rdpp": MethodEntry(
-        target="blemish.methods.rdpp:RDPP",
-        regime="clean",
-        idea="rd behind projections that learn to undo pretended defects made of noise",
-        paper="Tien et al., Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023",
+        "blemish.methods.rdpp:RDPP", "clean",
+        "rd behind projections that learn to undo pretended defects made of noise",
+        "Tien et al., Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023",
     ),
     "fmam": MethodEntry(
-        target="blemish.methods.fmam:FMAM",
-        regime="clean",
-        idea="rd or nkd with a learned mapping on the student's features (its inside is our reading)",
-        paper="the supplement on FMAM; neither its main text nor code was found",
+        "blemish.methods.fmam:FMAM", "clean",
+        "rd or nkd with a learned mapping on the student's features (its inside is our reading)",
+        "the supplement on FMAM; neither its main text nor code was found",
     ),
     "cdd": MethodEntry(
-        target="blemish.methods.cdd:CDD",
-        regime="contaminated",
-        idea="students of random parts of the pile teach a global one what none of them saw go wrong",
-        paper="Liu et al., Fence off Anomaly Interference: Cross-Domain Distillation for Fully Unsupervised Anomaly "
+        "blemish.methods.cdd:CDD", "contaminated",
+        "students of random parts of the pile teach a global one what none of them saw go wrong",
+        "Liu et al., Fence off Anomaly Interference: Cross-Domain Distillation for Fully Unsupervised Anomaly "
         "Detection, 2025",
     ),
     "softpatch": MethodEntry(
-        target="blemish.methods.softpatch:SoftPatch",
-        regime="contaminated",
-        idea="patchcore whose memory leaves out patches that stand off from other images' at their place",
-        paper="Jiang et al., SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022",
+        "blemish.methods.softpatch:SoftPatch", "contaminated",
+        "patchcore whose memory leaves out patches that stand off from other images' at their place",
+        "Jiang et al., SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022",
     ),
     "ckaad": MethodEntry(
-        target="blemish.methods.ckaad:CKAAD",
-        regime="weak",
-        idea="rd kept normal by a discriminator that a few known-bad images sharpen",
-        paper="Fang et al., Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial "
+        "blemish.methods.ckaad:CKAAD", "weak",
+        "rd kept normal by a discriminator that a few known-bad images sharpen",
+        "Fang et al., Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial "
         "Learning, AAAI 2025",
     ),
     "deepsad": MethodEntry(
-        target="blemish.methods.deepsad:DeepSAD",
-        regime="weak",
-        idea="good images are drawn to one point, known-bad ones pushed away from it; no map",
-        paper="Ruff et al., Deep Semi-Supervised Anomaly Detection, ICLR 2020",
+        "blemish.methods.deepsad:DeepSAD", "weak",
+        "good images are drawn to one point, known-bad ones pushed away from it; no map",
+        "Ruff et al., Deep Semi-Supervised Anomaly Detection, ICLR 2020",
     ),
     "devnet": MethodEntry(
-        target="blemish.methods.devnet:DevNet",
-        regime="weak",
-        idea="scores of good images stay near zero, known-bad ones stand several deviations above",
-        paper="Pang et al., Explainable Deep Few-shot Anomaly Detection with Deviation Networks, 2021",
+        "blemish.methods.devnet:DevNet", "weak",
+        "scores of good images stay near zero, known-bad ones stand several deviations above",
+        "Pang et al., Explainable Deep Few-shot Anomaly Detection with Deviation Networks, 2021",
     ),
 }
 
