@@ -101,11 +101,6 @@ def test_one_image_a_file_but_for_a_phone_s_second_view():
         read_image(saved(first, "GIF", save_all=True, append_images=[second]))
 
 
-def test_cmyk_in_a_jpeg():
-    pixels = read_image(saved(Image.fromarray(INKS, "CMYK"), "JPEG", quality=100)).pixels.astype(int)
-    assert np.abs(pixels - [0, 255, 255]).max() <= 4
-
-
 # Where the stored first row and first column appear, by the EXIF standard's table of orientations.
 UPRIGHT = {
     1: lambda a: a,
@@ -207,16 +202,12 @@ def test_limit_is_checked_before_decoding(monkeypatch):
         read_image(Image.new("RGB", (30, 20)))
 
 
-def test_exactly_at_the_limit_the_header_passes(tmp_path):
-    (tmp_path / "limit.png").write_bytes(png_with_header(10_000, 10_000))
-    assert read_header(tmp_path / "limit.png") == ((10_000, 10_000), 8)
-    assert MAX_PIXELS == 10_000**2
-
-
 def test_headers_tell_depth(tmp_path):
     path = tmp_path / "c.tif"
     Image.fromarray(GREY.astype(np.float32) / 255).save(path)
     assert (read_header(path)[1], read_image(path).pixels[3, 4, 0]) == (32, np.float32(GREY[3, 4]) / 255)
+    path.write_bytes(png_with_header(10_000, 10_000))  # exactly at the limit
+    assert read_header(path) == ((10_000, 10_000), 8) and MAX_PIXELS == 10_000**2
     path.write_bytes(b"no")
     with pytest.raises(ImageError, match=r"c\.tif"):
         read_header(path)

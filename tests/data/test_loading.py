@@ -22,11 +22,8 @@ PREPARATION = Preprocessing(size=16)
 
 
 class Told:
-    """Keeps what it was told."""
-
     def __init__(self):
-        self.notes = []
-        self.tracked = []
+        self.notes, self.tracked = [], []
 
     def track(self, items, title, total=None):
         for item in items:
@@ -39,14 +36,12 @@ class Told:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Grey, colour and oblong images, three to a group."""
+    """Grey, colour and oblong images."""
     good = tmp_path / "good"
     good.mkdir()
     for number in range(9):
         shape = ((20, 20), (24, 18, 3), (16, 40))[number % 3]
         Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(good / f"{number}.png")
-    rows = "".join(f"good/{number}.png,part {number // 3}\n" for number in range(9))
-    (tmp_path / "manifest.csv").write_text("path,group\n" + rows)
     return tmp_path
 
 
@@ -108,16 +103,13 @@ def test_damaged_files_are_named_and_skipped(folder):
 
 
 def test_subsets_share_the_memory(folder, monkeypatch):
-    samples = read_training(folder).samples
-    images = PreparedImages(samples, PREPARATION)
+    images = PreparedImages(read_training(folder).samples, PREPARATION)
     whole = images.batch(range(9))
     monkeypatch.setattr(loading, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
     part = images.subset([7, 2, 3])
-    assert (len(part), part.samples) == (3, (samples[7], samples[2], samples[3]))
-    found = part.subset([2, 0]).batch([1, 0])
-    assert torch.equal(found.images, whole.images[[7, 3]])
-    assert found.keys == (whole.keys[7], whole.keys[3])
-    assert len(images) == 9
+    assert (len(images), len(part), part.samples) == (9, 3, tuple(images.samples[i] for i in (7, 2, 3)))
+    batch = part.subset([2, 0]).batch([1, 0])
+    assert torch.equal(batch.images, whole.images[[7, 3]]) and batch.keys == (whole.keys[7], whole.keys[3])
 
 
 def test_a_file_that_changes_while_learning(folder):
@@ -139,8 +131,7 @@ def test_deep_images_take_the_fitted_white_level(folder):
     samples = read_training(folder).samples
     assert fitted_white_level(samples) == fitted_white_level(samples, workers=1) == 4095
     assert fitted_white_level(samples[:9]) == 255
-    scaled = Preprocessing(size=20, white_level=4095)
-    images = PreparedImages(samples, scaled)
+    images = PreparedImages(samples, Preprocessing(size=20, white_level=4095))
     np.testing.assert_allclose(images.batch([9]).images[0, 2].numpy(), deep / 4095, atol=1e-6)
     # Without the scale the deep one is named and skipped, like any file that does not fit.
     unscaled = PreparedImages(samples, PREPARATION)

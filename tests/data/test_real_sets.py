@@ -12,6 +12,7 @@ import pytest
 from blemish.data.images import read_header, read_image
 from blemish.data.loading import PreparedImages
 from blemish.data.preprocessing import Preprocessing
+from blemish.data.protocols import alternative_split, contaminate
 from blemish.data.readers import read_training, shared_files
 from blemish.data.testset import load_mask, open_test_set
 
@@ -58,14 +59,18 @@ def test_counts_are_those_of_the_table(name):
 
 def test_photographs_of_one_part_are_one_group():
     training, tested = read_training(root("magnetic_tile")), open_test_set(root("magnetic_tile"))
-    normal = {sample.group for sample in tested.samples if not sample.anomalous}
-    anomalous = {sample.group for sample in tested.samples if sample.anomalous}
-    assert (len(training.groups), len(normal), len(anomalous)) == (44, 43, 73)
-    assert len({*training.groups} | normal | anomalous) == 160
+    assert (len(training.groups), len({*training.groups} | {s.group for s in tested.samples})) == (44, 160)
     training, tested = read_training(root("crackforest_patches")), open_test_set(root("crackforest_patches"))
     assert len(training.groups) < len(training.samples)
     assert set(training.groups).isdisjoint(sample.group for sample in tested.samples)
-    assert {sample.group for sample in tested.samples if sample.path.stem == "076_0_160"} == {"076"}
+
+
+def test_protocols():
+    screws = root("mvtec_screw")
+    pile = contaminate(read_training(screws), open_test_set(screws), 0.1, 0)
+    assert (len(pile.drawn), len({s.path for s in pile.training.samples})) == (32, 352)
+    training, test = alternative_split(read_training(screws), open_test_set(screws), screws / "resplit_alt.csv")
+    assert (len(training.samples), Counter(s.anomalous for s in test.samples)) == (267, {False: 53, True: 119})
 
 
 def test_an_oblong_set_goes_through_each_way_of_resizing():
