@@ -14,6 +14,8 @@ import glob
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,3 +166,9 @@ def test_files_named_in_the_text_exist(page: Path) -> None:
     for name in re.findall(r"`([\w/.-]+/[\w.-]+\.(?:py|toml|md))`", text):
         is_example = name.endswith("deviation.py") or "deviation.md" in name or "NAME" in name
         assert is_example or (ROOT / name).exists() or (ROOT / "src" / "blemish" / name).exists(), name
+
+
+def test_the_methods_pages_list_their_options_as_they_are() -> None:
+    check = [sys.executable, str(ROOT / "scripts" / "method_pages.py"), "--check"]
+    done = subprocess.run(check, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
