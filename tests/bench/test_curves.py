@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from blemish.bench.curves import Evaluations
-from blemish.bench.job import CHECKPOINTS, CURVES, LOG
-from blemish.bench.jobs import open_sets, plan
+from blemish.bench.jobs import CHECKPOINTS, CURVES, LOG, open_sets, plan
 from blemish.bench.ledger import FILE, Ledger
 from blemish.bench.recipe import load_recipe
 from blemish.bench.summary import summarise

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blemish.bench.job import without_paths
-from blemish.bench.jobs import Experiment, Job
+from blemish.bench.jobs import Experiment, Job, without_paths
 from blemish.bench.ledger import FILE, Ledger
 from blemish.bench.runner import run_jobs
 

@@ -7,7 +7,6 @@ ends soon after the one with the number PARENT, so that a bench that was killed 
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import shutil
@@ -19,11 +18,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from blemish.bench.jobs import Experiment, Job
-from blemish.bench.ledger import FILE, Ledger, Row
+from blemish.bench.jobs import CHECKPOINTS, LOCK, Job, failed_row, now
+from blemish.bench.ledger import FILE, Ledger
 
-EVIDENCE, LOCK, CURVES, CHECKPOINTS, LOG = "evidence.npz", "lock", "curves.json", "checkpoints", "log.txt"
-"""In a job's folder; scores and pictures in that of each row."""
 FAILED = 3
 """Not 1: that is what Python itself ends with when it cannot even start the job, and no row is written."""
 
@@ -57,28 +54,6 @@ def main(argv: list[str]) -> int:
             return FAILED
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return 0
-
-
-def row_of(job: Job, experiment: Experiment, status: str) -> Row:
-    """What every row says of its experiment."""
-    names = {"recipe": job.recipe, "label": experiment.label, "set": experiment.set_name}
-    asked = {"configuration": experiment.configuration, "data_digest": experiment.data_digest}
-    return {"key": experiment.key, "status": status, **names, **asked}
-
-
-def failed_row(job: Job, experiment: Experiment, reason: str, seconds: float) -> Row:
-    """What the ledger says of an experiment that did not end well; the next bench tries it again."""
-    row = row_of(job, experiment, "failed") | {"reason": without_paths(reason)[:500]}
-    return row | {"seconds": {"total": round(seconds, 3)}, "finished": now()}
-
-
-def without_paths(text: str) -> str:
-    """``text`` with every absolute path cut down to its last name: the ledger names no place of a machine."""
-    return re.sub(r"(?<![\w.:/])(?:/|[A-Za-z]:\\)[^\s'\"():;,]*[/\\]([^\s'\"():;,/\\]+)", r"\1", text)
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _end_with(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import fnmatch
 import hashlib
 import json
@@ -18,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import TypeAdapter
 
+from blemish.bench.ledger import Row
 from blemish.bench.recipe import DEMO, DataEntry, Recipe, Variant
 from blemish.data.demo import write_demo
 from blemish.data.protocols import alternative_split, contaminate, label_anomalies
@@ -29,6 +31,8 @@ from blemish.registry import make_config, method_class, method_entry
 
 VARIABLE = "BLEMISH_DATA"
 JOB_FILE = "job.json"
+EVIDENCE, LOCK, CURVES, CHECKPOINTS, LOG = "evidence.npz", "lock", "curves.json", "checkpoints", "log.txt"
+"""In a job's folder; scores and pictures in that of each row."""
 
 Configuration = dict[str, Any]
 """All that a figure depends on but code and images, as the ledger holds it: JSON values."""
@@ -263,3 +267,25 @@ def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, overlap: 
     }
     normal: Configuration = json.loads(json.dumps(configuration))  # tuples become lists, as they come back from files
     return normal
+
+
+def row_of(job: Job, experiment: Experiment, status: str) -> Row:
+    """What every row says of its experiment."""
+    names = {"recipe": job.recipe, "label": experiment.label, "set": experiment.set_name}
+    asked = {"configuration": experiment.configuration, "data_digest": experiment.data_digest}
+    return {"key": experiment.key, "status": status, **names, **asked}
+
+
+def failed_row(job: Job, experiment: Experiment, reason: str, seconds: float) -> Row:
+    """What the ledger says of an experiment that did not end well; the next bench tries it again."""
+    row = row_of(job, experiment, "failed") | {"reason": without_paths(reason)[:500]}
+    return row | {"seconds": {"total": round(seconds, 3)}, "finished": now()}
+
+
+def without_paths(text: str) -> str:
+    """``text`` with every absolute path cut down to its last name: the ledger names no place of a machine."""
+    return re.sub(r"(?<![\w.:/])(?:/|[A-Za-z]:\\)[^\s'\"():;,]*[/\\]([^\s'\"():;,/\\]+)", r"\1", text)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -14,8 +14,7 @@ import torch
 from blemish.bench.artifacts import gather, save_artifacts
 from blemish.bench.curves import Evaluations, judge
 from blemish.bench.environment import commit, machine, peak_memory_mib, source_digest, versions
-from blemish.bench.job import CHECKPOINTS, CURVES, EVIDENCE, row_of
-from blemish.bench.jobs import Experiment, Job, job_folder, open_sets
+from blemish.bench.jobs import CHECKPOINTS, CURVES, EVIDENCE, Experiment, Job, job_folder, open_sets, row_of
 from blemish.bench.ledger import Row
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector

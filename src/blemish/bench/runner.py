@@ -17,8 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from blemish.bench.eta import estimate, spoken, time_left
-from blemish.bench.job import LOG, failed_row
-from blemish.bench.jobs import Experiment, Job
+from blemish.bench.jobs import LOG, Experiment, Job, failed_row
 from blemish.bench.ledger import FILE, Ledger
 from blemish.errors import Cancelled
 

@@ -14,8 +14,7 @@ from PIL import Image
 
 from blemish.bench import tables
 from blemish.bench.artifacts import Artifacts, Picture, load_artifacts
-from blemish.bench.job import EVIDENCE
-from blemish.bench.jobs import job_folder
+from blemish.bench.jobs import EVIDENCE, job_folder
 from blemish.bench.ledger import Row
 from blemish.bench.recipe import METRICS
 from blemish.bench.summary import Summary
