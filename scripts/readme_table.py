@@ -7,16 +7,19 @@ python scripts/readme_table.py --check    only says whether both are up to date 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from blemish.bench.ledger import FILE, Ledger
-from blemish.bench.recipe import load_recipe
-from blemish.bench.summary import Summary, summarise
-from blemish.bench.tables import made_with, markdown_table, pair_sentences, result_tables, timing_table
+from blemish.bench.recipe import METRICS, load_recipe
+from blemish.bench.summary import Summary, footnotes, metric_table, summarise, timing_table
+from blemish.report.html import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+WORDS, MARKDOWN = (environment(False).get_template(f"{name}.j2").module for name in ("words", "markdown"))
 
 
 def measured(root: Path) -> Iterator[tuple[Path, Summary]]:
@@ -32,6 +35,16 @@ def measured(root: Path) -> Iterator[tuple[Path, Summary]]:
             yield path, summary
 
 
+def result_tables(summary: Summary, metrics: Sequence[str]) -> str:
+    """One table a metric."""
+    parts = []
+    for metric in metrics:
+        table = metric_table(summary, metric)
+        if table[1]:
+            parts += [f"**{METRICS[metric]}**", MARKDOWN.tables([table]).strip()]
+    return "\n\n".join([*parts, *footnotes(summary)])
+
+
 def readme_tables(root: Path) -> str:
     """The first figure of every recipe of a repository that has rows in its ledger."""
     parts = []
@@ -45,11 +58,11 @@ def results_page(root: Path) -> str:
     parts = ["# Measured", "Made by `scripts/readme_table.py` from `results/ledger.jsonl`."]
     for path, summary in measured(root):
         command = f"`blemish bench {path.relative_to(root).as_posix()} --data DIR`"
-        compared = "\n".join(f"- {line}" for line in pair_sentences(summary))
+        compared = "\n".join(f"- {WORDS.compared(pair)}" for pair in summary.comparisons(summary.recipe.metrics[0]))
         about = " ".join(summary.recipe.about.split())
-        made = f"{made_with(summary)} The same on your machine: {command}"
-        parts += [f"## {summary.recipe.title}", about, result_tables(summary), compared]
-        parts += [markdown_table(timing_table(summary)), made]
+        made = f"{WORDS.made_with(summary)} The same on your machine: {command}"
+        parts += [f"## {summary.recipe.title}", about, result_tables(summary, summary.recipe.metrics), compared]
+        parts += [MARKDOWN.tables([timing_table(summary)]).strip(), made]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

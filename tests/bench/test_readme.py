@@ -47,7 +47,7 @@ def test_a_new_row_makes_the_table_another_one(script, tmp_path):
     shutil.copy(ROOT / "recipes" / "quick.toml", tmp_path / "recipes" / "mine.toml")
     (tmp_path / "results").mkdir()
     assert script.readme_tables(tmp_path) == ""
-    cell = next(experiments(load_recipe(tmp_path / "recipes" / "mine.toml")))
+    cell = experiments(load_recipe(tmp_path / "recipes" / "mine.toml"))[0]
     row = {
         "key": "k", "status": "done", "set": cell.set_name, "configuration": cell.configuration, "seed": 0,
         "commit": None, "device": "cpu", "machine": {"processor": "some"}, "precision": "fp32", "data_digest": "d",

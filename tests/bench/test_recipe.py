@@ -95,10 +95,10 @@ def test_every_cell_is_an_experiment_of_its_own(tmp_path):
 
 
 def test_a_label_or_title_changes_no_signature(tmp_path):
-    before = next(experiments(load_recipe(written(tmp_path, SMALL))))
-    after = next(experiments(load_recipe(written(tmp_path, "title = 'x'\n" + SMALL.replace('"one"', '"uno"')))))
+    before = experiments(load_recipe(written(tmp_path, SMALL)))[0]
+    after = experiments(load_recipe(written(tmp_path, "title = 'x'\n" + SMALL.replace('"one"', '"uno"'))))[0]
     assert before.signature == after.signature
-    other = next(experiments(load_recipe(written(tmp_path, SMALL.replace("0.5", "0.25")))))
+    other = experiments(load_recipe(written(tmp_path, SMALL.replace("0.5", "0.25"))))[0]
     assert before.signature != other.signature
 
 

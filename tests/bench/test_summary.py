@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from blemish.bench.tables import CHOSEN, metric_table, paper_table, timing_table
 from scipy import stats
 
 from blemish.bench.artifacts import Artifacts
 from blemish.bench.jobs import experiments
 from blemish.bench.recipe import Recipe
 from blemish.bench.summary import summarise
-from blemish.bench.tables import CHOSEN, metric_table, paper_table, result_tables, timing_table
 from blemish.errors import ConfigError
 from blemish.metrics import auroc
 from blemish.report.bench import roc_curve, write_reports
@@ -132,7 +132,7 @@ def test_settings_of_the_same_images_count_as_one_set(measured):
     assert pair.by_set.tolist() == pytest.approx(wanted)
     interval = stats.ttest_1samp(wanted, 0).confidence_interval(0.95)
     assert pair.interval == pytest.approx((interval.low, interval.high))
-    assert "mean over 4 settings of 3 sets" in result_tables(summary)
+    assert metric_table(summary, "image_auroc")[1][-1][0] == "mean over 4 settings of 3 sets"
 
 
 def test_jobs_that_were_killed_and_went_on_are_not_timed(measured):
@@ -196,7 +196,7 @@ def test_best_on_test_and_oracles_are_marked(measured, tmp_path):
     for row in chosen.rows:
         row["metrics"]["image_f1_max_oracle"] = 0.9
         row["configuration"]["selection"] = "best_on_test"
-    text = result_tables(chosen)
+    text = text_of(chosen, tmp_path)
     assert f"one {CHOSEN} | ten {CHOSEN}" in text
     assert "by looking at the test set" in text
     assert "image F1 (oracle)" in text

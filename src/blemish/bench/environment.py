@@ -46,7 +46,6 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float | None:
-    """The most memory this process ever held."""
     if sys.platform == "win32":
         return None
     import resource
@@ -56,7 +55,6 @@ def peak_memory_mib() -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that figures depend on."""
     installed = {package.name.lower(): package.version for package in distributions()}
     return {name: installed.get(name, "unknown") for name in ("blemish", "torch", "timm", "numpy", "pillow")}
 

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import fnmatch
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -109,6 +110,7 @@ def plan(
     Sets lie in ``data`` or the folder that BLEMISH_DATA names; the demo set is written below ``results``. ``only`` has
     patterns of titles (``*screw*``); one without a star matches anywhere in a title.
     """
+    _file_digest.cache_clear()
     runs, source = results / "runs", "--data" if data else VARIABLE
     data = data or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if data is not None and not data.is_dir():
@@ -119,13 +121,11 @@ def plan(
         raise OutputError(f"{results} cannot be written ({error.strerror}): name another folder, --results") from error
     jobs: list[Job] = []
     missing = recipe.unbuilt
-    for entry in recipe.data:
-        for category, name in entry.names.items():
-            cells = list(_experiments_on(recipe, entry, category))
-            try:
-                jobs += _jobs(recipe, _locate(entry, category, data, runs), cells)
-            except (DataError, ConfigError) as error:
-                missing[name] = str(error)
+    for entry, category, cells in _cells(recipe):
+        try:
+            jobs += _jobs(recipe, _locate(entry, category, data, runs), cells)
+        except (DataError, ConfigError) as error:
+            missing[entry.names[category]] = str(error)
     if only:
         patterns = [pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*" for pattern in only]
         matching = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns), re.IGNORECASE)
@@ -135,11 +135,9 @@ def plan(
     return jobs, missing
 
 
-def experiments(recipe: Recipe) -> Iterator[Experiment]:
+def experiments(recipe: Recipe) -> list[Experiment]:
     """Every cell of a recipe whose method is built: set by set, so that jobs on one set can share features."""
-    for entry in recipe.data:
-        for category in entry.names:
-            yield from _experiments_on(recipe, entry, category)
+    return [experiment for *_, cells in _cells(recipe) for experiment in cells]
 
 
 def open_sets(folder: Path, configuration: Configuration) -> tuple[TrainingSet, TestSet, frozenset[Path]]:
@@ -170,13 +168,8 @@ def data_digest(training: TrainingSet, test: TestSet) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
-    about = path.stat()
-    return _content_digest(path, about.st_mtime_ns, about.st_size)
-
-
 @cache  # the same images stand in the draws of all seeds
-def _content_digest(path: Path, changed: int, size: int) -> str:
+def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -220,13 +213,17 @@ def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> Iterator
         yield Job(recipe.name, folder, weights[group[0].label], tuple(group))
 
 
-def _experiments_on(recipe: Recipe, entry: DataEntry, category: str) -> Iterator[Experiment]:
-    tests = recipe.protocol.test_sets(entry.names[category])
-    for seed in recipe.seeds:
-        for variant in recipe.methods:
-            for name, overlap in tests.items() if variant.label not in recipe.unbuilt else ():
-                configuration = _configuration(recipe, variant, entry, overlap)
-                yield Experiment(variant.label, name, configuration | {"category": category, "seed": seed})
+def _cells(recipe: Recipe) -> Iterator[tuple[DataEntry, str, list[Experiment]]]:
+    built = [variant for variant in recipe.methods if variant.label not in recipe.unbuilt]
+    for entry in recipe.data:
+        for category, set_name in entry.names.items():
+            cells = []
+            for seed, variant in itertools.product(recipe.seeds, built):
+                for name, overlap in recipe.protocol.test_sets(set_name).items():
+                    configuration = _configuration(recipe, variant, entry, overlap)
+                    configuration |= {"category": category, "seed": seed}
+                    cells.append(Experiment(variant.label, name, configuration))
+            yield entry, category, cells
 
 
 def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, overlap: bool | None) -> Configuration:

@@ -54,7 +54,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -109,16 +109,12 @@ class DataEntry(_Section):
 
 
 class Preprocessing(_Section):
-    """How images come to the network's size."""
-
     size: int | tuple[int, int] = 256
     resize: Literal["stretch", "crop", "opencv", "letterbox"] = "stretch"
     crop: int | None = None
 
 
 class Protocol(_Section):
-    """What training and testing may see."""
-
     regime: Literal["clean", "contaminated"] = "clean"
     # So many bad test images for each training image join an unlabelled pile, drawn by group and by the job's seed,
     # the same for all methods. Overlap false judges without the drawn groups, true with them; with both, one model is
@@ -172,8 +168,6 @@ class Paper(_Section):
 
 
 class Recipe(_Section):
-    """Methods x data sets x seeds under one protocol."""
-
     name: str = ""  # the file's stem unless given; reports and rows carry it
     title: str = ""
     about: str = ""

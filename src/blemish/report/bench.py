@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
-from blemish.bench import tables
 from blemish.bench.artifacts import Artifacts, Picture, load_artifacts
 from blemish.bench.jobs import EVIDENCE, job_folder
 from blemish.bench.ledger import Row
 from blemish.bench.recipe import METRICS
-from blemish.bench.summary import Summary
-from blemish.bench.tables import column
+from blemish.bench.summary import Summary, column, footnotes, kind_table, metric_table, paper_table, timing_table
 from blemish.errors import DataError
 from blemish.inspection.overlay import Scale, fixed_scale, overlay
 from blemish.report.charts import curves, dot_plot, score_histogram
@@ -52,8 +51,10 @@ def facts_of(summary: Summary, results: Path) -> dict[str, Any]:
     sizes = [f"{title}: {'; '.join(some)}." for title, some in (("Images", images), ("On the sets", notes)) if some]
     return {
         "summary": summary,
-        "tables": tables,
-        "metrics": METRICS,
+        "footnotes": footnotes(summary),
+        "metric_table": partial(metric_table, summary),
+        "paper_table": paper_table(summary),
+        "timing_table": timing_table(summary),
         "quiet": QUIET,
         "dots": partial(_dots, summary),
         "sets": [_set(summary, name, results) for name in summary.sets if name in by_set],
@@ -97,7 +98,7 @@ def _set(summary: Summary, name: str, results: Path) -> dict[str, Any]:
         galleries = _galleries(artifacts[label], label)
     rows = {column(summary, label): own[0] for label in summary.labels if (own := summary.rows_of(label, name))}
     shares = [row["trusted"]["share"] for row in rows.values() if row.get("trusted")]
-    kinds = [tables.kind_table(summary, name, metric) for metric in KIND_METRICS]
+    kinds = [kind_table(summary, name, metric) for metric in KIND_METRICS]
     compared, strips = _strips(artifacts)
     return {
         "name": name,
@@ -128,13 +129,11 @@ def _artifacts(summary: Summary, set_name: str, results: Path) -> dict[str, Arti
     return found
 
 
-def roc_curve(one: Artifacts) -> tuple[list[float], list[float]]:
+def roc_curve(one: Artifacts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Share of good images rejected and of bad ones found, threshold by threshold, highest first."""
-    order = np.argsort(-one.scores, kind="stable")
-    scores, labels = one.scores[order], one.labels[order]
-    last_of_ties = np.append(scores[1:] != scores[:-1], True)
-    found, rejected = np.cumsum(labels)[last_of_ties], np.cumsum(~labels)[last_of_ties]
-    return [0.0, *(rejected / (~labels).sum())], [0.0, *(found / labels.sum())]
+    thresholds = np.append(np.inf, np.unique(one.scores)[::-1])[:, None]
+    good, bad = one.scores[~one.labels], one.scores[one.labels]
+    return (good >= thresholds).mean(axis=1), (bad >= thresholds).mean(axis=1)
 
 
 def charts_over_epochs(rows: Mapping[str, Row], metrics: Sequence[str], order: Sequence[str]) -> Iterator[Figure]:

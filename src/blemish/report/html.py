@@ -16,7 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from blemish.bench.tables import markdown_table
+from blemish.bench.eta import spoken
+from blemish.bench.recipe import METRICS
+from blemish.bench.summary import signed
 from blemish.inspection.overlay import RAMP, Scale, data_uri
 from blemish.report.charts import svg
 from blemish.run import written_atomically
@@ -66,5 +68,6 @@ def environment(escape: bool) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda figure: Markup(svg(figure))
-    environment.filters["pipes"] = markdown_table
+    environment.filters |= {"spoken": spoken, "signed": signed}
+    environment.globals["metrics"] = METRICS
     return environment
