@@ -28,8 +28,6 @@ Role = Literal["miss", "alarm", "example"]
 
 @dataclass(frozen=True)
 class Picture:
-    """One test image as the report shows it."""
-
     name: str  # the file's, with its folder
     kind: str  # the defect's name, or ``good``
     score: float
@@ -40,8 +38,6 @@ class Picture:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """All scores of a row, and some pictures."""
-
     scores: NDArray[np.float64]
     labels: NDArray[np.bool_]  # True for an anomalous image
     good_peaks: NDArray[np.float64]  # the highest map value of each normal image; empty for a method without maps
@@ -49,7 +45,6 @@ class Artifacts:
 
 
 def gather(found: Evaluation, preparation: Preprocessing) -> Artifacts:
-    """What to keep of an evaluation."""
     ranked = sorted(found.judged, key=lambda judged: judged.score)
     anomalous = [judged for judged in ranked if judged.sample.anomalous]
     normal = [judged for judged in reversed(ranked) if not judged.sample.anomalous]
@@ -81,7 +76,6 @@ def _picture(judged: Judged, preparation: Preprocessing) -> Picture:
 
 
 def save_artifacts(path: Path, artifacts: Artifacts) -> None:
-    """Write them, whole or not at all."""
     arrays: dict[str, Any] = {name: getattr(artifacts, name) for name in ("scores", "labels", "good_peaks")}
     for role, pictures in artifacts.pictures.items():
         for i, picture in enumerate(pictures):

@@ -41,7 +41,6 @@ class Evaluations:
     trusted: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Take up the file of a training that goes on."""
         self.points = {key: [] for key in self.tests}
         if self.run.resume and self.path.is_file():
             content = json.loads(self.path.read_text(encoding="utf-8"))
@@ -87,7 +86,6 @@ class Evaluations:
         return {**columns, "share": round(len(self.planted) / images, 5)}
 
     def _worth(self, found: Evaluation) -> float:
-        """The mean of the figures to choose by, without those that this set cannot give."""
         values = [found.metrics[name] for name in self.configuration["select_by"]]
         return fmean([value for value in values if not math.isnan(value)] or [-math.inf])
 
@@ -95,5 +93,4 @@ class Evaluations:
 def judge(
     inspector: Inspector, test: TestSet, configuration: Configuration, run: Run, kinds: bool = True
 ) -> Evaluation:
-    """Judge a test set as the configuration says."""
     return evaluate(inspector, test, run, configuration["at"], configuration["per_image_pro"], kinds)

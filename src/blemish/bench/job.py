@@ -32,11 +32,10 @@ def main(argv: list[str]) -> int:
         threading.Thread(target=_end_with, args=[int(argv[1])], daemon=True).start()
     job, ledger = Job.read(folder), Ledger(folder.parents[1] / FILE)
     with FileLock(folder / LOCK):
-        done = {} if job.afresh else ledger.done()
+        done, began = {} if job.afresh else ledger.done(), time.perf_counter()
         waiting = [experiment for experiment in job.experiments if experiment.key not in done]
         if not waiting:
             return 0
-        began = time.perf_counter()
         try:
             from blemish.bench.measure import perform  # loads torch: not while waiting for another bench
 

@@ -268,9 +268,9 @@ def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, overlap: 
 
 def row_of(job: Job, experiment: Experiment, status: str) -> Row:
     """What every row says of its experiment."""
-    names = {"recipe": job.recipe, "label": experiment.label, "set": experiment.set_name}
-    asked = {"configuration": experiment.configuration, "data_digest": experiment.data_digest}
-    return {"key": experiment.key, "status": status, **names, **asked}
+    row = {"key": experiment.key, "status": status, "recipe": job.recipe, **dataclasses.asdict(experiment)}
+    row["set"] = row.pop("set_name")
+    return row
 
 
 def failed_row(job: Job, experiment: Experiment, reason: str, seconds: float) -> Row:

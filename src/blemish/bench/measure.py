@@ -40,13 +40,14 @@ def perform(job: Job, experiments: Sequence[Experiment], folder: Path) -> Iterat
         checkpoint=None if chooses else checkpoints,
         resume=not chooses and checkpoints.is_dir(),
     )
-    names, size = {field.name for field in dataclasses.fields(FitSettings)}, configuration["size"]
-    settings = {name: value for name, value in configuration.items() if name in names}
+    size = configuration["size"]
+    settings = {f.name: configuration[f.name] for f in dataclasses.fields(FitSettings) if f.name in configuration}
     settings |= {"weights": job.weights, "size": tuple(size) if isinstance(size, list) else size}
     # Features of training images, computed by the first job that needs them.
     settings["cache"] = str(results / "runs" / "features")
-    training, _, planted = open_sets(job.images, configuration)
-    tests = {experiment.key: open_sets(job.images, experiment.configuration)[1] for experiment in experiments}
+    opened = {experiment.key: open_sets(job.images, experiment.configuration) for experiment in experiments}
+    training, _, planted = opened[experiments[0].key]
+    tests = {key: test for key, (_, test, _) in opened.items()}
     evaluations = None
     if chooses or "follow" in configuration:
         evaluations = Evaluations(configuration, tests, training, planted, run, folder / CURVES)

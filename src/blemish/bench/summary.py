@@ -43,7 +43,7 @@ class PairedComparison(NamedTuple):
     by_set: pd.Series[float]  # mean difference (method minus the other) over the settings and seeds that both have
     pairs: int  # how many runs of each that rests on
     mean: float  # over sets
-    interval: tuple[float, float] | None  # of 95 %, by Student's t; None with fewer than three sets
+    interval: Sequence[float]  # of 95 %, by Student's t; empty with fewer than three sets
     better: int  # on how many sets
     worse: int
 
@@ -68,22 +68,18 @@ class Summary:
         for row in self.rows:
             asked = row["configuration"]
             images = "/".join(asked[key] for key in ("set", "category") if asked.get(key))
-            lines.append(
-                row["metrics"] | {"label": row["label"], "set": row["set"], "images": images, "seed": row["seed"]}
-            )
+            lines.append({**row["metrics"], **row, "images": images})
         frame = pd.DataFrame(lines, columns=["label", "set", "images", "seed", *names])
         return frame.astype(dict.fromkeys(names, float))
 
     def rows_of(self, label: str, set_name: str | None = None) -> list[Row]:
-        """The rows of a method, on one set where it is named, by seed."""
-        rows = (row for row in self.rows if row["label"] == label and set_name in (None, row["set"]))
-        return sorted(rows, key=lambda row: int(row["seed"]))
+        """The rows of a method, on one set where it is named, seed by seed."""
+        return [row for row in self.rows if row["label"] == label and set_name in (None, row["set"])]
 
     def values(self, label: str, set_name: str, metric: str) -> pd.Series[float]:
         """By seed; without what the data cannot give."""
-        frame = self.figures
-        cell = frame[(frame["label"] == label) & (frame["set"] == set_name)]
-        return cell.set_index("seed")[metric].dropna()
+        cell = (self.figures["label"] == label) & (self.figures["set"] == set_name)
+        return self.figures[cell].set_index("seed")[metric].dropna()
 
     def complete_sets(self, metric: str) -> list[str]:
         """The sets that every method has a figure for."""
@@ -96,12 +92,9 @@ class Summary:
 
     def trivial(self, set_name: str) -> tuple[str, float] | None:
         """The trivial cue that separates the set best, and its AUROC, at least 0.5."""
-        frame = self.figures[self.figures["set"] == set_name]
-        cues = frame[[f"trivial_{cue}_auroc" for cue in CUES]].dropna(how="all")
-        if cues.empty:
-            return None
-        values = cues.set_axis(CUES, axis=1).iloc[0].map(lambda value: max(value, 1 - value))
-        return str(values.idxmax()), float(values.max())
+        frame = self.figures[self.figures["set"] == set_name].set_index("set").filter(regex="^trivial_")
+        cues = (0.5 + (frame.dropna(how="all") - 0.5).abs()).head(1).squeeze(axis=0)
+        return None if cues.empty else (str(cues.idxmax()).split("_")[1], float(cues.max()))
 
     def comparisons(self, metric: str) -> list[PairedComparison]:
         """Every other method against the recipe's reference."""
@@ -112,15 +105,13 @@ class Summary:
                 continue
             differences = (by_label[label] - by_label[against]).dropna()
             by_set = differences.groupby(["images", "set"]).mean().groupby("images").mean()
-            count = len(by_set)
-            if count:
-                mean, interval = float(by_set.mean()), None
-                if count > 2:
-                    reach = float(stats.t.ppf(0.975, count - 1) * by_set.sem())
-                    interval = mean - reach, mean + reach
-                better, worse = int((sign * by_set >= TIE).sum()), int((sign * by_set <= -TIE).sum())
-                pair = PairedComparison(label, against, metric, by_set, len(differences), mean, interval, better, worse)
-                comparisons.append(pair)
+            if by_set.empty:
+                continue
+            ends = stats.ttest_1samp(by_set, 0).confidence_interval(0.95) if len(by_set) > 2 else ()
+            interval = [float(end) for end in ends]
+            better, worse = int((sign * by_set >= TIE).sum()), int((sign * by_set <= -TIE).sum())
+            counts = len(differences), float(by_set.mean()), interval, better, worse
+            comparisons.append(PairedComparison(label, against, metric, by_set, *counts))
         return comparisons
 
     def is_chosen_on_test(self, label: str) -> bool:
@@ -272,12 +263,11 @@ def kind_table(summary: Summary, set_name: str, metric: str) -> Table:
 
 def footnotes(summary: Summary) -> list[str]:
     """What the marks mean, where there are any."""
-    notes = {
-        f"{CHOSEN} the epoch was chosen by looking at the test set, as the recipe asks: too good by that much": any(
-            summary.is_chosen_on_test(label) for label in summary.labels
-        ),
-        "oracle: with the threshold that is best on the test labels, which nobody has in use": any(
-            "oracle" in metric for metric in summary.recipe.metrics
-        ),
-    }
-    return [note for note, applies in notes.items() if applies]
+    notes = []
+    if any(summary.is_chosen_on_test(label) for label in summary.labels):
+        notes.append(
+            f"{CHOSEN} the epoch was chosen by looking at the test set, as the recipe asks: too good by that much"
+        )
+    if any("oracle" in metric for metric in summary.recipe.metrics):
+        notes.append("oracle: with the threshold that is best on the test labels, which nobody has in use")
+    return notes

@@ -30,17 +30,15 @@ Dot = tuple[float, float]
 @style.context(STYLE)
 def score_histogram(normal: ArrayLike, anomalous: ArrayLike, marks: Mapping[str, float], title: str) -> Figure:
     """Scores of normal images above the axis, anomalous ones below, with named vertical lines such as a threshold."""
-    above, below = np.asarray(normal, float), np.asarray(anomalous, float)
-    values = np.concatenate([above, below, np.array(list(marks.values()), float)])
+    values = np.concatenate([np.asarray(some, float) for some in (normal, anomalous, list(marks.values()))])
     values = values[np.isfinite(values)]
     edges = np.histogram_bin_edges(values if values.size else [0.0, 1.0], 36)
     figure = Figure((5, 2.7), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="score")
-    tallest = 1.0
-    for scores, sign, colour in ((above, 1, NORMAL), (below, -1, ANOMALOUS)):
-        counts, _ = np.histogram(scores, edges)
-        axes.bar(edges[:-1], sign * counts, 0.85 * np.diff(edges), align="edge", color=colour)
-        tallest = max(tallest, float(counts.max()))
+    above, below = (np.histogram(scores, edges)[0] for scores in (normal, anomalous))
+    for heights, colour in ((above, NORMAL), (-below, ANOMALOUS)):
+        axes.bar(edges[:-1], heights, 0.85 * np.diff(edges), align="edge", color=colour)
+    tallest = float(max(1, above.max(), below.max()))
     axes.axhline(0, color=INK, linewidth=0.8)
     for i, (name, value) in enumerate(marks.items()):
         axes.axvline(value, color=INK, linewidth=1, linestyle="--")
@@ -74,7 +72,7 @@ def curves(
     axes.grid(visible=False, axis="x")
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=x_label == "epoch"))
     for name, (x, y) in series.items():
-        points = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
+        points = np.array([x, y], float).T
         points = points[np.isfinite(points).all(axis=1)]
         axes.plot(*points.T, **_look(places[name]), markersize=4, markevery=max(1, len(points) // 10), label=name)
     if y_range is not None:
@@ -116,9 +114,8 @@ def svg(figure: Figure) -> str:
 
 
 def _look(place: int) -> dict[str, Any]:
-    """Colour, marker and, from the fifth on, dashes."""
-    dashes = "-" if place < 4 else "--"
-    return {"color": SERIES[place % len(SERIES)], "marker": MARKERS[place % len(MARKERS)], "linestyle": dashes}
+    colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+    return {"color": colour, "marker": marker, "linestyle": "-" if place < 4 else "--"}
 
 
 def _add_legend(figure: Figure, places: Mapping[str, int]) -> None:
