@@ -40,11 +40,9 @@ class Commands(TyperGroup):
 
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
-            say(f"blemish: {error}")
-            raise typer.Exit(WRONG) from None
         except BlemishError as error:
             say(f"blemish: {error}")
+            raise typer.Exit(WRONG if isinstance(error, ConfigError) else FAILED) from None
         except KeyboardInterrupt:
             say("blemish: stopped; nothing half-written is left behind")
         except MemoryError as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from blemish.cli.app import FAILED, command, print_result, say
-from blemish.cli.options import AsJson, Device, Quiet, Threads, make_progress
+from blemish.cli.options import AsJson, Device, Machine, Quiet, Threads
 
 
 @command
@@ -92,7 +92,7 @@ def bench(
         prospect, text = dry_run(planned, missing, ledger.rows(), jobs, afresh=not resume)
         print_result(prospect, as_json, text)
         return
-    progress = make_progress(quiet)
+    progress = Machine(quiet=quiet).progress
     for what, reason in missing.items():
         progress.note(f"absent: {what}: {reason}")
     done, failed = run_jobs(planned, results, progress, jobs, threads, device, afresh=not resume)

@@ -11,7 +11,6 @@ import typer
 from blemish.cli.app import FAILED, REJECTED, command, print_result
 from blemish.cli.options import (
     AsJson,
-    Device,
     FailOn,
     FalseReject,
     Machine,
@@ -21,7 +20,6 @@ from blemish.cli.options import (
     Seed,
     Threads,
     Weights,
-    make_progress,
 )
 
 
@@ -66,8 +64,7 @@ def inspect(
         inspector = dataclasses.replace(inspector, smallest_area=smallest_area)
     if fail_on != "never" and inspector.calibration.kind == "none":
         raise CalibrationError(f"--fail-on {fail_on} needs decisions. {inspector.calibration.sentence()}")
-    progress = make_progress(machine.quiet)
-    decisions, unreadable = deliver(inspector, images, typer.echo, progress, output, maps, csv)
+    decisions, unreadable = deliver(inspector, images, typer.echo, machine.progress, output, maps, csv)
     failing = {"never": set(), "review": {"review", "reject"}, "reject": {"reject"}}[fail_on]
     if unreadable:
         raise typer.Exit(FAILED)
@@ -103,15 +100,13 @@ def calibrate(
     output: Annotated[Path, typer.Option("-o", "--output", help="The calibrated model to write.", show_default=False)],
     false_reject: FalseReject = None,
     weights: Weights = None,
-    device: Device = "auto",
-    threads: Threads = None,
+    *,
+    machine: Machine,
     as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
     from blemish.inspection.output import recalibrated
 
-    machine = Machine(device, threads, quiet=quiet)
     fresh = recalibrated(machine.load(model, weights), good, false_reject, machine.run())
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.calibration.sentence()}")

@@ -51,12 +51,21 @@ class Machine:
     precision: PrecisionOption = "auto"
     quiet: Quiet = False
 
+    @property
+    def progress(self) -> Progress:
+        """A bar for a person, lines for a log, warnings alone with ``--quiet``."""
+        from blemish.run import Bar, Lines, Warnings
+
+        if self.quiet:
+            return Warnings()
+        return Bar() if sys.stderr.isatty() else Lines()
+
     def run(self, seed: int = 0, **fields: Any) -> Run:
         """A run on the device asked for; ``fields`` are of ``Run``."""
         from blemish.run import Run, choose_device, set_threads
 
         set_threads(self.threads)
-        return Run(seed=seed, device=choose_device(self.device), progress=make_progress(self.quiet), **fields)
+        return Run(seed=seed, device=choose_device(self.device), progress=self.progress, **fields)
 
     def load(self, model: Path, weights: str | None) -> Inspector:
         """The inspector in a model file, on the device asked for."""
@@ -82,15 +91,6 @@ class Learning:
     def settings(self) -> dict[str, Any]:
         """Arguments of ``FitSettings``."""
         return vars(self) | {"options": parse_options(self.options or [])}
-
-
-def make_progress(quiet: bool) -> Progress:
-    """A bar for a person, lines for a log, warnings alone with ``--quiet``."""
-    from blemish.run import Bar, Lines, Warnings
-
-    if quiet:
-        return Warnings()
-    return Bar() if sys.stderr.isatty() else Lines()
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
