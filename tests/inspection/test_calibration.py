@@ -40,18 +40,13 @@ def test_decisions_follow_exact_p_values_and_the_thresholds(n, rate, ties):
         assert made.p_value(new) == pytest.approx((1 + np.sum(scores >= new)) / (n + 1))
 
 
-def test_scores_beyond_all_others_and_those_that_are_no_number():
+def test_scores_beyond_all_others_and_few_parts():
     made = calibrate("holdout", np.arange(9.0))
-    assert (made.p_value(-inf), made.p_value(inf)) == (1, 0.1)
-    assert made.decide(float("nan")) == "reject"
-
-
-def test_few_parts_review_almost_everything_rather_than_pass_it():
-    made = calibrate("crossfit", [1, 2, 3, 4, 5])
-    assert [made.decide(s) for s in (0, 1, 1.5, 5, 5.5)] == ["ok", "ok", "review", "review", "reject"]
+    assert (made.p_value(-inf), made.p_value(inf), made.decide(float("nan"))) == (1, 0.1, "reject")
+    few = calibrate("crossfit", [1, 2, 3, 4, 5])  # review almost everything rather than pass it
+    assert [few.decide(s) for s in (0, 1, 1.5, 5, 5.5)] == ["ok", "ok", "review", "review", "reject"]
     generous = calibrate("crossfit", [1, 2, 3, 4, 5], false_reject=0.3)
-    assert generous.review_threshold == -inf
-    assert generous.decide(-100) == "review"
+    assert (generous.review_threshold, generous.decide(-100)) == (-inf, "review")
 
 
 def test_the_unit_is_the_part():
@@ -98,22 +93,17 @@ def test_saved_and_restored_it_decides_the_same():
         assert back.sentence() == made.sentence()
 
 
-@pytest.mark.parametrize(
-    ("tensors", "changed"),
-    [
+def test_a_model_file_that_does_not_fit_together():
+    scores = np.arange(120.0)
+    for tensors, changed in (
         ({}, {}),
-        ({"scores": np.arange(120.0), "peaks": np.arange(3.0)}, {}),
+        ({"scores": scores, "peaks": np.arange(3.0)}, {}),
         ({"scores": np.full(120, np.nan)}, {}),
-        ({"scores": np.arange(120.0)}, {"kind": "other"}),
-        ({"scores": np.arange(120.0)}, {"rate": 0.0001}),
-        ({"scores": np.arange(120.0)}, {"rate": None}),
-        ({"scores": np.arange(120.0)}, {"rate": 2}),
-    ],
-)
-def test_a_model_file_that_does_not_fit_together(tensors, changed):
-    meta = {"kind": "holdout", "rate": 0.01, "images": 120, "trusted": True, **changed}
-    with pytest.raises(ModelFileError, match="calibration is not whole"):
-        Calibration.from_tensors(tensors, meta)
+        *(({"scores": scores}, change) for change in ({"kind": "other"}, {"rate": 1e-4}, {"rate": None}, {"rate": 2})),
+    ):
+        meta = {"kind": "holdout", "rate": 0.01, "images": 120, "trusted": True, **changed}
+        with pytest.raises(ModelFileError, match="calibration is not whole"):
+            Calibration.from_tensors(tensors, meta)
 
 
 def test_scores_are_kept_sorted_in_double_precision_and_cannot_be_changed():
@@ -184,10 +174,10 @@ def test_default_rate_is_the_larger_of_one_percent_and_what_n_supports():
     assert all(calibration.allowed_rejects(calibration.settle_rate(None, n), n) >= 1 for n in range(5, 3000))
 
 
-@pytest.mark.parametrize(("n", "rejects"), [(5, 1), (20, 1), (120, 1), (300, 3), (1000, 50)])
-def test_bound_is_the_quantile_of_the_beta_law(n, rejects):
-    k = n + 1 - rejects
-    assert calibration.rate_bound(rejects, n) == pytest.approx(stats.beta(n + 1 - k, k).ppf(0.95), rel=1e-9)
+def test_bound_is_the_quantile_of_the_beta_law():
+    for n, rejects in ((5, 1), (20, 1), (120, 1), (300, 3), (1000, 50)):
+        law = stats.beta(rejects, n + 1 - rejects)
+        assert calibration.rate_bound(rejects, n) == pytest.approx(law.ppf(0.95), rel=1e-9)
 
 
 def sentence(kind, rejects, n, images=None, trusted=True):

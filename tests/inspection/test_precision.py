@@ -18,6 +18,8 @@ from blemish.run import Run, choose_device, choose_precision
 from blemish.run import device as precision
 from blemish.training.fit import fit
 
+QUICK = {"backbone": "resnet18", "weights": "random", "size": 64, "calibration": "none"}
+
 
 @pytest.fixture
 def bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,22 +46,19 @@ def good(tmp_path: Path) -> Path:
     return tmp_path / "parts"
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "wanted"),
-    [
+def test_a_student_of_depthwise_convolutions_gains_as_little_from_bf16_as_its_teacher():
+    for method, options, gains in (
         ("rd", {}, True),
         ("rdpp", {}, True),
         ("cdd", {}, True),
         ("nkd", {}, False),
         ("fmam", {"base": "rd"}, True),
         ("fmam", {"base": "nkd"}, False),
-    ],
-)
-def test_a_student_of_depthwise_convolutions_gains_as_little_from_bf16_as_its_teacher(method, options, wanted):
-    cls = method_class(method)
-    config = make_config(cls, options)
-    assert cls.gains_from_bf16(SimpleNamespace(dense=False), config) is wanted
-    assert cls.gains_from_bf16(SimpleNamespace(dense=True), config)
+    ):
+        cls = method_class(method)
+        config = make_config(cls, options)
+        assert cls.gains_from_bf16(SimpleNamespace(dense=False), config) is gains
+        assert cls.gains_from_bf16(SimpleNamespace(dense=True), config)
 
 
 def test_depthwise_convolutions_stay_in_fp32_where_there_are_bf16_units(bf16_units):
@@ -70,10 +69,9 @@ def test_depthwise_convolutions_stay_in_fp32_where_there_are_bf16_units(bf16_uni
 
 
 def test_a_model_says_what_it_was_trained_in_and_is_judged_in_what_it_was_calibrated_in(good, tmp_path, bf16_units):
-    settings = {"backbone": "resnet18", "weights": "random", "size": 64, "calibration": "none"}
     rd = {"method": "rd", "steps": 1, "options": {"layers": (1, 2)}}
     for wanted, made in (("fp32", "fp32"), ("auto", "bf16")):
-        inspector = fit(good, run=Run(), precision=wanted, **settings, **rd)
+        inspector = fit(good, run=Run(), precision=wanted, **QUICK, **rd)
         assert (inspector.provenance["precision"], inspector.provenance["precision_trained"]) == (made, made)
         found = load(inspector.save(tmp_path / f"{made}.blemish"))
         assert (found.method.backbone.precision.name, found.method.precision.name) == (made, made)
@@ -82,10 +80,9 @@ def test_a_model_says_what_it_was_trained_in_and_is_judged_in_what_it_was_calibr
 
 
 def test_a_threshold_of_bf16_is_judged_in_fp32_where_there_are_no_units(good, tmp_path, monkeypatch):
-    settings = {"backbone": "resnet18", "weights": "random", "size": 64, "calibration": "none"}
     with monkeypatch.context() as other_machine:
         other_machine.setattr(precision, "has_bf16_units", lambda device: True)
-        path = fit(good, run=Run(), **settings).save(tmp_path / "m.blemish")
+        path = fit(good, run=Run(), **QUICK).save(tmp_path / "m.blemish")
     monkeypatch.setattr(precision, "has_bf16_units", lambda device: False)
     assert load(path).method.backbone.precision.name == "fp32"
 
@@ -99,14 +96,12 @@ def test_a_gpu_is_told_to_repeat_itself_and_not_to_round_to_tf32(gpu):
 
 def test_images_too_small_for_a_student_are_refused_before_it_learns(good):
     for method, pixels in (("rd", 32), ("fmam", 32), ("rdpp", 32), ("nkd", 16)):
-        settings = {"backbone": "resnet18", "weights": "random", "size": pixels, "calibration": "none"}
         with pytest.raises(ConfigError, match=f"images of more than {pixels} pixels"):
-            fit(good, run=Run(), method=method, steps=1, **settings)
+            fit(good, run=Run(), method=method, steps=1, **{**QUICK, "size": pixels})
 
 
 def test_one_flat_image_can_be_remembered(tmp_path):
     (tmp_path / "flat").mkdir()
     Image.new("L", (8, 8), 90).save(tmp_path / "flat" / "0.png")
-    settings = {"backbone": "resnet18", "weights": "random", "size": 8, "calibration": "none"}
-    inspector = fit(tmp_path / "flat", run=Run(), options={"fraction": 1.0}, **settings)
+    inspector = fit(tmp_path / "flat", run=Run(), options={"fraction": 1.0}, **{**QUICK, "size": 8})
     assert len(inspector.method.memory) >= 1

@@ -27,66 +27,56 @@ def woven(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Pixels:
     rows, columns = np.mgrid[: size[0], : size[1]]
     phase = rng.uniform(0, 2 * np.pi, 2)
     weave = 120 + 35 * np.sin(0.8 * rows + phase[0]) * np.cos(0.7 * columns + phase[1])
-    tint = np.array([1.0, 0.9, 0.75])
-    pixels = weave[..., None] * tint + rng.normal(0, 4, (*size, 3))
+    pixels = weave[..., None] * np.array([1.0, 0.9, 0.75]) + rng.normal(0, 4, (*size, 3))
     return pixels.clip(0, 255).astype(np.uint8)
+
+
+def write(path: Path, pixels: NDArray[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The folder of the set, and what was planted where."""
+    """The folder of the set, its images, and the boxes of the planted squares by file name; tests change nothing."""
 
     root: Path
     squares: dict[str, tuple[int, int, int, int]]
 
     @property
     def good(self) -> Path:
-        """The folder of good training images."""
         return self.root / "train" / "good"
 
     @property
+    def good_tests(self) -> list[Path]:
+        return sorted((self.root / "test" / "good").iterdir())
+
+    @property
     def bad(self) -> list[Path]:
-        """The bad test images."""
-        return sorted((self.root / "test" / "square").iterdir()) + sorted((self.root / "test" / "scratch").iterdir())
+        return [self.root / "test" / kind / f"{i:03}.png" for kind in ("square", "scratch") for i in range(3)]
 
 
-def write(path: Path, pixels: NDArray[Any]) -> Path:
-    """An image file, its folder made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def make_parts(root: Path) -> Parts:
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """12 good to learn from; 5 good, 3 with a square and 3 with a scratch to test on; masks for the bad ones."""
+    root = tmp_path_factory.mktemp("product") / "parts"
     for i in range(12):
         write(root / "train" / "good" / f"{i:03}.png", woven(i))
     for i in range(5):
         write(root / "test" / "good" / f"{i:03}.png", woven(100 + i))
     squares = {}
     for i in range(3):
-        pixels, mask = woven(200 + i), np.zeros((SIDE, SIDE), np.uint8)
+        square, scratch = np.zeros((2, SIDE, SIDE), bool)
         top, left = 12 + 9 * i, 34 - 8 * i
         squares[f"{i:03}.png"] = (top, left, top + 14, left + 14)
-        pixels[top : top + 14, left : left + 14] = (20, 20, 160)
-        mask[top : top + 14, left : left + 14] = 255
-        write(root / "test" / "square" / f"{i:03}.png", pixels)
-        write(root / "ground_truth" / "square" / f"{i:03}_mask.png", mask)
-    for i in range(3):
-        pixels, mask = woven(300 + i), np.zeros((SIDE, SIDE), np.uint8)
+        square[top : top + 14, left : left + 14] = True
         for step in range(40):
-            row, column = 12 + step, 10 + 6 * i + step // 2
-            pixels[row, column : column + 3] = 255
-            mask[row, column : column + 3] = 255
-        write(root / "test" / "scratch" / f"{i:03}.png", pixels)
-        write(root / "ground_truth" / "scratch" / f"{i:03}_mask.png", mask)
+            scratch[12 + step, 10 + 6 * i + step // 2 :][:3] = True
+        for kind, mask, seed, colour in (("square", square, 200, (20, 20, 160)), ("scratch", scratch, 300, (255,) * 3)):
+            write(root / "test" / kind / f"{i:03}.png", np.where(mask[..., None], np.uint8(colour), woven(seed + i)))
+            write(root / "ground_truth" / kind / f"{i:03}_mask.png", mask.astype(np.uint8) * 255)
     return Parts(root, squares)
-
-
-@pytest.fixture(scope="session")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """The set, written once; tests read it and leave it as it is."""
-    return make_parts(tmp_path_factory.mktemp("product") / "parts")
 
 
 @pytest.fixture(scope="session")
@@ -97,18 +87,13 @@ def inspector(parts: Parts) -> Inspector:
 
 @pytest.fixture(scope="session")
 def model(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The inspector's file."""
     return inspector.save(tmp_path_factory.mktemp("model") / "parts.blemish")
 
 
 @pytest.fixture(scope="session")
 def blemish() -> Callable[..., Result]:
     """``blemish("fit", folder, ...)`` runs the command line in this process; output and error streams are apart."""
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-    return run
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="session")
@@ -119,11 +104,9 @@ def quick_fit() -> list[str]:
 
 @pytest.fixture
 def texture() -> Callable[..., Pixels]:
-    """``texture(seed, size=(64, 64))``: a good part."""
     return woven
 
 
 @pytest.fixture
 def save() -> Callable[[Path, NDArray[Any]], Path]:
-    """``save(path, pixels)``: an image file, its folder made."""
     return write

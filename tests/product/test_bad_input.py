@@ -28,6 +28,7 @@ from blemish.data.testset import open_test_set
 from blemish.errors import BlemishError, ImageError, ModelFileError, OutputError
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.inspector import load
+from blemish.inspection.output import find_images
 from blemish.run import Run, Silent
 from blemish.training.evaluate import evaluate
 from blemish.training.fit import fit
@@ -43,7 +44,6 @@ def refused(done, *words, code=1):
 
 
 def accepted(done, *words):
-    """The command went well, and said all of ``words`` on the error stream."""
     assert done.exit_code == 0, done.output
     assert all(word in done.stderr for word in words), done.stderr
 
@@ -156,14 +156,6 @@ def test_one_image_is_learned_without_a_threshold(blemish, texture, save, quick_
     assert (judged["decision"], judged["p_value"]) == (None, None) and judged["score"] >= 0
 
 
-def test_images_of_different_sizes_are_learned_with_a_note(blemish, texture, save, quick_fit, pile):
-    save(pile / "wide.png", texture(9, (64, 96)))
-    done = blemish("fit", pile, "-o", pile.parent / "m.blemish", *quick_fit)
-    accepted(done, "note: 1 of 9 images is 1.5 times as wide as high")
-    judged = json.loads(blemish("inspect", pile.parent / "m.blemish", pile / "wide.png", "-q").stdout)
-    assert (judged["height"], judged["width"]) == (64, 96)
-
-
 def test_spaces_and_letters_of_other_languages_in_every_path(blemish, texture, save, quick_fit, tmp_path):
     folder = tmp_path / "Bauteile für Größe 3 [neu]" / "良品 ñ"
     for i in range(6):
@@ -270,7 +262,7 @@ def test_masks_of_another_size_are_refused_and_of_other_values_count_all_above_z
     blemish, parts, inspector, model, save, tmp_path
 ):
     shutil.copytree(parts.root, tmp_path / "set")
-    before = evaluate(inspector, open_test_set(tmp_path / "set"), Run()).metrics
+    before = evaluate(inspector, open_test_set(parts.root), Run()).metrics
     for i, path in enumerate(sorted((tmp_path / "set" / "ground_truth").rglob("*.png"))):
         save(path, (np.asarray(Image.open(path)) > 0).astype(np.uint8) * (1 + 40 * i))
     assert evaluate(inspector, open_test_set(tmp_path / "set"), Run()).metrics == before
@@ -381,19 +373,52 @@ def test_a_pile_is_learned_with_a_warning(blemish, quick_fit, pile):
     assert "Nobody has looked at them" in done.stdout and "count as good" not in done.stderr
 
 
-def test_known_bad_images_are_scored_and_not_learned_from(blemish, texture, save, quick_fit, tmp_path):
-    for i in range(8):
-        save(tmp_path / "set" / "good" / f"{i}.png", texture(i))
-    spoiled = texture(9)
-    spoiled[10:50, 10:50] = (250, 0, 250)
-    save(tmp_path / "set" / "anomalous" / "stain" / "1.png", spoiled)
-    done = blemish("fit", tmp_path / "set", "-o", tmp_path / "m.blemish", "-m", "patchcore", *quick_fit)
-    accepted(done, "note: patchcore learns from the good images alone", "of 1 known-bad images this model rejects 1")
+def test_known_bad_images_are_scored_not_learned_from_and_part_of_where_a_model_comes_from(
+    blemish, texture, save, quick_fit, pile, tmp_path
+):
+    digests = set()
+    for number, seeds in enumerate(([], [40], [41])):
+        folder, model = tmp_path / f"set{number}", tmp_path / f"{number}.blemish"
+        shutil.copytree(pile, folder / "good")
+        for seed in seeds:
+            save(folder / "anomalous" / "hole" / f"{seed}.png", 255 - texture(seed))
+        done = blemish("fit", folder, "-m", "patchcore", "-o", model, *quick_fit, "--json")
+        said = ["learns from the good images alone", "of 1 known-bad images this model rejects 1"] if seeds else []
+        accepted(done, *said)
+        provenance = json.loads(done.stdout)
+        assert provenance["known_bad"] == len(seeds)
+        digests.add(provenance["data_digest"])
+    assert len(digests) == 3
+
+
+def test_quiet_keeps_warnings_and_skipped_images(blemish, pile, quick_fit, tmp_path):
+    (pile / "5.png").write_bytes(b"no image")
+    done = blemish("fit", pile, "--pile", "-m", "patchcore", "-o", tmp_path / "m.blemish", *quick_fit, "-q")
+    accepted(done, "skipped: ", "5.png", "warning: patchcore takes every unlabelled image as good")
+    assert all(line.startswith(("warning:", "skipped:")) for line in done.stderr.splitlines())
+
+
+def test_a_training_that_ran_away_leaves_no_model(blemish, pile, quick_fit, tmp_path):
+    runaway = ("--set", "learning_rate=1e30", "--set", "layers=1,2", "--epochs", "2", "--calibration", "none")
+    done = blemish("fit", pile, "-m", "rd", "-o", tmp_path / "m.blemish", *quick_fit, *runaway, "-q")
+    refused(done, "what rd learned is not finite", code=2)
+    assert not (tmp_path / "m.blemish").exists()
+
+
+def test_an_audit_takes_methods_of_the_clean_regime(blemish, pile, tmp_path):
+    quick = ("--size", "64", "--threads", "1", "--epochs", "1", "--set", "layers=2,3", "-o", tmp_path / "page.html")
+    done = blemish("audit", pile, "-m", "rd", *quick, "--json", "-q")
+    accepted(done)
+    assert len(done.stdout.splitlines()) == 8
+    refused(
+        blemish("audit", pile, "-m", "devnet", *quick), "devnet learns from known-bad images, and an audit has none"
+    )
 
 
 # The user changes their mind
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_learning_leaves_nothing_half_written(parts, tmp_path):
     """A real process, interrupted once it has begun to learn."""
     slow = (
@@ -441,7 +466,8 @@ def test_ctrl_c_while_python_still_imports(start):
     assert done.stderr == "blemish: stopped; nothing half-written is left behind\n"
 
 
-def test_reading_a_set_does_not_change_it(parts):
+def test_reading_a_set_does_not_change_it_and_masks_are_not_judged(parts):
     before = {path: path.stat().st_mtime_ns for path in parts.root.rglob("*")}
+    assert len(find_images([parts.root])) == 12 + 5 + 6
     assert len(read_training(parts.root).samples) == 12
     assert {path: path.stat().st_mtime_ns for path in parts.root.rglob("*")} == before

@@ -68,7 +68,7 @@ def test_fit_of_a_manifest_reads_its_training_rows_and_its_groups(blemish, textu
 
 
 def test_inspect_prints_one_json_line_an_image_in_order(blemish, parts, model, inspector):
-    good = sorted((parts.root / "test" / "good").iterdir())
+    good = parts.good_tests
     done = blemish("inspect", model, *good, *parts.bad)
     assert done.exit_code == 0, done.output
     assert blemish("inspect", model, *good, *parts.bad, "--json").stdout == done.stdout
@@ -104,26 +104,18 @@ def test_inspect_writes_overlays_maps_and_a_table(blemish, parts, model, inspect
     assert len(rows) == sum(max(1, len(line["regions"])) for line in lines)
 
 
-def test_pictures_of_images_that_share_all_names_do_not_replace_each_other(blemish, model, texture, save, tmp_path):
-    images = [tmp_path / "new" / name for name in ("part.png", "part.bmp", "PART.png")]
-    for i, path in enumerate(images):
-        save(path, texture(i))
-    done = blemish("inspect", model, *images, "-o", tmp_path / "out", "-q")
-    assert done.exit_code == 0, done.output
+def test_pictures_replace_neither_each_other_nor_an_image_that_is_judged(blemish, model, texture, save, tmp_path):
+    images = [save(tmp_path / "new" / name, texture(3)) for name in ("part.png", "part.bmp", "PART.png")]
+    assert blemish("inspect", model, *images, "-o", tmp_path / "out", "-q").exit_code == 0
     assert len({name.name.casefold() for name in (tmp_path / "out").iterdir()}) == 3
-
-
-def test_inspect_never_writes_over_the_images_it_judges(blemish, model, texture, save, tmp_path):
-    image = save(tmp_path / "part.png", texture(3))
-    before = image.read_bytes()
-    done = blemish("inspect", model, image, "-o", tmp_path)
-    assert done.exit_code == 1
-    assert "written over" in done.stderr
-    assert image.read_bytes() == before
+    before = images[0].read_bytes()
+    done = blemish("inspect", model, images[0], "-o", tmp_path / "new")
+    assert done.exit_code == 1 and "written over" in done.stderr
+    assert images[0].read_bytes() == before
 
 
 def test_fail_on(blemish, parts, model, inspector):
-    bad, good = parts.bad[:2], [parts.root / "test" / "good" / "001.png"]
+    bad, good = parts.bad[:2], parts.good_tests[1:2]
     assert {inspector(path).decision for path in bad} == {"reject"} != {inspector(path).decision for path in good}
     for fail_on, images, code in (("never", bad, 0), ("reject", bad, 3), ("review", bad, 3), ("reject", good, 0)):
         assert blemish("inspect", model, *images, "--fail-on", fail_on, "-q").exit_code == code

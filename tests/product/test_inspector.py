@@ -35,9 +35,6 @@ def alike(ours, theirs):
     np.testing.assert_array_equal(np.asarray(ours.overlay()), np.asarray(theirs.overlay()))
 
 
-# Ways in
-
-
 def test_path_text_bytes_pillow_and_array_give_one_verdict(inspector, parts):
     path = parts.bad[0]
     expected = inspector(path)
@@ -62,9 +59,6 @@ def test_sixteen_bits_on_the_scale_that_was_learned(texture, save, tmp_path):
     assert deep(spoiled).score > deep(part).score
     # On a screen the learned scale is white, so that pictures of one model are comparable.
     assert np.abs(deep(part).pixels[..., 0].astype(float) - part / 4095 * 255).max() <= 0.5
-
-
-# What comes out
 
 
 def test_heat_map_regions_and_picture_are_in_the_original_image_s_own_pixels(inspector, parts):
@@ -95,7 +89,7 @@ def test_smallest_area_leaves_small_regions_out_and_changes_nothing_else(inspect
 
 
 def test_the_picture_of_a_good_part_is_the_image_itself_magnified(inspector, parts):
-    path = parts.root / "test" / "good" / "001.png"
+    path = parts.good_tests[1]
     verdict = inspector(path)
     assert (verdict.decision, verdict.regions) == ("ok", ())
     picture, pixels = np.asarray(verdict.overlay()), np.asarray(Image.open(path))
@@ -108,9 +102,6 @@ def test_pictures_of_long_thin_parts_stay_of_a_reasonable_size(inspector):
     rng = np.random.default_rng(0)
     picture = inspector(rng.integers(0, 255, (8, 1200, 3), dtype=np.uint8)).overlay()
     assert picture.size == (1200, 8)
-
-
-# Many at once
 
 
 def test_many_is_single_calls_in_order_of_any_size_and_kind(inspector, parts, texture):
@@ -142,7 +133,7 @@ def test_many_reads_no_further_ahead_than_it_needs(inspector, texture):
 
 
 def test_threads_do_not_disturb_each_other(inspector, parts):
-    images = [*parts.bad, *sorted((parts.root / "test" / "good").iterdir())]
+    images = [*parts.bad, *parts.good_tests]
     fresh = dataclasses.replace(inspector)  # nothing cached yet
     expected = [inspector(path) for path in images]
     with ThreadPoolExecutor(8) as pool:
@@ -152,15 +143,12 @@ def test_threads_do_not_disturb_each_other(inspector, parts):
             alike(one, other)
 
 
-# Saving and loading
-
-
 def test_a_loaded_inspector_is_the_saved_one_to_the_bit(inspector, model, parts, tmp_path):
     again = blemish.load(model)
     assert again.info() == inspector.info()
     stricter = dataclasses.replace(inspector, smallest_area=17).save(tmp_path / "stricter.blemish")
     assert load(stricter).smallest_area == 17
-    for path in [*parts.bad[::2], *sorted((parts.root / "test" / "good").iterdir())[:3]]:
+    for path in [*parts.bad[::2], *parts.good_tests[:3]]:
         alike(again(path), inspector(path))
 
 
@@ -191,9 +179,6 @@ def test_a_model_of_a_method_unknown_here_names_it(inspector, tmp_path):
     odd = dataclasses.replace(inspector, name="no-such-method").save(tmp_path / "odd.blemish")
     with pytest.raises(BlemishError, match="no-such-method"):
         load(odd)
-
-
-# Calibration
 
 
 def test_from_150_parts_on_some_are_held_out_for_a_promise(texture, save, tmp_path):
@@ -228,7 +213,7 @@ def test_evaluation_judges_as_single_calls_do(inspector, parts):
     found = evaluate(inspector, open_test_set(parts.root), blemish.Run())
     for image in found.judged:
         assert image.score == pytest.approx(inspector(image.sample.path).score, rel=BATCHED)
-    wrong = sum(inspector(path).decision == "reject" for path in (parts.root / "test" / "good").iterdir())
+    wrong = sum(inspector(path).decision == "reject" for path in parts.good_tests)
     assert found.decisions["false_reject_count"] == wrong
 
 

@@ -144,17 +144,11 @@ def test_features_on_disk_serve_the_next_fit(folder: Path, tmp_path: Path) -> No
 
 
 def test_the_length_is_handed_on(folder: Path) -> None:
-    once = replace(SETTINGS, calibration="none")
-    fit(folder, once, epochs=1)
-    assert len(STEPS) == 5
-    fit(folder, once, steps=3)
-    assert len(STEPS) == 8
-    fit(folder, once, epochs=1, options={"steps": 2})
-    assert len(STEPS) == 13  # what is said by its own name goes first
-    with pytest.raises(ConfigError, match="one of both"):
-        fit(folder, once, epochs=1, steps=1)
-    with pytest.raises(ConfigError, match="patchcore is not trained"):
-        fit(folder, once, method="patchcore", epochs=1)
+    # What is said by its own name goes before the options.
+    for changes, steps in (({"epochs": 1}, 5), ({"steps": 3}, 3), ({"epochs": 1, "options": {"steps": 2}}, 5)):
+        STEPS.clear()
+        fit(folder, SETTINGS, calibration="none", **changes)
+        assert len(STEPS) == steps
 
 
 def test_a_watcher_is_told_of_the_model_and_of_its_epochs_alone(folder: Path) -> None:
@@ -165,17 +159,12 @@ def test_a_watcher_is_told_of_the_model_and_of_its_epochs_alone(folder: Path) ->
         inspector.predict(torch.rand(2, 3, 32, 32))
         told.append((number, means["loss"], inspector))
 
-    run = Run()
+    torch.manual_seed(11)
+    before, run = torch.get_rng_state(), Run()
     watched = fit(folder, SETTINGS, run, on_epoch)
     assert [number for number, *_ in told] == [1, 2]
     assert all(inspector.method is watched.method for *_, inspector in told)
     assert run.curves["toy"] == [{"loss": loss} for _, loss, _ in told]
     plain = fit(folder, SETTINGS)
     assert all(torch.equal(tensor, learned(plain)[name]) for name, tensor in learned(watched).items())
-
-
-def test_fitting_leaves_torch_s_random_state_alone(folder: Path) -> None:
-    torch.manual_seed(11)
-    before = torch.get_rng_state()
-    fit(folder, SETTINGS, calibration="none")
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before), "fitting leaves torch's random state alone"
