@@ -1,4 +1,4 @@
-"""Backbones: the same numbers as the original implementation, frozen whatever happens, rebuilt from a model file."""
+"""Backbones: the original implementation's numbers, frozen, rebuilt from a model file; and their trainable twins."""
 
 import copy
 import json
@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from blemish.backbones.backbone import FrozenBackbone, build_backbone, rebuild
-from blemish.contract import Backbone
+from blemish.backbones.backbone import FrozenBackbone, build_backbone, build_student, rebuild
 from blemish.errors import ModelFileError, WeightsError
 from blemish.run import Precision, choose_precision
 
@@ -80,27 +79,18 @@ def test_neither_building_nor_rebuilding_imports_timm_or_torchvision():
     assert done.stdout.strip() == "[]"
 
 
-def test_channels_last_equals_contiguous(lite0):
+def test_memory_order_and_bf16_change_little(lite0):
     batch = images(2, 3, 64, 64)
-    contiguous = copy.deepcopy(lite0)
+    contiguous, half = copy.deepcopy(lite0), copy.deepcopy(lite0)
     contiguous.precision = Precision(torch.float32, channels_last=False, reason="test")
-    stem = contiguous.network.conv_stem.weight
-    assert stem.is_contiguous()
+    half.precision = choose_precision(torch.device("cpu"), "bf16")
+    assert contiguous.network.conv_stem.weight.is_contiguous()
     assert not lite0.network.conv_stem.weight.is_contiguous()
     for a, b in zip(before_rounding(lite0, batch), before_rounding(contiguous, batch), strict=True):
         assert relative(a, b) < 1e-5
-    for a, b in zip(lite0(batch), contiguous(batch), strict=True):
-        torch.testing.assert_close(a, b, rtol=2**-7, atol=1e-3)
-
-
-def test_bf16_runs_and_is_close(lite0):
-    batch = images(2, 3, 64, 64)
-    half = copy.deepcopy(lite0)
-    half.precision = choose_precision(torch.device("cpu"), "bf16")
     for a, b in zip(half(batch), lite0(batch), strict=True):
         assert a.dtype == torch.float32
-        cosine = nn.functional.cosine_similarity(a.flatten(1), b.flatten(1))
-        assert float(cosine.min()) > 0.99
+        assert float(nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).min()) > 0.99
         assert not torch.equal(a, b)
 
 
@@ -119,7 +109,6 @@ def test_frozen_whatever_the_mode(lite0):
     assert outer.training
     assert not [module for module in lite0.modules() if module.training]
     assert not [parameter for parameter in lite0.parameters() if parameter.requires_grad]
-    assert isinstance(lite0, Backbone)
 
 
 @pytest.mark.parametrize(("name", "weights"), [("efficientnet_lite0", "pretrained"), ("resnet18", "random")])
@@ -140,9 +129,9 @@ def test_rebuilt_from_its_tensors_without_looking_for_weights(name, weights, mon
 
 
 def test_rebuilt_without_tensors_checks_the_digest(lite0):
-    assert rebuild(lite0.spec()).digest == lite0.digest
     random = build_backbone("resnet18", (1,), "random", seed=2)
-    assert rebuild(random.spec()).digest == random.digest
+    for backbone in (lite0, random):
+        assert rebuild(backbone.spec()).digest == backbone.digest
     with pytest.raises(WeightsError, match=r"random, seed 2.*--weights FILE"):
         rebuild({**random.spec(), "digest": "0" * 64})
 
@@ -154,3 +143,47 @@ def test_model_file_that_does_not_fit_is_named(lite0):
         rebuild(lite0.spec(), state)
     with pytest.raises(ModelFileError, match="fit the model again"):
         rebuild({key: value for key, value in lite0.spec().items() if key != "levels"}, state)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "swin_tiny_patch4_window7_224"])
+def test_a_student_gives_its_teachers_shapes_and_all_of_it_can_learn(name):
+    teacher = build_backbone(name, (1, 2), "random", seed=1)
+    student = build_student(teacher, (64, 64))
+    student.reset(2)
+    batch = images(1, 3, 224, 224) if "swin" in name else images(2, 3, 64, 64)
+    maps = student.train()(batch)
+    assert [map_.shape for map_ in maps] == [map_.shape for map_ in teacher(batch)]
+    sum(map_.square().mean() for map_ in maps).backward()
+    still = [name for name, p in student.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert len(still) <= 2  # a bias right before a norm has no gradient
+
+
+def test_a_students_values_follow_the_seed_and_with_its_teachers_it_gives_its_teachers_features():
+    teacher = build_backbone("resnet18", (1, 2, 3), "random", seed=5)
+    student, global_state = build_student(teacher, (64, 64)), torch.get_rng_state()
+    student.reset(4)
+    other = student.network.conv1.weight.clone()
+    student.reset(5)
+    assert not torch.equal(other, student.network.conv1.weight)
+    assert torch.equal(torch.get_rng_state(), global_state)
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) > 8
+    assert all(bool((norm.weight == 1).all()) and bool((norm.bias == 0).all()) for norm in norms)  # as torch's
+    for stage in "123":  # a random teacher's residual blocks end at a half
+        for block in student.network.get_submodule(f"layer{stage}"):
+            nn.init.constant_(block.bn2.weight, 0.5)
+    batch = images(2, 3, 64, 64)
+    with torch.no_grad():
+        for ours, theirs in zip(student.eval()(batch), teacher(batch), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0.01, atol=1e-4)
+
+
+def test_other_backbones_are_copied_and_the_teacher_is_left_alone(tiny_backbone):
+    teacher = tiny_backbone((2, 3))
+    before = [p.clone() for p in teacher.parameters()]
+    student = build_student(teacher, (64, 64))
+    student.reset(1)
+    assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(before, teacher.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(before, student.parameters()))
+    student(images(2, 3, 64, 64))[1].sum().backward()
+    assert all(p.requires_grad for p in student.parameters())

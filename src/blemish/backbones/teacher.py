@@ -1,26 +1,37 @@
-"""The backbone as methods see it while learning: frozen, without gradient, the same numbers every time."""
+"""The backbone as methods see it while learning: frozen, without gradient, the same numbers every time.
+
+Also where the features of training images are kept, so that each image is seen once. Features are rounded to bf16, so
+bf16 holds them exactly: the same numbers kept or computed, in the same memory order, because convolutions round
+differently when the order differs. On disk: one safetensors file an image, named by its key, in a
+folder named by all else that the numbers depend on. A file is written under a temporary name and renamed, and carries a
+digest: a process killed half-way leaves nothing that could be taken for features, and two may write the same file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import shutil
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from blemish.backbones.cache import FeatureCache, available_memory
 from blemish.contract import Backbone, Batch, Images
 from blemish.run import Run
 
+# Images whose features are computed at once, kept or not: in larger company some processors round otherwise
+# (EfficientNet-Lite0 on one thread: a thousandth of the numbers of 16 images differs from those of twice 8).
 CHUNK = 8
-"""Images whose features are computed at once, kept or not: in larger company some processors round otherwise
-(EfficientNet-Lite0 on one thread: a thousandth of the numbers of 16 images differs from those of twice 8)."""
-
-MEMORY_SHARE, DISK_SHARE = 0.25, 0.5
-"""Of the memory available, or of a disk's free space, how much features may take unless another budget is given."""
 
 FACT = "feature cache"
+_STALE = 3600  # seconds after which a temporary file belongs to a process that was killed
 
 
 class FrozenTeacher:
@@ -38,97 +49,71 @@ class FrozenTeacher:
         """Feature maps ``b c y x``, shallowest level first, float32 numbers that bf16 can hold."""
         if not isinstance(given, Batch):
             return self._compute(given)
-        kept = None if self._cache is None else self._cache.get(given.keys, self._device)
+        kept = None if self._cache is None else self._cache.get(given.keys)
         return self._features(given.images) if kept is None else kept
 
     def keep_features(
         self, sets: Sequence[Images], run: Run, folder: Path | None = None, budget: int | None = None
     ) -> None:
-        """See every image once and keep its features, where they fit; says what was decided and why.
+        """See every image of ``sets`` once and keep its features, where they fit; says what was decided and why.
 
-        Where they do not fit, or the disk turns out to be full, features are computed whenever they are asked for: the
-        same numbers, later. The backbone's precision must not change afterwards.
-
-        Args:
-            sets: the images, all of one size.
-            run: told of the decision; what it was is put down in its log.
-            folder: keep them on disk, for later fits too; in memory by default.
-            budget: bytes; by default a quarter of the available memory, or half of the disk's free space.
+        They are kept in ``folder``, for later fits too, or in memory, and may take ``budget`` bytes: by default a
+        quarter of the available memory, or half of the disk's free space. Where they do not fit, or the disk turns out
+        to be full, features are computed whenever they are asked for: the same numbers, later. All images are of one
+        size, and the backbone's precision must not change afterwards.
         """
         count = sum(len(images) for images in sets)
         if count == 0:
             return
+        self._cache = None
         first = next(images for images in sets if len(images)).batch([0])
-        like = self._features(first.images)
         try:
-            cache = FeatureCache(like, identity(self.backbone), folder)
-            self._cache = cache if self._has_room(cache, count, run, folder, budget) else None
-            if self._cache is not None:
-                self._fill(self._cache, sets, run)
+            cache = FeatureCache(self._features(first.images), identity(self.backbone), folder)
+            needed, hint = count * cache.bytes_each, ""
+            if cache.folder is None:
+                place, limit, why = "memory", int(0.25 * available_memory()), "a quarter of the memory available"
+                hint = "; a folder on a disk may hold them (--cache DIR)"
+            else:
+                place, why = str(folder), "half of the disk's free space"
+                kept = sum(path.stat().st_size for path in cache.folder.glob("*.features"))
+                limit = int(0.5 * shutil.disk_usage(cache.folder).free) + kept
+            if budget is not None:
+                limit, why = budget, "the budget given"
+            reason = f"{count} images of {_size(cache.bytes_each)} make {_size(needed)}; {why} is {_size(limit)}"
+            if needed > limit:
+                run.log.facts[FACT] = "off"
+                run.progress.note(f"feature cache: off: {reason}{hint}")
+                return
+            run.log.facts[FACT] = "memory" if folder is None else "disk"
+            run.progress.note(f"feature cache: in {place}: {reason}")
+            chunks = [(images, start) for images in sets for start in range(0, len(images), CHUNK)]
+            for images, start in run.progress.track(chunks, "features of the training images"):
+                batch = images.batch(range(start, min(start + CHUNK, len(images))))
+                if cache.get(batch.keys) is None:
+                    cache.put(batch.keys, self._features(batch.images))
+            self._cache = cache
         except OSError as error:
-            self._cache = None
             run.log.facts[FACT] = "off"
             run.progress.note(
                 f"feature cache: off, because {folder} cannot take more ({error.strerror or error}); "
                 "features are computed at every use"
             )
 
-    def _has_room(self, cache: FeatureCache, count: int, run: Run, folder: Path | None, budget: int | None) -> bool:
-        needed = count * cache.bytes_each
-        if cache.folder is None:
-            place, limit, why = "memory", int(MEMORY_SHARE * available_memory()), "a quarter of the memory available"
-        else:
-            place, why = str(folder), "half of the disk's free space"
-            limit = int(DISK_SHARE * shutil.disk_usage(cache.folder).free) + cache.taken()
-        if budget is not None:
-            limit, why = budget, "the budget given"
-        reason = f"{count} images of {_size(cache.bytes_each)} make {_size(needed)}; {why} is {_size(limit)}"
-        if needed > limit:
-            hint = "; a folder on a disk may hold them (--cache DIR)" if folder is None else ""
-            run.log.facts[FACT] = "off"
-            run.progress.note(f"feature cache: off: {reason}{hint}")
-            return False
-        run.log.facts[FACT] = "memory" if folder is None else "disk"
-        run.progress.note(f"feature cache: in {place}: {reason}")
-        return True
-
-    def _fill(self, cache: FeatureCache, sets: Sequence[Images], run: Run) -> None:
-        chunks = [
-            (images, range(start, min(start + CHUNK, len(images))))
-            for images in sets
-            for start in range(0, len(images), CHUNK)
-        ]
-        for images, indices in run.progress.track(chunks, "features of the training images"):
-            batch = images.batch(indices)
-            if not cache.holds(batch.keys):
-                cache.put(batch.keys, self._features(batch.images))
-
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Features of images that may be kept: the same numbers in whatever company an image comes.
-
-        A single image is seen twice over, because torch convolves small ones by another algorithm when they are
-        alone, and that rounds otherwise.
-        """
+        """Features of images that may be kept: the same numbers in whatever company an image comes."""
         chunks = torch.split(images, CHUNK)
+        # One image is seen twice over: alone, small ones are convolved by another algorithm, which rounds otherwise.
         pieces = [self._compute(chunk.expand(max(len(chunk), 2), -1, -1, -1)) for chunk in chunks]
-        joined = [torch.cat(maps) for maps in zip(*pieces)] if len(pieces) > 1 else pieces[0]
-        return [map_[: len(images)] for map_ in joined]
+        return [(torch.cat(maps) if len(maps) > 1 else maps[0])[: len(images)] for maps in zip(*pieces)]
 
     def _compute(self, images: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            maps: list[Tensor] = self.backbone(images.to(self._device))
+            maps: list[Tensor] = self.backbone(images.to(next(self.backbone.parameters()).device))
         return maps
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
 
 
 def identity(backbone: Backbone) -> dict[str, str]:
-    """Everything that features depend on, beside the image and its preparation.
-
-    Versions, processor and threads too: others may round otherwise, and then a fit would not repeat to the bit.
-    """
+    """Everything that features depend on, beside the image and its preparation: others may round otherwise."""
     device = next(backbone.parameters()).device
     return {
         "backbone": backbone.name,
@@ -140,6 +125,94 @@ def identity(backbone: Backbone) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "torch": str(torch.__version__),
     }
+
+
+class FeatureCache:
+    """Feature maps by image key, in bf16, in memory or below a folder; raises OSError where that is full or read-only.
+
+    ``like``: one image's maps ``1 c y x``. ``identity``: all that the numbers depend on beside the image.
+    """
+
+    def __init__(self, like: Sequence[Tensor], identity: Mapping[str, str], folder: Path | None = None) -> None:
+        self._device = like[0].device
+        self._channels_last = [not map_.is_contiguous() for map_ in like]
+        self._in_memory: dict[str, list[Tensor]] = {}
+        self._verified: set[str] = set()
+        self.bytes_each = sum(2 * map_.numel() for map_ in like)
+        self.folder = folder
+        if folder is not None:
+            layout = [[*map_.shape[1:], last] for map_, last in zip(like, self._channels_last)]
+            named = json.dumps([dict(identity), layout], sort_keys=True)
+            self.folder = folder / hashlib.sha256(named.encode()).hexdigest()[:16]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for part in self.folder.glob("*.part"):
+                with contextlib.suppress(FileNotFoundError):  # another process has just given it its name
+                    if time.time() - part.stat().st_mtime > _STALE:
+                        part.unlink()
+
+    def put(self, keys: Sequence[str], maps: Sequence[Tensor]) -> None:
+        """Keep a batch's maps ``b c y x``, one for each level."""
+        ordered = [map_.permute(0, 2, 3, 1) if last else map_ for map_, last in zip(maps, self._channels_last)]
+        levels = [map_.to(torch.bfloat16).contiguous().cpu() for map_ in ordered]
+        for i, key in enumerate(keys):
+            rows = [level[i].clone() for level in levels]
+            if self.folder is None:
+                self._in_memory[key] = rows
+                continue
+            part = self.folder / f"{uuid.uuid4().hex}.part"
+            try:  # not synced: what a power cut spoils, the digest shows
+                part.write_bytes(save({str(n): row for n, row in enumerate(rows)}, {"sha256": _digest(rows)}))
+                part.replace(self.folder / _file_name(key))
+            finally:
+                part.unlink(missing_ok=True)
+            self._verified.add(key)
+
+    def get(self, keys: Sequence[str]) -> list[Tensor] | None:
+        """The maps ``b c y x`` of a batch, float32, in the memory order they were given in; None if one is missing."""
+        images = [rows for rows in map(self._rows, keys) if rows is not None]
+        if len(images) < len(keys):
+            return None
+        levels = [torch.stack(rows).to(self._device).float() for rows in zip(*images)]
+        return [map_.permute(0, 3, 1, 2) if last else map_ for map_, last in zip(levels, self._channels_last)]
+
+    def _rows(self, key: str) -> list[Tensor] | None:
+        """One image's maps; a file is digested when it is first read."""
+        if self.folder is None:
+            return self._in_memory.get(key)
+        try:
+            with safe_open(self.folder / _file_name(key), framework="pt") as file:
+                rows = [file.get_tensor(str(n)) for n in range(len(self._channels_last))]
+                if key not in self._verified and _digest(rows) != (file.metadata() or {}).get("sha256"):
+                    return None
+        except (OSError, SafetensorError):
+            return None
+        self._verified.add(key)
+        return rows
+
+
+def available_memory() -> int:
+    """Bytes of memory that a process may still take: what the machine has left, or a container's limit leaves."""
+    available = [4 * 1024**3]  # where the system does not say: a small machine's
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")] or available
+    # Of either version of cgroups.
+    for root, limit, used in (("", "max", "current"), ("memory", "limit_in_bytes", "usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+            most, taken = (int(Path("/sys/fs/cgroup", root, f"memory.{name}").read_text()) for name in (limit, used))
+            available.append(most - taken)
+    return max(min(available), 0)
+
+
+def _file_name(key: str) -> str:
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.features"
+
+
+def _digest(rows: Sequence[Tensor]) -> str:
+    digest = hashlib.sha256(str([tuple(row.shape) for row in rows]).encode())
+    for row in rows:
+        digest.update(row.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _size(count: int) -> str:

@@ -7,11 +7,10 @@ import difflib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blemish.backbones.catalogue import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Rgb
 from blemish.contract import Level
@@ -20,25 +19,16 @@ from blemish.run import torch_seeded
 
 
 def published_weights(name: str) -> tuple[str, str]:
-    """The repository on the Hugging Face hub and the address of the weights that timm has for ``name``, or "".
-
-    Raises:
-        ConfigError: timm does not know the name.
-    """
+    """The repository on the Hugging Face hub and the address of the weights that timm has for ``name``, or ""."""
     config = _pretrained_config(name)
     return str(getattr(config, "hf_hub_id", None) or ""), str(getattr(config, "url", None) or "")
 
 
 @lru_cache(maxsize=64)
 def offered_levels(name: str) -> dict[int, Level]:
-    """The feature maps of an architecture, shallowest first, by their place in timm's list.
-
-    Whether they are signed is not known yet: all count as such.
+    """The feature maps of an architecture, shallowest first, by their place in timm's list; all count as signed yet.
 
     Stage s is the deepest map of stride 2^(s+1); where all maps share one stride (ViTs), stage n is the n-th.
-
-    Raises:
-        ConfigError: the name is unknown, or the architecture offers no feature maps.
     """
     info: list[dict[str, Any]] = _create(name, None, on_meta=True).feature_info.info
     uniform = len({entry["reduction"] for entry in info}) == 1
@@ -50,16 +40,14 @@ def offered_levels(name: str) -> dict[int, Level]:
 
 
 def blank_network(name: str, stages: Sequence[int]) -> nn.Module:
-    """See ``networks.blank_network``. What a network computes and does not store (Swin's tables) is there already."""
     network: nn.Module = _create(name, stages, on_meta=True)
-    if len(list(chain(network.parameters(), network.buffers()))) > len(network.state_dict()):
-        with torch_seeded(0):
+    if len([*network.parameters(), *network.buffers()]) > len(network.state_dict()):
+        with torch_seeded(0):  # it holds what it computes and does not store (Swin's tables)
             network = _create(name, stages, on_meta=False)
     return network
 
 
 def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
-    """See ``networks.random_network``."""
     with torch_seeded(seed):
         network: nn.Module = _create(name, stages, on_meta=False)
     for module in network.modules():
@@ -69,18 +57,16 @@ def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
 
 
 def describe(name: str, network: nn.Module) -> tuple[Rgb, Rgb, bool, list[bool]]:
-    """What ``network`` expects and is: mean and deviation of images in [0, 1], whether it is dense, signed levels.
+    """Mean and deviation of images in [0, 1], whether no convolution keeps its channels apart, and each level's sign.
 
-    A level counts as signed where noise makes a value negative. A network is not dense where some convolution keeps its
-    channels apart.
+    A level counts as signed where noise makes a value negative.
     """
     config = _pretrained_config(name)
     size = (224, 224) if config is None else config.input_size[-2:]
     noise = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         signed = [bool((map_ < 0).any()) for map_ in network(noise)]
-    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
-    dense = not any(conv.groups == conv.in_channels > 1 for conv in convolutions)
+    dense = not any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in network.modules())
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config is None else (tuple(config.mean), tuple(config.std))
     return mean, std, dense, signed
 
@@ -97,19 +83,6 @@ def _pretrained_config(name: str) -> Any:
     return get_pretrained_cfg(name)
 
 
-@lru_cache(maxsize=64)
-def _size_options(name: str) -> dict[str, Any]:
-    """The options, as far as the constructor has any, that let an architecture made for one image size take others."""
-    import timm
-
-    choices: list[dict[str, Any]] = [{"dynamic_img_size": True, "dynamic_img_pad": True}, {"strict_img_size": False}]
-    for options in choices:
-        with contextlib.suppress(TypeError), torch.device("meta"):
-            timm.create_model(name, features_only=True, pretrained=False, **options)
-            return options
-    return {}
-
-
 def _create(name: str, stages: Sequence[int] | None, on_meta: bool) -> Any:
     """The network that gives the maps of ``stages``, channels first, or all that there are; frozen, in eval mode."""
     _pretrained_config(name)  # refuses unknown names
@@ -119,22 +92,23 @@ def _create(name: str, stages: Sequence[int] | None, on_meta: bool) -> Any:
     if stages is not None:
         index_of = {level.stage: index for index, level in offered_levels(name).items()}
         options["out_indices"] = tuple(index_of[stage] for stage in stages)
-    try:
-        with torch.device("meta") if on_meta else contextlib.nullcontext():
-            options |= _size_options(name)
-            network: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
-    except (RuntimeError, AttributeError, AssertionError) as error:
-        raise ConfigError(
-            f"backbone {name!r} offers no feature maps ({error}): choose one of {', '.join(BACKBONES)}"
-        ) from error
+    # As far as the constructor has any, options that let an architecture made for one image size take others.
+    sizes: list[dict[str, Any]] = [{"dynamic_img_size": True, "dynamic_img_pad": True}, {"strict_img_size": False}, {}]
+    for size_options in sizes:
+        try:
+            with torch.device("meta") if on_meta else contextlib.nullcontext():
+                network: Any = timm.create_model(name, features_only=True, pretrained=False, **options, **size_options)
+            break
+        except (TypeError, RuntimeError, AttributeError, AssertionError) as error:
+            if isinstance(error, TypeError) and size_options:
+                continue
+            raise ConfigError(
+                f"backbone {name!r} offers no feature maps ({error}): choose one of {', '.join(BACKBONES)}"
+            ) from error
     # timm's EfficientNet and MobileNet extractors keep blocks that they do not need; theirs is a plain list of them.
     blocks, info = getattr(network, "blocks", None), network.feature_info.info
     if stages is not None and isinstance(blocks, nn.Sequential) and all("stage" in entry for entry in info):
         network.blocks = blocks[: info[options["out_indices"][-1]]["stage"]]
     if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC"):
-        network.register_forward_hook(_channels_first)
+        network.register_forward_hook(lambda _, __, maps: [map_.permute(0, 3, 1, 2) for map_ in maps])
     return network.eval().requires_grad_(False)
-
-
-def _channels_first(_: nn.Module, __: Any, maps: list[Tensor]) -> list[Tensor]:
-    return [map_.permute(0, 3, 1, 2) for map_ in maps]

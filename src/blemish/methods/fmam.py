@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from blemish.backbones.student import build_student
+from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Level, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError
 from blemish.ops.config import Count, DistillationLoss, Rate, StudentConfig

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blemish.backbones.student import build_student
+from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import DistillationLoss, StudentConfig
 from blemish.ops.cosine import LOSSES, anomaly_map
