@@ -79,15 +79,9 @@ def test_neither_building_nor_rebuilding_imports_timm_or_torchvision():
     assert done.stdout.strip() == "[]"
 
 
-def test_memory_order_and_bf16_change_little(lite0):
-    batch = images(2, 3, 64, 64)
-    contiguous, half = copy.deepcopy(lite0), copy.deepcopy(lite0)
-    contiguous.precision = Precision(torch.float32, channels_last=False, reason="test")
+def test_bf16_changes_little(lite0):
+    batch, half = images(2, 3, 64, 64), copy.deepcopy(lite0)
     half.precision = choose_precision(torch.device("cpu"), "bf16")
-    assert contiguous.network.conv_stem.weight.is_contiguous()
-    assert not lite0.network.conv_stem.weight.is_contiguous()
-    for a, b in zip(before_rounding(lite0, batch), before_rounding(contiguous, batch), strict=True):
-        assert relative(a, b) < 1e-5
     for a, b in zip(half(batch), lite0(batch), strict=True):
         assert a.dtype == torch.float32
         assert float(nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).min()) > 0.99
@@ -104,13 +98,6 @@ def test_random_weights_follow_the_seed_and_leave_the_global_one():
     assert first.digest == same.digest != other.digest
 
 
-def test_frozen_whatever_the_mode(lite0):
-    outer = nn.Sequential(lite0).train()
-    assert outer.training
-    assert not [module for module in lite0.modules() if module.training]
-    assert not [parameter for parameter in lite0.parameters() if parameter.requires_grad]
-
-
 @pytest.mark.parametrize(("name", "weights"), [("efficientnet_lite0", "pretrained"), ("resnet18", "random")])
 def test_rebuilt_from_its_tensors_without_looking_for_weights(name, weights, monkeypatch):
     backbone = build_backbone(name, (2, 3), weights, seed=9)
@@ -122,27 +109,24 @@ def test_rebuilt_from_its_tensors_without_looking_for_weights(name, weights, mon
     again = rebuild(spec, state)
     batch = images(1, 3, 64, 64)
     assert all(torch.equal(a, b) for a, b in zip(again(batch), backbone(batch), strict=True))
-    for name in ("levels", "digest", "source", "name", "dense"):
-        assert getattr(again, name) == getattr(backbone, name)
-    assert not [p for p in again.parameters() if p.requires_grad]
     assert again.spec() == backbone.spec()
+    assert nn.Sequential(again).train().training  # frozen whatever the mode
+    assert not [module for module in again.modules() if module.training]
+    assert not [parameter for parameter in again.parameters() if parameter.requires_grad]
 
 
-def test_rebuilt_without_tensors_checks_the_digest(lite0):
+def test_rebuilding_checks_the_digest_and_that_tensors_and_description_fit(lite0):
     random = build_backbone("resnet18", (1,), "random", seed=2)
     for backbone in (lite0, random):
         assert rebuild(backbone.spec()).digest == backbone.digest
     with pytest.raises(WeightsError, match=r"random, seed 2.*--weights FILE"):
         rebuild({**random.spec(), "digest": "0" * 64})
-
-
-def test_model_file_that_does_not_fit_is_named(lite0):
-    state = dict(lite0.state_dict())
+    state, spec = dict(lite0.state_dict()), lite0.spec()
+    with pytest.raises(ModelFileError, match="fit the model again"):
+        rebuild({key: value for key, value in spec.items() if key != "levels"}, state)
     state.pop(next(iter(state)))
     with pytest.raises(ModelFileError, match="efficientnet_lite0"):
-        rebuild(lite0.spec(), state)
-    with pytest.raises(ModelFileError, match="fit the model again"):
-        rebuild({key: value for key, value in lite0.spec().items() if key != "levels"}, state)
+        rebuild(spec, state)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "swin_tiny_patch4_window7_224"])

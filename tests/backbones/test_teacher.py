@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -47,30 +48,28 @@ class Counting(Backbone):
         return {"name": self.name}
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
+def assert_as_computed(teacher, images):
+    """That a teacher gives the features which a backbone of its kind computes, in their memory order."""
+    batch = images.batch(range(len(images)))
+    for ours, theirs in zip(teacher(batch), FrozenTeacher(teacher.backbone)(batch), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == torch.float32
+        assert ours.stride() == theirs.stride()
 
 
 def keep(images, folder=None, backbone=None, **options):
-    """A teacher that was asked to keep features; its backbone; what was decided, and what was said."""
-    backbone, run = backbone or Counting(), Run(progress=Notes())
-    teacher = FrozenTeacher(backbone)
+    """A teacher that was asked to keep features; what was decided, and what was said."""
+    teacher, progress, said = FrozenTeacher(backbone or Counting()), Silent(), []
+    progress.note = said.append
+    run = Run(progress=progress)
     teacher.keep_features([images], run, folder, **options)
-    return teacher, backbone, run.log.facts[FACT], run.progress.said
+    return teacher, run.log.facts[FACT], said
 
 
-def test_batch_and_tensor_give_the_backbones_features_without_gradient():
-    backbone = build_backbone("resnet18", (1, 2), "random")
-    images = torch.rand((2, 3, 32, 48), generator=torch.Generator().manual_seed(0)).requires_grad_()
-    with torch.no_grad():
-        expected = backbone(images)
-    for maps in (FrozenTeacher(backbone)(Batch(images, ("a", "b"))), FrozenTeacher(backbone)(images)):
-        assert not any(map_.requires_grad for map_ in maps)
-        assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+def test_features_have_no_gradient():
+    images = torch.rand((2, 3, 32, 48)).requires_grad_()
+    for given in (Batch(images, ("a", "b")), images):
+        assert not any(map_.requires_grad for map_ in FrozenTeacher(Counting())(given))
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
@@ -82,7 +81,7 @@ def test_same_numbers_in_the_same_order_and_each_image_seen_once(where, tmp_path
     assert run.log.facts == {FACT: where}
     seen = teacher.backbone.seen
     assert seen == 11 + 3 + 2  # one image is looked at beforehand, for its features' size; alone means twice
-    for indices in ([0, 1, 2], [10, 3, 3, 7], [9]):
+    for indices in ([0, 1, 2], [10, 3, 3, 7], [9]):  # an image has the same features alone as in company
         batch = images.batch(indices)
         for ours, theirs in zip(teacher(batch), plain(batch), strict=True):
             assert torch.equal(ours, theirs)
@@ -93,17 +92,10 @@ def test_same_numbers_in_the_same_order_and_each_image_seen_once(where, tmp_path
     before = plain(images.batch([0]))[0]
     teacher(images.batch([0]))[0].zero_()  # what it gave is not what it keeps
     assert torch.equal(teacher(images.batch([0]))[0], before)
+    together = plain(images.batch(range(11)))
+    assert all(torch.equal(plain(images.batch([i]))[1], together[1][i : i + 1]) for i in range(11))
     for strange in (tiny_images(2, seed=9).batch([1]), images.images[:2] + 0.1):
         assert torch.equal(teacher(strange)[0], plain(strange)[0])
-
-
-def test_an_image_has_the_same_features_alone_as_in_company(tiny_images):
-    images = tiny_images(6)
-    teacher = FrozenTeacher(Counting())
-    together = teacher(images.batch(range(6)))
-    for i in range(6):
-        for ours, theirs in zip(teacher(images.batch([i])), together, strict=True):
-            assert torch.equal(ours, theirs[i : i + 1])
 
 
 def test_the_default_backbone_computes_what_it_keeps(tiny_images):
@@ -112,12 +104,7 @@ def test_the_default_backbone_computes_what_it_keeps(tiny_images):
     images, threads = tiny_images(17, (256, 256)), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        plain = FrozenTeacher(build_backbone(stages=(1, 2, 3)))
-        teacher, *_ = keep(images, backbone=build_backbone(stages=(1, 2, 3)))
-        batch = images.batch(range(17))
-        for ours, theirs in zip(teacher(batch), plain(batch), strict=True):
-            assert torch.equal(ours, theirs)
-            assert ours.stride() == theirs.stride()
+        assert_as_computed(keep(images, backbone=build_backbone(stages=(1, 2, 3)))[0], images)
     finally:
         torch.set_num_threads(threads)
 
@@ -133,31 +120,30 @@ def test_features_take_no_more_than_they_may(limit, where, less, tmp_path, monke
     if budget is None:
         monkeypatch.setattr(module, "available_memory", lambda: 4 * needed - less)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * needed - less))
-    teacher, _, decided, (said,) = keep(images, None if where == "memory" else tmp_path, budget=budget)
+    teacher, decided, (said,) = keep(images, None if where == "memory" else tmp_path, budget=budget)
     assert decided == ("off" if less else where)
     assert "4 images" in said
-    assert torch.equal(teacher(images.batch([1]))[0], FrozenTeacher(Counting())(images.batch([1]))[0])
+    assert_as_computed(teacher, images)
 
 
 def test_features_that_filled_the_disk_are_still_used(tmp_path, monkeypatch, tiny_images):
-    assert keep(tiny_images(4), tmp_path)[2] == "disk"
+    assert keep(tiny_images(4), tmp_path)[1] == "disk"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    _, backbone, decided, _ = keep(tiny_images(4), tmp_path)
-    assert (decided, backbone.seen) == ("disk", 2)
-    assert keep(tiny_images(5), tmp_path)[2] == "off"
+    teacher, decided, _ = keep(tiny_images(4), tmp_path)
+    assert (decided, teacher.backbone.seen) == ("disk", 2)
+    assert keep(tiny_images(5), tmp_path)[1] == "off"
 
 
 def test_features_of_other_weights_or_precision_are_not_taken(tmp_path, tiny_images):
     images = tiny_images(6)
     weights, precision = Counting(), Counting()
-    with torch.no_grad():
-        weights.first.bias += 1
+    weights.first.bias.data += 1
     weights.digest = "1" * 64
     precision.precision = choose_precision(torch.device("cpu"), "bf16")
     for backbone, seen in ((Counting(), 2 + 6), (Counting(), 2), (weights, 2 + 6), (precision, 2 + 6)):
         teacher, *_ = keep(images, tmp_path, backbone)
         assert backbone.seen == seen
-        assert torch.equal(teacher(images.batch([0]))[0], FrozenTeacher(backbone)(images.batch([0]))[0])
+        assert_as_computed(teacher, images)
 
 
 def test_features_of_other_stages_torch_processor_or_thread_count_are_not_taken(monkeypatch, tiny_backbone):
@@ -193,31 +179,22 @@ def test_damaged_files_are_computed_anew(tmp_path, harm, tiny_images):
         file.write_bytes({"cut": content[:-2], "flipped": content, "foreign": foreign}.get(harm, b""))
         if harm == "removed":
             file.unlink()
-    teacher, backbone, *_ = keep(images, tmp_path)
-    assert backbone.seen == 2 + 3
+    teacher, *_ = keep(images, tmp_path)
+    assert teacher.backbone.seen == 2 + 3
     for _ in range(2):
-        assert torch.equal(teacher(images.batch([2]))[1], FrozenTeacher(Counting())(images.batch([2]))[1])
+        assert_as_computed(teacher, images)
         for file in tmp_path.rglob("*.features"):
             file.unlink()  # while in use
 
 
 def test_a_full_disk_ends_the_cache_and_not_the_fit(tmp_path, monkeypatch, tiny_images):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(Path, "replace", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     images = tiny_images(3)
-    teacher, _, decided, said = keep(images, tmp_path)
+    teacher, decided, said = keep(images, tmp_path)
     assert decided == "off"
     assert "No space left" in said[-1]
     assert not list(tmp_path.rglob("*.part"))
-    assert torch.equal(teacher(images.batch([2]))[0], FrozenTeacher(Counting())(images.batch([2]))[0])
-
-
-def test_features_of_another_order_in_memory_are_not_taken(tmp_path):
-    FeatureCache([MAP], {}, tmp_path).put(["a"], [MAP])
-    other = FeatureCache([MAP.contiguous(memory_format=torch.channels_last)], {}, tmp_path)  # as many bytes
-    assert other.get(["a"]) is None
+    assert_as_computed(teacher, images)
 
 
 def test_only_old_files_of_killed_processes_are_cleared_away(tmp_path):
@@ -229,6 +206,7 @@ def test_only_old_files_of_killed_processes_are_cleared_away(tmp_path):
     (folder / "gone.part").symlink_to(folder / "renamed")  # listed, and no longer there when it is looked at
     FeatureCache([MAP], {}, tmp_path)
     assert {part.stem for part in folder.glob("*.part")} == {"new", "slow", "gone"}
+    assert 0 < available_memory() < 2**50
 
 
 WRITER = """
@@ -255,10 +233,3 @@ def test_two_processes_fill_one_folder_or_are_killed_while_writing(fate, tmp_pat
     else:
         assert maps[0][:, 1, 2, 3].tolist() == list(range(10))
         assert suffixes == [".features"] * 10
-
-
-def test_the_arithmetic_of_wide_resnet50():
-    # METHODS.md's shapes at 256 px: 256 x 64 x 64, 512 x 32 x 32 and 1024 x 16 x 16 numbers of two bytes.
-    maps = [torch.empty(1, 256, 64, 64), torch.empty(1, 512, 32, 32), torch.empty(1, 1024, 16, 16)]
-    assert FeatureCache(maps, {}).bytes_each == 2 * (1048576 + 524288 + 262144)
-    assert 0 < available_memory() < 2**50

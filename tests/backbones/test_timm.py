@@ -40,10 +40,7 @@ def test_a_cut_network_equals_the_uncut_one():
             torch.testing.assert_close(mine, theirs)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_an_unknown_name_is_answered_with_the_nearest_and_a_tag_names_another_checkpoint():
     with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
         build_backbone("resnet_18")
-
-
-def test_a_tag_names_another_checkpoint():
     assert published_weights("wide_resnet50_2.racm_in1k")[0] == "timm/wide_resnet50_2.racm_in1k"
