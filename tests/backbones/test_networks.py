@@ -1,8 +1,7 @@
 """The catalogue's networks against timm's: names, first values, outputs, gradients; and against published sizes.
 
-Two programs that ask a processor for the same products need not get the same bits from it (memory, threads and other
-processes decide which kernel serves), so outputs are compared within the rounding of float32. What is drawn is equal to
-the bit, whatever the processor.
+Which kernel serves a product depends on memory and threads, so outputs are compared within the rounding of float32.
+What is drawn is equal to the bit.
 """
 
 import copy
@@ -89,7 +88,7 @@ def test_folded_equals_unfolded(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "parameters"),
+    ("name", "widths", "parameters"),
     [
         ("resnet18", (64, 128, 256), 2_782_784),
         ("resnet34", (64, 128, 256), 8_170_304),
@@ -97,15 +96,10 @@ def test_folded_equals_unfolded(name):
         ("wide_resnet50_2", (256, 512, 1024), 24_862_528),
     ],
 )
-def test_resnets_have_the_papers_shapes_and_sizes(name, channels, parameters):
+def test_resnets_have_the_papers_widths_and_sizes(name, widths, parameters):
     levels = choose_levels(name, (3, 1, 2, 1))
-    assert levels == tuple(Level(s, width, 2 ** (s + 1), signed=False) for s, width in zip((1, 2, 3), channels))
-    network = blank_network(name, (1, 2, 3))
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
-    maps = network(torch.empty((1, 3, 64, 96), device="meta"))
-    assert [tuple(map_.shape) for map_ in maps] == [
-        (1, width, 64 // stride, 96 // stride) for width, stride in zip(channels, (4, 8, 16))
-    ]
+    assert levels == tuple(Level(s, width, 2 ** (s + 1), signed=False) for s, width in zip((1, 2, 3), widths))
+    assert sum(parameter.numel() for parameter in blank_network(name, (1, 2, 3)).parameters()) == parameters
 
 
 @pytest.mark.parametrize(("name", "stages"), [("resnet18", (2, 9)), ("efficientnet_lite1", ())])

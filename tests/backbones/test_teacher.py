@@ -66,12 +66,6 @@ def keep(images, folder=None, backbone=None, **options):
     return teacher, run.log.facts[FACT], said
 
 
-def test_features_have_no_gradient():
-    images = torch.rand((2, 3, 32, 48)).requires_grad_()
-    for given in (Batch(images, ("a", "b")), images):
-        assert not any(map_.requires_grad for map_ in FrozenTeacher(Counting())(given))
-
-
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_same_numbers_in_the_same_order_and_each_image_seen_once(where, tmp_path, tiny_images):
     images, other = tiny_images(11), tiny_images(3, seed=2)
@@ -81,19 +75,18 @@ def test_same_numbers_in_the_same_order_and_each_image_seen_once(where, tmp_path
     assert run.log.facts == {FACT: where}
     seen = teacher.backbone.seen
     assert seen == 11 + 3 + 2  # one image is looked at beforehand, for its features' size; alone means twice
-    for indices in ([0, 1, 2], [10, 3, 3, 7], [9]):  # an image has the same features alone as in company
-        batch = images.batch(indices)
-        for ours, theirs in zip(teacher(batch), plain(batch), strict=True):
+    for indices in ([0, 1, 2], [10, 3, 3, 7], [9]):
+        for ours, theirs in zip(teacher(images.batch(indices)), plain(images.batch(indices)), strict=True):
             assert torch.equal(ours, theirs)
-            assert ours.dtype == torch.float32
             assert ours.stride() == theirs.stride()
     assert torch.equal(teacher(other.batch([2]))[1], plain(other.batch([2]))[1])
     assert teacher.backbone.seen == seen
-    before = plain(images.batch([0]))[0]
+    before, bare = plain(images.batch([0]))[0], torch.rand((2, 3, 32, 48)).requires_grad_()
+    assert not any(map_.requires_grad for given in (bare, Batch(bare, "ab")) for map_ in teacher(given))
     teacher(images.batch([0]))[0].zero_()  # what it gave is not what it keeps
     assert torch.equal(teacher(images.batch([0]))[0], before)
-    together = plain(images.batch(range(11)))
-    assert all(torch.equal(plain(images.batch([i]))[1], together[1][i : i + 1]) for i in range(11))
+    together = plain(images.batch(range(11)))[1]
+    assert all(torch.equal(plain(images.batch([i]))[1], together[i : i + 1]) for i in range(11))
     for strange in (tiny_images(2, seed=9).batch([1]), images.images[:2] + 0.1):
         assert torch.equal(teacher(strange)[0], plain(strange)[0])
 
@@ -147,13 +140,10 @@ def test_features_of_other_weights_or_precision_are_not_taken(tmp_path, tiny_ima
 
 
 def test_features_of_other_stages_torch_processor_or_thread_count_are_not_taken(monkeypatch, tiny_backbone):
-    # A transformer's stages are all of one size and hold the same tensors up to the last one.
-    one, other = (identity(build_backbone("vit_tiny_patch16_224", stages, "random")) for stages in ((2, 6), (3, 6)))
-    assert one != other
-    assert {**one, "stages": ""} == {**other, "stages": ""}
     backbone = tiny_backbone()
     identities = [identity(backbone)]
     for owner, name, value in (
+        (backbone, "levels", backbone.levels[:1]),
         (torch, "get_num_threads", lambda: 77),
         (torch, "__version__", "1.0"),
         (torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS"),
@@ -164,7 +154,7 @@ def test_features_of_other_stages_torch_processor_or_thread_count_are_not_taken(
         if owner is torch.cuda:
             backbone.to("meta")  # stands in for a GPU
         identities.append(identity(backbone))
-    assert len({tuple(each.items()) for each in identities}) == 6
+    assert len({tuple(each.items()) for each in identities}) == 7
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "emptied", "foreign", "removed"])
@@ -172,11 +162,9 @@ def test_damaged_files_are_computed_anew(tmp_path, harm, tiny_images):
     images = tiny_images(3)
     keep(images, tmp_path)
     for file in tmp_path.rglob("*.features"):
-        content = bytearray(file.read_bytes())
-        if harm == "flipped":
-            content[len(content) // 2] ^= 4
-        foreign = save({str(n): torch.zeros(2).bfloat16() for n in range(2)})
-        file.write_bytes({"cut": content[:-2], "flipped": content, "foreign": foreign}.get(harm, b""))
+        content, foreign = file.read_bytes(), save({str(n): torch.zeros(2).bfloat16() for n in range(2)})
+        flipped = content[:-9] + bytes([content[-9] ^ 4]) + content[-8:]
+        file.write_bytes({"cut": content[:-2], "flipped": flipped, "foreign": foreign}.get(harm, b""))
         if harm == "removed":
             file.unlink()
     teacher, *_ = keep(images, tmp_path)
