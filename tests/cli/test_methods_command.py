@@ -1,7 +1,5 @@
 """``blemish methods NAME`` and what is said where an option is wrong: both from the method's config."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Annotated

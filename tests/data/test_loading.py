@@ -1,9 +1,8 @@
 """Prepared images: what comes back, what is skipped, what stays in memory."""
 
-from __future__ import annotations
-
 import hashlib
 import time
+from unittest.mock import ANY, Mock, call
 
 import numpy as np
 import pytest
@@ -21,27 +20,12 @@ RNG = np.random.default_rng(11)
 PREPARATION = Preprocessing(size=16)
 
 
-class Told:
-    def __init__(self):
-        self.notes, self.tracked = [], []
-
-    def track(self, items, title, total=None):
-        for item in items:
-            self.tracked.append((title, total))
-            yield item
-
-    def note(self, text):
-        self.notes.append(text)
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """Grey, colour and oblong images."""
-    good = tmp_path / "good"
-    good.mkdir()
+    (tmp_path / "good").mkdir()
     for number in range(9):
         shape = ((20, 20), (24, 18, 3), (16, 40))[number % 3]
-        Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(good / f"{number}.png")
+        Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / f"good/{number}.png")
     return tmp_path
 
 
@@ -86,26 +70,25 @@ def test_damaged_files_are_named_and_skipped(folder):
     (folder / "good/6.png").write_text("no image")
     Image.new("L", (1, 1)).save(folder / "good/7.png")
     samples = read_training(folder).samples
-    told = Told()
+    told = Mock(track=Mock(side_effect=lambda items, title, total: items))
     images = PreparedImages(samples, PREPARATION, progress=told)
     assert [sample.path.name for sample in images.samples] == [f"{n}.png" for n in (0, 1, 2, 3, 5, 8)]
     assert [path.name for path, _ in images.skipped] == ["4.png", "6.png", "7.png"]
     assert "is damaged" in images.skipped[0][1] and "at least 8" in images.skipped[2][1]
-    assert len(told.notes) == 3 and "6.png is not an image" in told.notes[1]
-    assert told.tracked == [("decoding", 9)] * 9
+    assert told.note.call_count == 3 and "6.png is not an image" in told.note.call_args_list[1].args[0]
+    assert told.track.call_args == call(ANY, "decoding", total=9)
     assert torch.equal(images.batch([4]).images[0], prepared(samples[5]))
     with pytest.raises(ImageError, match=r"4\.png is damaged"):
         PreparedImages(samples, PREPARATION, strict=True)
-    with pytest.raises(DataError, match=r"none of the 1 images can be used: .*6\.png"):
-        PreparedImages(samples[6:7], PREPARATION)
-    with pytest.raises(DataError, match="none of the 0 images"):
-        PreparedImages((), PREPARATION)
+    for unusable, said in ((samples[6:7], r"none of the 1 images can be used: .*6\.png"), ((), "none of the 0 images")):
+        with pytest.raises(DataError, match=said):
+            PreparedImages(unusable, PREPARATION)
 
 
 def test_subsets_share_the_memory(folder, monkeypatch):
     images = PreparedImages(read_training(folder).samples, PREPARATION)
     whole = images.batch(range(9))
-    monkeypatch.setattr(loading, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(loading, "read_bytes", None)  # nothing is read again
     part = images.subset([7, 2, 3])
     assert (len(images), len(part), part.samples) == (9, 3, tuple(images.samples[i] for i in (7, 2, 3)))
     batch = part.subset([2, 0]).batch([1, 0])
@@ -140,21 +123,19 @@ def test_deep_images_take_the_fitted_white_level(folder):
 
 
 def test_stopping_early_ends_the_decoding(folder, monkeypatch):
-    """The rest is not decoded when somebody stops the work at the first image."""
     samples = read_training(folder).samples * 50
     decoded = []
     original = loading.decode
     monkeypatch.setattr(loading, "decode", lambda content, name: decoded.append(name) or original(content, name))
 
-    class Stops(Told):
-        def track(self, items, title, total=None):
-            for _ in items:
-                raise KeyboardInterrupt
-            yield
+    def interrupted(items, title, total):
+        for _ in items:
+            raise KeyboardInterrupt
+        yield
 
     # Held, as a debugger holds it: its frames must not keep the threads going.
     with pytest.raises(KeyboardInterrupt) as held:
-        PreparedImages(samples, PREPARATION, workers=2, progress=Stops())
+        PreparedImages(samples, PREPARATION, workers=2, progress=Mock(track=interrupted))
     number = len(decoded)
     time.sleep(0.05)
     assert number == len(decoded) < len(samples)

@@ -1,7 +1,5 @@
 """The four ways to resize against independent computations, and the way back to the picture."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -19,15 +17,14 @@ RESIZES = ("stretch", "crop", "opencv", "letterbox")
 SIZES = [(100, 100), (150, 90), (61, 143), (40, 50), (300, 64)]
 
 
-def triangle_weights(given: int, wanted: int) -> np.ndarray:
+def triangle_weights(given, wanted):
     """Rows of weights of an antialiased bilinear resize: a triangle as wide as the shrinking."""
-    scale = max(given / wanted, 1.0)
     centres = (np.arange(wanted)[:, None] + 0.5) * given / wanted
-    weights = np.maximum(0, 1 - np.abs(np.arange(given) + 0.5 - centres) / scale)
+    weights = np.maximum(0, 1 - np.abs(np.arange(given) + 0.5 - centres) / max(given / wanted, 1.0))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def opencv_weights(given: int, wanted: int) -> np.ndarray:
+def opencv_weights(given, wanted):
     """Rows of weights of a bilinear resize that reads the two nearest pixel centres only."""
     weights = np.zeros((wanted, given))
     for row in range(wanted):
@@ -38,20 +35,21 @@ def opencv_weights(given: int, wanted: int) -> np.ndarray:
     return weights
 
 
-def resized(picture: np.ndarray, size: tuple[int, int], weights) -> np.ndarray:
+def resized(picture, size, weights):
     """``h w c`` resized by two weight matrices, in float64, as ``c h w``."""
     rows, columns = weights(picture.shape[0], size[0]), weights(picture.shape[1], size[1])
     return np.einsum("yh,hwc,xw->cyx", rows, picture.astype(np.float64), columns, optimize=True)
 
 
-def prepared(picture: np.ndarray, *settings, **named) -> np.ndarray:
+def prepared(picture, *settings, **named):
     return Preprocessing(*settings, **named).prepare(read_image(picture)).numpy()
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_each_way_of_resizing_equals_an_independent_one(size):
+def test_pictures_masks_and_maps_equal_independent_ones(size):
     picture = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
     deep = RNG.integers(0, 4096, (*size, 3), dtype=np.uint16)
+    mask = RNG.random(size) > 0.7
     pillow = Image.fromarray(picture)
 
     found = prepared(picture, "stretch", (64, 48))
@@ -61,9 +59,15 @@ def test_each_way_of_resizing_equals_an_independent_one(size):
     for values in (deep, deep / 4095):
         found = prepared(values, "stretch", (64, 48), white_level=4095)
         np.testing.assert_allclose(found, resized(deep / 4095, (64, 48), triangle_weights), atol=1e-5)
+    y = ((np.arange(64) + 0.5) * size[0] / 64).astype(int)
+    x = ((np.arange(48) + 0.5) * size[1] / 48).astype(int)
+    np.testing.assert_array_equal(Preprocessing("stretch", (64, 48)).prepare_mask(mask), mask[y][:, x])
 
     cropped = tv.to_tensor(tv.center_crop(tv.resize(pillow, 64), [51, 51])).numpy()
     np.testing.assert_array_equal(prepared(picture, "crop", 64, crop=51), cropped)
+    nearest = tv.resize(Image.fromarray(mask).convert("L"), 64, tv.InterpolationMode.NEAREST)
+    cropped_mask = np.asarray(tv.center_crop(nearest, [56, 56])) > 0
+    np.testing.assert_array_equal(Preprocessing("crop", 64).prepare_mask(mask), cropped_mask)
 
     for values, white in ((picture, 255), (deep, 4095)):
         found = prepared(values, "opencv", (64, 48), white_level=white)
@@ -77,10 +81,15 @@ def test_each_way_of_resizing_equals_an_independent_one(size):
     boxed = content[y][:, x].transpose(2, 0, 1)  # the border is repeated
     np.testing.assert_allclose(prepared(picture, "letterbox", (64, 80)), boxed, atol=1e-7)
 
+    given = torch.rand((64, 48)).requires_grad_()
+    expected = resized(given.detach().numpy()[..., None], size, opencv_weights)[0]
+    for resize in ("stretch", "opencv"):
+        np.testing.assert_allclose(Preprocessing(resize, (64, 48)).to_original(given, size), expected, atol=1e-5)
+
 
 def test_input_sizes():
-    for settings, size in ((("crop",), 224), (("crop", 64), 56), (("stretch",), 256)):  # seven eighths
-        assert Preprocessing(*settings).input_size == (size, size)
+    sizes = {("crop",): 224, ("crop", 64): 56, ("stretch",): 256}  # a crop is seven eighths
+    assert {key: Preprocessing(*key).input_size for key in sizes} == {key: (side,) * 2 for key, side in sizes.items()}
     assert Preprocessing("letterbox", (64, 256)).input_size == (64, 256)
 
 
@@ -119,10 +128,11 @@ def test_a_square_and_a_ramp_come_back_where_they_were(resize, size):
     back = preparation.to_original(found, size)
     assert back.shape == size and back.dtype == np.float32
     for axis in (0, 1):
-        by_image = np.average(np.arange(found.shape[axis]), weights=found.sum(axis=1 - axis))
-        by_mask = np.average(np.arange(mask.shape[axis]), weights=mask.sum(axis=1 - axis))
+        by_image, by_mask, by_map = (
+            np.average(np.arange(pixels.shape[axis]), weights=pixels.sum(axis=1 - axis))
+            for pixels in (found, mask, back)
+        )
         assert by_image == pytest.approx(by_mask, abs=0.6)
-        by_map = np.average(np.arange(size[axis]), weights=back.sum(axis=1 - axis))
         assert by_map == pytest.approx(centre[axis], abs=max(1.0, max(size) / 64) / 2)
     # A map that holds its own row number, in original pixels.
     length, offset = 64, 0
@@ -137,21 +147,6 @@ def test_a_square_and_a_ramp_come_back_where_they_were(resize, size):
     inner = np.arange(size[0])[int(0.1 * size[0]) + 4 : int(0.9 * size[0]) - 4]
     inner = inner[(inner > rows[0]) & (inner < rows[-1])]
     np.testing.assert_allclose(back[inner, size[1] // 2], inner, atol=1e-2)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_masks_and_maps_equal_independent_ones(size):
-    mask = RNG.random(size) > 0.7
-    y = ((np.arange(64) + 0.5) * size[0] / 64).astype(int)
-    x = ((np.arange(48) + 0.5) * size[1] / 48).astype(int)
-    np.testing.assert_array_equal(Preprocessing("stretch", (64, 48)).prepare_mask(mask), mask[y][:, x])
-    nearest = tv.resize(Image.fromarray(mask).convert("L"), 64, tv.InterpolationMode.NEAREST)
-    cropped = np.asarray(tv.center_crop(nearest, [56, 56])) > 0
-    np.testing.assert_array_equal(Preprocessing("crop", 64).prepare_mask(mask), cropped)
-    given = torch.rand((64, 48)).requires_grad_()
-    expected = resized(given.detach().numpy()[..., None], size, opencv_weights)[0]
-    for resize in ("stretch", "opencv"):
-        np.testing.assert_allclose(Preprocessing(resize, (64, 48)).to_original(given, size), expected, atol=1e-5)
 
 
 def test_outside_a_crop_and_in_the_padding_nothing_is_known():
@@ -179,8 +174,7 @@ def test_settings_survive_json_under_the_names_of_model_files_and_have_digests()
     variants += [Preprocessing("crop"), Preprocessing("crop", crop=200), Preprocessing(white_level=511)]
     variants.append(Preprocessing.from_dict(stored))
     assert len({variant.digest for variant in variants}) == len(variants)
-    for preparation in variants:
-        assert Preprocessing.from_dict(json.loads(json.dumps(preparation.to_dict()))) == preparation
+    assert [Preprocessing.from_dict(json.loads(json.dumps(variant.to_dict()))) for variant in variants] == variants
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""Contamination, labelled anomalies and alternative splits, on made-up sets and on real ones where there are some."""
-
-from __future__ import annotations
+"""Contamination, labelled anomalies and alternative splits, on made-up sets."""
 
 import itertools
 from collections import Counter
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -26,7 +24,6 @@ from blemish.data.samples import Sample, TrainingSet
 from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, ManifestError
 
-SEEDS = range(12)
 KINDS = {"crack": 8, "dent": 6, "stain": 10}
 
 
@@ -46,10 +43,6 @@ def made_up(normal=95, groups=(1,) * 8, kinds=None, per_group=1, known=None):
     return TrainingSet("set", None, tuple(train)), TestSet("set", Path("/set"), tuple(test))
 
 
-def names(samples):
-    return frozenset(sample.path.name for sample in samples)
-
-
 def groups_of(samples):
     return {sample.group for sample in samples}
 
@@ -64,16 +57,14 @@ def test_contaminate_draws_whole_groups_and_cuts_the_last(normal, sizes, percent
     training, test = made_up(normal, sizes, known={"burn": 3})
     test = replace(
         test, samples=(replace(test.samples[0], group="b0"), *test.samples[1:])
-    )  # normal, of an anomalous part
+    )  # a good picture of a bad part
     ratio = percent / 100
     number = int(ratio * normal)
-    if (ratio > 0) != (number > 0):
-        return
+    assume((ratio > 0) == (number > 0))
     pile = contaminate(training, test, ratio, seed)
     assert len(pile.drawn) == number and all(sample.anomalous for sample in pile.drawn)
-    assert {(s.label, s.kind, s.split, s.mask) for s in pile.training.samples} == {
-        ("unlabelled", "unlabelled", "train", None)
-    }
+    kinds = {(s.label, s.kind, s.split, s.mask) for s in pile.training.samples}
+    assert kinds == {("unlabelled", "unlabelled", "train", None)}
     assert [s.path for s in pile.training.samples] == [s.path for s in (*training.normal, *pile.drawn)]
     assert "3 known-bad training images are left out" in pile.training.notes[-1]
     assert pile.overlap.samples == test.samples
@@ -87,9 +78,9 @@ def test_contaminate_draws_whole_groups_and_cuts_the_last(normal, sizes, percent
 def test_contaminate_may_draw_any_image_and_more_at_a_larger_ratio():
     training, test = made_up(50, groups=(4, 4, 4, 4))
     draws = [contaminate(training, test, 0.1, seed).drawn for seed in range(30)]  # a group of four, and one of another
-    assert len(frozenset().union(*map(names, draws))) == 16
+    assert len(set().union(*draws)) == 16
     training, test = made_up(100, groups=(2, 3, 2, 1, 4, 2, 3))
-    growing = [names(contaminate(training, test, ratio, 1).drawn) for ratio in (0.02, 0.05, 0.07, 0.12)]
+    growing = [set(contaminate(training, test, ratio, 1).drawn) for ratio in (0.02, 0.05, 0.07, 0.12)]
     assert all(small < large for small, large in itertools.pairwise(growing))
 
 
@@ -115,7 +106,6 @@ def test_what_cannot_be_drawn_is_refused_with_the_numbers(ratio, error, said):
 def test_the_number_of_labels_is_a_share_of_the_training_set(normal, ratio, labels):
     few = label_anomalies(*made_up(normal, kinds={"crack": 40}), ratio, ["crack"], 0, validate=False)
     assert len(few.drawn) == len(few.training.anomalous) == labels
-    assert label_anomalies(*made_up(30, kinds=KINDS), 0, ["crack"], 0) == Dealt(*made_up(30, kinds=KINDS), ())
     shares = [abs(ratio - number / (normal + number)) for number in range(40)]
     assert shares[labels] <= min(shares) + 1e-3
 
@@ -134,19 +124,19 @@ def test_one_kind_is_every_kind_in_turn_and_several_are_five_draws():
 def test_labels_are_spread_over_the_kinds_and_their_groups_leave_the_test_set():
     training, test = made_up(kinds=KINDS, per_group=3)
     backwards = replace(test, samples=test.samples[::-1])
-    draws = []
-    for seed in SEEDS:
+    draws = set()
+    for seed in range(12):
         few = label_anomalies(training, test, 0.05, ["stain", "crack"], seed)
         assert sorted(Counter(s.kind for s in few.training.anomalous).values()) == [2, 3]
         assert all(s.split == "train" and s.mask is None for s in few.training.samples)
-        groups = groups_of(few.drawn)
-        assert few.test.samples == tuple(s for s in test.samples if s.group not in groups)
+        assert few.test.samples == tuple(s for s in test.samples if s.group not in groups_of(few.drawn))
         gone = len(test.samples) - len(few.test.samples)
         assert few.test.notes == (f"{gone} images of labelled groups are left out",)
-        draws.append(names(few.drawn))
-        assert draws[-1] == names(label_anomalies(training, backwards, 0.05, ["stain", "crack"], seed).drawn)
-    assert len(set(draws)) > 1
+        assert few.drawn == label_anomalies(training, backwards, 0.05, ["stain", "crack"], seed).drawn
+        draws.add(few.drawn)
+    assert len(draws) > 1
     assert len({label_anomalies(training, test, 0.05, ["crack"], 0, draw).drawn for draw in range(6)}) > 1
+    assert label_anomalies(training, test, 0, ["crack"], 0) == Dealt(training, test, ())
     # 13 labels, and there are 6 dents.
     few = label_anomalies(training, test, 0.12, ["dent", "crack"], 0, validate=False)
     assert Counter(s.kind for s in few.training.anomalous) == {"crack": 7, "dent": 6}
@@ -178,11 +168,13 @@ def test_what_cannot_be_labelled_is_refused_with_the_arithmetic(normal, ratio, k
         label_anomalies(*made_up(normal, kinds=KINDS), ratio, kinds, 0)
 
 
-@pytest.mark.parametrize(("ratio", "labels", "held"), [(0.16, 18, 0), (0.175, 20, 2), (0.3, 41, 3)])
-def test_a_validation_part_only_from_twenty_labels_on(ratio, labels, held):
-    training, test = made_up(kinds={"crack": 60})
+@pytest.mark.parametrize(
+    ("per_group", "ratio", "labels", "held"), [(1, 0.16, 18, 0), (1, 0.175, 20, 2), (1, 0.3, 41, 3), (30, 0.175, 20, 0)]
+)
+def test_whole_groups_are_held_out_from_twenty_labels_on_but_never_the_only_one(per_group, ratio, labels, held):
+    training, test = made_up(kinds={"crack": 60}, per_group=per_group)
     few = label_anomalies(training, test, ratio, ["crack"], 0)
-    assert len(few.drawn) == labels
+    assert len(few.drawn) == labels and (few.validation is None) == (held == 0)
     assert label_anomalies(training, test, ratio, ["crack"], 0, validate=False).validation is None
     held_out = few.validation.samples if held else ()
     count = Counter((s.label, s.split) for s in (*held_out, *few.training.samples))
@@ -191,11 +183,6 @@ def test_a_validation_part_only_from_twenty_labels_on(ratio, labels, held):
     expected = {("anomalous", "test"): held, ("anomalous", "train"): labels - held, ("normal", "train"): 95 - normal}
     assert count == Counter({**expected, ("normal", "test"): normal})
     assert not groups_of(few.training.samples) & groups_of(held_out)
-
-
-def test_a_single_labelled_group_is_not_held_out():
-    few = label_anomalies(*made_up(kinds={"crack": 40}, per_group=20), 0.175, ["crack"], 0)
-    assert (few.validation, len(few.training.samples)) == (None, 115)
 
 
 def screws(root, text):
@@ -215,13 +202,10 @@ def test_moved_images_replace_the_normal_test_images(tmp_path):
     text = sides("train", "test_good_alt", "train", "train", "test_good_alt", "train")
     training, test = alternative_split(*screws(tmp_path, text))
     assert [sample.group for sample in training.samples] == ["part0", "part2", "part3", "part5"]
-    assert [(sample.group, sample.label, sample.split, sample.kind) for sample in test.samples] == [
-        ("part1", "normal", "test", "good"),
-        ("part4", "normal", "test", "good"),
-        ("bad0", "anomalous", "test", "dent"),
-        ("bad1", "anomalous", "test", "dent"),
-    ]
-    assert training.name == test.name == "screws (alt)"
+    assert {s.split for s in test.samples} == {"test"} and training.name == test.name == "screws (alt)"
+    normal = [("part1", "normal", "good"), ("part4", "normal", "good")]
+    dents = [("bad0", "anomalous", "dent"), ("bad1", "anomalous", "dent")]
+    assert [(sample.group, sample.label, sample.kind) for sample in test.samples] == normal + dents
     assert "2 training images are the good test images" in test.notes[-1]
 
 
@@ -245,9 +229,7 @@ def test_a_split_that_does_not_fit_is_refused(tmp_path, text, said):
         alternative_split(*screws(tmp_path, text)[:2], tmp_path / "nowhere.csv")
 
 
-@pytest.fixture
-def layout(tmp_path):
-    """A set on disk: 40 normal images to learn from, 4 normal and 24 cracked ones of 12 groups to test on, 4 dented."""
+def test_manifests_give_back_what_was_dealt_and_replace_nothing_that_is_read(tmp_path):
     root = tmp_path / "set"
     numbers = {"train/good": 40, "test/good": 4, "test/crack": 24, "test/dent": 4, "ground_truth/crack": 24}
     for folder, number in numbers.items():
@@ -255,37 +237,30 @@ def layout(tmp_path):
         for i in range(number):
             name = f"{i}_mask.png" if folder.startswith("ground_truth") else f"{i}.png"
             Image.fromarray(np.full((8, 8), i, np.uint8)).save(root / folder / name)
-    lines = [f"test/crack/{i}.png,part{i // 2}" for i in range(24)]
-    (root / "manifest.csv").write_text("\n".join(["file,group", *lines]))
-    return root
-
-
-def test_manifests_give_back_what_was_dealt(layout):
-    training, test = read_training(layout), open_test_set(layout)
+    before = "\n".join(["file,group", *(f"test/crack/{i}.png,part{i // 2}" for i in range(24))])
+    (root / "manifest.csv").write_text(before)
+    training, test = read_training(root), open_test_set(root)
     pile = contaminate(training, test, 0.1, 4)
+    with pytest.raises(ManifestError, match="choose another name"):
+        write_manifests(pile, root / "manifest.csv")
+    with pytest.raises(ManifestError, match="write it to a folder that holds the images") as caught:
+        write_manifests(pile, tmp_path / "elsewhere" / "few.csv")
+    assert f"such as {root.resolve() / 'few.csv'}" in str(caught.value)
+    assert (root / "manifest.csv").read_text() == before
+    assert [p.name for p in root.iterdir() if p.is_file()] == ["manifest.csv"]
+
     few = label_anomalies(training, test, 0.34, ["crack"], 3)
     for dealt, beside, ending in ((pile, pile.overlap, "overlap"), (few, few.validation, "validation")):
-        first, second = write_manifests(dealt, layout / "dealt.csv")
-        assert (first, second) == (layout / "dealt.csv", layout / f"dealt-{ending}.csv")
+        first, second = write_manifests(dealt, root / "dealt.csv")
+        assert (first, second) == (root / "dealt.csv", root / f"dealt-{ending}.csv")
         assert facts(read_training(first).samples) == facts(dealt.training.samples)
         assert facts(open_test_set(first).samples) == facts(dealt.test.samples)
         assert facts(open_test_set(second).samples) == facts(beside.samples)
         assert first.read_text().startswith("path,label,split,mask,category,kind,group\n")
-        assert str(layout) not in first.read_text()
+        assert str(root) not in first.read_text()
     assert len(few.drawn) == 21 == sum(s.anomalous for s in (*few.training.samples, *few.validation.samples))
-    assert len(write_manifests(label_anomalies(training, test, 0.05, ["dent"], 0), layout / "two.csv")) == 1
+    assert len(write_manifests(label_anomalies(training, test, 0.05, ["dent"], 0), root / "two.csv")) == 1
 
-
-def test_manifests_lie_with_the_images_and_replace_nothing_that_is_read(layout, tmp_path):
-    pile = contaminate(read_training(layout), open_test_set(layout), 0.1, 4)
-    before = (layout / "manifest.csv").read_text()
-    with pytest.raises(ManifestError, match="choose another name"):
-        write_manifests(pile, layout / "manifest.csv")
-    with pytest.raises(ManifestError, match="write it to a folder that holds the images") as caught:
-        write_manifests(pile, tmp_path / "elsewhere" / "few.csv")
-    assert f"such as {layout.resolve() / 'few.csv'}" in str(caught.value)
-    assert (layout / "manifest.csv").read_text() == before
-    assert sorted(p.name for p in layout.iterdir() if p.is_file()) == ["manifest.csv"]
     outer, _ = write_manifests(pile, tmp_path / "pile.csv")
     again = contaminate(read_training(outer), open_test_set(outer), 0.05, 0)
     assert len(again.training.samples) == 46

@@ -1,7 +1,5 @@
 """The table of image sets: complete, licensed, and quick to read."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,9 +1,6 @@
 """Folders, patterns and surveys, on files made on the spot."""
 
-from __future__ import annotations
-
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,93 +12,96 @@ from blemish.errors import DataError
 
 @pytest.fixture
 def make(tmp_path):
-    """``make("train/good/1.png", value=3, size=(8, 9))`` writes an image below the test's folder."""
+    """``make("1.png", "train/good/2.png", value=3, size=(8, 9))`` writes images below the test's folder."""
 
-    def write(name: str, value: int = 0, size: tuple[int, int] = (12, 16), dtype: type = np.uint8) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full(size, value, dtype)).save(path)
-        return path
+    def write(*names, value=0, size=(12, 16), dtype=np.uint8):
+        for path in (tmp_path / name for name in names):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full(size, value, dtype)).save(path)
 
     return write
 
 
-def names(samples) -> list[str]:
+def names(samples):
     return [sample.path.name for sample in samples]
 
 
 @pytest.mark.parametrize("below", ["train/", ""])
 def test_layout_folder(make, tmp_path, below):
-    for number in (10, 9, 1):
-        make(f"{below}good/{number}.png")
-    make(f"{below}unlabelled/u.png")
-    make(f"{below}anomalous/loose.png")
-    make(f"{below}anomalous/crack/c.png")
-    make("test/good/t.png")
-    make("test/crack/t.png")
-    make("ground_truth/crack/t_mask.png")
+    trained = (
+        "good/10.png",
+        "good/9.png",
+        "good/1.png",
+        "unlabelled/u.png",
+        "anomalous/loose.png",
+        "anomalous/crack/c.png",
+    )
+    make(*(below + name for name in trained))
+    make("test/good/t.png", "test/crack/t.png", "ground_truth/crack/t_mask.png")
     training = read_training(tmp_path)
-    assert names(training.samples) == ["1.png", "9.png", "10.png", "u.png", "loose.png", "c.png"]
-    assert [s.label for s in training.samples] == ["normal"] * 3 + ["unlabelled"] + ["anomalous"] * 2
-    assert [s.kind for s in training.samples] == ["good"] * 3 + ["unlabelled", "anomalous", "crack"]
-    assert names(training.normal) == ["1.png", "9.png", "10.png", "u.png"]
-    assert names(training.anomalous) == ["loose.png", "c.png"]
-    assert len(set(training.groups)) == 6
-    assert training.regime == "weak"
+    assert [(s.path.name, s.label, s.kind) for s in training.samples] == [
+        *((f"{number}.png", "normal", "good") for number in (1, 9, 10)),
+        ("u.png", "unlabelled", "unlabelled"),
+        ("loose.png", "anomalous", "anomalous"),
+        ("c.png", "anomalous", "crack"),
+    ]
+    assert (names(training.normal)[3:], names(training.anomalous)) == (["u.png"], ["loose.png", "c.png"])
+    assert (len(set(training.groups)), training.regime) == (6, "weak")
     assert training.summary() == "3 good, 1 unlabelled, 2 known-bad images in 6 groups (anomalous 1, crack 1)"
     assert (training.name, training.root, training.notes) == (tmp_path.name, tmp_path, ())
 
 
-def test_regime_is_read_from_the_labels(make, tmp_path):
-    regimes = {"good": "clean", "unlabelled": "contaminated", "good unlabelled": "contaminated"}
-    for folders, regime in (regimes | dict.fromkeys(("good anomalous", "unlabelled anomalous"), "weak")).items():
-        for folder in folders.split():
-            make(f"{folders}/train/{folder}/1.png")
-        assert read_training(tmp_path / folders).regime == regime
+@pytest.mark.parametrize(
+    ("folders", "regime"),
+    [
+        ("good", "clean"),
+        ("unlabelled", "contaminated"),
+        ("good unlabelled", "contaminated"),
+        ("good anomalous", "weak"),
+        ("unlabelled anomalous", "weak"),
+    ],
+)
+def test_regime_is_read_from_the_labels(make, tmp_path, folders, regime):
+    make(*(f"train/{folder}/1.png" for folder in folders.split()))
+    assert read_training(tmp_path).regime == regime
 
 
 def test_plain_folder_counts_as_good_or_unlabelled_and_says_so(make, tmp_path):
-    for name in ("2.png", "10.PNG", "deeper/3.png"):
-        make(name)
+    make("2.png", "10.PNG", "deeper/3.png")
     for unlabelled, label, kind in ((False, "normal", "good"), (True, "unlabelled", "unlabelled")):
         training = read_training(tmp_path, unlabelled=unlabelled)
-        assert [(s.path.name, s.label, s.kind) for s in training.samples] == [
-            ("2.png", label, kind),
-            ("10.PNG", label, kind),
-        ]
+        found = [(s.path.name, s.label, s.kind) for s in training.samples]
+        assert found == [("2.png", label, kind), ("10.PNG", label, kind)]
         assert f"2 images count as {kind}" in training.notes[0]
         assert "folders ignored" in training.notes[1] and "deeper" in training.notes[1]
-    make("train/good/1.png")
-    make("train/anomalous/1.png")
+    make("train/good/1.png", "train/anomalous/1.png")
     assert [s.label for s in read_training(tmp_path, unlabelled=True).samples] == ["unlabelled", "anomalous"]
 
 
 def test_order_is_natural_and_the_same_in_any_creation_order(make, tmp_path):
     ordered = ["a2.png", "A10.png", "b1_2.png", "b1_10.png", "b01_11.png", "part 3.png", "part 20.png", "ü检查.png"]
-    for name in random.Random(1).sample(ordered, len(ordered)):
-        make(f"Größe 7/good/{name}")
+    make(*(f"Größe 7/good/{name}" for name in random.Random(1).sample(ordered, len(ordered))))
     assert names(read_training(tmp_path / "Größe 7").samples) == ordered
 
 
 def test_what_is_ignored_is_named_where_it_is_much(make, tmp_path):
-    for name in ("good/1.png", "good/old/1.png", "bad/1.png", "loose.png"):
-        make(f"train/{name}")
+    make("train/good/1.png", "train/good/old/1.png", "train/bad/1.png", "train/loose.png")
+    good = tmp_path / "train/good"
     for name in ("Thumbs.db", ".DS_Store", "._1.png", "notes.txt", "1.json"):
-        (tmp_path / "train/good" / name).write_text("x")
-    (tmp_path / "train/good" / "folder.png").mkdir()
+        (good / name).write_text("x")
+    (good / "folder.png").mkdir()
     training = read_training(tmp_path)
     assert names(training.samples) == ["1.png"]
     ignored, loose = training.notes
     assert ignored == "folders ignored in train: bad, good/folder.png, good/old"
     assert "1 images directly in train were ignored" in loose
     for number in range(12):
-        (tmp_path / "train/good" / f"{number}.dcm").write_text("x")
+        (good / f"{number}.dcm").write_text("x")
     assert any("14 files in good are not images" in n and ".dcm 12" in n for n in read_training(tmp_path).notes)
 
 
 def test_groups_come_from_a_manifest_inside(make, tmp_path):
-    for name in ("1", "2", "3"):
-        make(f"train/good/{name}.png")
+    make(*(f"train/good/{i}.png" for i in (1, 2, 3)))
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("name,size\nx,1\n")  # without groups it changes nothing
     assert [s.group for s in read_training(tmp_path).samples] == [f"train/good/{i}.png" for i in (1, 2, 3)]
@@ -113,26 +113,26 @@ def test_groups_come_from_a_manifest_inside(make, tmp_path):
     assert any("no group for 1 images, such as 3.png" in note for note in training.notes)
 
 
-def test_errors_say_what_was_found(make, tmp_path):
-    def refused(said, place=tmp_path):
-        with pytest.raises(DataError, match=said):
-            read_training(place)
-
-    refused("0 images and 0 files")
-    refused("does not exist", tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    ("place", "images", "said"),
+    [
+        (".", [], "0 images and 1 files"),
+        ("nowhere", [], "does not exist"),
+        ("notes.txt", [], r"not a \.csv manifest"),
+        (".", ["test/good/1.png"], r"1 folders \(test\)"),  # test images are not learnt from
+        (".", ["bottle/train/good/1.png"], "holds several sets .*bottle"),
+        (".", ["train/anomalous/1.png"], "1 known-bad images and none that may be taken as normal"),
+    ],
+)
+def test_errors_say_what_was_found(make, tmp_path, place, images, said):
     (tmp_path / "notes.txt").write_text("x")
-    refused(r"not a \.csv manifest", tmp_path / "notes.txt")
-    make("test/good/1.png")  # test images are not learnt from
-    refused(r"1 folders \(test\)")
-    make("bottle/train/good/1.png")
-    refused(r"holds several sets .*bottle")
-    make("train/anomalous/1.png")
-    refused("1 known-bad images and none that may be taken as normal")
+    make(*images)
+    with pytest.raises(DataError, match=said):
+        read_training(tmp_path / place)
 
 
 def test_patterns(make, tmp_path):
-    for name in ("OK/2.png", "OK/10.png", "OK/deep/1.png", "NG/1.png", "pile [1]/1.png"):
-        make(name)
+    make("OK/2.png", "OK/10.png", "OK/deep/1.png", "NG/1.png", "pile [1]/1.png")
     # A file that two patterns of one label match is taken once.
     good = [f"{tmp_path}/OK/**/*.png", f"{tmp_path}/OK/2.png"]
     training = read_globs(good, [f"{tmp_path}/NG/*"], [f"{tmp_path}/pile [1]"])
@@ -150,12 +150,12 @@ def test_patterns(make, tmp_path):
 
 
 def test_identical_files_in_train_and_test(make, tmp_path):
-    same = make("train/good/1.png", value=7)
+    make("train/good/1.png", "test/crack/copy.png", "test/good/another.png", value=7)
     make("train/good/2.png", value=8)
-    twins = [make("test/crack/copy.png", value=7), make("test/good/another.png", value=7)]
     make("test/good/3.png", value=9)  # as large as the others, of other content
     training = read_training(tmp_path)
-    assert sorted(shared_files(training, tmp_path)) == sorted((same, twin) for twin in twins)
+    pairs = {(one.name, other.name) for one, other in shared_files(training, tmp_path)}
+    assert pairs == {("1.png", "copy.png"), ("1.png", "another.png")}
     assert shared_files(training, tmp_path / "train") == []
     manifest = tmp_path / "set.csv"
     manifest.write_text("path,label,split\ntrain/good/1.png,normal,train\ntest/good/another.png,normal,test\n")
@@ -171,12 +171,10 @@ def test_survey_names_images_that_differ_from_the_rest(make, tmp_path):
     assert survey(read_training(tmp_path / "one size").samples) == []
     (line,) = survey(read_training(tmp_path / "many sizes").samples)
     assert line.startswith("the 9 images have 9 different aspects")
-
     for number, scale in enumerate((2, 3, 4, 2)):
         make(f"one size/large{number}.png", size=(12 * scale, 16 * scale))
-    assert survey(read_training(tmp_path / "one size").samples) == [
-        "4 of 13 images are not 16 x 12 pixels as the rest: large0.png, large1.png, large2.png ..."
-    ]
+    (line,) = survey(read_training(tmp_path / "one size").samples)
+    assert line == "4 of 13 images are not 16 x 12 pixels as the rest: large0.png, large1.png, large2.png ..."
     make("one size/wide.png", size=(12, 48))
     make("one size/deep.png", dtype=np.uint16)
     (tmp_path / "one size" / "broken.png").write_bytes(b"no image")

@@ -1,7 +1,5 @@
 """The real image sets read as their own table says: counts, masks, groups. Skips where they are not at hand."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Splits by group: whole groups, balanced folds, the same for a seed in whatever order files come."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 

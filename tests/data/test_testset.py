@@ -1,7 +1,5 @@
 """Test sets and masks on files made on the spot."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,13 +50,15 @@ def test_missing_masks_and_sides_are_noted(layout, tmp_path):
     assert open_test_set(tmp_path / "good alone").notes == ("there is no bad test image: ranking metrics need both",)
 
 
-def test_no_test_set(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nowhere", "not exist"), (".", "no folder test"), ("empty", "no test image"), ("a.txt", r"not a \.csv")],
+)
+def test_no_test_set(tmp_path, name, said):
     (tmp_path / "empty" / "test").mkdir(parents=True)
     (tmp_path / "a.txt").write_text("x")
-    cases = {"nowhere": "not exist", ".": "no folder test", "empty": "no test image", "a.txt": r"not a \.csv"}
-    for name, said in cases.items():
-        with pytest.raises(DataError, match=said):
-            open_test_set(tmp_path / name)
+    with pytest.raises(DataError, match=said):
+        open_test_set(tmp_path / name)
 
 
 def test_masks(tmp_path):

@@ -1,7 +1,5 @@
 """The method that CONTRIBUTING.md writes out is registered as it says, and passes what every method has to pass."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

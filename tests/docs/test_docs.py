@@ -8,8 +8,6 @@ Blocks marked ``python`` are executed, one after the other as one program for ea
 hold a place to fill in (DATA, MODEL ...): of those, the command and its options are checked to exist.
 """
 
-from __future__ import annotations
-
 import glob
 import re
 import shlex

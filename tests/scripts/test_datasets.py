@@ -1,7 +1,5 @@
 """The scripts that prepare public sets, on tiny made-up copies of their layouts."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections import Counter
@@ -21,13 +19,13 @@ GOOD = ("normal", "good")
 SOUND = (False, "good", False)
 
 
-def images(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((4, 4), 255, np.uint8)).save(root / name)
+def images(root, *names):
+    for path in (root / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), 255, np.uint8)).save(path)
 
 
-def script(name: str):
+def script(name):
     spec = importlib.util.spec_from_file_location(f"dataset_{name}", SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,7 +35,7 @@ def script(name: str):
 prepare = script("prepare")
 
 
-def opened(manifest: Path):
+def opened(manifest):
     """What the product makes of a manifest: label and kind of training images, kind and mask of test images."""
     training, test = read_training(manifest), open_test_set(manifest)
     learned = Counter((s.label, s.kind) for s in training.samples)
@@ -46,50 +44,41 @@ def opened(manifest: Path):
 
 
 @pytest.fixture
-def mvtec(tmp_path):
-    for folder, count in {"train/good": 4, "test/good": 2, "test/broken_large": 3}.items():
-        images(tmp_path, *(f"bottle/{folder}/{i:03}.png" for i in range(count)))
-    images(tmp_path, *(f"bottle/ground_truth/broken_large/{i:03}_mask.png" for i in range(3)))
-    return tmp_path
-
-
-@pytest.fixture
 def visa(tmp_path):
     lines = ["object,split,label,image,mask"]
     for name in ("candle", "pcb1"):
-        for i in range(5):
-            picture = f"{name}/Data/Images/Normal/{i:04}.JPG"
-            images(tmp_path, picture)
-            lines.append(f"{name},{'train' if i < 3 else 'test'},normal,{picture},")
+        pictures = [f"{name}/Data/Images/Normal/{i:04}.JPG" for i in range(5)]
+        lines += [f"{name},{'train' if i < 3 else 'test'},normal,{picture}," for i, picture in enumerate(pictures)]
         picture, mask = f"{name}/Data/Images/Anomaly/000.JPG", f"{name}/Data/Masks/Anomaly/000.png"
-        images(tmp_path, picture, mask)
+        images(tmp_path, *pictures, picture, mask)
         lines.append(f"{name},test,anomaly,{picture},{mask}")
     (tmp_path / "split_csv").mkdir()
     (tmp_path / "split_csv" / "1cls.csv").write_text("\n".join(lines))
     return tmp_path
 
 
-def test_mvtec_ad_is_read_as_its_folders_are(mvtec, capsys, monkeypatch):
-    prepare.main(["mvtec_ad", str(mvtec), "--category", "bottle"])
-    learned, judged, _, test = opened(mvtec / "bottle.csv")
-    assert learned == {GOOD: 4}
-    assert judged == {SOUND: 2, (True, "broken_large", True): 3}
+def test_mvtec_ad_is_read_as_its_folders_are(tmp_path, capsys, monkeypatch):
+    for folder, count in {"train/good": 4, "test/good": 2, "test/broken_large": 3}.items():
+        images(tmp_path / "bottle" / folder, *(f"{i:03}.png" for i in range(count)))
+    masks = tmp_path / "bottle" / "ground_truth" / "broken_large"
+    images(masks, *(f"{i:03}_mask.png" for i in range(3)))
+    prepare.main(["mvtec_ad", str(tmp_path), "--category", "bottle"])
+    learned, judged, _, test = opened(tmp_path / "bottle.csv")
+    assert (learned, judged) == ({GOOD: 4}, {SOUND: 2, (True, "broken_large", True): 3})
     assert capsys.readouterr().out.endswith("NOT WHOLE: 4 of 209 train images; 5 of 83 test images\n")
-    as_folder = open_test_set(mvtec / "bottle")
+    as_folder = open_test_set(tmp_path / "bottle")
     assert {s.path.resolve() for s in as_folder.samples} == {s.path.resolve() for s in test.samples}
     # A whole copy lacks nothing, and a missing mask is noticed.
     monkeypatch.setitem(PUBLIC_SETS["mvtec_ad"].images, "bottle", {"train": 4, "test": 5})
-    assert prepare.missing("mvtec_ad", prepare.read("mvtec_ad", mvtec, "bottle"), "bottle") == []
-    (mvtec / "bottle" / "ground_truth" / "broken_large" / "001_mask.png").unlink()
-    lacking = prepare.missing("mvtec_ad", prepare.read("mvtec_ad", mvtec, "bottle"), "bottle")
+    assert prepare.missing("mvtec_ad", prepare.read("mvtec_ad", tmp_path, "bottle"), "bottle") == []
+    (masks / "001_mask.png").unlink()
+    lacking = prepare.missing("mvtec_ad", prepare.read("mvtec_ad", tmp_path, "bottle"), "bottle")
     assert lacking == ["1 bad test images have no mask"]
 
 
 def test_visa_is_split_by_its_one_class_list(visa, capsys):
     prepare.main(["visa", str(visa), "--category", "candle", "--category", "pcb1"])
-    learned, judged, *_ = opened(visa / "candle.csv")
-    assert learned == {GOOD: 3}
-    assert judged == {SOUND: 2, (True, "anomaly", True): 1}
+    assert opened(visa / "candle.csv")[:2] == ({GOOD: 3}, {SOUND: 2, (True, "anomaly", True): 1})
     assert capsys.readouterr().out.splitlines() == [
         f"{visa / 'candle.csv'} NOT WHOLE: 5 of 1000 normal images; 1 of 100 anomalous images",
         f"{visa / 'pcb1.csv'} NOT WHOLE: 5 of 1004 normal images; 1 of 100 anomalous images",
@@ -121,14 +110,16 @@ def test_isic_has_naevi_for_normal_and_lesions_for_groups(tmp_path, capsys):
 
 
 def test_what_is_no_copy_is_refused_with_where_to_get_one(visa, capsys):
-    for name, category in (("mvtec_ad", "cable"), ("visa", "candle"), ("isic2018", "")):
-        with pytest.raises(DataError, match=r"is no copy of .* get it from http"):
-            prepare.read(name, visa.parent, category)
-    with pytest.raises(DataError, match="lists nothing of cashew"):
-        prepare.read("visa", visa, "cashew")
-    (visa / "candle" / "Data" / "Images" / "Normal" / "0001.JPG").unlink()
-    with pytest.raises(DataError, match=r"1 listed images are not there, such as 0001\.JPG"):
-        prepare.read("visa", visa, "candle")
+    (visa / "pcb1" / "Data" / "Images" / "Normal" / "0001.JPG").unlink()
+    for name, root, category, said in (
+        ("mvtec_ad", visa.parent, "cable", "is no copy of .* get it from http"),
+        ("visa", visa.parent, "candle", "is no copy of .* get it from http"),
+        ("isic2018", visa.parent, "", "is no copy of .* get it from http"),
+        ("visa", visa, "cashew", "lists nothing of cashew"),
+        ("visa", visa, "pcb1", r"1 listed images are not there, such as 0001\.JPG"),
+    ):
+        with pytest.raises(DataError, match=said):
+            prepare.read(name, root, category)
     for arguments, said in (
         (["mvtek", str(visa)], "invalid choice"),
         (["mvtec_ad", str(visa), "--category", "botle"], "no category botle: bottle, cable"),
@@ -144,41 +135,43 @@ def named(folders, *names):
 
 
 PRODUCTS = named("01 02 03", "train/ok/a.bmp", "train/ok/b.bmp", "test/ok/c.bmp", "test/ko/d.bmp", "test/ko/e.bmp")
-CLASSES = ("NORMAL", "CNV", "DME", "DRUSEN")
-SIMPLE = {
-    "btad 02": (
-        [*PRODUCTS, *named("01 02 03", "ground_truth/ko/d.png")],
-        {GOOD: 2},
-        {SOUND: 1, (True, "ko", True): 1, (True, "ko", False): 1},
-        2,
-    ),
-    "chest_xray chest_xray": (
-        named("train/NORMAL test/NORMAL", "IM-0115-0001.jpeg", "IM-0115-0002.jpeg", "NORMAL2-IM-0115-0001.jpeg")
-        + named("train/PNEUMONIA test/PNEUMONIA", "person1_bacteria_1.jpeg", "person1_bacteria_2.jpeg")
-        + named("train/PNEUMONIA test/PNEUMONIA", "person1_virus_3.jpeg"),
-        {GOOD: 3, ("anomalous", "bacteria"): 2, ("anomalous", "virus"): 1},
-        {SOUND: 3, (True, "bacteria", False): 2, (True, "virus", False): 1},
-        3,
-    ),
-    "oct oct": (
-        [f"{split}/{kind}/{kind}-{split}-{i}.jpeg" for split in ("train", "test") for kind in CLASSES for i in (1, 2)],
-        {GOOD: 2, **{("anomalous", kind): 2 for kind in CLASSES[1:]}},
-        {SOUND: 2, **{(True, kind, False): 2 for kind in CLASSES[1:]}},
-        4,
-    ),
-    "br35h br35h": (
-        named("no yes", *(f"{i}.jpg" for i in range(10))),
-        {GOOD: 8, ("anomalous", "tumour"): 8},
-        {SOUND: 2, (True, "tumour", False): 2},
-        16,
-    ),
-}
+LUNGS = named("train/NORMAL test/NORMAL", "IM-0115-0001.jpeg", "IM-0115-0002.jpeg", "NORMAL2-IM-0115-0001.jpeg")
+PNEUMONIA = ("person1_bacteria_1.jpeg", "person1_bacteria_2.jpeg", "person1_virus_3.jpeg")
+EYES = ("CNV", "DME", "DRUSEN")
 
 
-@pytest.mark.parametrize("case", SIMPLE)
-def test_sets_that_are_folders_of_images(case, tmp_path):
-    name, manifest = case.split()
-    files, learned, judged, groups = SIMPLE[case]
+@pytest.mark.parametrize(
+    ("name", "manifest", "files", "learned", "judged", "groups"),
+    [
+        (
+            *("btad", "02", [*PRODUCTS, *named("01 02 03", "ground_truth/ko/d.png")]),
+            *({GOOD: 2}, {SOUND: 1, (True, "ko", True): 1, (True, "ko", False): 1}, 2),
+        ),
+        (
+            *("chest_xray", "chest_xray", [*LUNGS, *named("train/PNEUMONIA test/PNEUMONIA", *PNEUMONIA)]),
+            {GOOD: 3, ("anomalous", "bacteria"): 2, ("anomalous", "virus"): 1},
+            {SOUND: 3, (True, "bacteria", False): 2, (True, "virus", False): 1},
+            3,
+        ),
+        (
+            *("oct", "oct"),
+            [
+                f"{side}/{kind}/{kind}-{side}-{i}.jpeg"
+                for side in ("train", "test")
+                for kind in ("NORMAL", *EYES)
+                for i in "12"
+            ],
+            {GOOD: 2, **{("anomalous", kind): 2 for kind in EYES}},
+            {SOUND: 2, **{(True, kind, False): 2 for kind in EYES}},
+            4,
+        ),
+        (
+            *("br35h", "br35h", named("no yes", *(f"{i}.jpg" for i in range(10)))),
+            *({GOOD: 8, ("anomalous", "tumour"): 8}, {SOUND: 2, (True, "tumour", False): 2}, 16),
+        ),
+    ],
+)
+def test_sets_that_are_folders_of_images(name, manifest, files, learned, judged, groups, tmp_path):
     images(tmp_path, *files)
     script(name).main([str(tmp_path)])
     *counted, training, test = opened(tmp_path / f"{manifest}.csv")
@@ -205,7 +198,7 @@ def test_cifar10(tmp_path):
         records = np.concatenate([np.array(labels, np.uint8)[:, None], pixels[name].reshape(len(labels), -1)], axis=1)
         records.tofile(tmp_path / "cifar-10-batches-bin" / f"{name}.bin")
     script("cifar10").main([str(tmp_path), "cat"])
-    learned, judged, *_ = opened(tmp_path / "cat.csv")
+    learned, judged = opened(tmp_path / "cat.csv")[:2]
     assert learned == {GOOD: 3, ("anomalous", "airplane"): 1}
     assert judged == {SOUND: 1, (True, "airplane", False): 1}
     written = np.asarray(Image.open(tmp_path / "images" / "train" / "cat" / "data_batch_1_00002.png"))

@@ -23,6 +23,10 @@ from PIL import Image, UnidentifiedImageError
 
 from blemish.errors import ImageError
 
+# What Pillow warns of is either raised as an error here or harmless. Set once, at import: a filter around each reading
+# would race in threads, and one set with each reading would overrule what a program chose since.
+warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+
 MAX_PIXELS = 100_000_000
 """No larger image is decoded: one part of 10,000 x 10,000 pixels. Checked on the header, before any memory is taken."""
 MIN_SIDE = 8
@@ -89,7 +93,7 @@ def read_bytes(path: Path) -> bytes:
 def decode(content: bytes, name: str) -> DecodedImage:
     """The image whose file holds ``content``; ``name`` is how errors, those of ``read_image``, call it."""
     try:
-        with _opened(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             return _from_pil(image, name)
     except ImageError:
         raise
@@ -100,7 +104,7 @@ def decode(content: bytes, name: str) -> DecodedImage:
 def read_header(path: Path) -> tuple[tuple[int, int], int]:
     """Height and width after any EXIF rotation, and bits a channel; an ImageError where no image begins."""
     try:
-        with _opened(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             # Asking a PNG without EXIF for it would decode the whole file; a TIFF's size is turned already.
             turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
             size = image.size if turned else (image.height, image.width)
@@ -115,12 +119,6 @@ def white_level(brightest: int) -> int:
     It is fixed when a model learns, because a scale chosen for each image would hide that one is too bright.
     """
     return max(255, (1 << brightest.bit_length()) - 1)
-
-
-def _opened(file: Path | io.BytesIO) -> Image.Image:
-    # What Pillow warns of is either raised as an error here or harmless. Taking the filter back would race in threads.
-    warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-    return Image.open(file, formats=_FORMATS)
 
 
 def _from_pil(image: Image.Image, name: str) -> DecodedImage:
