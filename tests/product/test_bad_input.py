@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import io
 import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set
 from blemish.errors import BlemishError, ImageError, ModelFileError, OutputError
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.inspector import load
-from blemish.inspection.output import find_images
-from blemish.run import Run, Silent
+from blemish.run import Run
 from blemish.training.evaluate import evaluate
 from blemish.training.fit import fit
 
@@ -91,11 +85,8 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     # Arguments that name nothing
     (FIT + "-m pachcore", 2, ("'pachcore'", "did you mean 'patchcore'?")),
     (FIT + "--backbone resnet81", 2, ("resnet81",)),
-    (FIT + "--set fractoin=0.1", 2, ("'fractoin'", "did you mean 'fraction'?")),
     (FIT + "--set fraction=lots", 2, ("fraction='lots'", "valid number")),
     (FIT + "--set fraction", 2, ("key=value",)),
-    (FIT + "--set layers=2", 2, ("layers=2", "one alone is written layers=[2]")),
-    (FIT + "--set layers=deep", 2, ("layers='deep'", "write it like the default, layers=2,3")),
     (FIT + "--device tpu", 2, ("'tpu'", "auto, cpu or cuda")),
     (FIT + "--epochs 3", 2, ("patchcore is not trained in epochs",)),
     (FIT + "--size 0", 2, ("greater than or equal to 32",)),
@@ -104,8 +95,6 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     (FIT + "--calibration none --false-reject 0.1", 2, ("needs a calibration",)),
     (FIT + "--calibration sometimes", 2, ()),
     ("fit parts --good x/*.png", 2, ()),
-    ("fit", 2, ()),
-    ("fit parts --size large", 2, ()),
     ("inspect", 2, ()),
     ("nonsense", 2, ()),
     ("evaluate {model} {root} --at somewhere", 2, ()),
@@ -168,17 +157,14 @@ def test_spaces_and_letters_of_other_languages_in_every_path(blemish, texture, s
     assert line["path"] == str(folder / "foto nº 3.png") and Path(line["overlay"]).is_file()
 
 
-def test_the_same_images_twice_are_a_warning(blemish, parts, texture, save, quick_fit, pile, tmp_path):
-    root, manifest = tmp_path / "set", tmp_path / "rows" / "set.csv"
+def test_the_same_images_twice_are_a_warning(blemish, parts, quick_fit, pile, tmp_path):
+    root = tmp_path / "set"
     shutil.copytree(parts.root / "train", root / "train")
     shutil.copytree(parts.root / "test" / "good", root / "test" / "good")
     shutil.copy(root / "train" / "good" / "004.png", root / "test" / "good" / "copy.png")
-    rows = [(save(manifest.parent / f"{i}.png", texture(i % 6)).name, "test" if i == 6 else "train") for i in range(7)]
-    manifest.write_text("path,label,split\n" + "".join(f"{name},normal,{split}\n" for name, split in rows))
     shutil.copy(pile / "1.png", pile / "1 (copy).png")
     for data, warning in (
         (root, "warning: 004.png in train is byte for byte copy.png in test"),
-        (manifest, "warning: 0.png in train is byte for byte 6.png in test"),
         (pile, "warning: 1 training images are copies of others, which lowers the threshold"),
     ):
         done = blemish("fit", data, "-o", tmp_path / "m.blemish", *quick_fit)
@@ -189,83 +175,47 @@ def test_the_same_images_twice_are_a_warning(blemish, parts, texture, save, quic
 # Single images
 
 
-def encoded(pixels, file_format="PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format=file_format)
-    return file.getvalue()
+@pytest.fixture(params=["cut.jpg", "text.png"])
+def broken(request, texture, save, tmp_path):
+    """A file that is no whole image, and why."""
+    path = save(tmp_path / request.param, texture(1))
+    content, reason = (b"hello", "not an image") if path.suffix == ".png" else (path.read_bytes(), "damaged")
+    path.write_bytes(content[: 1 + len(content) // 2])
+    return path, reason
 
 
-def png_header_only(width: int, height: int) -> bytes:
-    """The beginning of a PNG that claims a size: some dozen bytes that would unfold to more than a gigabyte."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    return start + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-
-
-BAD_IMAGES = {
-    "cut.jpg": (lambda texture: (whole := encoded(texture(1), "JPEG"))[: len(whole) // 2], "damaged"),
-    "empty.png": (lambda texture: b"", "not an image"),
-    "text.png": (lambda texture: b"hello", "not an image"),
-    "bomb.png": (lambda texture: png_header_only(20_000, 20_000), "pixels"),
-    "dot.png": (lambda texture: encoded(texture(1)[:1, :1]), "1 x 1 pixels"),
-}
-
-
-def test_bad_images_in_a_training_folder_are_named_and_left_out_or_fail_when_strict(texture, pile, blemish, quick_fit):
-    notes: list[str] = []
-
-    class Noting(Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
+def test_bad_images_in_a_training_folder_are_named_and_left_out_or_fail_when_strict(broken, pile, blemish, quick_fit):
+    path, reason = broken
+    shutil.copy(path, pile)
     model = pile.parent / "m.blemish"
-    for name, (make, reason) in BAD_IMAGES.items():
-        (pile / name).write_bytes(make(texture))
-        refused(blemish("fit", pile, "-o", model, *quick_fit, "--strict"), name, reason)
-        notes.clear()
-        run = Run(progress=Noting())
-        inspector = fit(pile, run=run, size=32, backbone="resnet18", weights="random", calibration="none")
-        (pile / name).unlink()
-        (skipped,) = [note for note in notes if note.startswith("skipped")]
-        assert inspector.provenance["images"] == 8 and name in skipped and reason in skipped
+    refused(blemish("fit", pile, "-o", model, *quick_fit, "--strict"), path.name, reason)
     assert not model.exists()
+    done = blemish("fit", pile, "--pile", "-m", "patchcore", "-o", model, *quick_fit, "-q")
+    warning, skipped = done.stderr.splitlines()  # all that is said when quiet
+    assert skipped.startswith("skipped: ") and path.name in skipped and reason in skipped
+    assert warning.startswith("warning: patchcore takes every unlabelled image as good")
+    assert "Nobody has looked at them" in done.stdout
+    assert load(model).provenance["images"] == 8
 
 
-@pytest.mark.parametrize("name", BAD_IMAGES)
-def test_a_bad_image_at_inspection_is_an_error_for_that_one(name, texture, parts, inspector, tmp_path):
-    make, reason = BAD_IMAGES[name]
-    (tmp_path / name).write_bytes(make(texture))
+def test_a_bad_image_at_inspection_is_an_error_for_that_one(broken, parts, inspector):
+    path, reason = broken
     with pytest.raises(ImageError, match=reason):
-        inspector(tmp_path / name)
+        inspector(path)
     failed: list[tuple[object, str]] = []
-    three = [parts.bad[0], tmp_path / name, parts.bad[1]]
+    three = [parts.bad[0], path, parts.bad[1]]
     judged = list(inspector.many(three, on_error=lambda path, error: failed.append((path, str(error)))))
     assert [verdict.source for verdict in judged] == [str(parts.bad[0]), str(parts.bad[1])]
-    assert [path for path, _ in failed] == [tmp_path / name] and reason in failed[0][1]
+    assert [path for path, _ in failed] == [path] and reason in failed[0][1]
 
 
-def test_a_deeper_image_than_any_in_training_is_an_error_for_that_one_in_evaluation(inspector, parts, tmp_path):
-    """The image itself decodes; it is its preparation that refuses it."""
+def test_what_does_not_fit_the_others_of_a_test_set(blemish, inspector, model, parts, save, tmp_path):
     shutil.copytree(parts.root, tmp_path / "set")
-    deep = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
-    Image.fromarray(deep).save(tmp_path / "set" / "test" / "good" / "deep.png")
+    deep = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)  # decodes, but no image in training was as deep
+    save(tmp_path / "set" / "test" / "good" / "deep.png", deep)
     found = evaluate(inspector, open_test_set(tmp_path / "set"), Run())
     assert len(found.judged) == 11
     assert any("deep.png" in note and "16-bit" in note for note in found.notes)
-
-
-def test_masks_of_another_size_are_refused_and_of_other_values_count_all_above_zero(
-    blemish, parts, inspector, model, save, tmp_path
-):
-    shutil.copytree(parts.root, tmp_path / "set")
-    before = evaluate(inspector, open_test_set(parts.root), Run()).metrics
-    for i, path in enumerate(sorted((tmp_path / "set" / "ground_truth").rglob("*.png"))):
-        save(path, (np.asarray(Image.open(path)) > 0).astype(np.uint8) * (1 + 40 * i))
-    assert evaluate(inspector, open_test_set(tmp_path / "set"), Run()).metrics == before
     mask = save(tmp_path / "set" / "ground_truth" / "square" / "001_mask.png", np.zeros((32, 64), np.uint8))
     refused(blemish("evaluate", model, tmp_path / "set"), str(mask), "64 x 32 pixels", "must be equal")
 
@@ -323,18 +273,14 @@ def test_a_full_disk_under_standard_output_is_one_line():
 # Model files
 
 
-def test_a_model_cut_short(blemish, model, tmp_path):
-    content = model.read_bytes()
-    for part in (0.0, 0.0005, 0.3, 0.999):
-        (tmp_path / "cut.blemish").write_bytes(content[: int(part * len(content))])
-        refused(blemish("info", tmp_path / "cut.blemish"), "cut.blemish", "not a whole model file")
-
-
-def test_a_model_with_one_byte_flipped_anywhere(model, tmp_path):
+def test_a_model_cut_short_or_with_one_byte_flipped_anywhere(blemish, model, tmp_path):
     content = bytearray(model.read_bytes())
+    damaged = tmp_path / "damaged.blemish"
+    for share in (0.0, 0.0005, 0.3, 0.999):
+        damaged.write_bytes(content[: int(share * len(content))])
+        refused(blemish("info", damaged), "damaged.blemish", "not a whole model file")
     header = 8 + int.from_bytes(content[:8], "little")
     rng = np.random.default_rng(0)
-    damaged = tmp_path / "damaged.blemish"
     for place in [*range(9), *rng.integers(9, header, 40), *rng.integers(header, len(content), 25), len(content) - 1]:
         content[place] ^= 0x01
         damaged.write_bytes(content)
@@ -366,13 +312,6 @@ def test_an_unknown_setting_from_python_names_the_nearest(parts):
 # Labels that a method cannot use
 
 
-def test_a_pile_is_learned_with_a_warning(blemish, quick_fit, pile):
-    done = blemish("fit", pile, "--pile", "-o", pile.parent / "m.blemish", "-m", "patchcore", *quick_fit)
-    accepted(done, "its 8 images count as unlabelled", "the set is contaminated")
-    accepted(done, "warning: patchcore takes every unlabelled image as good")
-    assert "Nobody has looked at them" in done.stdout and "count as good" not in done.stderr
-
-
 def test_known_bad_images_are_scored_not_learned_from_and_part_of_where_a_model_comes_from(
     blemish, texture, save, quick_fit, pile, tmp_path
 ):
@@ -391,13 +330,6 @@ def test_known_bad_images_are_scored_not_learned_from_and_part_of_where_a_model_
     assert len(digests) == 3
 
 
-def test_quiet_keeps_warnings_and_skipped_images(blemish, pile, quick_fit, tmp_path):
-    (pile / "5.png").write_bytes(b"no image")
-    done = blemish("fit", pile, "--pile", "-m", "patchcore", "-o", tmp_path / "m.blemish", *quick_fit, "-q")
-    accepted(done, "skipped: ", "5.png", "warning: patchcore takes every unlabelled image as good")
-    assert all(line.startswith(("warning:", "skipped:")) for line in done.stderr.splitlines())
-
-
 def test_a_training_that_ran_away_leaves_no_model(blemish, pile, quick_fit, tmp_path):
     runaway = ("--set", "learning_rate=1e30", "--set", "layers=1,2", "--epochs", "2", "--calibration", "none")
     done = blemish("fit", pile, "-m", "rd", "-o", tmp_path / "m.blemish", *quick_fit, *runaway, "-q")
@@ -410,9 +342,8 @@ def test_an_audit_takes_methods_of_the_clean_regime(blemish, pile, tmp_path):
     done = blemish("audit", pile, "-m", "rd", *quick, "--json", "-q")
     accepted(done)
     assert len(done.stdout.splitlines()) == 8
-    refused(
-        blemish("audit", pile, "-m", "devnet", *quick), "devnet learns from known-bad images, and an audit has none"
-    )
+    said = "devnet learns from known-bad images, and an audit has none"
+    refused(blemish("audit", pile, "-m", "devnet", *quick), said)
 
 
 # The user changes their mind
@@ -464,10 +395,3 @@ def test_ctrl_c_while_python_still_imports(start):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "blemish: stopped; nothing half-written is left behind\n"
-
-
-def test_reading_a_set_does_not_change_it_and_masks_are_not_judged(parts):
-    before = {path: path.stat().st_mtime_ns for path in parts.root.rglob("*")}
-    assert len(find_images([parts.root])) == 12 + 5 + 6
-    assert len(read_training(parts.root).samples) == 12
-    assert {path: path.stat().st_mtime_ns for path in parts.root.rglob("*")} == before
