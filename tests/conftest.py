@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blemish.backbones.weights import digest_of
-from blemish.contract import Backbone, Batch, Level, rounded
+from blemish.contract import Backbone, Batch, Level
 from blemish.run import Precision
 
 
@@ -42,7 +42,7 @@ class TinyBackbone(Backbone):
         for level, convolution in zip(self.levels, self.convolutions):
             pooled = F.avg_pool2d(images - 0.5, level.stride // 2, ceil_mode=True, count_include_pad=False)
             found = convolution(pooled)
-            features.append(rounded(found if self.signed else found.relu()))
+            features.append((found if self.signed else found.relu()).bfloat16().float())
         return features
 
     def spec(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What a method is given and what it gives back: the one page every method is written against.
 
 Tensor legend, used everywhere: ``b`` images, ``c`` channels, ``h w`` input pixels, ``y x`` feature cells,
-``n`` patches, ``k`` neighbours, ``d`` feature size. Images are RGB, float32, in [0, 1]; the backbone normalises.
-A higher score is always more anomalous.
+``n`` patches, ``k`` neighbours, ``d`` feature size. Images are RGB, float32, in [0, 1]. A higher score is always more
+anomalous.
 """
 
 from __future__ import annotations
@@ -19,21 +19,14 @@ from blemish.errors import ConfigError, RegimeError
 from blemish.run.device import Precision, choose_precision
 from blemish.run.run import Run
 
-Label = Literal["normal", "unlabelled", "anomalous"]
-"""What is known of a training image."""
-
+Label = Literal["normal", "unlabelled", "anomalous"]  # what is known of a training image
 Regime = Literal["clean", "contaminated", "weak"]
 """What is known of a training set: good images only; a pile nobody has looked at; good and known-bad ones."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prepared training images and the keys under which a teacher may have kept their features.
-
-    Attributes:
-        images: ``b 3 h w``, RGB in [0, 1].
-        keys: one for each image: a digest of its content and preparation.
-    """
+    """Prepared ``images``, ``b 3 h w``, and one key each under which a teacher may have kept their features."""
 
     images: Tensor
     keys: tuple[str, ...]
@@ -41,11 +34,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method says of a batch: raw, without any threshold, higher is more anomalous.
+    """What a method says of a batch, without any threshold: ``score`` ``b``, by its own rule, and ``map`` ``b h w``.
 
-    Attributes:
-        map: ``b h w`` at the size of the input, smoothed as the method defines, or None for a method without maps.
-        score: ``b``, by the method's own rule (not always the map's maximum).
+    The map has the size of the input and is smoothed as the method defines; None for a method without maps.
     """
 
     map: Tensor | None
@@ -56,7 +47,7 @@ class Images(Protocol):
     """A fixed sequence of prepared training images, decoded on demand and in parallel."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """The number of images."""
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The images at ``indices``, in that order."""
@@ -73,10 +64,8 @@ def in_batches(images: Images, size: int, order: Sequence[int] | None = None) ->
 class TrainingImages:
     """All that a method may see of a training set: no ground truth, no test image.
 
-    Attributes:
-        normal: what may be taken as normal: the good images, or in the contaminated regime the whole pile.
-        anomalous: images known to be bad, without outlines; empty outside the weak regime.
-        regime: what is known of the set.
+    ``normal`` are the good images, or in the contaminated regime the whole pile; ``anomalous`` those known to be bad,
+    without outlines: none outside the weak regime.
     """
 
     normal: Images
@@ -88,11 +77,8 @@ class TrainingImages:
 class Level:
     """One feature map of a backbone.
 
-    Attributes:
-        stage: 1 for stride 4, 2 for stride 8 and so on, in the papers' counting.
-        channels: its width.
-        stride: input pixels a cell, along each axis.
-        signed: False where the level ends in a ReLU; a student's last activation follows it.
+    Its ``stage`` is 1 for a ``stride`` of 4 input pixels a cell, 2 for 8 and so on, as in the papers; it is ``signed``
+    but where it ends in a ReLU, as a student's then does.
     """
 
     stage: int
@@ -110,19 +96,14 @@ class ResidualStages(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen feature extractor: ``images -> list of feature maps``, one for each of ``levels``.
-
-    Implemented by ``blemish.backbones``; declared here because everything else is written against it. ``forward``
-    takes ``b 3 h w`` images in [0, 1], normalises them itself, and returns float32 maps ``b c y x`` whose values are
-    rounded to bf16, so that features read from a cache equal features computed.
+    """A frozen feature extractor. Implemented by ``blemish.backbones``; everything else is written against this.
 
     Attributes:
-        name: of the architecture.
         levels: what ``forward`` returns, shallowest first.
         dense: False for depthwise convolutions, which gain little from bf16.
-        precision: how it computes; may be set, again after moving to another device.
+        precision: how it computes; to be set again after moving to another device.
         digest: SHA-256 over its trained tensors.
-        residual: what a ResNet is made of, for students that mirror it as published; None for other architectures.
+        residual: what a ResNet is made of, for students that mirror it; None for other architectures.
     """
 
     name: str
@@ -134,7 +115,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The feature maps of ``images``, shallowest level first."""
+        """Maps ``b c y x``, one a level, of ``b 3 h w`` images in [0, 1], which it normalises itself.
+
+        They are float32, rounded to bf16, so that features read from a cache equal features computed.
+        """
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
@@ -149,36 +133,24 @@ class Teacher(Protocol):
 
 
 class Method(nn.Module, ABC):
-    """A way of learning what is normal. Abstract: one final subclass for each paper, in a file of its own.
-
-    A subclass writes ``train_on`` and ``predict``; ``fit``, ``forward`` and ``load_fitted`` are the same for all.
+    """A way of learning what is normal: one final subclass for each paper writes ``train_on`` and ``predict``.
 
     Attributes:
         Config: a frozen dataclass whose defaults are the paper's; its fields carry their descriptions.
-        regimes: the regimes in which the method finds the images it needs. Where ``clean`` is among them the others
-            are served too, by the normal images alone.
-        uses_feature_cache: False where learning has no use for a teacher's kept features: it never asks for those of
-            a ``Batch``, and keeping them would be work for nothing.
-        has_schedule: True where what happens in an epoch depends on how many there will be: then the first epochs of
-            a long training are not a short one, and its length cannot be chosen by looking at it on the way.
-        precision: how the networks that were trained compute; None where nobody has said, for the processor's choice.
+        regimes: in which it finds the images it needs; ``clean`` serves the others by the normal images alone.
+        has_schedule: True where the first epochs of a long training are not a short one: then its length cannot be
+            chosen by looking at it on the way.
+        precision: how the networks that were trained compute; None for the processor's choice.
         is_fitted: whether it has learned, or is learning: then it can judge.
         learning: what it learns from at the moment, and the run; None before and after ``fit``.
     """
 
     Config: ClassVar[type[Any]]
     regimes: ClassVar[frozenset[Regime]]
-    uses_feature_cache: ClassVar[bool] = True
     has_schedule: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: Any) -> None:
-        """Keep what is given; subclasses build their networks, untrained.
-
-        Args:
-            backbone: extracts the levels named by the config's ``layers``.
-            size: height and width of the prepared images.
-            config: an instance of ``Config``.
-        """
+        """Keep backbone, ``(height, width)`` of the images and config; subclasses build their networks, untrained."""
         super().__init__()
         self.backbone, self.size, self.config = backbone, size, config
         self.precision: Precision | None = None
@@ -187,7 +159,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: Any) -> bool:
-        """Whether what it trains is made of dense convolutions, as most students are, rather than of depthwise ones."""
+        """Whether it trains dense convolutions, as most students are made of, rather than depthwise ones."""
         return True
 
     @classmethod
@@ -202,12 +174,17 @@ class Method(nn.Module, ABC):
 
     @final
     def fit(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Learn from ``training``. ``run`` owns seed, device, precision, progress and cancellation.
-
-        Raises:
-            RegimeError: the images that it learns from are not there.
-        """
-        self._check_regime(training)
+        """Learn from ``training``; ``RegimeError`` where the images that it learns from are not there."""
+        name, normal, anomalous = type(self).__name__.lower(), len(training.normal), len(training.anomalous)
+        if not normal:
+            raise RegimeError(f"{name} learns from normal images and was given none: add some to the training set")
+        is_served = training.regime in self.regimes and (training.regime != "weak" or anomalous)
+        if "clean" not in self.regimes and not is_served:
+            raise RegimeError(
+                f"{name} learns from {' or '.join(sorted(self.regimes))} sets, and this one is {training.regime} with "
+                f"{normal} images taken as normal and {anomalous} known to be bad: use a method for such sets "
+                "(blemish methods lists them)"
+            )
         self.is_fitted, self.precision, self.learning = True, run.precision, (training, run)
         self.train_on(training, teacher, run)
         self.finalize()
@@ -223,11 +200,7 @@ class Method(nn.Module, ABC):
 
     @final  # type: ignore[misc]  # torch declares an attribute
     def forward(self, images: Tensor) -> Prediction:
-        """Judge ``b 3 h w`` images in [0, 1]: deterministic, exportable.
-
-        Raises:
-            ConfigError: it has learned nothing yet.
-        """
+        """Judge ``b 3 h w`` images in [0, 1]: deterministic; ``ConfigError`` where it has learned nothing yet."""
         if not self.is_fitted:
             raise ConfigError(f"this {type(self).__name__} has learned nothing yet: call fit or load_fitted first")
         return self.predict(images)
@@ -250,34 +223,11 @@ class Method(nn.Module, ABC):
         """The context in which the networks that were trained judge ``images``."""
         return (self.precision or choose_precision(images.device)).autocast(images.device)
 
-    def _check_regime(self, training: TrainingImages) -> None:
-        name, normal, anomalous = type(self).__name__.lower(), len(training.normal), len(training.anomalous)
-        if not normal:
-            raise RegimeError(f"{name} learns from normal images and was given none: add some to the training set")
-        is_served = training.regime in self.regimes and (training.regime != "weak" or anomalous)
-        if "clean" not in self.regimes and not is_served:
-            raise RegimeError(
-                f"{name} learns from {' or '.join(sorted(self.regimes))} sets, and this one is {training.regime} with "
-                f"{normal} images taken as normal and {anomalous} known to be bad: use a method for such sets "
-                "(blemish methods lists them)"
-            )
-
-
-def rounded(features: Tensor) -> Tensor:
-    """``features`` as float32 numbers that bf16 can hold: the same whether cached or computed."""
-    return features.to(torch.bfloat16).to(torch.float32)
-
 
 def check_cells(size: tuple[int, int], stride: int, what: str) -> None:
-    """Refuse images so small that a grid has a single cell: of that, over one image, a norm leaves nothing.
+    """Raise ``ConfigError`` for images of a single cell of ``stride`` pixels: over one, a norm leaves nothing of it.
 
-    Args:
-        size: height and width of the images.
-        stride: input pixels a cell.
-        what: has the grid, for people.
-
-    Raises:
-        ConfigError: both sides are at most one cell.
+    ``size`` is height and width of the images; ``what`` says whose cells they are, for people.
     """
     if max(size) <= stride:
         raise ConfigError(

@@ -20,7 +20,7 @@ from blemish.backbones import timm
 from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE, Rgb
 from blemish.backbones.networks import RESNETS, Normalise, blank_network, choose_levels, fold_batchnorm, random_network
 from blemish.backbones.weights import digest_of, find_weights, select_tensors
-from blemish.contract import Backbone, Level, check_cells, rounded
+from blemish.contract import Backbone, Level, check_cells
 from blemish.errors import ModelFileError, WeightsError
 from blemish.run import Precision, choose_precision, torch_seeded
 
@@ -70,7 +70,7 @@ class FrozenBackbone(Backbone):
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         with self.precision.autocast(images.device):
             maps = self.network(normalised)
-        return [rounded(map_) for map_ in maps]
+        return [map_.bfloat16().float() for map_ in maps]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         return super().train(False)  # else BatchNorm would follow the batch: another teacher at every step

@@ -80,12 +80,7 @@ class CDDConfig(StudentConfig):
 
 
 class CDD(Method):
-    """Cross-domain distillation. See the top of this file.
-
-    Attributes:
-        student: the global one: the teacher's feature maps to its own.
-        confident: places in the pile of the images that the epoch under way, or the last one, took for good.
-    """
+    """Cross-domain distillation of the global ``student``; ``confident``: the images that the epoch took for good."""
 
     Config = CDDConfig
     regimes = frozenset({"contaminated"})
@@ -93,17 +88,11 @@ class CDD(Method):
     config: CDDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: CDDConfig) -> None:
-        """Build the global student, untaught.
-
-        Raises:
-            ConfigError: the levels leave a gap.
-        """
         super().__init__(backbone, size, config)
         self.student = build_reverse_student(backbone, size)
         self.confident: list[int] = []
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach the global student what is normal in the pile."""
         config, images = self.config, training.normal
         initialise(self.student, run.generator("student"))
         noise = jitter_deviations(self.backbone, config.perturbation, images, teacher, config.batch_size)
@@ -114,7 +103,6 @@ class CDD(Method):
             trainer.train(epoch)
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
         with self.autocast(images):
             student = self.student(features)
@@ -149,7 +137,7 @@ class DomainTrainer:
         return {"student": self.whole.network, "optimiser": self.whole.optimiser, **optimisers}
 
     def begin(self, epoch: Epoch) -> list[int]:
-        """What the epoch begins with; the confident images, most confident first."""
+        """Step 1 of the epoch; the confident images, most confident first."""
         config, u = self.config, (epoch.number - 1) / epoch.of
         self.count = domains_at(config.domains, epoch.number - 1, epoch.of)
         self.weight = regularisation_weight(u, config.regularisation)

@@ -88,11 +88,6 @@ class CKAAD(Method):
     config: CKAADConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: CKAADConfig) -> None:
-        """Build the auto-encoder, untaught.
-
-        Raises:
-            ConfigError: the levels leave a gap, or the images are too small for them.
-        """
         super().__init__(backbone, size, config)
         stride = backbone.levels[-1].stride
         self._grid = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
@@ -106,16 +101,13 @@ class CKAAD(Method):
 
     @classmethod
     def learns_from_anomalous(cls, config: CKAADConfig) -> bool:
-        """In every strategy but ``recon``."""
         return config.strategy != "recon"
 
     @classmethod
     def without_anomalous(cls, config: CKAADConfig) -> CKAADConfig | None:
-        """The same auto-encoder as plain reconstruction."""
         return None if config.strategy == "recon" else dataclasses.replace(config, strategy="recon")
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach the auto-encoder to give back normal features, and the discriminator to tell when it does not."""
         config, strategy = self.config, self._strategy(training, run)
         initialise(self.student, run.generator("student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
@@ -134,7 +126,6 @@ class CKAAD(Method):
                 optimiser.step()
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
         with self.autocast(images):
             student = self.student(features)
@@ -192,10 +183,9 @@ class CKAAD(Method):
 
 
 class Adversary:
-    """The discriminator, its optimiser and its half of the game."""
+    """The strategy's discriminator, its optimiser and its half of the game."""
 
     def __init__(self, backbone: Backbone, grid: tuple[int, int], config: CKAADConfig, run: Run) -> None:
-        """Build the strategy's discriminator with fresh values; ``grid``: rows and columns of the deepest level."""
         kind: Literal["image", "patch"] = "image" if config.strategy == "ckaimg" else "patch"
         self.network = build_discriminator(kind, backbone.levels, grid, run.generator("discriminator"))
         self.network.to(run.device).train()
@@ -207,10 +197,7 @@ class Adversary:
     def learn(self, given: list[Tensor], made: list[Tensor], count: int) -> dict[str, Tensor]:
         """One step of the discriminator; the mean energies before it, a sum over levels each.
 
-        Args:
-            given: the teacher's features, ``count`` normal images first, then bad ones.
-            made: what the auto-encoder gave back of all of them; it gets no gradient.
-            count: how many are normal.
+        ``given`` are the teacher's features, those of ``count`` normal images first; ``made`` gets no gradient.
         """
         sizes = [count, len(given[0]) - count, len(made[0])]
         outputs = self._outputs([torch.cat([seen, back.detach()]) for seen, back in zip(given, made, strict=True)])

@@ -33,11 +33,8 @@ from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise
 from blemish.run import Run, epochs
 
-NUDGE = 0.1
-"""Entries of the centre are at least this far from 0, else a network of zeros would be close to it."""
-
-EPSILON = 1e-6
-"""Keeps the push finite where a known-bad image lies on the centre."""
+NUDGE = 0.1  # the centre's entries are at least this far from 0, else a network of zeros would be close to it
+EPSILON = 1e-6  # keeps the push finite where a known-bad image lies on the centre
 
 
 @dataclass(frozen=True)
@@ -65,18 +62,15 @@ class DeepSAD(Method):
     centre: Tensor
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: DeepSADConfig) -> None:
-        """Build the network, untaught."""
         super().__init__(backbone, size, config)
         self.head = Head([level.channels for level in backbone.levels], config.width, config.dimensions)
         self.register_buffer("centre", torch.zeros(config.dimensions))
 
     @classmethod
     def learns_from_anomalous(cls, config: DeepSADConfig) -> bool:
-        """Always."""
         return True
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Draw the good images to the centre and push the known-bad ones away."""
         config = self.config
         self._initialise(training.normal, teacher, run)
         parameters, decay = self.head.parameters(), config.weight_decay
@@ -96,7 +90,6 @@ class DeepSAD(Method):
                 epoch.log(loss=loss.detach())
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         return Prediction(None, self._distances(self.backbone(images)))
 
     @torch.no_grad()
@@ -116,13 +109,7 @@ class DeepSAD(Method):
 
 
 def deep_sad_loss(distances: Tensor, is_bad: Tensor, eta: float = 1.0) -> Tensor:
-    """The mean over a batch of the squared distance, or of ``eta`` over it.
-
-    Args:
-        distances: squared, ``b``.
-        is_bad: bool ``b``: which images are known to be bad.
-        eta: weight of those.
-    """
+    """The mean over a batch of the squared distances ``b``, or of ``eta`` over them for images known to be bad."""
     return torch.where(is_bad, eta / (distances + EPSILON), distances).mean()
 
 

@@ -35,14 +35,9 @@ from blemish.ops.norms import Standardisation
 from blemish.ops.smoothing import upscale
 from blemish.run import Run, epochs
 
-EPOCH_STEPS = 20
-"""Steps that the released code calls an epoch."""
-
-REFERENCES = 5000
-"""Draws from a standard normal distribution that a step's deviations are measured by."""
-
-DROP_EVERY = 10
-"""Epochs after which the learning rate is a tenth of what it was."""
+EPOCH_STEPS = 20  # that the released code calls an epoch
+REFERENCES = 5000  # draws from a standard normal distribution that a step's deviations are measured by
+DROP_EVERY = 10  # epochs, after which the learning rate is a tenth of what it was
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,6 @@ class DevNet(Method):
     config: DevNetConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: DevNetConfig) -> None:
-        """Build the scorers, untaught."""
         super().__init__(backbone, size, config)
         widths = [level.channels for level in backbone.levels]
         self.scale = Standardisation(widths)
@@ -83,11 +77,9 @@ class DevNet(Method):
 
     @classmethod
     def learns_from_anomalous(cls, config: DevNetConfig) -> bool:
-        """Always."""
         return True
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Keep the good images' scores near zero and lift the known-bad ones'."""
         config, half = self.config, self.config.batch_size // 2
         self._initialise(training.normal, teacher, run)
         parameters, decay = self.scorers.parameters(), config.weight_decay
@@ -111,7 +103,6 @@ class DevNet(Method):
                 epoch.log(loss=loss.detach(), normal=normal.mean().detach(), anomalous=anomalous.mean().detach())
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         sizes = [images, halved(images)][: self.config.scales]
         maps = [map_ for sized in sizes for map_ in self._score_maps(self.backbone(sized))]
         smoothed = [upscale(map_, images.shape[-2:], self.config.sigma) for map_ in maps]
@@ -152,13 +143,9 @@ def top_mean(maps: Sequence[Tensor], share: float) -> Tensor:
 
 
 def deviation_loss(normal: Tensor, anomalous: Tensor, references: Tensor, margin: float = 5.0) -> Tensor:
-    """Half the mean |deviation| of the good images, half the mean of what the bad ones lack to ``margin``.
+    """Half the mean |deviation| of the good images' scores, half the mean of what the bad ones' lack to ``margin``.
 
-    Args:
-        normal: scores of good images, ``b``.
-        anomalous: scores of known-bad ones, of any number.
-        references: draws from a standard normal distribution: their mean and deviation are the measure.
-        margin: in deviations.
+    Mean and deviation of ``references``, draws from a standard normal distribution, are the measure.
     """
     mean, deviation = references.mean(), references.std()
     lacking = F.relu(margin - (anomalous - mean) / deviation)

@@ -33,8 +33,7 @@ from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
 from blemish.run import Run, derive_seed, epochs
 
-MIN_INNER = 16
-"""Channels inside a mapping, at least: a quarter of EfficientNet-Lite0's 24 would be 6."""
+MIN_INNER = 16  # channels inside a mapping, at least: a quarter of EfficientNet-Lite0's 24 would be 6
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,6 @@ class FMAM(Method):
     config: FMAMConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: FMAMConfig) -> None:
-        """Build student and mappings, untaught.
-
-        Raises:
-            ConfigError: the levels leave a gap, or the internal needs a bottleneck and the base has none.
-        """
         super().__init__(backbone, size, config)
         if config.base == "nkd" and config.internal == "bottleneck":
             raise ConfigError("internal=bottleneck maps what reverse distillation's bottleneck takes in: use base=rd")
@@ -78,11 +72,9 @@ class FMAM(Method):
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: FMAMConfig) -> bool:
-        """Reverse distillation's student always; that of ``nkd`` as its teacher."""
         return config.base == "rd" or backbone.dense
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach student and mappings together to give the teacher's features of the normal images."""
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         self._initialise(run)
         network = self._network()
@@ -109,7 +101,6 @@ class FMAM(Method):
         self.eval()
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
         with self.autocast(images):
             mapped = self._network()(images if self.config.base == "nkd" else features)
@@ -138,7 +129,6 @@ class Mappings(nn.ModuleList):
     """One mapping for each level: feature maps to feature maps of the same shapes."""
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """The mapped features, level by level."""
         return [mapping(map_) for mapping, map_ in zip(self, maps, strict=True)]
 
 
@@ -152,7 +142,6 @@ class ConvolutionMapping(nn.Module):
     """A residual bottleneck of convolutions: ``b c y x`` to the same shape."""
 
     def __init__(self, level: Level, attends: bool = False) -> None:
-        """Build the mapping; with ``attends`` its branch is weighted by channel and then by place."""
         super().__init__()
         outer, inner = level.channels, max(level.channels // 4, MIN_INNER)
         self.branch = nn.Sequential(
@@ -169,7 +158,6 @@ class ConvolutionMapping(nn.Module):
         self.last = nn.Identity() if level.signed else nn.ReLU(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The mapped features, rectified where the teacher's are."""
         return self.last(features + self.attention(self.branch(features)))  # type: ignore[no-any-return]
 
 
@@ -183,7 +171,6 @@ class Attention(nn.Module):
         self.by_place = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``features``, weighted."""
         mean, peak = features.mean(dim=(2, 3), keepdim=True), features.amax(dim=(2, 3), keepdim=True)
         features = features * torch.sigmoid(self.by_channel(mean) + self.by_channel(peak))
         seen = torch.cat([features.mean(dim=1, keepdim=True), features.amax(dim=1, keepdim=True)], dim=1)
@@ -203,11 +190,9 @@ class MemoryMapping(nn.Module):
 
     @torch.no_grad()
     def reset_prototypes(self, generator: torch.Generator) -> None:
-        """Standard normal prototypes."""
         self.prototypes.copy_(torch.empty(self.prototypes.shape).normal_(generator=generator))
 
     def forward(self, features: Tensor) -> Tensor:
-        """The mapped features, rectified where the teacher's are."""
         with torch.autocast(features.device.type, enabled=False):  # cosines near 1 need float32
             vectors = features.permute(0, 2, 3, 1).float()
             likeness = F.normalize(vectors, dim=-1) @ F.normalize(self.prototypes, dim=-1).T

@@ -46,21 +46,14 @@ class NKD(Method):
     config: NKDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: NKDConfig) -> None:
-        """Build the student, untaught.
-
-        Raises:
-            ConfigError: the images leave the deepest level a single cell.
-        """
         super().__init__(backbone, size, config)
         self.student = build_student(backbone, size)
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: NKDConfig) -> bool:
-        """As its teacher, whose architecture the student has."""
         return backbone.dense
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach the student to see normal images as the teacher does."""
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         self.student.reset(derive_seed(run.seed, "student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
@@ -86,7 +79,6 @@ class NKD(Method):
         self.eval()
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
         with self.autocast(images):
             student = self.student(images)

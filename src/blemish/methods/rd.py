@@ -45,16 +45,10 @@ class RD(Method):
     config: RDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: RDConfig) -> None:
-        """Build the student, untaught.
-
-        Raises:
-            ConfigError: the levels leave a gap, or the images are too small for them.
-        """
         super().__init__(backbone, size, config)
         self.student = build_reverse_student(backbone, size)
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach the student to give back the features of the normal images."""
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         initialise(self.student, run.generator("student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
@@ -72,7 +66,6 @@ class RD(Method):
                 epoch.log(loss=loss.detach())
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
         with self.autocast(images):
             student = self.student(features)

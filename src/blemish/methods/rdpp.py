@@ -31,15 +31,14 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import Count, DistillationLoss, Rate, StudentConfig, Weight
-from blemish.ops.cosine import LOSSES, anomaly_map, cosines, vector_loss
+from blemish.ops.cosine import LOSSES, anomaly_map, image_cosines, vector_loss
 from blemish.ops.residual import initialise, initialise_uniform
 from blemish.ops.reverse import build_projections, build_reverse_student
 from blemish.ops.simplex import PUBLISHED_SIZE, WAVELENGTH, Patches, check_patches, noise_field, with_noise
 from blemish.ops.sinkhorn import paired_transport, released_transport
 from blemish.run import Epoch, Run, epochs
 
-RECON_WEIGHT, CON_WEIGHT = 0.01, 0.1
-"""Beside 1 for SSOT; the three together are divided by their sum, 1.11."""
+RECON_WEIGHT, CON_WEIGHT = 0.01, 0.1  # beside 1 for SSOT; the three together are divided by their sum, 1.11
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,6 @@ class RDPP(Method):
     config: RDPPConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: RDPPConfig) -> None:
-        """Build projections and student, untaught.
-
-        Raises:
-            ConfigError: the levels leave a gap, or the images are too small for noise or levels.
-        """
         super().__init__(backbone, size, config)
         scale = min(size) / PUBLISHED_SIZE if config.scale_patches else 1.0
         sides = (max(1, round(config.patch[0] * scale)), max(1, round(config.patch[1] * scale)))
@@ -89,7 +83,6 @@ class RDPP(Method):
         self.student = build_reverse_student(backbone, size)
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Teach projections and student together."""
         config, images = self.config, training.normal
         field = self._initialise(run)
         optimisers = {
@@ -111,7 +104,6 @@ class RDPP(Method):
                         optimiser.zero_grad(set_to_none=True)
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         features = self.backbone(images)
         with self.autocast(images):
             student = self.student(self._projected(features))
@@ -160,15 +152,6 @@ class RDPP(Method):
 
 
 def contrast(noisy: Sequence[Tensor], projected: Sequence[Tensor], margin: float = 0.5) -> Tensor:
-    """Con: ``max(0, cosine - margin)`` of whole maps as vectors: mean over images, sum over levels.
-
-    Args:
-        noisy: the teacher's raw maps of the twins, ``b c y x``.
-        projected: the projected maps of the good images, the same shapes.
-        margin: cosines below it cost nothing.
-    """
-    found = []
-    for raw, ours in zip(noisy, projected, strict=True):
-        cosine = cosines(raw.permute(0, 2, 3, 1).flatten(1), ours.permute(0, 2, 3, 1).flatten(1))
-        found.append(F.relu(cosine - margin).mean())
-    return torch.stack(found).sum()
+    """Con: ``max(0, cosine - margin)`` of twins' raw and images' projected maps: mean over images, sum over levels."""
+    agreements = [image_cosines(raw, ours) for raw, ours in zip(noisy, projected, strict=True)]
+    return torch.stack([F.relu(agreement - margin).mean() for agreement in agreements]).sum()

@@ -35,14 +35,9 @@ from blemish.ops.patches import PatchVectors, describe_patches
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
-BATCH = 8
-"""Images described at once while fitting; the vectors do not depend on it."""
-
-PLACES = 64
-"""Places of the grid whose Gaussians are held at once."""
-
-RIDGE = 0.01
-"""Added to the variances of each place's Gaussian, as in the released code, so that few images give one at all."""
+BATCH = 8  # images described at once while fitting; the vectors do not depend on it
+PLACES = 64  # of the grid, whose Gaussians are held at once
+RIDGE = 0.01  # added to the variances of each place's Gaussian, as released, so that few images give one at all
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,6 @@ class SoftPatch(Method):
     weights: Tensor
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: SoftPatchConfig) -> None:
-        """Build the pooling; the memory is empty."""
         super().__init__(backbone, size, config)
         widths = [level.channels for level in backbone.levels]
         dims = config.patch_size, config.pretrain_dim, config.target_dim
@@ -79,7 +73,6 @@ class SoftPatch(Method):
 
     @torch.no_grad()
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        """Weigh the patches of the pile, and remember a coreset of those that do not stand off."""
         config = self.config
         projection = random_projection(self.patches.width, config.projection_dim, run.generator("projection"))
         vectors, shortened = describe_patches(training.normal, teacher, self.patches, projection, run, BATCH)
@@ -107,7 +100,6 @@ class SoftPatch(Method):
         return weights.T.reshape(-1).clamp(min=0)
 
     def predict(self, images: Tensor) -> Prediction:
-        """Map and score of ``b 3 h w`` images."""
         vectors = self.patches(self.backbone(images))
         b, y, x, d = vectors.shape
         distances, nearest = self.memory(vectors.view(-1, d))

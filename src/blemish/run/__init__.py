@@ -1,43 +1,26 @@
 """Everything impure in learning: seed, device, threads, precision, progress, checkpoints, cancellation, safe writing.
 
 A method is handed one ``Run`` and reads no global state. Each automatic choice carries its reason, and is said once.
+What imports torch, which takes a second, is imported when first used.
 """
 
-from blemish.run.checkpoint import Stateful
-from blemish.run.device import (
-    Precision,
-    PrecisionName,
-    choose_device,
-    choose_precision,
-    has_bf16_units,
-    set_threads,
-)
-from blemish.run.files import check_writable, written_atomically
-from blemish.run.loop import Epoch, epochs
-from blemish.run.progress import Bar, Lines, Progress, Silent, Title, Warnings
-from blemish.run.run import Run, RunLog, Timer, derive_seed, torch_seeded
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Bar",
-    "Epoch",
-    "Lines",
-    "Precision",
-    "PrecisionName",
-    "Progress",
-    "Run",
-    "RunLog",
-    "Silent",
-    "Stateful",
-    "Timer",
-    "Title",
-    "Warnings",
-    "check_writable",
-    "choose_device",
-    "choose_precision",
-    "derive_seed",
-    "epochs",
-    "has_bf16_units",
-    "set_threads",
-    "torch_seeded",
-    "written_atomically",
-]
+from blemish.run.files import check_writable, written_atomically
+from blemish.run.progress import Bar, Lines, Progress, Silent, Warnings
+
+if TYPE_CHECKING:
+    from blemish.run.device import Precision, PrecisionName, choose_device, choose_precision, set_threads
+    from blemish.run.loop import Epoch, epochs
+    from blemish.run.run import Run, Timer, derive_seed, torch_seeded
+
+_HOME = {"PrecisionName": "device", "choose_device": "device", "choose_precision": "device", "set_threads": "device"}
+_HOME |= {"Precision": "device", "Epoch": "loop", "epochs": "loop"}
+_HOME |= {"Run": "run", "Timer": "run", "derive_seed": "run", "torch_seeded": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'blemish.run' has no attribute {name!r}")
+    return getattr(import_module(f"blemish.run.{_HOME[name]}"), name)

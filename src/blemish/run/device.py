@@ -14,13 +14,7 @@ PrecisionName = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Precision:
-    """How networks compute, and why.
-
-    Attributes:
-        dtype: float32, or bfloat16 for autocast; losses, norms, distances and maps are float32 either way.
-        channels_last: the memory format that convolutions run in.
-        reason: why, for people.
-    """
+    """How networks compute, and why. Losses, norms, distances and maps are float32 whatever ``dtype`` is."""
 
     dtype: torch.dtype
     channels_last: bool
@@ -45,17 +39,9 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def choose_precision(device: torch.device, wanted: PrecisionName = "auto", dense: bool = True) -> Precision:
-    """The precision this processor gains from, by what it is.
+    """The precision wanted, or that this processor gains from. ``dense``: False for depthwise convolutions.
 
     It is not timed at each start: on a busy machine the same seed would give other bits.
-
-    Args:
-        device: where networks run.
-        wanted: ``auto`` to choose, or a precision to insist on.
-        dense: False for networks of depthwise convolutions, whose time goes into memory traffic, not products.
-
-    Raises:
-        ConfigError: ``wanted`` is not a precision.
     """
     if wanted not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"precision {wanted!r} is unknown: choose auto, fp32 or bf16")
@@ -70,13 +56,10 @@ def choose_precision(device: torch.device, wanted: PrecisionName = "auto", dense
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
-    """``cuda`` where there is one, else ``cpu``; or what was asked for.
+    """What was asked for, or ``cuda`` where there is one, else ``cpu``; ``ConfigError`` where it is unknown or absent.
 
     A GPU is told to compute convolutions in the same way each time, and fp32 where fp32 is said: by itself it rounds
     their inputs to TF32, ten bits.
-
-    Raises:
-        ConfigError: the device is unknown or absent.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"

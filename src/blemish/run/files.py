@@ -16,8 +16,7 @@ from blemish.errors import OutputError
 def written_atomically(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
 
-    Raises:
-        OutputError: the folder is read-only or missing, or the disk is full.
+    Raises ``OutputError`` where the folder is read-only or missing, or the disk is full.
     """
     temporary = _temporary(path)
     try:
@@ -34,16 +33,11 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before long work, and not after it, that its result cannot be written.
-
-    Raises:
-        OutputError: there is a folder of that name, or its folder is read-only or missing, or the disk is full.
-    """
+    """Raise ``OutputError`` before long work, and not after it, where its result cannot be written."""
     _temporary(path).unlink()
 
 
 def _temporary(path: Path) -> Path:
-    """An empty file beside ``path``."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file, such as {path / 'parts.blemish'}.")
     try:

@@ -7,7 +7,6 @@ so a training that was killed goes on from its last checkpoint to the same bits 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import time
@@ -18,38 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from blemish.errors import Cancelled, ConfigError, OutputError
-from blemish.run.checkpoint import CheckpointManager, Stateful, this_machine
+from blemish.run.checkpoint import CheckpointManager, this_machine
 from blemish.run.run import Run, derive_seed
 
 
 class Epoch:
-    """One pass over the training images.
-
-    Attributes:
-        number: counted from 1.
-        of: how many epochs there are.
-        step_count: steps of this one; fewer than of the others where a length in steps ends in it.
-    """
+    """One pass over the training images: ``number`` (from 1) ``of`` all epochs, of ``step_count`` steps."""
 
     def __init__(
-        self,
-        run: Run,
-        number: int,
-        of: int,
-        step_count: int,
-        images: int,
-        batch_size: int,
-        on_step: Callable[[], object],
+        self, run: Run, numbers: tuple[int, int], steps: int, images: int, size: int, on_step: Callable[[], object]
     ) -> None:
-        self.number, self.of, self.step_count = number, of, step_count
-        self._run, self._images, self._batch_size, self._on_step = run, images, batch_size, on_step
+        (self.number, self.of), self.step_count = numbers, steps
+        self._run, self._images, self._batch_size, self._on_step = run, images, size, on_step
         self._logged: dict[str, tuple[Tensor | float, int]] = {}
 
     def batches(self) -> Iterator[list[int]]:
-        """Indices of the images of each step, every image once in an order fixed by seed and epoch.
-
-        The last batch of a whole epoch may be smaller.
-        """
+        """Indices of the images of each step: every image once, the last batch of a whole epoch may be smaller."""
         order, size = self.permutation(self._images, "order of images"), self._batch_size
         for step in self.steps():
             yield order[step * size : (step + 1) * size]
@@ -61,10 +44,7 @@ class Epoch:
             self._on_step()
 
     def cycle(self, count: int, size: int, purpose: str) -> Iterator[list[int]]:
-        """Batches without end of ``min(size, count)`` indices, for few images beside many.
-
-        One pass over all ``count`` after the other, each shuffled anew.
-        """
+        """Batches without end of ``min(size, count)`` indices: pass after pass over ``count``, each shuffled anew."""
         generator = self.generator(purpose)
         size, left = min(size, count), list[int]()
         while True:
@@ -74,11 +54,9 @@ class Epoch:
             left = left[size:]
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator on the CPU for one purpose within this epoch."""
         return self._run.generator(f"epoch {self.number}/{purpose}")
 
     def permutation(self, n: int, purpose: str) -> list[int]:
-        """The numbers 0 to n-1 in a random order fixed by seed, epoch and purpose."""
         return self._run.permutation(n, f"epoch {self.number}/{purpose}")
 
     def log(self, **values: Tensor | float) -> None:
@@ -89,7 +67,6 @@ class Epoch:
             self._logged[name] = total + number, count + 1
 
     def means(self) -> dict[str, float]:
-        """The mean of each logged value so far."""
         return {name: float(total) / count for name, (total, count) in self._logged.items()}
 
     def __str__(self) -> str:
@@ -98,11 +75,7 @@ class Epoch:
 
 
 class Schedule(Protocol):
-    """How long to train, as a method's config says it.
-
-    In ``epochs``, passes over the images, or where they are given in ``steps``, updates of the weights, which may end
-    within the last epoch; with ``batch_size`` images a step.
-    """
+    """How long to train, as a method's config says it: ``steps``, where given, may end within the last epoch."""
 
     @property
     def epochs(self) -> int: ...
@@ -113,26 +86,14 @@ class Schedule(Protocol):
 
 
 def epochs(
-    run: Run,
-    title: str,
-    state: Mapping[str, Any],
-    schedule: Schedule,
-    images: int = 0,
-    epoch_steps: int | None = None,
+    run: Run, title: str, state: Mapping[str, Any], schedule: Schedule, images: int = 0, epoch_steps: int | None = None
 ) -> Iterator[Epoch]:
     """The epochs of a training that are still to do: all of them, or those after the last checkpoint.
 
     Where a checkpoint is taken up, the states are put back before the first epoch is given, so build networks and
     optimisers first. A training whose last checkpoint is of its last epoch gives no epoch at all.
-
-    Args:
-        run: seed, progress, checkpoints, limits.
-        title: the training's name, in progress and in its checkpoint's; two trainings of one fit need two.
-        state: everything that changes while training and is used after, by name: networks, every optimiser, anything
-            with ``state_dict`` and ``load_state_dict``.
-        schedule: how long to train.
-        images: how many there are to learn from; an epoch has ``ceil(images / batch_size)`` steps.
-        epoch_steps: steps of an epoch, where the method makes its own batches.
+    ``state`` is everything that changes while training and is used after, every optimiser too. An epoch has
+    ``ceil(images / batch_size)`` steps, or ``epoch_steps`` where the method makes its own batches.
 
     Raises:
         Cancelled: the time limit is reached; the message says how to go on.
@@ -148,11 +109,15 @@ def epochs(
         raise ConfigError(f"{title}: {length} over {shape}: at least 1 of each is needed")
     total_steps = asked * epoch_steps if schedule.steps is None else asked
     of, name = math.ceil(total_steps / epoch_steps), f"{title} ({run.scope})" if run.scope else title
-    work = {"training": name, "length": length, "images in training": str(images)}
-    work |= {"batch size": str(schedule.batch_size), "steps of an epoch": str(epoch_steps)}
-    manager = _manager(run, name, state, work)
     curve = run.log.curves[name] = []
-    done = 0 if manager is None else _resume(run, manager, name, of, curve)
+    manager, done = None, 0
+    if run.checkpoint is not None:
+        work = {"training": name, "length": length, "images in training": str(images)}
+        work |= {"batch size": str(schedule.batch_size), "steps of an epoch": str(epoch_steps)}
+        work |= {"seed": str(run.seed), "precision": run.precision.name, "device": run.device.type}
+        file = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".checkpoint"
+        manager = CheckpointManager(run.checkpoint / file, state, {**run.work, **work})
+        done = _resume(run, manager, name, of, curve)
     epoch: Epoch | None = None
     left = range(min(done * epoch_steps, total_steps), total_steps)
     ticks = iter(run.progress.track(left, lambda: name if epoch is None else f"{name}, {epoch}", len(left)))
@@ -162,8 +127,8 @@ def epochs(
         for number in range(done + 1, of + 1):
             began = time.monotonic()
             torch.manual_seed(derive_seed(run.seed, f"epoch {number}"))
-            step_count = min(epoch_steps, total_steps - (number - 1) * epoch_steps)
-            epoch = Epoch(run, number, of, step_count, images, schedule.batch_size, lambda: next(ticks, None))
+            steps = min(epoch_steps, total_steps - (number - 1) * epoch_steps)
+            epoch = Epoch(run, (number, of), steps, images, schedule.batch_size, lambda: next(ticks, None))
             run.log.at = f"epoch {number} of {of} of {name}"
             yield epoch
             curve.append(epoch.means())
@@ -171,15 +136,6 @@ def epochs(
     finally:
         if hasattr(ticks, "close"):
             ticks.close()  # ends the bar, whether all went well or not
-
-
-def _manager(run: Run, name: str, state: Mapping[str, Stateful], work: dict[str, str]) -> CheckpointManager | None:
-    """What keeps the training's checkpoint, where checkpoints are kept."""
-    if run.checkpoint is None:
-        return None
-    path = run.checkpoint / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".checkpoint")
-    machine = {"seed": str(run.seed), "precision": run.precision.name, "device": run.device.type}
-    return CheckpointManager(path, state, {**run.work, **work, **machine})
 
 
 def _resume(run: Run, manager: CheckpointManager, name: str, of: int, curve: list[dict[str, float]]) -> int:
@@ -208,16 +164,22 @@ def _resume(run: Run, manager: CheckpointManager, name: str, of: int, curve: lis
 
 
 def _finish(
-    run: Run, epoch: Epoch, name: str, state: Mapping[str, Stateful], manager: CheckpointManager | None, began: float
+    run: Run, epoch: Epoch, name: str, state: Mapping[str, Any], manager: CheckpointManager | None, began: float
 ) -> None:
-    """What follows an epoch: the caller's hook, a checkpoint, the time limit."""
+    """What follows an epoch: the caller's hook, which disturbs nothing, a checkpoint, the time limit."""
     number, means, curve = epoch.number, epoch.means(), run.log.curves[name]
     seconds = time.monotonic() - began
     if wrong := [value for value, mean in means.items() if not math.isfinite(mean)]:
         run.progress.note(f"warning: {name}, epoch {number}: {', '.join(wrong)} is not finite")
     if run.on_epoch is not None:
-        with _undisturbed(state):
+        modules = [
+            module for network in state.values() if isinstance(network, nn.Module) for module in network.modules()
+        ]
+        modes = [module.training for module in modules]
+        with torch.random.fork_rng(devices=()):
             run.on_epoch(number, means)
+        for module, mode in zip(modules, modes):
+            module.training = mode
     is_last = number == epoch.of
     # One epoch is always done, so that limited calls one after the other come to an end.
     is_late = not is_last and run.time_limit is not None and run.timer.elapsed() + seconds > run.time_limit
@@ -229,17 +191,3 @@ def _finish(
             run.progress.note(f"warning: no checkpoint of epoch {number}: {error}")
     if is_late:
         raise Cancelled(f"stopped at the time limit of {run.time_limit:g} s; {run.log.way_on(run.checkpoint)}")
-
-
-@contextlib.contextmanager
-def _undisturbed(state: Mapping[str, Stateful]) -> Iterator[None]:
-    """A block after which networks are in the mode they were in, and torch's random state where it was."""
-    networks = [network for network in state.values() if isinstance(network, nn.Module)]
-    modes = {module: module.training for network in networks for module in network.modules()}
-    random = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(random)
-        for module, mode in modes.items():
-            module.training = mode

@@ -14,23 +14,19 @@ Title = str | Callable[[], str]
 
 
 class Progress(Protocol):
-    """Where long work reports to. Never standard output: that is for results."""
+    """Where long work reports to; by itself nowhere. Never standard output: that is for results."""
 
     def track(self, items: Iterable[T], title: Title, total: int | None = None) -> Iterator[T]:
         """Pass ``items`` on, reporting how far along and how long still."""
-
-    def note(self, text: str) -> None:
-        """Say one thing once: a choice with its reason, a warning."""
-
-
-class Silent:
-    """Reports nothing: for libraries and tests."""
-
-    def track(self, items: Iterable[T], title: Title, total: int | None = None) -> Iterator[T]:
         yield from items
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Say one thing once: a choice with its reason, a warning."""
+        return
+
+
+class Silent(Progress):
+    """Reports nothing: for libraries and tests."""
 
 
 class Warnings(Silent):
@@ -63,7 +59,7 @@ class Lines:
 
 
 class Bar(Lines):
-    """A bar with the time left, when a person is watching. Final: only ``track`` differs from ``Lines``."""
+    """A bar with the time left, when a person is watching."""
 
     def track(self, items: Iterable[T], title: Title, total: int | None = None) -> Iterator[T]:
         from rich import progress

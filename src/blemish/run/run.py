@@ -24,20 +24,14 @@ def derive_seed(seed: int, purpose: str) -> int:
 
 @contextlib.contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
-    """A block in which torch's own random state starts from ``seed``; the caller's state is put back after it.
-
-    For what draws from that state and cannot be told otherwise: the first weights of a layer, dropout.
-    """
+    """A block in which torch's own random state starts from ``seed``; the caller's state is put back after it."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 
 
 class Timer:
-    """Seconds spent in each named stage, summed over visits, and since the timer was made.
-
-    A stage within another stops the outer timer: no second counts twice.
-    """
+    """Seconds in each named stage, summed over visits; a stage within another stops the outer one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -61,27 +55,16 @@ class Timer:
 
 
 class RunLog:
-    """What a run has to tell: written by the work itself, read by whoever started it.
-
-    Attributes:
-        curves: of each training, by its name, the mean logged values of each epoch.
-        facts: decisions taken on the way, such as where features are cached; kept in checkpoints.
-        at: which epoch is under way, in words; empty before the first training.
-        kept: up to which epoch a checkpoint holds, in words; empty where there is none.
-    """
+    """What a run has to tell: written by the work itself, read by whoever started it."""
 
     def __init__(self) -> None:
-        self.curves: dict[str, list[dict[str, float]]] = {}
-        self.facts: dict[str, str] = {}
-        self.at = ""
-        self.kept = ""
+        self.curves: dict[str, list[dict[str, float]]] = {}  # of each training, the means of each epoch
+        self.facts: dict[str, str] = {}  # decisions such as where features are cached; kept in checkpoints
+        self.at = ""  # which epoch is under way, in words
+        self.kept = ""  # up to which epoch a checkpoint holds, in words
 
     def way_on(self, folder: Path | None) -> str:
-        """What is kept of a stopped run and how to go on from there, in words.
-
-        Args:
-            folder: of the checkpoints.
-        """
+        """What the folder keeps of a stopped run and how to go on from there, in words."""
         if not self.kept:
             return "nothing was kept"
         return (
@@ -97,19 +80,17 @@ class Run:
     Attributes:
         seed: everything random derives from it and from the name of its purpose.
         device: where networks run.
-        precision: how the networks that are trained compute. The frozen backbone has its own
-            (``backbone.precision``), because depthwise backbones gain nothing where dense students do.
+        precision: how the networks that are trained compute; the frozen backbone has its own.
         progress: where it reports to.
         timer: where the seconds went.
         checkpoint: a folder for checkpoints, one file for each training; None keeps nothing.
         resume: go on from the checkpoints in that folder; where there is none, begin.
-        time_limit: seconds since the timer was made after which a training stops at the end of an epoch, or before
-            an epoch that would not end in time; at least one epoch is done in any case.
-        on_epoch: called at the end of each epoch with its number (from 1) and its mean logged values. After a
-            resume it may be called again for an epoch that it has seen. Networks may be put into eval mode in it.
+        time_limit: seconds since the timer was made, beyond which no epoch is begun; one is done in any case.
+        on_epoch: called with the number (from 1) and the mean values of each epoch that ends, after a resume perhaps
+            again for one it has seen. Networks may be put into eval mode in it.
         work: what is learned from what, by name: a checkpoint is refused where any of it differs.
         scope: which part of the work this is, such as a fold; has checkpoints of its own.
-        log: what there is to tell: curves, decisions, how far it came.
+        log: curves, decisions, how far it came.
     """
 
     seed: int = 0
@@ -127,14 +108,11 @@ class Run:
 
     @property
     def curves(self) -> dict[str, list[dict[str, float]]]:
-        """Of each training, by its name, the mean logged values of each epoch."""
+        """Of each training, by its name, the mean values of each epoch."""
         return self.log.curves
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator on the CPU for one purpose: adding a random draw elsewhere never moves this one.
-
-        The CPU always draws, so that a seed means the same on every device.
-        """
+        """A generator for one purpose, on the CPU, so that a seed means the same on every device."""
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose))
 
     def permutation(self, n: int, purpose: str) -> list[int]:

@@ -52,7 +52,7 @@ class Learner:
 
     def keep_features(self, indices: Sequence[int], is_crossfit: bool, where: str, run: Run) -> None:
         """Let the teacher keep the features of what is learned from, in memory or a folder, if asked for again."""
-        if where == NO_CACHE or not (self.is_trained or is_crossfit) or not self.cls.uses_feature_cache:
+        if where == NO_CACHE or not (self.is_trained or is_crossfit):
             return
         sets = [self.normal.subset(indices)]
         if self.anomalous is not None and self.cls.learns_from_anomalous(self.config):
