@@ -11,6 +11,7 @@ from blemish.report.bench import charts_over_epochs
 from blemish.report.charts import MARKERS, SERIES, curves, dot_plot, score_histogram, svg
 
 NAMES = ["RD", "NKD", "FMAM", "RD++"]
+LINE = ([1, 2], [0.5, 0.7])
 
 
 def looks(chart):
@@ -23,19 +24,12 @@ def looks(chart):
 
 
 def test_a_method_keeps_its_look_where_another_has_no_line():
-    line = ([1, 2], [0.5, 0.7])
-    whole = looks(curves(dict.fromkeys(NAMES, line), "t", "x", "y", order=NAMES))
-    part = looks(curves({name: line for name in NAMES if name != "NKD"}, "t", "x", "y", order=NAMES))
-    assert list(whole) == NAMES
-    assert list(whole.values()) == list(zip(SERIES[:4], MARKERS[:4]))
+    whole = looks(curves(dict.fromkeys(NAMES, LINE), "t", "x", "y", order=NAMES))
+    part = looks(curves({name: LINE for name in NAMES if name != "NKD"}, "t", "x", "y", order=NAMES))
+    assert whole == dict(zip(NAMES, zip(SERIES, MARKERS)))
     assert part == {name: look for name, look in whole.items() if name != "NKD"}
-    assert list(looks(curves({"kd": line, "ssot": line}, "t", "x", "y")).values()) == list(zip(SERIES[:2], MARKERS))
-
-
-def test_more_series_than_colours_still_differ():
-    names = [str(i) for i in range(len(SERIES))]
-    chart = curves(dict.fromkeys(names, ([1, 2], [0, 1])), "t", "x", "y")
-    assert len({line.get_marker() for line in chart.axes[0].lines}) == len(names)
+    many = looks(curves({str(i): LINE for i in range(len(SERIES))}, "t", "x", "y"))
+    assert list(many.values()) == list(zip(SERIES, MARKERS)), "as many as there are colours differ"
 
 
 def test_what_is_no_number_is_left_out():
@@ -53,17 +47,13 @@ def test_a_histogram_shows_normal_above_and_anomalous_below_the_axis():
 
 def test_dots_and_their_spread():
     chart = dot_plot({"a": {"RD": (0.9, 0.1)}, "b": {"RD": (0.8, 0.0), "NKD": (0.5, 0.2)}}, ["RD", "NKD"], "t", "x")
-    values = [line.get_xdata()[0] for line in chart.axes[0].lines]
-    assert values == [0.9, 0.8, 0.5]
+    assert [line.get_xdata()[0] for line in chart.axes[0].lines] == [0.9, 0.8, 0.5]
     assert [text.get_text() for text in chart.axes[0].get_yticklabels()] == ["a", "b"]
 
 
 def test_markup_is_text_that_is_escaped_and_the_same_each_time():
-    def drawn():
-        return svg(curves({"<b> $1$": ([1, 2], [0.5, 0.7])}, "A & B", "x", "y"))
-
-    text = drawn()
-    assert text == drawn()
+    text, again = (svg(curves({"<b> $1$": LINE}, "A & B", "x", "y")) for _ in range(2))
+    assert text == again
     assert text.startswith('<svg role="img" aria-label="A &amp; B"')
     assert "&lt;b&gt; $1$" in text and "<b>" not in text
     assert not re.search(r"(?:href|src)=\"(?!#)", text), "nothing is loaded"
@@ -76,5 +66,4 @@ def test_charts_over_epochs_colour_methods_by_the_recipe(lacking):
     charts = list(charts_over_epochs(dict.fromkeys(names, row), ("aupro",), NAMES))
     assert [chart.axes[0].get_title(loc="left") for chart in charts] == ["AU-PRO .30", "Loss"]
     for chart in charts:
-        expected = {name: (SERIES[NAMES.index(name)], MARKERS[NAMES.index(name)]) for name in names}
-        assert looks(chart) == expected
+        assert looks(chart) == {name: (SERIES[NAMES.index(name)], MARKERS[NAMES.index(name)]) for name in names}

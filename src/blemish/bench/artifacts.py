@@ -100,4 +100,4 @@ def load_artifacts(path: Path) -> Artifacts:
                 shown.append(Picture(file_name, kind, score, arrays[f"{name}.pixels"], heat, truth))
         return Artifacts(arrays["scores"], arrays["labels"], arrays["good_peaks"], pictures)
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"no pictures in {path.name} ({error}): run the recipe again with --afresh for them") from error
+        raise DataError(f"no pictures in {path.name} ({error}): --afresh makes them once more") from error

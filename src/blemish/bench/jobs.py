@@ -65,7 +65,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Job:
-    """One training and the test sets it is judged on: what one process does. Stored as one JSON file."""
+    """One training and the test sets it is judged on: what one process does."""
 
     recipe: str
     images: Path  # on this machine; never in the ledger
@@ -80,7 +80,7 @@ class Job:
         return min(experiment.key for experiment in self.experiments)
 
     def write(self, results: Path) -> Path:
-        """Write the job into its folder, which ``python -m blemish.bench.job FOLDER`` takes; the folder."""
+        """The folder that ``python -m blemish.bench.job FOLDER`` takes."""
         folder = job_folder(results, self.key)
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f"{JOB_FILE}.{os.getpid()}"
@@ -180,8 +180,8 @@ def _locate(entry: DataEntry, category: str, data: Path | None, runs: Path) -> P
         data = runs
         with FileLock(runs / "demo.lock"), tempfile.TemporaryDirectory(dir=runs, prefix=".demo.") as unfinished:
             if not (runs / DEMO).is_dir():
-                write_demo(Path(unfinished) / DEMO)
-                (Path(unfinished) / DEMO).replace(runs / DEMO)
+                write_demo(Path(unfinished, DEMO))
+                Path(unfinished, DEMO).replace(runs / DEMO)
     if data is None:
         raise DataError(f"no data folder: give --data DIR, or set {VARIABLE}")
     folder = data / entry.set / category
@@ -194,7 +194,7 @@ def _locate(entry: DataEntry, category: str, data: Path | None, runs: Path) -> P
     return folder
 
 
-def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> Iterator[Job]:
+def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> list[Job]:
     """Experiments that differ in their test set alone are one job."""
     digests: dict[str, str] = {}
     groups: dict[str, list[Experiment]] = {}
@@ -205,12 +205,11 @@ def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> Iterator
         if images not in digests:
             digests[images] = data_digest(*open_sets(folder, asked)[:2])
         # Whoever chooses an epoch on its test set has no model in common with the other.
-        shared = {name: value for name, value in asked.items() if name != "overlap" or asked["selection"] != "last"}
+        apart = asked.get("overlap") if asked["selection"] != "last" else None
         experiment = dataclasses.replace(cell, data_digest=digests[images])
-        groups.setdefault(digest({**shared, "label": cell.label}), []).append(experiment)
+        groups.setdefault(f"{cell.label}, seed {asked['seed']}, {apart}", []).append(experiment)
     weights = {variant.label: variant.weights or recipe.weights for variant in recipe.methods}
-    for group in groups.values():
-        yield Job(recipe.name, folder, weights[group[0].label], tuple(group))
+    return [Job(recipe.name, folder, weights[group[0].label], tuple(group)) for group in groups.values()]
 
 
 def _cells(recipe: Recipe) -> Iterator[tuple[DataEntry, str, list[Experiment]]]:

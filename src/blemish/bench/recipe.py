@@ -1,7 +1,6 @@
-"""A recipe: which methods meet which data sets, under which protocol, in one TOML file that says all of it.
+"""A recipe: which methods meet which data sets under which protocol; ``docs/guides/bench.md`` explains every key.
 
-A recipe holds no path of a machine: sets are named, and the folder they lie in is given when the recipe is run.
-``docs/guides/bench.md`` shows one with every key.
+It holds no path of a machine: sets are named, and the folder they lie in is given when the recipe is run.
 """
 
 from __future__ import annotations
@@ -66,8 +65,6 @@ class _Section(BaseModel):
 
 
 class Variant(_Section):
-    """One column of the tables: a method with its options, and its own backbone or weights where they are given."""
-
     label: Text
     method: Annotated[str, _known("method", [*METHODS, *PLANNED])]
     options: dict[str, Any] = {}
@@ -76,14 +73,10 @@ class Variant(_Section):
 
 
 class DataEntry(_Section):
-    """One data set: a row of the tables, or one for each of its categories."""
-
     set: Text  # a folder (or manifest) below the data folder, or ``demo``
     categories: tuple[str, ...] = ()  # its folders, each a set of its own; the demo set's default to all
     alt_split: str = ""  # a file in the set's folder that moves training images to the test set
-    # Share of the training set that becomes known-bad: bad images of ``kinds``, drawn by group and by the job's seed,
-    # the same for all methods; they leave the test set with their groups.
-    reveal: Annotated[float, Field(gt=0, lt=1)] | None = None
+    reveal: Annotated[float, Field(gt=0, lt=1)] | None = None  # known-bad share of the training set, drawn by the seed
     kinds: tuple[str, ...] = ()  # of defect that are known; an entry for each kind makes every kind in turn
     label: str = ""
     note: str = ""
@@ -116,15 +109,10 @@ class Preprocessing(_Section):
 
 class Protocol(_Section):
     regime: Literal["clean", "contaminated"] = "clean"
-    # So many bad test images for each training image join an unlabelled pile, drawn by group and by the job's seed,
-    # the same for all methods. Overlap false judges without the drawn groups, true with them; with both, one model is
-    # judged twice.
-    contaminate: Annotated[float, Field(gt=0, le=1)] | None = None
-    overlap: Annotated[tuple[bool, ...], Field(min_length=1, max_length=2)] = (False,)
-    # The best mean of ``select_by`` by a look at the test set after every epoch, as in some papers, to show what that
-    # adds; marked in every table.
+    contaminate: Annotated[float, Field(gt=0, le=1)] | None = None  # bad test images drawn for each training image
+    overlap: Annotated[tuple[bool, ...], Field(min_length=1, max_length=2)] = (False,)  # judge their groups, too
     selection: Literal["last", "best_on_test"] = "last"
-    select_by: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")
+    select_by: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")  # the mean that best_on_test goes by
     follow: Positive | None = None  # judge after every so many epochs, to draw curves; nothing is chosen by them
     calibration: Literal["none", "auto", "holdout", "crossfit"] = "none"  # papers train on everything
     at: Literal["input", "original"] = "input"  # where pixel metrics are measured
@@ -157,8 +145,6 @@ class Protocol(_Section):
 
 
 class Paper(_Section):
-    """What a paper prints, to stand beside what we measure."""
-
     citation: str
     unit: Literal["percent", "fraction"] = "percent"
     sets: int | None = None  # over how many its averages go

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
 from typing import NamedTuple
 
 from scipy import stats
@@ -72,6 +71,12 @@ class Summary:
         frame = pd.DataFrame(lines, columns=["label", "set", "images", "seed", *names])
         return frame.astype(dict.fromkeys(names, float))
 
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """Each method's name at the head of a column, marked where the test set chose the epoch of one of its rows."""
+        chosen = {row["label"] for row in self.rows if row["configuration"]["selection"] == "best_on_test"}
+        return {label: f"{label} {CHOSEN}" if label in chosen else label for label in self.labels}
+
     def rows_of(self, label: str, set_name: str | None = None) -> list[Row]:
         """The rows of a method, on one set where it is named, seed by seed."""
         return [row for row in self.rows if row["label"] == label and set_name in (None, row["set"])]
@@ -113,10 +118,6 @@ class Summary:
             counts = len(differences), float(by_set.mean()), interval, better, worse
             comparisons.append(PairedComparison(label, against, metric, by_set, *counts))
         return comparisons
-
-    def is_chosen_on_test(self, label: str) -> bool:
-        """Whether the test set chose the epoch of one of the method's rows."""
-        return any(row["configuration"]["selection"] == "best_on_test" for row in self.rows_of(label))
 
     def departures(self) -> list[str]:
         """How our runs differ from the paper's, one sentence each."""
@@ -181,15 +182,10 @@ def signed(value: float, digits: int = 4) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def column(summary: Summary, label: str) -> str:
-    """A method's name at the head of a column, marked where the test set chose its epoch."""
-    return f"{label} {CHOSEN}" if summary.is_chosen_on_test(label) else label
-
-
 def metric_table(summary: Summary, metric: str) -> Table:
     """Sets by methods; beside an image AUROC stands the trivial one."""
     trivial = metric == "image_auroc"
-    header = ("set", *(["trivial"] * trivial), *(column(summary, label) for label in summary.labels))
+    header = ("set", *(["trivial"] * trivial), *summary.columns.values())
     rows: list[tuple[str, ...]] = []
     for name in summary.sets:
         figures = [shown(summary.values(label, name, metric)) for label in summary.labels]
@@ -225,7 +221,7 @@ def paper_table(summary: Summary) -> Table:
                     if ours.empty:
                         continue
                 difference = "not run" if ours.empty else signed(ours.mean() - theirs, 3)
-                named = column(summary, label), METRICS[metric], place
+                named = summary.columns.get(label, label), METRICS[metric], place
                 rows.append((*named, f"{theirs:.3f}", shown(ours), difference))
     rows.sort(key=lambda row: row[-1] == "not run")
     return ("method", "metric", "set", "paper", "ours", "difference"), rows
@@ -239,32 +235,31 @@ def timing_table(summary: Summary) -> Table:
     for label in summary.labels:
         own = summary.rows_of(label)
         if own:
-            timed = [row["seconds"] for row in own if is_timed(row)]
-            seconds = [[spent[stage] for spent in timed if stage in spent] for stage in stages]
+            timed = pd.DataFrame([row["seconds"] for row in own if is_timed(row)], columns=stages)
+            seconds = timed.median().map("{:.1f}".format).replace("nan", "–")
             peak = max(row.get("peak_memory_mib") or 0 for row in own)
             threads = ", ".join(sorted({str(row.get("threads", "–")) for row in own}))
-            rows.append((label, *(f"{median(s):.1f}" if s else "–" for s in seconds), f"{peak:.0f}", threads))
+            rows.append((label, *seconds, f"{peak:.0f}", threads))
     return ("method", *(f"{stage} (s)" for stage in stages), "peak memory (MiB)", "threads"), rows
 
 
 def kind_table(summary: Summary, set_name: str, metric: str) -> Table:
     """One figure of each kind of defect against all good images; without rows where the set cannot give it."""
-    header = (METRICS[metric], "images", *(column(summary, label) for label in summary.labels))
-    measured = [row for label in summary.labels for row in summary.rows_of(label, set_name)]
+    header = (METRICS[metric], "images", *summary.columns.values())
+    own = [row for row in summary.rows if row["set"] == set_name]
+    lines = [{"label": row["label"], "kind": kind, **figures} for row in own for kind, figures in row["kinds"].items()]
+    frame = pd.DataFrame(lines, columns=["label", "kind", "images", metric]).astype({metric: float}).dropna()
     rows = []
-    for kind in sorted({kind for row in measured for kind in row["kinds"]}):
-        own = [(row["label"], row["kinds"][kind]) for row in measured if kind in row["kinds"]]
-        values = [[figures[metric] for name, figures in own if name == label] for label in summary.labels]
-        cells = [shown(pd.Series(some, dtype=float).dropna()) for some in values]
-        if set(cells) != {"–"}:
-            rows.append((kind, f"{own[0][1]['images']:.0f}", *cells))
+    for kind, figures in frame.groupby("kind"):
+        cells = [shown(figures.loc[figures["label"] == label, metric]) for label in summary.labels]
+        rows.append((str(kind), f"{figures['images'].iloc[0]:.0f}", *cells))
     return header, rows
 
 
 def footnotes(summary: Summary) -> list[str]:
     """What the marks mean, where there are any."""
     notes = []
-    if any(summary.is_chosen_on_test(label) for label in summary.labels):
+    if any(CHOSEN in column for column in summary.columns.values()):
         notes.append(
             f"{CHOSEN} the epoch was chosen by looking at the test set, as the recipe asks: too good by that much"
         )

@@ -17,7 +17,7 @@ from blemish.bench.artifacts import Artifacts, Picture, load_artifacts
 from blemish.bench.jobs import EVIDENCE, job_folder
 from blemish.bench.ledger import Row
 from blemish.bench.recipe import METRICS
-from blemish.bench.summary import Summary, column, footnotes, kind_table, metric_table, paper_table, timing_table
+from blemish.bench.summary import Summary, footnotes, kind_table, metric_table, paper_table, timing_table
 from blemish.errors import DataError
 from blemish.inspection.overlay import Scale, fixed_scale, overlay
 from blemish.report.charts import curves, dot_plot, score_histogram
@@ -41,14 +41,6 @@ def write_reports(summary: Summary, results: Path, reports: Path) -> list[Path]:
 def facts_of(summary: Summary, results: Path) -> dict[str, Any]:
     """What the template shows."""
     by_set = {row["set"]: row for row in summary.rows}
-    images = [
-        f"{name}: {row['learned_from']['images']} to learn from, {row['test']['images']} to judge, "
-        f"{row['test']['anomalous']} of them bad"
-        for name, row in by_set.items()
-    ]
-    entries = [(name, entry.note) for entry in summary.recipe.data for name in entry.names.values() if entry.note]
-    notes = [f"{name}: {note}" for name, note in entries]
-    sizes = [f"{title}: {'; '.join(some)}." for title, some in (("Images", images), ("On the sets", notes)) if some]
     return {
         "summary": summary,
         "footnotes": footnotes(summary),
@@ -58,7 +50,7 @@ def facts_of(summary: Summary, results: Path) -> dict[str, Any]:
         "quiet": QUIET,
         "dots": partial(_dots, summary),
         "sets": [_set(summary, name, results) for name in summary.sets if name in by_set],
-        "sizes": sizes,
+        "by_set": by_set,
     }
 
 
@@ -69,17 +61,13 @@ def _dots(summary: Summary, metric: str) -> Figure:
             values = summary.values(label, name, metric)
             if not values.empty:
                 spread = float(values.std()) if len(values) > 1 else 0.0
-                rows.setdefault(name, {})[column(summary, label)] = float(values.mean()), spread
+                rows.setdefault(name, {})[summary.columns[label]] = float(values.mean()), spread
     x_label = f"{METRICS[metric]}; lines: ± standard deviation over seeds"
-    return dot_plot(rows, _columns(summary), f"{METRICS[metric]} by set", x_label)
-
-
-def _columns(summary: Summary) -> list[str]:
-    return [column(summary, label) for label in summary.labels]
+    return dot_plot(rows, list(summary.columns.values()), f"{METRICS[metric]} by set", x_label)
 
 
 def _set(summary: Summary, name: str, results: Path) -> dict[str, Any]:
-    recipe = summary.recipe
+    recipe, columns = summary.recipe, list(summary.columns.values())
     entries = (entry for entry in recipe.data for own in entry.names.values() if name in recipe.protocol.test_sets(own))
     cue, note = summary.trivial(name), next(entries).note
     notes = "; ".join([note] * bool(note) + ([f"trivial AUROC {cue[1]:.2f}, by {cue[0]}"] if cue else []))
@@ -87,16 +75,16 @@ def _set(summary: Summary, name: str, results: Path) -> dict[str, Any]:
     charts: list[Figure] = []
     galleries: list[tuple[str, list[dict[str, str]]]] = []
     if artifacts:
-        label = column(summary, recipe.compared_with)
+        label = summary.columns.get(recipe.compared_with, "")
         label = label if label in artifacts else next(iter(artifacts))
         scores, labels = artifacts[label].scores, artifacts[label].labels
         charts.append(score_histogram(scores[~labels], scores[labels], {}, f"Scores: {label}, one seed"))
         lines = {method: roc_curve(one) for method, one in artifacts.items() if len(set(one.labels)) == 2}
         if lines:
             axes = "good images rejected", "bad images found"
-            charts.append(curves(lines, "ROC, one seed", *axes, (0.0, 1.0), _columns(summary)))
+            charts.append(curves(lines, "ROC, one seed", *axes, (0.0, 1.0), columns))
         galleries = _galleries(artifacts[label], label)
-    rows = {column(summary, label): own[0] for label in summary.labels if (own := summary.rows_of(label, name))}
+    rows = {column: own[0] for label, column in summary.columns.items() if (own := summary.rows_of(label, name))}
     shares = [row["trusted"]["share"] for row in rows.values() if row.get("trusted")]
     kinds = [kind_table(summary, name, metric) for metric in KIND_METRICS]
     compared, strips = _strips(artifacts)
@@ -105,7 +93,7 @@ def _set(summary: Summary, name: str, results: Path) -> dict[str, Any]:
         "anchor": "set-" + re.sub(r"[^a-z0-9]+", "-", name.casefold()),
         "notes": notes and f"{notes[0].upper()}{notes[1:]}.",
         "charts": charts,
-        "epochs": list(charts_over_epochs(rows, recipe.metrics, _columns(summary))),
+        "epochs": list(charts_over_epochs(rows, recipe.metrics, columns)),
         "followed": any("followed" in row for row in rows.values()),
         "planted": shares[0] if shares else None,
         "kinds": [kind for kind in kinds if kind[1]],
@@ -119,10 +107,10 @@ def _set(summary: Summary, name: str, results: Path) -> dict[str, Any]:
 def _artifacts(summary: Summary, set_name: str, results: Path) -> dict[str, Artifacts]:
     """By the name of a method's column, of the first seed that left any."""
     found: dict[str, Artifacts] = {}
-    for label in summary.labels:
+    for label, column in summary.columns.items():
         for row in summary.rows_of(label, set_name):
             try:
-                found[column(summary, label)] = load_artifacts(job_folder(results, row["key"]) / EVIDENCE)
+                found[column] = load_artifacts(job_folder(results, row["key"]) / EVIDENCE)
                 break
             except DataError:  # measured on another machine: its figures stand, its pictures are there
                 continue
