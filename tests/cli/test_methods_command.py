@@ -19,31 +19,23 @@ def typed(*arguments: str) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
+def test_an_unknown_method_is_a_wrong_argument() -> None:
+    code, output, errors = typed("methods", "patchcor")
+    assert (code, output) == (2, "")
+    assert "did you mean 'patchcore'" in errors
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_is_listed_with_a_default_that_may_be_typed_back(name: str) -> None:
     code, output, _ = typed("methods", name, "--json")
     rows = json.loads(output)
     config = method_class(name).Config
-    assert (code, list(rows)) == (0, [field.name for field in dataclasses.fields(config)])
+    fields = [field.name for field in dataclasses.fields(config)]
+    assert (code, list(rows)) == (0, fields)
     typed_back = parse_options([f"{option}={row['default']}" for option, row in rows.items()])
     assert make_config(method_class(name), typed_back) == config()
-
-
-def test_options_in_words_are_one_line_each() -> None:
-    name = next(iter(METHODS))
     code, output, errors = typed("methods", name)
-    fields = dataclasses.fields(method_class(name).Config)
-    assert (code, errors, [line.split()[0] for line in output.splitlines()]) == (
-        0,
-        "",
-        [field.name for field in fields],
-    )
-
-
-def test_an_unknown_method_is_a_wrong_argument() -> None:
-    code, output, errors = typed("methods", "patchcor")
-    assert (code, output) == (2, "")
-    assert "did you mean 'patchcore'" in errors
+    assert (code, errors, [line.split()[0] for line in output.splitlines()]) == (0, "", fields)
 
 
 @dataclasses.dataclass(frozen=True)

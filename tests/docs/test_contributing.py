@@ -26,17 +26,10 @@ def test_the_worked_example_is_a_method_like_any_other(tmp_path: Path) -> None:
     file, line = BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     (tmp_path / "deviation.py").write_text(file)
     (tmp_path / "registers_the_example.py").write_text(REGISTERS % line)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "registers_the_example", "-p", "no:cacheprovider"]
-    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run(
-        [*command, "tests/contract", "-k", "deviation"],
-        cwd=ROOT,
-        env=os.environ | paths,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    plugins = ["-p", "registers_the_example", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "tests/contract", "-k", "deviation"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) >= 10
 

@@ -38,12 +38,10 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of each fenced block."""
-    return [(match[1], match[2]) for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def commands(text: str) -> Iterator[str]:
-    """The lines that start with ``blemish``, with continued lines joined and comments removed."""
     for line in text.replace("\\\n", " ").splitlines():
         typed = line.strip().removeprefix("$ ")
         if typed.startswith("blemish "):
@@ -104,7 +102,6 @@ def words(line: str) -> list[str]:
 
 
 def check_options(line: str) -> None:
-    """The command exists, and every option that is written."""
     name, *rest = words(line)
     command: Any = get_command(app).commands.get(name)
     assert command is not None, f"there is no command: {line}"
@@ -141,29 +138,17 @@ def test_examples_run(page: Path, prepared: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in LINK.findall(page.read_text(encoding="utf-8")):
-        if not re.match(r"[a-z]+:", target):
-            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
-
-
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_named_in_the_text_exist(page: Path) -> None:
-    known = set(get_command(app).commands)
-    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
-    for name in re.findall(r"`blemish ([a-z]+)", text):
-        assert name in known, f"{page.relative_to(ROOT)} names `blemish {name}`"
-
-
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_files_named_in_the_text_exist(page: Path) -> None:
-    """But for the log and the changelog, which tell of what was."""
-    if page.name in ("log.md", "CHANGELOG.md"):
-        return
-    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
-    for name in re.findall(r"`([\w/.-]+/[\w.-]+\.(?:py|toml|md))`", text):
-        is_example = name.endswith("deviation.py") or "deviation.md" in name or "NAME" in name
-        assert is_example or (ROOT / name).exists() or (ROOT / "src" / "blemish" / name).exists(), name
+def test_links_commands_and_files_in_the_text_exist(page: Path) -> None:
+    whole = page.read_text(encoding="utf-8")
+    targets = [target for target in LINK.findall(whole) if not re.match(r"[a-z]+:", target)]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+    text = BLOCK.sub("", whole)
+    assert set(re.findall(r"`blemish ([a-z]+)", text)) <= set(get_command(app).commands)
+    if page.name not in ("log.md", "CHANGELOG.md"):  # which tell of what was
+        files = re.findall(r"`([\w/.-]+/[\w.-]+\.(?:py|toml|md))`", text)
+        files = [name for name in files if not re.search(r"deviation\.(py|md)|NAME", name)]
+        roots = (ROOT, ROOT / "src" / "blemish")
+        assert [name for name in files if not any((root / name).exists() for root in roots)] == []
 
 
 def test_the_methods_pages_list_their_options_as_they_are() -> None:

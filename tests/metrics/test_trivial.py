@@ -12,13 +12,10 @@ from blemish.metrics import cue_aurocs, cue_values
 
 def test_cues_of_a_ramp_are_known():
     ramp = np.broadcast_to(np.arange(5.0) * 3, (4, 5))  # rises by 3 a column
-    values = cue_values(np.stack([ramp, ramp.T.reshape(4, 5) * 0 + 2]))
+    values = cue_values(np.stack([ramp, ramp * 0 + 2]))
     np.testing.assert_allclose(values["brightness"], [6.0, 2.0])
     np.testing.assert_allclose(values["contrast"], [3 * math.sqrt(2), 0.0])
     np.testing.assert_allclose(values["gradient"], [3.0, 0.0])
-
-
-def test_gradient_is_the_length_of_the_slope():
     down, across = np.mgrid[:6, :6]
     np.testing.assert_allclose(cue_values((3.0 * down + 4.0 * across)[None])["gradient"], [5.0])
 
