@@ -69,6 +69,7 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     ("inspect {model} {image} -q --csv {image}", 1, ("written over",)),
     ("fit {good} -o {good}/003.png", 1, ("is an image of this set and would be replaced",)),
     ("audit {good} -o {good}/003.png", 1, ("is an image of this set and would be replaced",)),
+    ("audit {good} -o {tmp}/page.html --clean {tmp}/elsewhere.csv", 1, ("inside its own folder",)),
     ("audit {good} -o {tmp}/page.html --clean {good}/003.png", 1, ("is an image of this set and would be replaced",)),
     ("bench recipes/quick.toml --dry-run --results {tmp}/file/results", 1, ("name another folder, --results",)),
     # Model files and weights

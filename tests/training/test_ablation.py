@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from blemish.errors import ConfigError
 from blemish.run import Run, Silent
@@ -26,18 +24,14 @@ class Notes(Silent):
 
 
 @pytest.fixture
-def parts(tmp_path):
+def parts(save_part, tmp_path):
     """``parts(good, bad)``: a folder with good images and known-bad ones, which have a bright square."""
 
     def write(good=8, bad=4):
-        rng = np.random.default_rng(0)
-        for folder, number in (("good", good), ("anomalous/dot", bad)):
-            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-            for i in range(number):
-                pixels = rng.normal(120, 10, (64, 64, 3)).clip(0, 255).astype(np.uint8)
-                if folder != "good":
-                    pixels[20:44, 20:44] = 255
-                Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+        for i in range(good):
+            save_part(tmp_path / "good" / f"{i}.png", i)
+        for i in range(bad):
+            save_part(tmp_path / "anomalous" / "dot" / f"{i}.png", 100 + i, square=(20, 24, 255))
         return tmp_path
 
     return write
@@ -60,9 +54,9 @@ def test_each_half_is_judged_by_models_that_have_not_seen_it(parts, monkeypatch)
         *[("ckapatch", 4, 2)] * 2,
         *[("recon", 4, 2)] * 2,
     ]
-    first, second = learned[1], learned[2]
-    assert first[2] | second[2] == set(range(8))
-    assert first[3] | second[3] == {f"{i}.png" for i in range(4)}
+    (_, _, good, bad), (_, _, other_good, other_bad) = learned[1:3]
+    assert good | other_good == set(range(8))
+    assert bad | other_bad == {f"{i}.png" for i in range(4)}
     assert len({scope for scope, *_ in learned}) == 5
     changed = model.provenance["known_bad_changed"]
     assert changed["images"] == 4
@@ -79,14 +73,17 @@ def test_the_sentence_doubts_small_numbers():
     assert "chance" not in many
 
 
-def test_what_cannot_be_compared_is_refused_before_any_work(parts):
-    settings = {**QUICK, "steps": 1, "calibration": "none", "compare": True}
-    with pytest.raises(ConfigError, match="half of the known-bad parts, and there are 1"):
-        fit(parts(8, 1), FitSettings(**settings))
-    with pytest.raises(ConfigError, match="patchcore as set has no twin"):
-        fit(parts(), FitSettings(**{**settings, "steps": None, "options": {}, "method": "patchcore"}))
-    with pytest.raises(ConfigError, match="ckaad as set has no twin"):
-        fit(parts(), FitSettings(**{**settings, "options": {"strategy": "recon"}}))
+@pytest.mark.parametrize(
+    ("bad", "changes", "message"),
+    [
+        (1, {"steps": 1}, "half of the known-bad parts, and there are 1"),
+        (4, {"options": {}, "method": "patchcore"}, "patchcore as set has no twin"),
+        (4, {"steps": 1, "options": {"strategy": "recon"}}, "ckaad as set has no twin"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_work(parts, bad, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(parts(8, bad), FitSettings(**QUICK, calibration="none", compare=True), **changes)
 
 
 def test_known_bad_images_beside_good_ones_choose_ckaad_and_in_sample_verdicts_are_called_so(parts):

@@ -1,0 +1,113 @@
+"""``fit`` goes on where it was stopped, shares kept features between folds, and hands the length of training on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_method import Toy
+
+from blemish.backbones.teacher import FrozenTeacher
+from blemish.errors import Cancelled, ConfigError
+from blemish.run import Run
+from blemish.training.fit import FitSettings, fit
+
+SETTINGS = FitSettings(method="toy", weights="random", size=32, calibration="crossfit")
+ONCE = replace(SETTINGS, calibration="none")
+
+
+def scores(inspector):
+    return inspector.calibration.to_tensors()["scores"]
+
+
+def assert_same(one, other):
+    tensors = other.method.state_dict()
+    for name, tensor in one.method.state_dict().items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    Toy.steps.clear()
+    inspector = fit(folder, SETTINGS)
+    assert len(Toy.steps) == 5 * 2 * 4 + 2 * 5  # 16 of 20 images in each fold, batches of 4, two epochs
+    return inspector
+
+
+def test_stopped_in_a_fold_and_resumed_is_the_same(folder, whole, tmp_path):
+    Toy.stop = ("fold 2 of 5", 2)
+    run = Run(checkpoint=tmp_path / "model.checkpoint")
+    with pytest.raises(Cancelled, match=r"epoch 2 of 2 of toy \(fold 2 of 5\); all up to epoch 1 .* is kept"):
+        fit(folder, SETTINGS, run)
+    Toy.steps.clear()
+    Toy.stop = None
+    resumed = fit(folder, SETTINGS, replace(run, resume=True))
+    assert "fold 1 of 5" not in dict(Toy.steps)
+    assert [number for scope, number in Toy.steps if scope == "fold 2 of 5"] == [2] * 4
+    assert_same(whole, resumed)
+    assert np.array_equal(scores(whole), scores(resumed))
+
+
+def test_a_checkpoint_of_other_images_or_options_is_refused(folder, tmp_path):
+    run = Run(checkpoint=tmp_path / "model.checkpoint", resume=True)
+    fit(folder, ONCE, run, epochs=1)
+    with pytest.raises(ConfigError, match=r"options was .*epochs"):
+        fit(folder, ONCE, run, epochs=2)
+    with pytest.raises(ConfigError, match="preparation was"):
+        fit(folder, ONCE, run, epochs=1, resize="opencv")
+
+
+@pytest.mark.parametrize("method", ["toy", "patchcore"])
+def test_each_image_is_seen_once_for_all_folds(folder, method, monkeypatch):
+    seen = []
+    compute = FrozenTeacher._compute
+
+    def counting(self, images):
+        seen.append(len(images))
+        return compute(self, images)
+
+    monkeypatch.setattr(FrozenTeacher, "_compute", counting)
+    kept = fit(folder, SETTINGS, method=method)
+    assert sum(seen) == 20 + 2  # one beforehand, seen twice over because it comes alone
+    seen.clear()
+    plain = fit(folder, SETTINGS, method=method, cache="off")
+    assert sum(seen) >= 20 * 5
+    assert np.array_equal(scores(kept), scores(plain))
+
+
+def test_features_on_disk_serve_the_next_fit(folder, tmp_path):
+    on_disk = replace(ONCE, cache=str(tmp_path / "features"))
+    first = fit(folder, on_disk)
+    assert len(list((tmp_path / "features").rglob("*.features"))) == 20
+    run = Run()
+    assert_same(first, fit(folder, on_disk, run))
+    assert run.log.facts == {"feature cache": "disk"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({"epochs": 1}, 5), ({"steps": 3}, 3), ({"epochs": 1, "options": {"steps": 2}}, 5)],
+)
+def test_the_length_is_handed_on_and_goes_before_the_options(folder, changes, steps):
+    fit(folder, ONCE, **changes)
+    assert len(Toy.steps) == steps
+
+
+def test_a_watcher_is_told_of_the_model_and_of_its_epochs_alone(folder, whole):
+    told = []
+
+    def on_epoch(number, means, inspector):
+        inspector.method.finalize()
+        inspector.predict(torch.rand(2, 3, 32, 32))
+        told.append((number, means["loss"], inspector))
+
+    torch.manual_seed(11)
+    before, run = torch.get_rng_state(), Run()
+    watched = fit(folder, SETTINGS, run, on_epoch)
+    assert [number for number, *_ in told] == [1, 2]
+    assert all(inspector.method is watched.method for *_, inspector in told)
+    assert run.curves["toy"] == [{"loss": loss} for _, loss, _ in told]
+    assert_same(whole, watched)
+    assert torch.equal(torch.get_rng_state(), before), "fitting leaves torch's random state alone"
