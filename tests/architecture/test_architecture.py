@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "blemish"
 SOURCE = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 TREES = {name: ast.parse(text) for name, text in SOURCE.items()}
+NODES = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)]
 
 BUDGET = {"the redesign": 12_000}
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
@@ -49,20 +50,18 @@ def test_source_and_tests_stay_within_their_budget(folder: Path, budget: int) ->
 def test_files_and_functions_are_short() -> None:
     """A function is counted without its docstring."""
     long = [name for name, text in SOURCE.items() if len(text.splitlines()) > LONGEST_FILE]
-    for name, tree in TREES.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
-                if (node.end_lineno or 0) - first.lineno >= LONGEST_FUNCTION:
-                    long.append(f"{name}: {node.name}")
+    functions = [(name, node) for name, node in NODES if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for name, node in functions:
+        first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+        if (node.end_lineno or 0) - first.lineno >= LONGEST_FUNCTION:
+            long.append(f"{name}: {node.name}")
     assert long == []
 
 
 def test_nothing_prints_and_nothing_asserts() -> None:
     """Notes go to progress; ``python -O`` removes asserts, so errors are raised."""
-    nodes = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)]
-    asserts = [f"{name}:{node.lineno}" for name, node in nodes if isinstance(node, ast.Assert)]
-    calls = [(name, node) for name, node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    asserts = [f"{name}:{node.lineno}" for name, node in NODES if isinstance(node, ast.Assert)]
+    calls = [(name, node) for name, node in NODES if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     assert asserts + [f"{name}:{node.lineno}" for name, node in calls if node.func.id == "print"] == []
 
 
@@ -80,26 +79,10 @@ def test_imports_point_downwards() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def imports() -> dict[str, set[str]]:
-    """Which modules each module imports, wherever in it: at the top, in a function, for type hints alone."""
-    modules = {"blemish." + name.removesuffix(".py").replace("/", "."): tree for name, tree in TREES.items()}
-    modules = {name.removesuffix(".__init__"): tree for name, tree in modules.items()}
-    graph: dict[str, set[str]] = {}
-    for name, tree in modules.items():
-        imported: set[str] = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                imported.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-                imported |= {child if child in modules else node.module for child in submodules}
-        graph[name] = (imported & modules.keys()) - {name}
-    return graph
-
-
 def test_no_import_goes_round_in_a_circle() -> None:
     """Also not one for type hints alone, nor one inside a function."""
-    graph = imports()
+    found = pytest.importorskip("grimp").build_graph("blemish", cache_dir=None)
+    graph = {module: found.find_modules_directly_imported_by(module) for module in found.modules}
     assert len(graph) == len(SOURCE) and "blemish.run.run" in graph["blemish.contract"]
     TopologicalSorter(graph).prepare()  # a CycleError names the modules of a circle
     with pytest.raises(CycleError):
@@ -111,15 +94,12 @@ def test_general_layers_know_no_method_and_no_backbone_by_name() -> None:
     names = "|".join([*METHODS, *BACKBONES, r"resnet\d*", r"efficientnet\w*", r"wide_resnet\w*"])
     named = re.compile(rf"(?<![\w.-])({names})(?!\w)")
     assert named.search("use -m softpatch")
-    found = []
-    for name in filter(lambda name: name.startswith(GENERAL), TREES):
-        nodes = list(ast.walk(TREES[name]))
-        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # may name what they like
-        strings = [
-            n for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docstrings
-        ]
-        found += [f"{name}:{node.lineno} {node.value!r}" for node in strings if named.search(node.value)]
-    assert found == []
+    general = [(name, node) for name, node in NODES if name.startswith(GENERAL)]
+    docstrings = {id(node.value) for _, node in general if isinstance(node, ast.Expr)}  # may name what they like
+    constants = [
+        (name, node) for name, node in general if isinstance(node, ast.Constant) and id(node) not in docstrings
+    ]
+    assert [f"{name}:{node.lineno} {node.value!r}" for name, node in constants if named.search(str(node.value))] == []
 
 
 def test_words_that_options_may_be_are_those_of_the_library() -> None:

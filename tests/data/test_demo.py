@@ -39,9 +39,7 @@ def contents(folder):
 
 def gap(first, second):
     """Pixels between two boxes along the axis that separates them most; negative where they overlap."""
-    across = max(first[0], second[0]) - min(first[2], second[2])
-    down = max(first[1], second[1]) - min(first[3], second[3])
-    return max(across, down)
+    return max(max(first[i], second[i]) - min(first[i + 2], second[i + 2]) for i in (0, 1))
 
 
 def doubled(category, box):

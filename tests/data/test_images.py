@@ -24,6 +24,8 @@ GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
 ALPHA = RNG.integers(0, 256, (20, 30, 1), dtype=np.uint8)
 STRIPES = np.arange(600).reshape(20, 30) % 2
+PALETTE = Image.fromarray(STRIPES.astype(np.uint8), "P")
+PALETTE.putpalette([200, 10, 30, 5, 60, 90])
 INKS = np.stack([np.full((20, 30), 255, np.uint8), *[np.zeros((20, 30), np.uint8)] * 3], axis=2)  # full cyan
 
 
@@ -45,16 +47,6 @@ def png_with_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
-def palette(**options):
-    indices = Image.fromarray(STRIPES.astype(np.uint8), "P")
-    indices.putpalette([200, 10, 30, 5, 60, 90])
-    return saved(indices, **options)
-
-
-def with_alpha(array, alpha):
-    return np.concatenate([array.reshape(20, 30, -1), alpha], axis=2)
-
-
 @pytest.mark.parametrize(
     ("source", "expected", "bits"),
     [
@@ -68,11 +60,11 @@ def with_alpha(array, alpha):
         (b"P5 30 20 65535\n" + DEEP.astype(">u2").tobytes(), DEEP, 16),
         (Image.frombytes("I;16B", (30, 20), DEEP.astype(">u2").tobytes()), DEEP, 16),
         # Transparency lies over black.
-        (saved(with_alpha(COLOUR, ALPHA)), np.floor(COLOUR * (ALPHA / 255) + 0.5), 8),
-        (saved(with_alpha(GREY, ALPHA), mode="LA"), np.floor(GREY * (ALPHA[..., 0] / 255) + 0.5), 8),
-        (saved(with_alpha(COLOUR, np.full_like(ALPHA, 255))), COLOUR, 8),
-        (palette(), np.where(STRIPES[..., None] == 0, [200, 10, 30], [5, 60, 90]), 8),
-        (palette(transparency=b"\x00\xff"), np.where(STRIPES[..., None] == 0, 0, [5, 60, 90]), 8),
+        (saved(np.dstack([COLOUR, ALPHA])), np.floor(COLOUR * (ALPHA / 255) + 0.5), 8),
+        (saved(np.dstack([GREY, ALPHA]), mode="LA"), np.floor(GREY * (ALPHA[..., 0] / 255) + 0.5), 8),
+        (saved(np.dstack([COLOUR, np.full_like(ALPHA, 255)])), COLOUR, 8),
+        (saved(PALETTE), np.where(STRIPES[..., None] == 0, [200, 10, 30], [5, 60, 90]), 8),
+        (saved(PALETTE, transparency=b"\x00\xff"), np.where(STRIPES[..., None] == 0, 0, [5, 60, 90]), 8),
         (saved(INKS, "TIFF", mode="CMYK"), np.broadcast_to([0, 255, 255], (20, 30, 3)), 8),
         # Arrays: grey, with a channel, yes or no, 16 bits, floats, half transparent.
         (COLOUR, COLOUR, 8),
@@ -81,7 +73,7 @@ def with_alpha(array, alpha):
         (GREY > 9, (GREY > 9) * 255, 8),
         (DEEP, DEEP, 16),
         (GREY / 255.0, (GREY / 255.0).astype(np.float32), 32),
-        (np.concatenate([np.ones((9, 9, 3)), np.full((9, 9, 1), 0.5)], axis=2), np.full((9, 9, 3), 0.5), 32),
+        (np.dstack([np.ones((9, 9, 3)), np.full((9, 9), 0.5)]), np.full((9, 9, 3), 0.5), 32),
     ],
 )
 def test_pixels_come_back_in_rgb_order_at_their_depth(source, expected, bits):

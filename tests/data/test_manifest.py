@@ -26,7 +26,7 @@ def written(tmp_path):
     return write
 
 
-def test_all_columns(written):
+def test_all_columns_few_columns_links_within_and_several_categories(written):
     manifest = written(
         "\ufeffpath,label,split,mask,category,kind,group\n"
         "4.png,anomalous,train,mask.png,nuts,crack,part 2\n"
@@ -46,8 +46,6 @@ def test_all_columns(written):
     assert (tested.path.name, tested.anomalous, tested.kind, tested.group) == ("3.png", True, "dent", "part 3")
     assert tested.mask == (manifest.parent / "mask.png").resolve()
 
-
-def test_few_columns_links_within_and_several_categories(written):
     training = read_training(written("path,label\n2.png,unlabelled\nkept.png,unlabelled\n"))
     assert [(s.path.name, s.kind) for s in training.samples] == [("1.png", "unlabelled"), ("2.png", "unlabelled")]
     training = read_training(written("path,label,category\n1.png,normal,nuts\n2.png,normal,bolts\n"))

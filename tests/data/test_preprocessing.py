@@ -26,13 +26,8 @@ def triangle_weights(given, wanted):
 
 def opencv_weights(given, wanted):
     """Rows of weights of a bilinear resize that reads the two nearest pixel centres only."""
-    weights = np.zeros((wanted, given))
-    for row in range(wanted):
-        place = (row + 0.5) * given / wanted - 0.5
-        low = int(np.floor(place))
-        weights[row, min(max(low, 0), given - 1)] += 1 - (place - low)
-        weights[row, min(max(low + 1, 0), given - 1)] += place - low
-    return weights
+    places = (np.arange(wanted) + 0.5) * given / wanted - 0.5
+    return np.stack([np.interp(places, np.arange(given), unit) for unit in np.eye(given)], axis=1)
 
 
 def resized(picture, size, weights):
@@ -76,21 +71,14 @@ def test_pictures_masks_and_maps_equal_independent_ones(size):
     scale = min(64 / size[0], 80 / size[1])
     rows, columns = round(size[0] * scale), round(size[1] * scale)
     content = np.asarray(pillow.resize((columns, rows), Image.Resampling.BILINEAR)) / 255
-    y = np.clip(np.arange(64) - (64 - rows) // 2, 0, rows - 1)
-    x = np.clip(np.arange(80) - (80 - columns) // 2, 0, columns - 1)
-    boxed = content[y][:, x].transpose(2, 0, 1)  # the border is repeated
-    np.testing.assert_allclose(prepared(picture, "letterbox", (64, 80)), boxed, atol=1e-7)
+    top, left = (64 - rows) // 2, (80 - columns) // 2
+    boxed = np.pad(content, ((top, 64 - rows - top), (left, 80 - columns - left), (0, 0)), mode="edge")
+    np.testing.assert_allclose(prepared(picture, "letterbox", (64, 80)), boxed.transpose(2, 0, 1), atol=1e-7)
 
     given = torch.rand((64, 48)).requires_grad_()
     expected = resized(given.detach().numpy()[..., None], size, opencv_weights)[0]
     for resize in ("stretch", "opencv"):
         np.testing.assert_allclose(Preprocessing(resize, (64, 48)).to_original(given, size), expected, atol=1e-5)
-
-
-def test_input_sizes():
-    sizes = {("crop",): 224, ("crop", 64): 56, ("stretch",): 256}  # a crop is seven eighths
-    assert {key: Preprocessing(*key).input_size for key in sizes} == {key: (side,) * 2 for key, side in sizes.items()}
-    assert Preprocessing("letterbox", (64, 256)).input_size == (64, 256)
 
 
 def test_16_bit_values_above_white_are_clipped_and_refused_after_8_bit_training():
@@ -128,12 +116,9 @@ def test_a_square_and_a_ramp_come_back_where_they_were(resize, size):
     back = preparation.to_original(found, size)
     assert back.shape == size and back.dtype == np.float32
     for axis in (0, 1):
-        by_image, by_mask, by_map = (
-            np.average(np.arange(pixels.shape[axis]), weights=pixels.sum(axis=1 - axis))
-            for pixels in (found, mask, back)
-        )
-        assert by_image == pytest.approx(by_mask, abs=0.6)
-        assert by_map == pytest.approx(centre[axis], abs=max(1.0, max(size) / 64) / 2)
+        means = [np.average(np.arange(a.shape[axis]), weights=a.sum(axis=1 - axis)) for a in (found, mask, back)]
+        assert means[0] == pytest.approx(means[1], abs=0.6)
+        assert means[2] == pytest.approx(centre[axis], abs=max(1.0, max(size) / 64) / 2)
     # A map that holds its own row number, in original pixels.
     length, offset = 64, 0
     if resize == "crop":
@@ -167,9 +152,11 @@ def test_outside_a_crop_and_in_the_padding_nothing_is_known():
         letterbox.to_original(np.zeros((10, 10)), (20, 20))
 
 
-def test_settings_survive_json_under_the_names_of_model_files_and_have_digests():
+def test_settings_survive_json_under_the_names_of_model_files_and_have_sizes_and_digests():
     stored = {"family": "letterbox", "size": [64, 256], "crop": None, "full_scale": 4095}
     assert Preprocessing("letterbox", (64, 256), white_level=4095).to_dict() == stored
+    sizes = [Preprocessing(*given).input_size for given in (("crop",), ("crop", 64), ("letterbox", (64, 256)))]
+    assert sizes == [(224, 224), (56, 56), (64, 256)]  # a crop is seven eighths
     variants = [Preprocessing(), Preprocessing("opencv"), Preprocessing(size=128), Preprocessing(size=(128, 64))]
     variants += [Preprocessing("crop"), Preprocessing("crop", crop=200), Preprocessing(white_level=511)]
     variants.append(Preprocessing.from_dict(stored))

@@ -11,14 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blemish.data.protocols import (
-    Dealt,
-    alternative_split,
-    contaminate,
-    kinds_to_label,
-    label_anomalies,
-    write_manifests,
-)
+from blemish.data.protocols import alternative_split, contaminate, kinds_to_label, label_anomalies, write_manifests
 from blemish.data.readers import read_training
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.testset import TestSet, open_test_set
@@ -41,6 +34,14 @@ def made_up(normal=95, groups=(1,) * 8, kinds=None, per_group=1, known=None):
         name = f"{kind}/{group}_{i}.png"
         test.append(Sample(Path("/set/test") / name, "anomalous", "test", kind, group, Path("/set/gt") / name))
     return TrainingSet("set", None, tuple(train)), TestSet("set", Path("/set"), tuple(test))
+
+
+def drawn(ratio):
+    return lambda: contaminate(*made_up(100), ratio, 0)
+
+
+def labelled(ratio, *kinds):
+    return lambda: label_anomalies(*made_up(30, kinds=KINDS), ratio, kinds, 0)
 
 
 def groups_of(samples):
@@ -69,8 +70,8 @@ def test_contaminate_draws_whole_groups_and_cuts_the_last(normal, sizes, percent
     assert "3 known-bad training images are left out" in pile.training.notes[-1]
     assert pile.overlap.samples == test.samples
     assert pile.test.samples == tuple(s for s in test.samples if s.group not in groups_of(pile.drawn))
-    drawn, whole = Counter(s.group for s in pile.drawn), Counter(s.group for s in test.samples)
-    assert sum(drawn[group] < whole[group] for group in drawn) <= 1
+    joined, whole = Counter(s.group for s in pile.drawn), Counter(s.group for s in test.samples)
+    assert sum(joined[group] < whole[group] for group in joined) <= 1
     backwards = replace(test, samples=test.samples[::-1])
     assert contaminate(training, backwards, ratio, seed).drawn == pile.drawn, "the order of files does not matter"
 
@@ -82,22 +83,6 @@ def test_contaminate_may_draw_any_image_and_more_at_a_larger_ratio():
     training, test = made_up(100, groups=(2, 3, 2, 1, 4, 2, 3))
     growing = [set(contaminate(training, test, ratio, 1).drawn) for ratio in (0.02, 0.05, 0.07, 0.12)]
     assert all(small < large for small, large in itertools.pairwise(growing))
-
-
-@pytest.mark.parametrize(
-    ("ratio", "error", "said"),
-    [
-        (0.1, DataError, r"is 10 bad ones, and the test set has 8: .* below 0\.080"),
-        (0.08, DataError, "no bad part is left to test on"),
-        (0.009, DataError, r"is 0 bad ones: give a ratio of at least 0\.010"),
-        (-0.1, ConfigError, "from 0 to 1"),
-        (1.5, ConfigError, "from 0 to 1"),
-        (float("nan"), ConfigError, "from 0 to 1"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused_with_the_numbers(ratio, error, said):
-    with pytest.raises(error, match=said):
-        contaminate(*made_up(100), ratio, 0)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +121,8 @@ def test_labels_are_spread_over_the_kinds_and_their_groups_leave_the_test_set():
         draws.add(few.drawn)
     assert len(draws) > 1
     assert len({label_anomalies(training, test, 0.05, ["crack"], 0, draw).drawn for draw in range(6)}) > 1
-    assert label_anomalies(training, test, 0, ["crack"], 0) == Dealt(training, test, ())
+    none = label_anomalies(training, test, 0, ["crack"], 0)
+    assert (none.training, none.test, none.drawn) == (training, test, ())
     # 13 labels, and there are 6 dents.
     few = label_anomalies(training, test, 0.12, ["dent", "crack"], 0, validate=False)
     assert Counter(s.kind for s in few.training.anomalous) == {"crack": 7, "dent": 6}
@@ -152,20 +138,23 @@ def test_a_training_set_s_own_anomalous_images_are_drawn_from_and_the_test_set_s
 
 
 @pytest.mark.parametrize(
-    ("normal", "ratio", "kinds", "error", "said"),
+    ("deal", "error", "said"),
     [
-        (30, 0.03, ["crack", "dent"], DataError, r"30 / \(1 - 0\.03\) - 30 = 1 labels, fewer than .* 0\.0625"),
-        (30, 0.01, ["crack"], DataError, "= 0 labels, fewer than the 1 kinds"),
-        (95, 0.1, ["dent"], DataError, r"= 11 labels, and dent have 6 images: .* at most 0\.0594"),
-        (95, 0.05, ["dint"], ConfigError, "no bad image of kind dint: it has crack, dent, stain"),
-        (95, 0.2, ["crack", "dent", "stain"], DataError, "no bad part is left"),
-        (95, -0.1, ["crack"], ConfigError, "0 to below 1"),
-        (95, 1.0, ["crack"], ConfigError, "0 to below 1"),
+        (drawn(0.1), DataError, r"is 10 bad ones, and the test set has 8: .* below 0\.080"),
+        (drawn(0.08), DataError, "no bad part is left to test on"),
+        (drawn(0.009), DataError, r"is 0 bad ones: give a ratio of at least 0\.010"),
+        *((drawn(ratio), ConfigError, "from 0 to 1") for ratio in (-0.1, 1.5, float("nan"))),
+        (labelled(0.03, "crack", "dent"), DataError, r"30 / \(1 - 0\.03\) - 30 = 1 labels, fewer than .* 0\.0625"),
+        (labelled(0.01, "crack"), DataError, "= 0 labels, fewer than the 1 kinds"),
+        (labelled(0.2, "dent"), DataError, r"= 8 labels, and dent have 6 images: .* at most 0\.1667"),
+        (labelled(0.05, "dint"), ConfigError, "no bad image of kind dint: it has crack, dent, stain"),
+        (labelled(0.44, "crack", "dent", "stain"), DataError, "no bad part is left"),
+        *((labelled(ratio, "crack"), ConfigError, "0 to below 1") for ratio in (-0.1, 1.0)),
     ],
 )
-def test_what_cannot_be_labelled_is_refused_with_the_arithmetic(normal, ratio, kinds, error, said):
+def test_what_cannot_be_dealt_is_refused_with_the_arithmetic(deal, error, said):
     with pytest.raises(error, match=said):
-        label_anomalies(*made_up(normal, kinds=KINDS), ratio, kinds, 0)
+        deal()
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,8 @@ def names(samples):
 
 @pytest.mark.parametrize("below", ["train/", ""])
 def test_layout_folder(make, tmp_path, below):
-    trained = (
-        "good/10.png",
-        "good/9.png",
-        "good/1.png",
-        "unlabelled/u.png",
-        "anomalous/loose.png",
-        "anomalous/crack/c.png",
-    )
-    make(*(below + name for name in trained))
+    make(*(f"{below}good/{number}.png" for number in (10, 9, 1)))
+    make(*(f"{below}{name}.png" for name in ("unlabelled/u", "anomalous/loose", "anomalous/crack/c")))
     make("test/good/t.png", "test/crack/t.png", "ground_truth/crack/t_mask.png")
     training = read_training(tmp_path)
     assert [(s.path.name, s.label, s.kind) for s in training.samples] == [
@@ -51,19 +44,11 @@ def test_layout_folder(make, tmp_path, below):
     assert (training.name, training.root, training.notes) == (tmp_path.name, tmp_path, ())
 
 
-@pytest.mark.parametrize(
-    ("folders", "regime"),
-    [
-        ("good", "clean"),
-        ("unlabelled", "contaminated"),
-        ("good unlabelled", "contaminated"),
-        ("good anomalous", "weak"),
-        ("unlabelled anomalous", "weak"),
-    ],
-)
-def test_regime_is_read_from_the_labels(make, tmp_path, folders, regime):
-    make(*(f"train/{folder}/1.png" for folder in folders.split()))
-    assert read_training(tmp_path).regime == regime
+def test_regime_is_read_from_the_labels(make, tmp_path):
+    regimes = {"good": "clean", "unlabelled": "contaminated", "good unlabelled": "contaminated"}
+    for folders, regime in (regimes | dict.fromkeys(("good anomalous", "unlabelled anomalous"), "weak")).items():
+        make(*(f"{folders}/train/{folder}/1.png" for folder in folders.split()))
+        assert read_training(tmp_path / folders).regime == regime
 
 
 def test_plain_folder_counts_as_good_or_unlabelled_and_says_so(make, tmp_path):
@@ -92,9 +77,8 @@ def test_what_is_ignored_is_named_where_it_is_much(make, tmp_path):
     (good / "folder.png").mkdir()
     training = read_training(tmp_path)
     assert names(training.samples) == ["1.png"]
-    ignored, loose = training.notes
-    assert ignored == "folders ignored in train: bad, good/folder.png, good/old"
-    assert "1 images directly in train were ignored" in loose
+    assert training.notes[0] == "folders ignored in train: bad, good/folder.png, good/old"
+    assert "1 images directly in train were ignored" in training.notes[1] and len(training.notes) == 2
     for number in range(12):
         (good / f"{number}.dcm").write_text("x")
     assert any("14 files in good are not images" in n and ".dcm 12" in n for n in read_training(tmp_path).notes)

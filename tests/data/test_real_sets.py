@@ -4,27 +4,20 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from blemish.data.images import read_header, read_image
-from blemish.data.loading import PreparedImages
-from blemish.data.preprocessing import Preprocessing
+from blemish.data.images import read_header
 from blemish.data.protocols import alternative_split, contaminate
 from blemish.data.readers import read_training, shared_files
 from blemish.data.testset import load_mask, open_test_set
 
 pytestmark = pytest.mark.real
 
+SCREWS = {"manipulated_front": 24, "scratch_head": 24, "scratch_neck": 25, "thread_side": 23, "thread_top": 23}
 # Set: good in train, good in test, bad in test by kind, whether there are masks. From the sets' own description.
 TABLE = {
     "magnetic_tile": (241, 236, {"blowhole": 115, "break": 85, "crack": 57, "fray": 32, "uneven": 99}, True),
-    "mvtec_screw": (
-        320,
-        41,
-        {"manipulated_front": 24, "scratch_head": 24, "scratch_neck": 25, "thread_side": 23, "thread_top": 23},
-        True,
-    ),
+    "mvtec_screw": (320, 41, SCREWS, True),
     "crackforest_patches": (96, 25, {"crack": 179}, True),
     "deeppcb_g20085": (200, 63, {"defect": 62}, True),
     "hazelnut_toy": (28, 6, {"colour": 17}, True),
@@ -69,15 +62,3 @@ def test_protocols():
     assert (len(pile.drawn), len({s.path for s in pile.training.samples})) == (32, 352)
     training, test = alternative_split(read_training(screws), open_test_set(screws), screws / "resplit_alt.csv")
     assert (len(training.samples), Counter(s.anomalous for s in test.samples)) == (267, {False: 53, True: 119})
-
-
-def test_an_oblong_set_goes_through_each_way_of_resizing():
-    samples = read_training(root("magnetic_tile")).samples[:12]
-    for resize in ("stretch", "crop", "opencv", "letterbox"):
-        preparation = Preprocessing(resize, 64)
-        batch = PreparedImages(samples, preparation).batch(range(12))
-        assert batch.images.shape == (12, 3, *preparation.input_size)
-        for index in (0, 11):
-            # Resizing keeps the brightness, within what cropping may take away.
-            mean = np.mean(read_image(samples[index].path).pixels) / 255
-            assert batch.images[index].mean().item() == pytest.approx(mean, abs=0.05)

@@ -50,15 +50,13 @@ def test_missing_masks_and_sides_are_noted(layout, tmp_path):
     assert open_test_set(tmp_path / "good alone").notes == ("there is no bad test image: ranking metrics need both",)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("nowhere", "not exist"), (".", "no folder test"), ("empty", "no test image"), ("a.txt", r"not a \.csv")],
-)
-def test_no_test_set(tmp_path, name, said):
+def test_no_test_set(tmp_path):
     (tmp_path / "empty" / "test").mkdir(parents=True)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=said):
-        open_test_set(tmp_path / name)
+    cases = {"nowhere": "not exist", ".": "no folder test", "empty": "no test image", "a.txt": r"not a \.csv"}
+    for name, said in cases.items():
+        with pytest.raises(DataError, match=said):
+            open_test_set(tmp_path / name)
 
 
 def test_masks(tmp_path):

@@ -3,9 +3,8 @@
 The folder holds what a reader would have: ``parts/`` with ``good``, ``test`` and masks, ``photos/good``, ``OK`` and
 ``NG``, ``pile/``, ``new/`` and ``new.png``, ``parts.csv`` (a manifest), and ``parts.blemish``, a model.
 
-Blocks marked ``python`` are executed, one after the other as one program for each page. Of unmarked, ``console``,
-``bash`` and ``sh`` blocks the lines that start with ``blemish`` are run, unless they take long (demo, bench, serve) or
-hold a place to fill in (DATA, MODEL ...): of those, the command and its options are checked to exist.
+Blocks marked ``python`` are one program for each page. Of shell blocks the lines that start with ``blemish`` are run,
+unless they take long (LONG) or hold a place to fill in (DATA, MODEL ...): there, command and options must exist.
 """
 
 import glob
@@ -32,13 +31,9 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 """CONTRIBUTING.md's code is a method, which has a test of its own."""
 
 LONG = {"demo", "bench", "serve"}
-SHELL = {"", "console", "bash", "sh", "shell"}
+SHELL = ("", "console", "bash", "sh", "shell")
 BLOCK = re.compile(r"^```([\w-]*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def commands(text: str) -> Iterator[str]:
@@ -117,7 +112,8 @@ def is_runnable(line: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_examples_run(page: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = [(language, text) for language, text in blocks(page) if language == "python" or language in SHELL]
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    written = [(language, text) for language, text in blocks if language in ("python", *SHELL)]
     if not any(language == "python" or list(commands(text)) for language, text in written):
         return
     folder = tmp_path / "reader"

@@ -15,8 +15,6 @@ from blemish.data.testset import open_test_set
 from blemish.errors import DataError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "datasets"
-GOOD = ("normal", "good")
-SOUND = (False, "good", False)
 
 
 def images(root, *names):
@@ -36,11 +34,12 @@ prepare = script("prepare")
 
 
 def opened(manifest):
-    """What the product makes of a manifest: label and kind of training images, kind and mask of test images."""
+    """What the product makes of a manifest: training images by kind, test images by kind, masks; and both sets."""
     training, test = read_training(manifest), open_test_set(manifest)
-    learned = Counter((s.label, s.kind) for s in training.samples)
-    judged = Counter((s.anomalous, s.kind, s.mask is not None) for s in test.samples)
-    return learned, judged, training, test
+    assert all((s.label == "normal") == (s.kind == "good") for s in (*training.samples, *test.samples))
+    assert all(s.mask is None for s in test.samples if not s.anomalous)
+    learned, judged = (Counter(s.kind for s in part.samples) for part in (training, test))
+    return (learned, judged, sum(s.mask is not None for s in test.samples)), training, test
 
 
 @pytest.fixture
@@ -63,8 +62,8 @@ def test_mvtec_ad_is_read_as_its_folders_are(tmp_path, capsys, monkeypatch):
     masks = tmp_path / "bottle" / "ground_truth" / "broken_large"
     images(masks, *(f"{i:03}_mask.png" for i in range(3)))
     prepare.main(["mvtec_ad", str(tmp_path), "--category", "bottle"])
-    learned, judged, _, test = opened(tmp_path / "bottle.csv")
-    assert (learned, judged) == ({GOOD: 4}, {SOUND: 2, (True, "broken_large", True): 3})
+    counts, _, test = opened(tmp_path / "bottle.csv")
+    assert counts == ({"good": 4}, {"good": 2, "broken_large": 3}, 3)
     assert capsys.readouterr().out.endswith("NOT WHOLE: 4 of 209 train images; 5 of 83 test images\n")
     as_folder = open_test_set(tmp_path / "bottle")
     assert {s.path.resolve() for s in as_folder.samples} == {s.path.resolve() for s in test.samples}
@@ -78,7 +77,7 @@ def test_mvtec_ad_is_read_as_its_folders_are(tmp_path, capsys, monkeypatch):
 
 def test_visa_is_split_by_its_one_class_list(visa, capsys):
     prepare.main(["visa", str(visa), "--category", "candle", "--category", "pcb1"])
-    assert opened(visa / "candle.csv")[:2] == ({GOOD: 3}, {SOUND: 2, (True, "anomaly", True): 1})
+    assert opened(visa / "candle.csv")[0] == ({"good": 3}, {"good": 2, "anomaly": 1}, 1)
     assert capsys.readouterr().out.splitlines() == [
         f"{visa / 'candle.csv'} NOT WHOLE: 5 of 1000 normal images; 1 of 100 anomalous images",
         f"{visa / 'pcb1.csv'} NOT WHOLE: 5 of 1004 normal images; 1 of 100 anomalous images",
@@ -98,9 +97,8 @@ def test_isic_has_naevi_for_normal_and_lesions_for_groups(tmp_path, capsys):
     folder = tmp_path / "ISIC2018_Task3_Training_GroundTruth"
     (folder / "ISIC2018_Task3_Training_LesionGroupings.csv").write_text(lesions)
     prepare.main(["isic2018", str(tmp_path)])
-    learned, judged, training, test = opened(tmp_path / "isic2018.csv")
-    assert learned == {GOOD: 2, ("anomalous", "MEL"): 1, ("anomalous", "DF"): 1}
-    assert judged == {SOUND: 1, (True, "BCC", False): 1}
+    counts, training, test = opened(tmp_path / "isic2018.csv")
+    assert counts == ({"good": 2, "MEL": 1, "DF": 1}, {"good": 1, "BCC": 1}, 0)
     groups = {s.path.stem: s.group for s in training.samples}
     assert groups["ISIC_Training0"] == groups["ISIC_Training1"] == "HAM_1"
     assert groups["ISIC_Training3"].endswith("ISIC_Training3.jpg")
@@ -135,47 +133,31 @@ def named(folders, *names):
 
 
 PRODUCTS = named("01 02 03", "train/ok/a.bmp", "train/ok/b.bmp", "test/ok/c.bmp", "test/ko/d.bmp", "test/ko/e.bmp")
+PRODUCTS += named("01 02 03", "ground_truth/ko/d.png")
 LUNGS = named("train/NORMAL test/NORMAL", "IM-0115-0001.jpeg", "IM-0115-0002.jpeg", "NORMAL2-IM-0115-0001.jpeg")
-PNEUMONIA = ("person1_bacteria_1.jpeg", "person1_bacteria_2.jpeg", "person1_virus_3.jpeg")
-EYES = ("CNV", "DME", "DRUSEN")
+LUNGS += named("train/PNEUMONIA test/PNEUMONIA", *(f"person1_{name}.jpeg" for name in ("bacteria_1", "bacteria_2")))
+LUNGS += named("train/PNEUMONIA test/PNEUMONIA", "person1_virus_3.jpeg")
+PATIENTS = {"good": 3, "bacteria": 2, "virus": 1}
+CLASSES = ("NORMAL", "CNV", "DME", "DRUSEN")
+EYES = [f"{side}/{kind}/{kind}-{side}-{i}.jpeg" for side in ("train", "test") for kind in CLASSES for i in (1, 2)]
+TWO_EACH = {"good": 2, "CNV": 2, "DME": 2, "DRUSEN": 2}
+HEADS = named("no yes", *(f"{i}.jpg" for i in range(10)))
 
 
 @pytest.mark.parametrize(
-    ("name", "manifest", "files", "learned", "judged", "groups"),
+    ("name", "manifest", "files", "learned", "judged", "masks", "groups"),
     [
-        (
-            *("btad", "02", [*PRODUCTS, *named("01 02 03", "ground_truth/ko/d.png")]),
-            *({GOOD: 2}, {SOUND: 1, (True, "ko", True): 1, (True, "ko", False): 1}, 2),
-        ),
-        (
-            *("chest_xray", "chest_xray", [*LUNGS, *named("train/PNEUMONIA test/PNEUMONIA", *PNEUMONIA)]),
-            {GOOD: 3, ("anomalous", "bacteria"): 2, ("anomalous", "virus"): 1},
-            {SOUND: 3, (True, "bacteria", False): 2, (True, "virus", False): 1},
-            3,
-        ),
-        (
-            *("oct", "oct"),
-            [
-                f"{side}/{kind}/{kind}-{side}-{i}.jpeg"
-                for side in ("train", "test")
-                for kind in ("NORMAL", *EYES)
-                for i in "12"
-            ],
-            {GOOD: 2, **{("anomalous", kind): 2 for kind in EYES}},
-            {SOUND: 2, **{(True, kind, False): 2 for kind in EYES}},
-            4,
-        ),
-        (
-            *("br35h", "br35h", named("no yes", *(f"{i}.jpg" for i in range(10)))),
-            *({GOOD: 8, ("anomalous", "tumour"): 8}, {SOUND: 2, (True, "tumour", False): 2}, 16),
-        ),
+        ("btad", "02", PRODUCTS, {"good": 2}, {"good": 1, "ko": 2}, 1, 2),
+        ("chest_xray", "chest_xray", LUNGS, PATIENTS, PATIENTS, 0, 3),
+        ("oct", "oct", EYES, TWO_EACH, TWO_EACH, 0, 4),
+        ("br35h", "br35h", HEADS, {"good": 8, "tumour": 8}, {"good": 2, "tumour": 2}, 0, 16),
     ],
 )
-def test_sets_that_are_folders_of_images(name, manifest, files, learned, judged, groups, tmp_path):
+def test_sets_that_are_folders_of_images(name, manifest, files, learned, judged, masks, groups, tmp_path):
     images(tmp_path, *files)
     script(name).main([str(tmp_path)])
-    *counted, training, test = opened(tmp_path / f"{manifest}.csv")
-    assert (*counted, len(training.groups)) == (learned, judged, groups)
+    counts, training, test = opened(tmp_path / f"{manifest}.csv")
+    assert (*counts, len(training.groups)) == (learned, judged, masks, groups)
     assert not set(training.groups) & {s.group for s in test.samples}
 
 
@@ -186,7 +168,7 @@ def test_zju_leaper(tmp_path):
     (tmp_path / "ImageSets" / "Patterns").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Patterns" / "pattern3.json").write_text(json.dumps(lists))
     script("zju_leaper").main([str(tmp_path)])
-    assert opened(tmp_path / "pattern3.csv")[:2] == ({GOOD: 2}, {SOUND: 1, (True, "defect", True): 1})
+    assert opened(tmp_path / "pattern3.csv")[0] == ({"good": 2}, {"good": 1, "defect": 1}, 1)
 
 
 def test_cifar10(tmp_path):
@@ -198,8 +180,6 @@ def test_cifar10(tmp_path):
         records = np.concatenate([np.array(labels, np.uint8)[:, None], pixels[name].reshape(len(labels), -1)], axis=1)
         records.tofile(tmp_path / "cifar-10-batches-bin" / f"{name}.bin")
     script("cifar10").main([str(tmp_path), "cat"])
-    learned, judged = opened(tmp_path / "cat.csv")[:2]
-    assert learned == {GOOD: 3, ("anomalous", "airplane"): 1}
-    assert judged == {SOUND: 1, (True, "airplane", False): 1}
+    assert opened(tmp_path / "cat.csv")[0] == ({"good": 3, "airplane": 1}, {"good": 1, "airplane": 1}, 0)
     written = np.asarray(Image.open(tmp_path / "images" / "train" / "cat" / "data_batch_1_00002.png"))
     np.testing.assert_array_equal(written, pixels["data_batch_1"][2].transpose(1, 2, 0))
