@@ -93,17 +93,20 @@ def test_saved_and_restored_it_decides_the_same():
         assert back.sentence() == made.sentence()
 
 
-def test_a_model_file_that_does_not_fit_together():
-    scores = np.arange(120.0)
-    for tensors, changed in (
+@pytest.mark.parametrize(
+    ("tensors", "changed"),
+    [
         ({}, {}),
-        ({"scores": scores, "peaks": np.arange(3.0)}, {}),
+        ({"scores": np.arange(120.0), "peaks": np.arange(3.0)}, {}),
         ({"scores": np.full(120, np.nan)}, {}),
-        *(({"scores": scores}, change) for change in ({"kind": "other"}, {"rate": 1e-4}, {"rate": None}, {"rate": 2})),
-    ):
-        meta = {"kind": "holdout", "rate": 0.01, "images": 120, "trusted": True, **changed}
-        with pytest.raises(ModelFileError, match="calibration is not whole"):
-            Calibration.from_tensors(tensors, meta)
+        *(({"scores": np.arange(120.0)}, {"rate": rate}) for rate in (1e-4, None, 2)),
+        ({"scores": np.arange(120.0)}, {"kind": "other"}),
+    ],
+)
+def test_a_model_file_that_does_not_fit_together(tensors, changed):
+    meta = {"kind": "holdout", "rate": 0.01, "images": 120, "trusted": True, **changed}
+    with pytest.raises(ModelFileError, match="calibration is not whole"):
+        Calibration.from_tensors(tensors, meta)
 
 
 def test_scores_are_kept_sorted_in_double_precision_and_cannot_be_changed():
@@ -227,12 +230,12 @@ def test_the_rate_offered_in_a_refusal_is_accepted():
         assert calibration.settle_rate(offered, n) == offered == pytest.approx(1 / (n + 1), rel=0.01)
 
 
-def test_the_number_of_parts_named_in_a_refusal_is_enough_and_one_less_is_not():
-    for rate in (0.3, 0.1, 0.07, 0.05, 0.02, 0.01, 0.003, 0.001, 1 / 121):
-        needed = max(calibration.groups_needed(rate), calibration.FEWEST)
-        assert calibration.settle_rate(rate, needed) == rate
-        with pytest.raises(CalibrationError, match=f"needs at least {needed} good parts"):
-            calibration.settle_rate(rate, needed - 1)
+@pytest.mark.parametrize("rate", [0.3, 0.1, 0.07, 0.05, 0.02, 0.01, 0.003, 0.001, 1 / 121])
+def test_the_number_of_parts_named_in_a_refusal_is_enough_and_one_less_is_not(rate):
+    needed = max(calibration.groups_needed(rate), calibration.FEWEST)
+    assert calibration.settle_rate(rate, needed) == rate
+    with pytest.raises(CalibrationError, match=f"needs at least {needed} good parts"):
+        calibration.settle_rate(rate, needed - 1)
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 5, float("nan")])

@@ -46,32 +46,26 @@ def test_coarse_scores_make_the_promise_safer_not_wrong():
     assert np.mean(rates) < made.expected_false_reject
 
 
-def images_of(rng, parts, shots):
-    """Scores ``parts shots``: what a part is shows in all of its images, and each adds a little of its own."""
-    return rng.normal(size=(parts, 1)) + 0.3 * rng.normal(size=(parts, shots))
-
-
 def test_calibrated_by_group_the_promise_holds_for_parts_and_by_image_it_does_not():
     rng = np.random.default_rng(7)
     parts, shots, rate = 60, 8, 0.05
-    new = images_of(rng, 20000, shots)
+
+    def images_of(count):
+        """What a part is shows in all of its images, and each adds a little of its own."""
+        return rng.normal(size=(count, 1)) + 0.3 * rng.normal(size=(count, shots))
+
+    new = images_of(20000)
     groups = np.repeat(np.arange(parts), shots).tolist()
     rows = []
     for _ in range(400):
-        scores = images_of(rng, parts, shots).reshape(-1)
+        scores = images_of(parts).reshape(-1)
         by_part = calibrate("holdout", scores, groups, false_reject=rate)
         by_image = calibrate("holdout", scores, false_reject=rate)
-        rejected = new > by_part.threshold
-        wrongly = new > by_image.threshold
-        rows.append(
-            (
-                rejected.any(1).mean(),
-                rejected.mean(),
-                wrongly.any(1).mean(),
-                rejected.any(1).mean() > by_part.false_reject_bound,
-                wrongly.mean() > by_image.false_reject_bound,
-            )
-        )
+        rejected, wrongly = new > by_part.threshold, new > by_image.threshold
+        part, part_by_image = rejected.any(1).mean(), wrongly.any(1).mean()
+        broken = part > by_part.false_reject_bound
+        image_broken = wrongly.mean() > by_image.false_reject_bound
+        rows.append((part, rejected.mean(), part_by_image, broken, image_broken))
     part, image, part_by_image, broken, image_broken = np.mean(rows, axis=0)
     error = np.std([row[0] for row in rows]) / np.sqrt(len(rows))
     assert abs(part - by_part.expected_false_reject) < 4 * error
