@@ -1,7 +1,5 @@
 """``blemish`` and ``python -m blemish``: the command line, which may be interrupted while Python still imports it."""
 
-from __future__ import annotations
-
 import sys
 
 

@@ -5,8 +5,6 @@ Tensor legend, used everywhere: ``b`` images, ``c`` channels, ``h w`` input pixe
 anomalous.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Any other timm architecture is accepted too, by its timm name; it is then normalised as timm says.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 DEFAULT_BACKBONE = "efficientnet_lite0"

@@ -7,8 +7,6 @@ is not in the catalogue is passed on to ``blemish.backbones.timm``.
 Stage 0 has stride 2, stage 1 stride 4 and so on: a network is built up to the last stage that is asked for.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

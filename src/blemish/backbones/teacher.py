@@ -7,8 +7,6 @@ folder named by all else that the numbers depend on. A file is written under a t
 digest: a process killed half-way leaves nothing that could be taken for features, and two may write the same file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """All other architectures, through timm: which feature maps they offer, and networks that give those and no more."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import math

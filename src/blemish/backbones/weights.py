@@ -3,8 +3,6 @@
 Nothing is unpickled unsafely: safetensors, or ``torch.load`` with ``weights_only=True``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import re

@@ -3,8 +3,6 @@
 Kept in one small file beside the ledger, in a folder that git ignores: pictures of other people's sets stay here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Judging a model now and then while it learns: to draw curves over epochs, or to choose the best epoch on test."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Collection, Mapping

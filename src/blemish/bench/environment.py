@@ -1,7 +1,5 @@
 """What a figure was measured with: code, versions, machine. No host name, no path."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """How long jobs will take: the median of the most similar rows of the ledger."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any

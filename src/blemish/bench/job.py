@@ -5,8 +5,6 @@ goes wrong is a row as well; a process that is killed leaves none, and whoever s
 ends soon after the one with the number PARENT, so that a bench that was killed leaves nothing running.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,8 +4,6 @@ A row is one ``write`` under a lock: no two processes mix lines, and one that is
 What a power cut may still leave, half a line at the end, is closed before the next row and passed over by readers.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """What one job computes: a model is learned, and judged on each of the job's test sets."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import shutil

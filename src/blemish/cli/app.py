@@ -4,8 +4,6 @@ Results go to standard output, everything else to standard error. Nothing heavy 
 so that every ``--help`` answers at once.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import sys

@@ -1,7 +1,5 @@
 """Comparing methods: ``contaminate``, ``reveal``, ``bench``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Judging: ``demo``, ``inspect``, ``evaluate``, ``calibrate``."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated

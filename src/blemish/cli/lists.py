@@ -1,7 +1,5 @@
 """What there is: ``info``, ``methods``, ``backbones``, ``datasets``."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

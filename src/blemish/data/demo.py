@@ -12,8 +12,6 @@ reach .37 to .59), the test end of each photograph so that its good crops look n
 The set shows that things work: quote no figure of it as evidence of how a method does in a factory or a clinic.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib.resources
 import io

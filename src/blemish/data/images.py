@@ -9,8 +9,6 @@
 * of several frames only a phone's second view is passed over: files of several images are refused.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from dataclasses import dataclass

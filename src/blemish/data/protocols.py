@@ -4,8 +4,6 @@ The unit is the group. Which groups are drawn depends on the seed and their name
 This opens test sets: only the bench and the command line may import it.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """The image sets that Blemish knows. It downloads none: ``scripts/datasets`` writes manifests of unpacked copies."""
 
-from __future__ import annotations
-
 import importlib.resources
 import tomllib
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Holding out and cross-fitting by group; the order of files on a disk never changes a split."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -6,8 +6,6 @@ irregular outlines no sharper than the photograph, in its own darkest and lighte
 its grain on what is painted flat. Callers deal tones out evenly, so that brightness does not give the defects away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What users hold: one object that turns an image into a verdict, saves to one file and loads from it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

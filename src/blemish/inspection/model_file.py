@@ -4,8 +4,6 @@ safetensors notices a file cut short, not a flipped bit; the SHA-256 over descri
 unpickled. The file is written under a temporary name and renamed, so a reader sees a whole model or none.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

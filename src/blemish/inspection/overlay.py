@@ -5,8 +5,6 @@ The ramp grows lighter all the way, so that it stands out on grey and brown and 
 Outlines are white within black: colour never speaks alone.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math

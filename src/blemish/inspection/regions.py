@@ -4,8 +4,6 @@ Coordinates are those of the original image, ``x`` to the right and ``y`` down; 
 covers the square from ``(x, y)`` to ``(x + 1, y + 1)``. Boxes, centres and outlines are points of that plane.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """What an inspector says of one image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property

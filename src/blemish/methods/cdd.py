@@ -20,8 +20,6 @@ Liu, Wang, Leng, Zhang: Fence off Anomaly Interference: Cross-Domain Distillatio
 Detection, arXiv 2508.18007, 2025.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

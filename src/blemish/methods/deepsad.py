@@ -16,8 +16,6 @@ centre's rule are as released. All differences: docs/methods/deepsad.md.
 Ruff et al.: Deep Semi-Supervised Anomaly Detection, ICLR 2020.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated

@@ -13,8 +13,6 @@ Known only from a supplement with results; neither the paper's text nor code cou
 is OUR READING, with a choice of four (``internal``), explained in docs/methods/fmam.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

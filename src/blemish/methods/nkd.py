@@ -16,8 +16,6 @@ worse than their neighbours. More: docs/methods/nkd.md.
 Compare Wang, Han, Ding, Xu: Student-Teacher Feature Pyramid Matching, BMVC 2021.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

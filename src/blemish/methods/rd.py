@@ -15,8 +15,6 @@ Other backbones than ResNets follow the same scheme (our reading). All differenc
 Deng, Li: Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

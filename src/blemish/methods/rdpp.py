@@ -18,8 +18,6 @@ docs/methods/rdpp.md.
 Tien et al.: Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -15,8 +15,6 @@ equal patches at a place cannot give factors of billions (``blemish.ops.lof``). 
 Jiang et al.: SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal

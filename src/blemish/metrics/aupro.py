@@ -8,8 +8,6 @@ the curve to the right of it, which needs only the number of normal pixels that 
 distinct scores, straight lines between them, cut at the limit by interpolation. Normal pixels beyond it are not sorted.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ All follow from one table: for every positive, how many negatives score higher, 
 negatives from the lowest positive upwards are sorted, and without labels: 13 million pixels take less than a second.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from dataclasses import dataclass

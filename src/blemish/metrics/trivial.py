@@ -4,8 +4,6 @@ Where one of them is near 1 or near 0, normal and anomalous images differ in som
 a camera), and a high image AUROC says little about a detector.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """CDD's bricks: a student as the last epoch left it, the choice among several students, and jitter on features."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Every option of every method carries its description (``Field(description=...)``
 error messages and the documentation's tables are made, and its bounds, which are checked wherever an option is given.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

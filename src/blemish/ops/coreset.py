@@ -9,8 +9,6 @@ pick reads all points once. Two things make it quick, and neither changes the pi
   are being made, the point need not be measured; what it missed is made up for once picks have come down to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

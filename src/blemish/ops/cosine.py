@@ -5,8 +5,6 @@ read from the maps as they lie in memory, and one formula gives the gradient (au
 write five maps more).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 

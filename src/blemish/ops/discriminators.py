@@ -3,8 +3,6 @@
 None has biases, and an output of zero is what normal features are drawn to: energies are distances from it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

@@ -5,8 +5,6 @@ own distance to its ``k``-th. Its factor is the mean density of those others ove
 whatever scale (Breunig et al., LOF: Identifying Density-Based Local Outliers, SIGMOD 2000).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import torch

@@ -8,8 +8,6 @@ proposed could be nearer; for queries for which it could, everything within the 
 The product stays float32: a bf16 one leaves tens of candidates a query, whose measuring takes longer than it saves.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Statistics over normal images: of BatchNorm once weights are at rest, and of features before anything learns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -4,8 +4,6 @@ The released PatchCore unfolds neighbourhoods, interpolates coarse stages, and t
 Pooling and interpolation commute: here one grouped convolution unfolds and pools each stage before it is interpolated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import gcd
 

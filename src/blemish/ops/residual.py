@@ -4,8 +4,6 @@ A block that doubles the grid has a 2x2 transposed convolution of stride 2 where
 strided 3x3 one, and in its shortcut, as the released reverse distillation does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

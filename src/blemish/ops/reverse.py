@@ -7,8 +7,6 @@ mirrors that with two basic blocks a stage. It works at ``MIN_WIDTH`` channels o
 a level that is narrower or can be negative (docs/methods/rd.md says why).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

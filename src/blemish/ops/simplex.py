@@ -5,8 +5,6 @@ every point of a stretched cubic lattice has a gradient, and each that lies with
 ``(2 - distance^2)^4 * (gradient . offset)`` to it. The usual programs take 18 times as long.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 

@@ -4,8 +4,6 @@ The debiased divergence S(a, b) = OT(a, b) - OT(a, a)/2 - OT(b, b)/2, with entro
 weights, is geomloss's (Feydy et al., Interpolating between Optimal Transport and MMD, AISTATS 2019), in float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

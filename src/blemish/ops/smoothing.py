@@ -5,8 +5,6 @@ together are ``rows @ map @ columns.T`` with small matrices, built once for each
 up to rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

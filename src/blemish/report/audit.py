@@ -1,7 +1,5 @@
 """The page that an audit ends in: the most suspicious images, with maps, to be looked at by a person."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The bench's report: Markdown, and one page with pictures. Both go where git does not look."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 Normal is blue, anomalous is orange, everywhere. Each function gives a Matplotlib figure, which ``svg`` turns into text.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping, Sequence

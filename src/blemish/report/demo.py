@@ -1,7 +1,5 @@
 """``blemish demo``: everything once, offline, on real textures with painted defects, ending in one page."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ A template says what a report holds, by the macros of ``html.j2`` or, for the sa
 of a page is escaped there: a file name may hold anything.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import cache

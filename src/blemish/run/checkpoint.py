@@ -5,8 +5,6 @@ then what ``torch.save`` writes. It holds tensors, numbers and strings alone and
 so that a foreign file can do no harm.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import pickle

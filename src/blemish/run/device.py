@@ -1,7 +1,5 @@
 """Where networks run and how they compute: each automatic choice carries its reason."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Files that are whole or absent: a reader never sees half of one, whatever happens to the writer."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -5,8 +5,6 @@ batch holds depends on the seed and the epoch's number alone, and torch's own ra
 so a training that was killed goes on from its last checkpoint to the same bits (for equal threads).
 """
 
-from __future__ import annotations
-
 import math
 import re
 import time

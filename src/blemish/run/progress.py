@@ -1,7 +1,5 @@
 """Where long work reports to: nothing, plain lines for logs, or a bar for a person."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator

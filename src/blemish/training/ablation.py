@@ -5,8 +5,6 @@ model learns from a half's normal and anomalous images, its twin from the normal
 half; then the halves change places: four trainings on half of the images.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

@@ -5,8 +5,6 @@ judged by a model that never saw its group. Anomalous images are few and differ 
 do not know their defects. What comes out is a list, a page to look at, and a manifest of what is left.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -7,8 +7,6 @@ unpainted, and outline what was painted? After ``PATIENCE`` of them without a be
 nothing is expected any more. The epoch that did best is the length; what was learned here is thrown away.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Mapping, Sequence

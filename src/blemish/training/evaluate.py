@@ -3,8 +3,6 @@
 Metrics are taken from raw scores and maps; what the product's threshold does is reported beside them, by group.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 No test image is opened here, and none could be: import-linter forbids this module the test sets.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

@@ -3,8 +3,6 @@
 What cross-fitting's models share is built once: decoded images, backbone, and the features that its teacher keeps.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
