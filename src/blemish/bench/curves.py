@@ -16,8 +16,7 @@ from blemish.inspection.inspector import Inspector
 from blemish.run import Run, Timer, written_atomically
 from blemish.training.evaluate import Evaluation, as_figures, evaluate
 
-Point = dict[str, Any]
-"""``epoch`` and what was found at its end; None for what the data cannot give."""
+Point = dict[str, Any]  # ``epoch`` and what was found at its end; None for what the data cannot give
 
 
 @dataclass

@@ -19,8 +19,7 @@ from filelock import FileLock
 from blemish.bench.jobs import CHECKPOINTS, LOCK, Job, failed_row, now
 from blemish.bench.ledger import FILE, Ledger
 
-FAILED = 3
-"""Not 1: that is what Python itself ends with when it cannot even start the job, and no row is written."""
+FAILED = 3  # not 1: that is what Python itself ends with when it cannot even start the job, and no row is written
 
 
 def main(argv: list[str]) -> int:

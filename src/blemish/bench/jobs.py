@@ -35,8 +35,7 @@ JOB_FILE = "job.json"
 EVIDENCE, LOCK, CURVES, CHECKPOINTS, LOG = "evidence.npz", "lock", "curves.json", "checkpoints", "log.txt"
 """In a job's folder; scores and pictures in that of each row."""
 
-Configuration = dict[str, Any]
-"""All that a figure depends on but code and images, as the ledger holds it: JSON values."""
+Configuration = dict[str, Any]  # all that a figure depends on but code and images, as the ledger holds it: JSON values
 
 
 @dataclass(frozen=True)

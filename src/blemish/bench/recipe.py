@@ -17,8 +17,7 @@ from blemish.data.public import DEMO_CATEGORIES
 from blemish.errors import ConfigError
 from blemish.registry import METHODS, nearest_name
 
-DEMO = "demo"
-"""The name of the built-in set."""
+DEMO = "demo"  # the name of the built-in set
 PLANNED = ("recontrast", "urd", "stfpm", "padim", "cfa")
 """Methods that a recipe may name before they are built: they are listed as absent."""
 

@@ -22,11 +22,9 @@ except ImportError as error:
 
 CHOSEN = "‡"
 CUES = ("brightness", "contrast", "gradient")
-TIE = 0.0005
-"""Differences smaller than half of the last printed digit are no difference."""
+TIE = 0.0005  # differences smaller than half of the last printed digit are no difference
 
-Table = tuple[Sequence[str], list[tuple[str, ...]]]
-"""Header and rows."""
+Table = tuple[Sequence[str], list[tuple[str, ...]]]  # header and rows
 
 
 class PairedComparison(NamedTuple):

@@ -18,8 +18,7 @@ from torch import Tensor
 from blemish.errors import ModelFileError, OutputError
 from blemish.run.files import written_atomically
 
-SCHEMA = 2
-"""Raised when an older reader could not read what a newer writer wrote; what was written before is migrated."""
+SCHEMA = 2  # raised when an older reader could not read what a newer writer wrote; what was written before is migrated
 
 
 def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

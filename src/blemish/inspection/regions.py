@@ -17,8 +17,7 @@ from scipy import ndimage
 
 from blemish.errors import ConfigError, DataError
 
-Polygon = tuple[tuple[int, int], ...]
-"""Corners, clockwise as seen; the last one joins the first, which is not repeated."""
+Polygon = tuple[tuple[int, int], ...]  # corners, clockwise as seen; the last one joins the first, which is not repeated
 
 TOUCHING = np.ones((3, 3), dtype=bool)
 

@@ -16,8 +16,7 @@ from blemish.ops.smoothing import upscale
 
 Loss = Literal["layer", "vector"]
 
-EPSILON = 1e-6
-"""Norms below this count as zero: such a vector has cosine 0 with everything, and no gradient."""
+EPSILON = 1e-6  # norms below this count as zero: such a vector has cosine 0 with everything, and no gradient
 
 
 def cosines(one: Tensor, other: Tensor) -> Tensor:

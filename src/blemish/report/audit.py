@@ -12,10 +12,8 @@ from blemish.report.charts import score_histogram
 from blemish.report.html import colour_scale, picture, write_page
 from blemish.training.audit import Audit, Judged
 
-SIDE = 320
-"""Pixels of a picture's longer side."""
-UNSUSPECTED = 12
-"""Pictures of what lies just below the cut: whether it lies well can only be seen on both sides of it."""
+SIDE = 320  # pixels of a picture's longer side
+UNSUSPECTED = 12  # pictures of what lies just below the cut: whether it lies well can only be seen on both sides of it
 
 
 def write_audit(audit: Audit, path: Path) -> Path:

@@ -21,10 +21,8 @@ from blemish.inspection.overlay import Scale, fixed_scale, overlay
 from blemish.report.charts import curves, dot_plot, score_histogram
 from blemish.report.html import picture, write_markdown, write_page
 
-KIND_METRICS = ("image_auroc", "pixel_auroc", "aupro")
-"""What is measured of each kind of defect."""
-QUIET = 0.75
-"""Colours on the page begin where this share of good images has no pixel; no figure depends on it."""
+KIND_METRICS = ("image_auroc", "pixel_auroc", "aupro")  # what is measured of each kind of defect
+QUIET = 0.75  # colours on the page begin where this share of good images has no pixel; no figure depends on it
 COUNTED, ENERGY = "hc", "energy_"
 """Logged values that are no loss: a count of images, and what the names of a discriminator's energies begin with."""
 

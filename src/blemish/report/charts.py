@@ -21,8 +21,7 @@ NORMAL, ANOMALOUS, INK, LINE = "#2f6690", "#d97706", "#1c2430", "#d9dee5"
 SERIES = ("#2f6690", "#d97706", "#4d7c0f", "#9333ea", "#be123c", "#0e7490", "#78716c", "#ca8a04")
 MARKERS = "osD^vPX*"
 STYLE = str(Path(__file__).with_name("charts.mplstyle"))
-Dot = tuple[float, float]
-"""A value and its standard deviation (0 for none)."""
+Dot = tuple[float, float]  # a value and its standard deviation (0 for none)
 
 
 @style.context(STYLE)

@@ -7,8 +7,7 @@ from operator import length_hint
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
-Title = str | Callable[[], str]
-"""What is under way; a function where it changes, such as a training's epoch and loss."""
+Title = str | Callable[[], str]  # what is under way; a function where it changes, such as a training's epoch and loss
 
 
 class Progress(Protocol):
