@@ -98,13 +98,10 @@ def test_layout_regions_and_paint_of_a_category(root, category):
 
 
 def test_nothing_is_fetched_and_the_photographs_are_those_of_scikit_image(monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise AssertionError("the demo set opened a connection")
-
     shown = {"brick": data.brick, "grass": data.grass, "gravel": data.gravel, "tissue": data.immunohistochemistry}
     shown = {category: load() / 255 for category, load in shown.items()}
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "socket", None)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
     for category, pixels in shown.items():
         assert next(draw_category(category)).image.size == (192, 192)
         colours = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels

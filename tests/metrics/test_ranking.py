@@ -12,21 +12,6 @@ from blemish.errors import DataError
 from blemish.metrics import auroc, image_metrics, rank
 
 
-def average_precision(scores, labels):
-    return rank(scores, labels).average_precision()
-
-
-def fpr_at_tpr(scores, labels, tpr=0.95):
-    return rank(scores, labels).fpr_at_tpr(tpr)
-
-
-def f1_max(scores, labels):
-    return rank(scores, labels).f1_max()
-
-
-METRICS = [auroc, average_precision, fpr_at_tpr, lambda scores, labels: f1_max(scores, labels)[0]]
-
-
 @st.composite
 def scored(draw):
     """Scores with many, few or no equal values, and labels of both classes, in either float type."""
@@ -53,16 +38,16 @@ def test_metrics_are_those_of_scikit_learn_and_auroc_counts_pairs(data, tpr):
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
     assert auroc(scores, labels) == pytest.approx(np.mean(pairs), abs=1e-12)
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert rank(scores, labels).average_precision() == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
 
     fprs, tprs, _ = roc_curve(labels, scores, drop_intermediate=False)
-    assert fpr_at_tpr(scores, labels, tpr) == pytest.approx(fprs[np.argmax(tprs >= tpr)], abs=1e-12)
-    assert f1_max(scores, labels) == pytest.approx(brute_f1(scores, labels), abs=1e-12)
+    assert rank(scores, labels).fpr_at_tpr(tpr) == pytest.approx(fprs[np.argmax(tprs >= tpr)], abs=1e-12)
+    assert rank(scores, labels).f1_max() == pytest.approx(brute_f1(scores, labels), abs=1e-12)
     assert image_metrics(scores, labels) == {
         "image_auroc": auroc(scores, labels),
-        "image_ap": average_precision(scores, labels),
-        "image_f1_max_oracle": f1_max(scores, labels)[0],
-        "accuracy_oracle": f1_max(scores, labels)[2],
+        "image_ap": rank(scores, labels).average_precision(),
+        "image_f1_max_oracle": rank(scores, labels).f1_max()[0],
+        "accuracy_oracle": rank(scores, labels).f1_max()[2],
     }
 
 
@@ -72,8 +57,8 @@ def test_exactly_95_percent_found_is_enough(positives):
     labels = np.ones(positives + 1, dtype=bool)
     place = positives // 20  # 95 % of the positives lie above the only negative
     labels[place] = False
-    assert fpr_at_tpr(scores, labels) == 0.0
-    assert fpr_at_tpr(scores, labels, 0.95 + 1e-9) == 1.0
+    assert rank(scores, labels).fpr_at_tpr(0.95) == 0.0
+    assert rank(scores, labels).fpr_at_tpr(0.95 + 1e-9) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -84,15 +69,15 @@ def test_rounding_of_the_rate_moves_no_threshold(tpr, total):
     # One negative just below each positive, so that the rate tells how many positives were asked for.
     scores, labels = np.arange(2.0 * total), np.arange(2 * total) % 2 == 1
     needed = next(count for count in range(1, total + 1) if count / total >= tpr)
-    assert fpr_at_tpr(scores, labels, tpr) == (needed - 1) / total
+    assert rank(scores, labels).fpr_at_tpr(tpr) == (needed - 1) / total
 
 
 def test_constant_scores_know_nothing():
     scores, labels = np.full(10, 3.0), np.arange(10) < 4
     assert auroc(scores, labels) == 0.5
-    assert average_precision(scores, labels) == pytest.approx(0.4)
-    assert fpr_at_tpr(scores, labels) == 1.0
-    assert f1_max(scores, labels) == (pytest.approx(8 / 14), 3.0, pytest.approx(0.4))
+    assert rank(scores, labels).average_precision() == pytest.approx(0.4)
+    assert rank(scores, labels).fpr_at_tpr(0.95) == 1.0
+    assert rank(scores, labels).f1_max() == (pytest.approx(8 / 14), 3.0, pytest.approx(0.4))
 
 
 def test_infinite_scores_are_ranked():
@@ -104,9 +89,9 @@ def test_infinite_scores_are_ranked():
 @pytest.mark.parametrize("label", [True, False])
 def test_one_class_gives_nan_not_a_figure(label):
     scores, labels = np.array([1.0, 2.0, 2.0]), np.full(3, label)
-    assert all(math.isnan(metric(scores, labels)) for metric in METRICS)
-    assert all(math.isnan(value) for value in f1_max(scores, labels))
-    assert all(math.isnan(value) for value in image_metrics(scores, labels).values())
+    ranking = rank(scores, labels)
+    figures = [auroc(scores, labels), ranking.average_precision(), ranking.fpr_at_tpr(0.95), *ranking.f1_max()]
+    assert all(math.isnan(value) for value in (*figures, *image_metrics(scores, labels).values()))
 
 
 def test_a_ranking_counts_the_negatives_around_each_positive():
@@ -131,7 +116,7 @@ def test_a_ranking_counts_the_negatives_around_each_positive():
 )
 def test_misuse_is_refused(scores, labels, message):
     labels = np.array(labels, dtype=bool) if not labels else np.array(labels)
-    for metric in METRICS:
+    for metric in (auroc, rank, image_metrics):
         with pytest.raises(DataError, match=message):
             metric(np.array(scores), labels)
 
@@ -139,4 +124,4 @@ def test_misuse_is_refused(scores, labels, message):
 @pytest.mark.parametrize("tpr", [0.0, -1.0, 1.01, math.nan])
 def test_an_impossible_rate_is_refused(tpr):
     with pytest.raises(DataError, match="tpr"):
-        fpr_at_tpr([1.0, 2.0], np.array([True, False]), tpr)
+        rank([1.0, 2.0], np.array([True, False])).fpr_at_tpr(tpr)
