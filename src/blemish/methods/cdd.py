@@ -9,10 +9,8 @@ students of other domains make of it: they hardly know its defect. Each epoch e 
 3. The global student, given the teacher's features with Gaussian noise, learns image by image what that one of the
    OTHER domains' students gives that agrees best with the last global student.
 4. It learns the confident images from the teacher, without noise.
-
 Loss: 1 - cosine of whole maps, summed over the levels, in each of the three trainings.
 Score: reverse distillation's, of the global student alone: an image's is the highest value of its smoothed map.
-
 No code of the authors was found. What the text leaves open is OUR READING, listed in docs/methods/cdd.md. With
 ``domains=(1,)``, no noise, no regularisation and no confident pass this is reverse distillation, to the bit.
 

@@ -3,13 +3,10 @@
 Idea: an auto-encoder gives back the teacher's features, as in reverse distillation. A discriminator learns a low energy
 for the features of normal images and a high one for those of a few known-bad images and for what the auto-encoder
 makes; the auto-encoder learns to give low energies whatever it is shown, so a defect comes back as something normal.
-
 Loss: auto-encoder: 1 - cosine on normal images, plus lambda times the energy of all it makes (``_loss``).
 Discriminator: the normal images' energy, and by how much the others' stay below a margin. One step of each a batch.
-
 Score: the map is 1 - cosine at every location, summed over the levels and smoothed; an image's score is the mean of
 the map's 100 highest values, or of the whole map (``score="mean"``, for skin images).
-
 Without a known-bad image every strategy is ``recon``, reconstruction alone, unless distorted copies of good ones stand
 in (``elastic``). lambda is .02 as in the released code (github.com/Faustinaqq/CKAAD); ``gan`` and ``reconsub`` are our
 reading. Strategies and all differences: docs/methods/ckaad.md.

@@ -3,12 +3,9 @@
 Idea: a small network maps every image to a vector. The centre is fixed before learning; good images are to lie close to
 it, and the few known-bad ones far away. Nothing in the network can learn a constant (it has no bias), or it could map
 everything onto the centre.
-
 Loss: squared distance from the centre for good images, eta over the squared distance for known-bad ones
 (``deep_sad_loss``).
-
 Score: the squared distance. There is no map.
-
 Released (github.com/lukasruff/Deep-SAD-PyTorch) are small networks that learn from pixels after an auto-encoder; ours
 reads the frozen backbone's features, standardised on the good images (our reading). Optimiser, schedule, eta and the
 centre's rule are as released. All differences: docs/methods/deepsad.md.

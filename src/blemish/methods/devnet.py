@@ -3,13 +3,10 @@
 Idea: every place of an image gets a score, and an image the mean of its highest ones. A few known-bad images, without
 outlines, are enough to learn which directions of the features count: the scores of good images are to look like draws
 from a standard normal distribution, those of bad ones to lie at least five deviations above its mean.
-
 Loss: |deviation| for good images, how far the deviation stays below the margin for known-bad ones
 (``deviation_loss``).
-
 Score: the mean of the top tenth of the absolute scores of all places, averaged over the levels; the map is the absolute
 scores themselves, brought to the size of the image and smoothed.
-
 Released (github.com/Choubo/deviation-network-image) is a ResNet18 that learns with its score map at a tenth of this
 learning rate; ours, for a comparison on equal features, is one 1x1 convolution a level of the frozen backbone (our
 reading). All differences: docs/methods/devnet.md.

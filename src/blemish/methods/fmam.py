@@ -3,9 +3,7 @@
 Idea: a student trained to give a frozen teacher's features (reverse distillation, or NKD in the same direction) never
 gets normal detail quite right, and what remains shows as noise in the map. A small module on each of the student's
 levels maps its features once more towards the teacher's. It learns with the student from good images alone.
-
 Loss: 1 - cosine of the teacher's features and the student's mapped ones, one a location, summed over the levels.
-
 Score: as without it: 1 - cosine at every location, brought to the size of the image, summed over the levels and
 smoothed; an image's score is its highest value.
 

@@ -3,12 +3,9 @@
 Idea: distillation in the same direction. A frozen teacher trained on ImageNet and a student of the same architecture,
 untaught, both look at the image. The student learns to give the teacher's features at several levels, on good images
 only; where the image holds something else, the two differ.
-
 Loss: 1 - cosine of teacher and student features, one a location, summed over the levels (``loss="vector"``).
-
 Score: the map is 1 - cosine at every location, brought to the size of the image, summed over the levels and smoothed;
 an image's score is its highest value.
-
 The baseline of a supplement on FMAM that gives results, no settings and no code: all but the loss is reverse
 distillation's (our reading). After training, BatchNorm's statistics are taken anew, without which some epochs end far
 worse than their neighbours. More: docs/methods/nkd.md.

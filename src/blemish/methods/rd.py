@@ -3,13 +3,10 @@
 Idea: a frozen teacher sees the image. A bottleneck joins its features to one small code, and a decoder, the teacher in
 mirror image, gives the features back, deepest first. Trained on good images, it gives back good features also where
 the image holds something else, and there teacher and student differ.
-
 Loss: 1 - cosine of teacher and student features, summed over the levels: one cosine over the whole map, as the released
 code (github.com/hq-deng/RD4AD) computes it (``loss="layer"``); the paper's takes one a location (``loss="vector"``).
-
 Score: the map is 1 - cosine at every location, brought to the size of the image (bilinear, ``align_corners=True``),
 summed over the levels and smoothed; an image's score is its highest value.
-
 Other backbones than ResNets follow the same scheme (our reading). All differences: docs/methods/rd.md.
 
 Deng, Li: Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022.

@@ -3,14 +3,11 @@
 Idea: before reverse distillation's bottleneck, each of the teacher's levels passes a projection of four convolutions.
 It learns from pairs: a good image, and its twin with a patch of simplex noise as a pretended defect. It is to give the
 same features for both, to keep those of good images together and apart from what the teacher says of the twin.
-
 Loss: KD + .2 (SSOT + .01 Recon + .1 Con) / 1.11 in ``_loss``: KD is reverse distillation's; Recon 1 - cosine at every
 location of the projected twin and image; Con max(0, cosine - .5) of the twin's raw and the image's projected maps; SSOT
 the optimal transport between good images. All are summed over the levels, but ``ssot="paired"``, which is a mean.
-
 Score: reverse distillation's: 1 - cosine of raw teacher and student features, summed over the levels, smoothed; an
 image's score is the highest value.
-
 SSOT as released (github.com/tientrandinh/Revisiting-Reverse-Distillation) is zero (``ssot="code"``); the default pairs
 different images (our reading). Ours is the last of 200 epochs, not the best on the test set. All differences:
 docs/methods/rdpp.md.

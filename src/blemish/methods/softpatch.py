@@ -4,11 +4,9 @@ Idea: bad images are few, and a defect seldom lies twice at one place. So at eac
 with the patches of all other images there, and gets a weight: its local outlier factor (or, by ``weighting``, its
 distance to the nearest of them or to their Gaussian, plus 1). The patches with the highest weights are left out of the
 memory; the rest are thinned out as PatchCore does. Nothing is trained, so there is no loss.
-
 Score: a patch's squared distance to the nearest remembered vector, times that vector's own weight: what is near only to
 something doubtful is itself doubtful. An image's is its highest patch score; the map is the patch scores, upsampled
 and smoothed.
-
 The default is what the authors' code (github.com/TencentYoutuResearch/AnomalyDetection-SoftPatch) does, but that many
 equal patches at a place cannot give factors of billions (``blemish.ops.lof``). More: docs/methods/softpatch.md.
 
