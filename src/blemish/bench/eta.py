@@ -46,7 +46,6 @@ def time_left(guesses: Sequence[float | None], workers: int) -> float | None:
 
 
 def spoken(seconds: float | None) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``."""
     if seconds is None:
         return "unknown"
     if seconds < 100:

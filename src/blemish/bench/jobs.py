@@ -29,9 +29,9 @@ from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.registry import make_config, method_class, method_entry
+from blemish.run import written_atomically
 
 VARIABLE = "BLEMISH_DATA"
-JOB_FILE = "job.json"
 EVIDENCE, LOCK, CURVES, CHECKPOINTS, LOG = "evidence.npz", "lock", "curves.json", "checkpoints", "log.txt"
 """In a job's folder; scores and pictures in that of each row."""
 
@@ -81,14 +81,13 @@ class Job:
     def write(self, results: Path) -> Path:
         """The folder that ``python -m blemish.bench.job FOLDER`` takes."""
         folder = job_folder(results, self.key)
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{JOB_FILE}.{os.getpid()}"
-        unfinished.write_bytes(TypeAdapter(Job).dump_json(self))
-        return unfinished.replace(folder / JOB_FILE).parent  # whole, for whoever reads it now
+        with written_atomically(folder / "job.json") as temporary:
+            temporary.write_bytes(TypeAdapter(Job).dump_json(self))
+        return folder
 
     @staticmethod
     def read(folder: Path) -> Job:
-        return TypeAdapter(Job).validate_json((folder / JOB_FILE).read_bytes())
+        return TypeAdapter(Job).validate_json((folder / "job.json").read_bytes())
 
 
 def job_folder(results: Path, key: str) -> Path:
@@ -265,7 +264,6 @@ def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, overlap: 
 
 
 def row_of(job: Job, experiment: Experiment, status: str) -> Row:
-    """What every row says of its experiment."""
     row = {"key": experiment.key, "status": status, "recipe": job.recipe, **dataclasses.asdict(experiment)}
     row["set"] = row.pop("set_name")
     return row

@@ -24,9 +24,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ledger:
-    """The file of rows in a results folder; it need not exist yet."""
-
-    path: Path
+    path: Path  # need not exist yet
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row; it is on the disk when this returns."""

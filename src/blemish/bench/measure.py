@@ -1,9 +1,16 @@
-"""What one job computes: a model is learned, and judged on each of the job's test sets."""
+"""What one job computes, and with what: a model is learned, and judged on each of the job's test sets."""
 
 import dataclasses
+import hashlib
+import importlib.util
 import math
+import os
+import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +18,6 @@ import torch
 
 from blemish.bench.artifacts import gather, save_artifacts
 from blemish.bench.curves import Evaluations, judge
-from blemish.bench.environment import commit, machine, peak_memory_mib, source_digest, versions
 from blemish.bench.jobs import CHECKPOINTS, CURVES, EVIDENCE, Experiment, Job, job_folder, open_sets, row_of
 from blemish.bench.ledger import Row
 from blemish.errors import ConfigError
@@ -20,6 +26,8 @@ from blemish.registry import method_entry
 from blemish.run import Lines, Run, Timer, choose_device, set_threads
 from blemish.training.evaluate import Evaluation
 from blemish.training.fit import FitSettings, fit
+
+HOME = Path(__file__).resolve().parent.parent
 
 
 def perform(job: Job, experiments: Sequence[Experiment], folder: Path) -> Iterator[Row]:
@@ -103,8 +111,9 @@ def _measured(
     }
     for training, curve in run.curves.items():
         names = dict.fromkeys(name for means in curve for name in means)
-        columns = {name: [_brief(means.get(name, math.nan)) for means in curve] for name in names}
-        row.setdefault("curves", {})[training] = columns
+        columns = {name: [means.get(name, math.nan) for means in curve] for name in names}
+        brief = {name: [None if math.isnan(v) else float(f"{v:.5g}") for v in line] for name, line in columns.items()}
+        row.setdefault("curves", {})[training] = brief
     if evaluations is not None and "follow" in configuration and run.curves:
         epochs = len([*run.curves.values()][-1])  # folds learn before the model does
         row["followed"] = [*evaluations.points[key], evaluations.point(epochs, final)]
@@ -112,6 +121,56 @@ def _measured(
     return row
 
 
-def _brief(value: float) -> float | None:
-    """Short enough for a row; None for what an epoch does not have."""
-    return None if math.isnan(value) else float(f"{value:.5g}")
+def commit() -> tuple[str | None, bool | None]:
+    """The commit of the source in use and whether files differ from it; (None, None) for an installed package."""
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(HOME), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--", ":/src", ":/recipes", ":/pyproject.toml")
+        return git("rev-parse", "HEAD"), bool(changed)
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def machine() -> dict[str, Any]:
+    memory, info = None, Path("/proc/cpuinfo")
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3, 1)
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
+    return {
+        "processor": next(names, platform.processor() or platform.machine()),
+        "cores": os.cpu_count(),
+        "memory_gib": memory,
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def peak_memory_mib() -> float | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**2 if sys.platform == "darwin" else 1024), 1)
+
+
+def versions() -> dict[str, str]:
+    installed = {package.name.lower(): package.version for package in distributions()}
+    return {name: installed.get(name, "unknown") for name in ("blemish", "torch", "timm", "numpy", "pillow")}
+
+
+def source_digest(module: str) -> str:
+    """16 hexadecimal digits of the code that a method's figures come from: its file and all that it stands on."""
+    spec = importlib.util.find_spec(module)
+    files = [Path(spec.origin)] if spec is not None and spec.origin else []
+    files += [path for name in ("ops", "backbones", "metrics") for path in sorted((HOME / name).glob("*.py"))]
+    digest = hashlib.sha256()
+    for path in [*files, HOME / "data" / "preprocessing.py", HOME / "training" / "fit.py"]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

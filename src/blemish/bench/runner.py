@@ -14,15 +14,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from blemish.bench.eta import estimate, spoken, time_left
 from blemish.bench.jobs import LOG, Experiment, Job, failed_row
 from blemish.bench.ledger import FILE, Ledger
 from blemish.errors import Cancelled
-
-if TYPE_CHECKING:
-    from blemish.run import Progress
+from blemish.run import Progress
 
 COMMAND = (sys.executable, "-m", "blemish.bench.job")
 

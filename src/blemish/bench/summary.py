@@ -100,7 +100,6 @@ class Summary:
         return None if cues.empty else (str(cues.idxmax()).split("_")[1], float(cues.max()))
 
     def comparisons(self, metric: str) -> list[PairedComparison]:
-        """Every other method against the recipe's reference."""
         against, sign, comparisons = self.recipe.compared_with, -1 if metric in LOWER_IS_BETTER else 1, []
         by_label = self.figures.pivot_table(metric, ["images", "set", "seed"], "label")
         for label in self.labels if against in by_label else ():
@@ -169,14 +168,12 @@ def summarise(recipe: Recipe, rows: Iterable[Row], missing: Mapping[str, str] | 
 
 
 def shown(values: pd.Series[float]) -> str:
-    """``0.912 ± 0.004``, or a dash."""
     if values.empty:
         return "–"
     return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
 
 
 def signed(value: float, digits: int = 4) -> str:
-    """``+0.0012`` or ``−0.0012``."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
@@ -255,7 +252,6 @@ def kind_table(summary: Summary, set_name: str, metric: str) -> Table:
 
 
 def footnotes(summary: Summary) -> list[str]:
-    """What the marks mean, where there are any."""
     notes = []
     if any(CHOSEN in column for column in summary.columns.values()):
         notes.append(

@@ -1,12 +1,13 @@
 """The bench's report: Markdown, and one page with pictures. Both go where git does not look."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -89,7 +90,7 @@ def _set(summary: Summary, name: str, results: Path) -> dict[str, Any]:
         "anchor": "set-" + re.sub(r"[^a-z0-9]+", "-", name.casefold()),
         "notes": notes and f"{notes[0].upper()}{notes[1:]}.",
         "charts": charts,
-        "epochs": list(charts_over_epochs(rows, recipe.metrics, columns)),
+        "epochs": charts_over_epochs(rows, recipe.metrics, columns),
         "followed": any("followed" in row for row in rows.values()),
         "planted": shares[0] if shares else None,
         "kinds": [kind for kind in kinds if kind[1]],
@@ -120,42 +121,39 @@ def roc_curve(one: Artifacts) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return (good >= thresholds).mean(axis=1), (bad >= thresholds).mean(axis=1)
 
 
-def charts_over_epochs(rows: Mapping[str, Row], metrics: Sequence[str], order: Sequence[str]) -> Iterator[Figure]:
+def charts_over_epochs(rows: Mapping[str, Row], metrics: Sequence[str], order: Sequence[str]) -> list[Figure]:
     """Figures, losses, trusted images and energies of one set, from a row for each method's name.
 
     ``order`` has all names, for their colours.
     """
 
-    def chart(
-        lines: Mapping[str, Sequence[tuple[Any, Any]]], title: str, y_label: str, order: Sequence[str] = ()
-    ) -> Iterator[Figure]:
-        points = {name: [(x, y) for x, y in line if y is not None] for name, line in lines.items()}
-        drawn = {name: tuple(zip(*line)) for name, line in points.items() if len(line) > 1}
+    def chart(lines: Mapping[str, pd.Series[float]], title: str, y_label: str, order: Sequence[str] = ()) -> None:
+        points = {name: line.astype(float).dropna() for name, line in lines.items()}
+        drawn = {name: (line.index, line) for name, line in points.items() if len(line) > 1}
         if drawn:
-            yield curves({name: (x, y) for name, (x, y) in drawn.items()}, title, "epoch", y_label, order=order)
+            charts.append(curves(drawn, title, "epoch", y_label, order=order))
 
-    # The model itself learns after any folds.
-    trained = {name: [*row["curves"].values()][-1] for name, row in rows.items() if row.get("curves")}
-    logged = {name: {v: list(enumerate(line, 1)) for v, line in values.items()} for name, values in trained.items()}
+    charts: list[Figure] = []
+    followed, logged, shares = {}, {}, {}
+    for name, row in rows.items():
+        if "followed" in row:
+            followed[name] = pd.DataFrame(row["followed"]).set_index("epoch")
+        for training in row.get("curves", {}).values():  # the model itself learns after any folds
+            logged[name] = pd.DataFrame(training).rename(index=lambda i: i + 1)
+        if row.get("trusted"):
+            trusted = pd.DataFrame(row["trusted"]).set_index("epoch")
+            shares[name] = trusted["bad"] / trusted["images"]
     for metric in metrics:
-        followed = {
-            name: [(point["epoch"], point.get(metric)) for point in row.get("followed", ())]
-            for name, row in rows.items()
-        }
-        yield from chart(followed, METRICS[metric], "", order)
-    losses = {name: values["loss"] for name, values in logged.items() if "loss" in values}
-    yield from chart(losses, "Loss", "mean of an epoch", order)
-    trusted = {name: row["trusted"] for name, row in rows.items() if row.get("trusted")}
-    shares = {
-        name: [(e, bad / n if n else None) for e, n, bad in zip(t["epoch"], t["images"], t["bad"])]
-        for name, t in trusted.items()
-    }
-    yield from chart(shares, "Bad among the images taken for good", "share", order)
-    for name, values in logged.items():
-        energies = {v.removeprefix(ENERGY): line for v, line in values.items() if v.startswith(ENERGY)}
-        yield from chart(energies, f"{name}: energies", "mean of an epoch")  # small beside the losses
-        others = {v: line for v, line in values.items() if v not in ("loss", COUNTED) and not v.startswith(ENERGY)}
-        yield from chart(others, f"{name}: what else it tells", "mean of an epoch")
+        chart({name: f[metric] for name, f in followed.items() if metric in f}, METRICS[metric], "", order)
+    chart({name: f["loss"] for name, f in logged.items() if "loss" in f}, "Loss", "mean of an epoch", order)
+    chart(shares, "Bad among the images taken for good", "share", order)
+    for name, f in logged.items():
+        energies = f.filter(regex=f"^{ENERGY}")  # small beside the losses
+        named = energies.rename(columns=lambda value: value.removeprefix(ENERGY))
+        chart(dict(named.items()), f"{name}: energies", "mean of an epoch")
+        others = f.drop(columns=["loss", COUNTED, *energies], errors="ignore")
+        chart(dict(others.items()), f"{name}: what else it tells", "mean of an epoch")
+    return charts
 
 
 def _strips(artifacts: Mapping[str, Artifacts]) -> tuple[str, list[dict[str, str]]]:
