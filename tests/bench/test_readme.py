@@ -23,13 +23,9 @@ def script():
     return module
 
 
-def test_the_readme_shows_what_the_ledger_holds(script):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_readme_and_page_show_what_the_ledger_holds(script):
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "results/tables.md"))
     assert readme == script.fresh(readme, script.readme_tables(ROOT)), "run python scripts/readme_table.py"
-
-
-def test_the_page_of_figures_shows_what_the_ledger_holds(script):
-    page = (ROOT / "results" / "tables.md").read_text(encoding="utf-8")
     assert page == script.results_page(ROOT), "run python scripts/readme_table.py"
 
 
