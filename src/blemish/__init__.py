@@ -20,36 +20,17 @@ if TYPE_CHECKING:
     from blemish.training.evaluate import evaluate
     from blemish.training.fit import FitSettings, fit
 
-_HOME = {
-    "BlemishError": "blemish.errors",
-    "FitSettings": "blemish.training.fit",
-    "Inspector": "blemish.inspection.inspector",
-    "Run": "blemish.run",
-    "Verdict": "blemish.inspection.verdict",
-    "evaluate": "blemish.training.evaluate",
-    "fit": "blemish.training.fit",
-    "load": "blemish.inspection.inspector",
-    "read_globs": "blemish.data.readers",
-    "read_training": "blemish.data.readers",
-}
+_HOME = {"BlemishError": "errors", "Run": "run", "FitSettings": "training.fit", "fit": "training.fit"}
+_HOME |= {"Inspector": "inspection.inspector", "load": "inspection.inspector", "Verdict": "inspection.verdict"}
+_HOME |= {"read_globs": "data.readers", "read_training": "data.readers", "evaluate": "training.evaluate"}
 
-__all__ = [
-    "BlemishError",
-    "FitSettings",
-    "Inspector",
-    "Run",
-    "Verdict",
-    "evaluate",
-    "fit",
-    "load",
-    "read_globs",
-    "read_training",
-]
+__all__ = ["BlemishError", "FitSettings", "Inspector", "Run", "Verdict"]
+__all__ += ["evaluate", "fit", "load", "read_globs", "read_training"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        return getattr(import_module(f"blemish.{_HOME[name]}"), name)
     raise AttributeError(f"module 'blemish' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""Learning: ``fit``, ``audit``."""
+"""Learning: ``demo``, ``fit``, ``audit``."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,28 @@ from typing import Annotated
 import typer
 
 from blemish.cli.app import command, print_result
-from blemish.cli.options import AsJson, Calibration, FalseReject, Learning, Machine, Method, Seed, Steps, parse_epochs
+from blemish.cli.options import AsJson, Fitting, Learning, Machine, Quiet, Seed, Threads
+
+
+@command
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="For images and the page.")] = Path("demo-output"),
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Everything once, offline, on real textures with painted defects. Example: blemish demo"""
+    from blemish.report.demo import run_demo
+
+    result = run_demo(output, Machine(threads=threads, quiet=quiet).run(seed))
+    print_result(result.as_dict(), as_json, result.as_text())
 
 
 @command
 def fit(
     data: Annotated[Path | None, typer.Argument(help="Layout folder, plain folder or CSV manifest.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The model file to write.")] = Path("model.blemish"),
-    method: Method = None,
     good: Annotated[list[str] | None, typer.Option(help="Pattern of good images, such as 'OK/*.png'.")] = None,
     anomalous: Annotated[list[str] | None, typer.Option(help="Pattern of known-bad images.")] = None,
     unlabelled: Annotated[
@@ -22,21 +36,11 @@ def fit(
     ] = None,
     pile: Annotated[bool, typer.Option("--pile", help="DATA is a pile that nobody has looked at.")] = False,
     *,
-    learning: Learning,
-    epochs: Annotated[
-        str | None,
-        typer.Option(help="Passes over the images, for methods that are trained; auto: chosen by painted defects."),
-    ] = None,
-    steps: Steps = None,
-    calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = "auto",
-    false_reject: FalseReject = None,
+    fitting: Fitting,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was stopped or killed.")] = False,
     time_limit: Annotated[
         float | None, typer.Option(min=0, help="Minutes after which to stop; --resume goes on.", show_default=False)
     ] = None,
-    cache: Annotated[str, typer.Option(help="Where features are kept while learning: memory, off or DIR.")] = "memory",
-    compare: Annotated[bool, typer.Option("--compare", help="Say what the known-bad images changed.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A damaged training image is an error.")] = False,
     without_backbone: Annotated[bool, typer.Option("--without-backbone", help="Leave its weights out.")] = False,
     seed: Seed = 0,
     machine: Machine,
@@ -46,7 +50,6 @@ def fit(
     from blemish.data.readers import read_globs, read_training, refuse_to_replace
     from blemish.errors import ConfigError
     from blemish.run import check_writable
-    from blemish.training.fit import FitSettings
     from blemish.training.fit import fit as learn
 
     patterns = good or anomalous or unlabelled
@@ -55,25 +58,13 @@ def fit(
     training = read_training(data, pile) if data else read_globs(good or (), anomalous or (), unlabelled or ())
     refuse_to_replace(output, training)
     check_writable(output)
-    settings = FitSettings(
-        method=method,
-        **learning.settings(),
-        epochs=parse_epochs(epochs),
-        steps=steps,
-        calibration=calibration,
-        false_reject=false_reject,
-        precision=machine.precision,
-        strict=strict,
-        cache=cache,
-        compare=compare,
-    )
     run = machine.run(
         seed,
         checkpoint=output.with_name(f"{output.name}.checkpoint"),
         resume=resume,
         time_limit=None if time_limit is None else 60 * time_limit,
     )
-    inspector = learn(training, settings, run)
+    inspector = learn(training, fitting.settings(machine), run)
     inspector.save(output, with_backbone=not without_backbone)
     run.forget_checkpoints()
     print_result(inspector.info() | {"model": str(output)}, as_json, f"{output}: {inspector.calibration.sentence()}")
@@ -82,13 +73,10 @@ def fit(
 @command
 def audit(
     data: Annotated[Path, typer.Argument(help="A folder that is supposed to be good, or a manifest.")],
-    method: Method = None,
     clean: Annotated[Path | None, typer.Option(help="Manifest to write, of all images that are not suspect.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The page with pictures.")] = Path("audit.html"),
     *,
     learning: Learning,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images, for methods that are trained.")] = None,
-    steps: Steps = None,
     shown: Annotated[int, typer.Option(min=0, help="Most suspicious images with maps on the page.")] = 60,
     seed: Seed = 0,
     machine: Machine,
@@ -101,7 +89,6 @@ def audit(
     from blemish.run import check_writable
     from blemish.training.audit import audit as search
     from blemish.training.audit import write_clean
-    from blemish.training.fit import FitSettings
 
     training = read_training(data)
     for path in filter(None, (output, clean)):
@@ -109,10 +96,7 @@ def audit(
         check_writable(path)
     if clean is not None:
         check_within(clean, (sample.path for sample in training.samples))
-    settings = FitSettings(
-        method=method, **learning.settings(), epochs=epochs, steps=steps, precision=machine.precision
-    )
-    result = search(training, settings, machine.run(seed), shown)
+    result = search(training, learning.settings(machine), machine.run(seed), shown)
     page = write_audit(result, output)
     written = [page] if clean is None else [page, write_clean(result, clean)]
     if as_json:

@@ -1,4 +1,4 @@
-"""Judging: ``demo``, ``inspect``, ``evaluate``, ``calibrate``."""
+"""Judging: ``inspect``, ``evaluate``, ``calibrate``."""
 
 import dataclasses
 from pathlib import Path
@@ -7,33 +7,7 @@ from typing import Annotated
 import typer
 
 from blemish.cli.app import FAILED, REJECTED, command, print_result
-from blemish.cli.options import (
-    AsJson,
-    FailOn,
-    FalseReject,
-    Machine,
-    ModelFile,
-    Quiet,
-    Resolution,
-    Seed,
-    Threads,
-    Weights,
-)
-
-
-@command
-def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="For images and the page.")] = Path("demo-output"),
-    threads: Threads = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Everything once, offline, on real textures with painted defects. Example: blemish demo"""
-    from blemish.report.demo import run_demo
-
-    result = run_demo(output, Machine(threads=threads, quiet=quiet).run(seed))
-    print_result(result.as_dict(), as_json, result.as_text())
+from blemish.cli.options import AsJson, FailOn, FalseReject, Machine, ModelFile, Resolution, Weights
 
 
 @command

@@ -18,6 +18,7 @@ from blemish.backbones.catalogue import DEFAULT_BACKBONE
 if TYPE_CHECKING:
     from blemish.inspection.inspector import Inspector
     from blemish.run import Progress, Run
+    from blemish.training.fit import FitSettings
 
 Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["stretch", "crop", "opencv", "letterbox"]
@@ -31,9 +32,8 @@ PrecisionOption = Annotated[Precision, typer.Option(help="How networks compute; 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only, no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as one JSON object.")]
 Seed = Annotated[int, typer.Option(help="Everything random derives from it.")]
-Steps = Annotated[int | None, typer.Option(help="Updates of the weights, in place of --epochs.")]
-Method = Annotated[str | None, typer.Option("-m", "--method", help="See `blemish methods`.")]
 ModelFile = Annotated[Path, typer.Argument(help="A model file made by `blemish fit`.", show_default=False)]
+Method = Annotated[str | None, typer.Option("-m", "--method", help="See `blemish methods`.")]
 FalseReject = Annotated[
     float | None, typer.Option(help="Share of good parts that may be rejected, such as 0.01; default: 1 % or 1/(n+1).")
 ]
@@ -78,8 +78,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Learning:
-    """Option group: what learns, from images of which size. Its fields are those of ``FitSettings``."""
+    """Option group: what learns, how long, from images of which size. Its fields are those of ``FitSettings``."""
 
+    method: Method = None
     backbone: Annotated[str, typer.Option(help="See `blemish backbones`.")] = DEFAULT_BACKBONE
     weights: Annotated[str, typer.Option(help="pretrained, a file, or random (for tests).")] = "pretrained"
     size: Annotated[int, typer.Option(min=32, max=4096, help="Pixels of a side of what the network sees.")] = 256
@@ -87,10 +88,29 @@ class Learning:
     options: Annotated[
         list[str] | None, typer.Option("--set", help="A method's own option, key=value; see `blemish methods NAME`.")
     ] = None
+    epochs: Annotated[
+        str | None,
+        typer.Option(help="Passes over the images, for trained methods; auto, for fit: chosen by painted defects."),
+    ] = None
+    steps: Annotated[int | None, typer.Option(help="Updates of the weights, in place of --epochs.")] = None
 
-    def settings(self) -> dict[str, Any]:
-        """Arguments of ``FitSettings``."""
-        return vars(self) | {"options": parse_options(self.options or [])}
+    def settings(self, machine: Machine) -> FitSettings:
+        """All of it as ``fit`` takes it."""
+        from blemish.training.fit import FitSettings
+
+        parsed = {"options": parse_options(self.options or []), "epochs": parse_epochs(self.epochs)}
+        return FitSettings(**vars(self) | parsed, precision=machine.precision)
+
+
+@dataclass(frozen=True)
+class Fitting(Learning):
+    """Option group: what ``fit`` alone takes of them."""
+
+    calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = "auto"
+    false_reject: FalseReject = None
+    cache: Annotated[str, typer.Option(help="Where features are kept while learning: memory, off or DIR.")] = "memory"
+    compare: Annotated[bool, typer.Option("--compare", help="Say what the known-bad images changed.")] = False
+    strict: Annotated[bool, typer.Option("--strict", help="A damaged training image is an error.")] = False
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
