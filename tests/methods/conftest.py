@@ -6,46 +6,36 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from blemish.contract import Backbone, Batch, Method, TrainingImages
 from blemish.registry import METHODS, make_config, method_class
-from blemish.run import Precision, Run
+from blemish.run import Run
 
 
 @pytest.fixture
 def learned(tiny_backbone, tiny_images, tiny_teacher) -> Callable[..., Method]:
-    """``learned(name, settings, count, size, run, ...)``: a method as ``fit`` leaves it; ``watch(method, epoch)``."""
+    """``learned(name, settings, count, ...)``: a method as ``fit`` leaves it, with its ``curve``."""
 
-    def learn(
-        name,
-        settings=None,
-        count=8,
-        size=(64, 64),
-        run=None,
-        backbone=None,
-        layers=(2, 3),
-        teacher=None,
-        watch=None,
-        images=None,
-        bad=None,
-        regime=None,
-    ):
-        backbone = tiny_backbone(layers) if backbone is None else backbone
+    def learn(name, settings=None, count=8, size=(64, 64), run=None, layers=(2, 3), watch=None, **given):
+        backbone = given.get("backbone") or tiny_backbone(layers)
         cls = method_class(name)
         short = {"steps": 2, "batch_size": 4} if hasattr(cls.Config(), "steps") else {}
         method = cls(backbone, size, make_config(cls, {"layers": layers, **short, **(settings or {})}))
-        images = tiny_images(count, size) if images is None else images
-        bad = tiny_images(0, size) if bad is None else bad
-        training = TrainingImages(images, bad, regime or METHODS[name].regime)
-        fp32 = Precision(torch.float32, channels_last=True, reason="test")
-        run = run or Run(precision=fp32)
+        images, bad = given.get("images") or tiny_images(count, size), given.get("bad") or tiny_images(0, size)
+        run = run or Run()
         if watch is not None:
             run = replace(run, on_epoch=lambda number, _: watch(method, number))
-        method.fit(training, teacher or tiny_teacher(backbone), run)
-        return method.eval()
+        training = TrainingImages(images, bad, METHODS[name].regime)
+        method.fit(training, given.get("teacher") or tiny_teacher(backbone), run)
+        method.curve = run.curves.get(name)
+        return method
 
     return learn
 
@@ -64,6 +54,18 @@ def updates(monkeypatch) -> list[SimpleNamespace]:
 
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     return seen
+
+
+@pytest.fixture
+def enlarged() -> Callable[[NDArray], NDArray]:
+    """``enlarged(scores)``: maps of 64 x 64 pixels from scores of 8 x 8 patches, smoothed by SciPy."""
+
+    def enlarge(scores):
+        coarse = torch.from_numpy(scores).view(-1, 1, 8, 8)
+        large = F.interpolate(coarse, size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
+        return np.stack([gaussian_filter(map_, 4.0) for map_ in large.numpy()])
+
+    return enlarge
 
 
 class Listener:

@@ -9,9 +9,7 @@ from blemish.contract import TrainingImages
 from blemish.methods.rd import RD, RDConfig
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import build_reverse_student
-from blemish.run import Precision, Run
-
-FP32 = Precision(torch.float32, channels_last=True, reason="test")
+from blemish.run import Run
 
 
 class ByHand:
@@ -82,9 +80,8 @@ def loss_by_hand(name, teacher, student):
 @pytest.mark.parametrize("loss", ["layer", "vector"])
 def test_one_step_from_fixed_weights_gives_the_loss_and_the_weights_worked_out_by_hand(loss, tiny_images, tiny_teacher):
     backbone = build_backbone("resnet18", (1, 2, 3), "random", seed=1)
-    backbone.precision = FP32
     start = build_reverse_student(backbone, (64, 64))
-    run = Run(seed=4, precision=FP32)
+    run = Run(seed=4)
     initialise(start, run.generator("student"))
 
     training = tiny_images(2, (64, 64))

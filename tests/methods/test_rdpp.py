@@ -1,37 +1,23 @@
-"""RD++: each term of its loss against NumPy, its two optimisers, what sees noise and what does not, and its judging.
+"""RD++: its loss against NumPy, its two optimisers, who sees noise; the twins and the pairs that SSOT compares."""
 
-The twins, the noise in them and the pairs that SSOT compares: ``test_rdpp_pairs.py``.
-"""
-
-from types import SimpleNamespace
+from math import factorial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from blemish.contract import Level
 from blemish.errors import ConfigError
+from blemish.methods import rdpp
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.cosine import layer_loss, vector_loss
-from blemish.ops.residual import initialise_uniform
-from blemish.ops.reverse import ReverseStudent, build_projections
+from blemish.ops.reverse import ReverseStudent
+from blemish.ops.simplex import noise_field
 from blemish.ops.sinkhorn import paired_transport
-from blemish.run import Precision, Run
+from blemish.run import Run
 
-FP32 = Precision(torch.float32, channels_last=True, reason="test")
 STILL = {"learning_rate": 1e-12, "projection_rate": 1e-12}
-
-
-@pytest.fixture
-def fitted(learned):
-    """``fitted(settings, count, run, teacher, ...)``: RD++ that has learned some tiny images."""
-    return lambda *given, **named: learned("rdpp", *given, **named)
-
-
-def stub(*channels):
-    levels = tuple(Level(stage, width, 2 ** (stage + 1), False) for stage, width in enumerate(channels, start=1))
-    return SimpleNamespace(levels=levels)
+ONE_STEP = {"steps": 1, **STILL}
 
 
 def flat_cosine(one, other):
@@ -44,28 +30,6 @@ def local_cosine(one, other):
     return (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
-@pytest.mark.parametrize(("channels", "count"), [((256, 512, 1024), 15_486_912), ((64, 128, 256), 968_688)])
-def test_projections_have_the_published_number_of_parameters(channels, count):
-    projections = build_projections(stub(*channels), (256, 256))
-    assert sum(parameter.numel() for parameter in projections.parameters()) == count
-
-
-def test_a_projection_by_hand_and_its_widths_on_narrow_levels():
-    projections = build_projections(stub(24, 40), (64, 64))
-    initialise_uniform(projections, torch.Generator().manual_seed(0))
-    shapes = [tuple(w.shape[:2]) for w in projections.parameters() if w.ndim == 4]
-    assert shapes == [(16, 24), (16, 16), (16, 16), (24, 16), (20, 40), (16, 20), (20, 16), (40, 20)]
-    x = torch.randn(2, 24, 5, 6, generator=torch.Generator().manual_seed(1))
-    found, expected = projections[0](x), x.double()
-    for weight, bias in zip(*[iter(projections[0].parameters())] * 2):
-        assert 0 < float(bias.detach().abs().max()) <= 1 / np.sqrt(9 * weight.shape[1])
-        expected = F.conv2d(expected, weight.double(), bias.double(), padding=1)
-        expected = expected - expected.mean(dim=(2, 3), keepdim=True)
-        expected = expected / (expected.square().mean(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
-        expected = torch.where(expected > 0, expected, 0.01 * expected)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_con_is_a_hinge_on_whole_maps():
     generator = torch.Generator().manual_seed(3)
     noisy = [torch.randn(4, 3, 5, 6, generator=generator), torch.randn(4, 6, 2, 3, generator=generator)]
@@ -75,34 +39,22 @@ def test_con_is_a_hinge_on_whole_maps():
     assert min(value.min() for value in values) < 0.5 < max(value.max() for value in values)
     expected = sum(np.maximum(0, value - 0.5).mean() for value in values)
     assert float(contrast(noisy, ours)) == pytest.approx(expected, rel=1e-5)
-    assert float(contrast(noisy, ours, -0.5)) == pytest.approx(
-        sum(np.maximum(0, value + 0.5).mean() for value in values), rel=1e-5
-    )
-
-
-def test_cons_gradient_reaches_the_projected_maps_above_the_margin_only():
-    noisy = torch.ones(2, 2, 3, 3)
-    ours = torch.ones(2, 2, 3, 3)
-    ours[0, 0] = 0.2  # cosine .83
-    ours[1, 0] = -0.9  # cosine .05
-    ours.requires_grad_()
-    contrast([noisy], [ours]).backward()
-    assert ours.grad[0].abs().max() > 0 and ours.grad[1].abs().max() == 0
+    expected = sum(np.maximum(0, value + 0.5).mean() for value in values)
+    assert float(contrast(noisy, ours, -0.5)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "settings",
     [{}, {"ssot": "code"}, {"ssot": "none"}, {"loss": "vector", "margin": -1.0, "projection_weight": 0.5}],
 )
-def test_every_term_is_logged_as_numpy_works_it_out(fitted, listener, settings):
-    run = Run(precision=FP32)
-    method = fitted({"steps": 1, **settings, **STILL}, 4, run=run, teacher=listener)
+def test_every_term_is_logged_as_numpy_works_it_out(learned, listener, settings):
+    method = learned("rdpp", {"steps": 1, **settings, **STILL}, 4, teacher=listener)
     clean, noisy = method.backbone(listener.clean[0].images), method.backbone(listener.noisy[0])
     with torch.no_grad():
         projected = [p(map_) for p, map_ in zip(method.projections, clean)]
         twins = [p(map_) for p, map_ in zip(method.projections, noisy)]
         student = method.student.train()(projected)
-    (logged,) = run.curves["rdpp"]
+    (logged,) = method.curve
     agreement = local_cosine if settings.get("loss") == "vector" else flat_cosine
     kd = sum((1 - agreement(a, b)).mean() for a, b in zip(clean, student))
     recon = sum((1 - local_cosine(a, b)).mean() for a, b in zip(twins, projected))
@@ -121,7 +73,7 @@ def test_every_term_is_logged_as_numpy_works_it_out(fitted, listener, settings):
         assert logged["ssot"] == 0 or ssot == "code"
 
 
-def test_the_student_sees_good_images_only(fitted, listener, monkeypatch):
+def test_the_student_sees_good_images_only(learned, listener, monkeypatch):
     seen, forward = [], ReverseStudent.forward
 
     def watched(student, features):
@@ -129,9 +81,8 @@ def test_the_student_sees_good_images_only(fitted, listener, monkeypatch):
         return forward(student, features)
 
     monkeypatch.setattr(ReverseStudent, "forward", watched)
-    method = fitted({"steps": 2, **STILL}, teacher=listener)
-    given = len(seen)
-    assert given == 2
+    method = learned("rdpp", {"steps": 2, **STILL}, teacher=listener)
+    assert len(seen) == 2
     for maps, batch in zip(seen, listener.clean):
         for ours, projection, theirs in zip(maps, method.projections, method.backbone(batch.images)):
             torch.testing.assert_close(ours, projection(theirs).detach(), rtol=1e-4, atol=1e-4)
@@ -139,34 +90,34 @@ def test_the_student_sees_good_images_only(fitted, listener, monkeypatch):
     assert counts == {2}
 
 
-def test_two_rates_and_gradients_summed_over_two_batches(fitted, updates):
-    fitted({"steps": 2, "accumulate": 1, **STILL})
+def test_two_rates_and_gradients_summed_over_two_batches(learned, updates):
+    learned("rdpp", {"steps": 2, "accumulate": 1, **STILL})
     each = list(updates)
     updates.clear()
-    fitted({"steps": 2, "learning_rate": 1e-12, "projection_rate": 1e-13})
+    learned("rdpp", {"steps": 2, "learning_rate": 1e-12, "projection_rate": 1e-13})
     assert [update.rate for update in updates] == [1e-12, 1e-13]
     for place, update in enumerate(updates):
         for summed, first, second in zip(update.gradients, each[place].gradients, each[place + 2].gradients):
             torch.testing.assert_close(summed, first + second, rtol=1e-3, atol=1e-5)
             assert not torch.allclose(summed, 2 * first, rtol=1e-2, atol=1e-7) or float(summed.abs().max()) < 1e-4
     updates.clear()
-    fitted({"steps": 2})
+    learned("rdpp", {"steps": 2})
     assert [update.rate for update in updates] == [0.005, 0.001]
 
 
-def test_an_odd_last_batch_is_learned_from_in_its_own_epoch(fitted, updates):
-    fitted({"steps": None, "epochs": 2, **STILL}, 12)
+def test_an_odd_last_batch_is_learned_from_in_its_own_epoch(learned, updates):
+    learned("rdpp", {"steps": None, "epochs": 2, **STILL}, 12)
     assert len(updates) == 2 * 2 * 2  # epochs, updates in an epoch of three batches, optimisers
     lone = updates[2].gradients  # the third batch's, of the student
     updates.clear()
-    fitted({"steps": 3, "accumulate": 1, **STILL}, 12)
+    learned("rdpp", {"steps": 3, "accumulate": 1, **STILL}, 12)
     third = updates[4].gradients
     for ours, expected in zip(lone, third):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_gradients_flow_from_every_term_into_the_projections(fitted, tiny_backbone):
-    method = fitted({"steps": 1, **STILL}, 4)
+def test_gradients_flow_from_every_term_into_the_projections(learned, tiny_backbone):
+    method = learned("rdpp", {"steps": 1, **STILL}, 4)
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     clean, noisy = method.backbone(images), method.backbone((images * 1.3).clamp(0, 1))
     projected, twins = method._projected(clean), method._projected(noisy)
@@ -182,10 +133,9 @@ def test_gradients_flow_from_every_term_into_the_projections(fitted, tiny_backbo
         assert float(found.abs().max()) > 1e-8, name
 
 
-def test_a_single_image_does(fitted, tiny_images):
-    run = Run(precision=FP32)
-    lone = fitted({"steps": None, "epochs": 2}, 1, run=run)
-    assert all(abs(epoch["ssot"]) < 1e-6 for epoch in run.curves["rdpp"])
+def test_a_single_image_does(learned, tiny_images):
+    lone = learned("rdpp", {"steps": None, "epochs": 2}, 1)
+    assert all(abs(epoch["ssot"]) < 1e-6 for epoch in lone.curve)
     with torch.no_grad():
         assert lone(tiny_images(2, seed=4).images).map.isfinite().all()
 
@@ -198,9 +148,92 @@ def test_what_it_cannot_work_with_is_said(tiny_backbone):
         RDPP(backbone, (16, 16), RDPPConfig())
 
 
-def test_the_released_defaults():
-    config = RDPPConfig()
-    assert (config.learning_rate, config.projection_rate, config.betas) == (0.005, 0.001, (0.5, 0.999))
-    assert (config.batch_size, config.accumulate, config.epochs) == (16, 2, 200)
-    assert (config.patch, config.noise, config.projection_weight, config.margin) == ((10, 31), 0.2, 0.2, 0.5)
-    assert (config.ssot, config.locations, config.loss, config.sigma) == ("paired", 64, "layer", 4.0)
+def boxes(twins, images):
+    """Rows and columns, as slices, of what differs in each image."""
+    for changed in (twins != images).any(dim=1):
+        rows, columns = changed.any(dim=1).nonzero().flatten(), changed.any(dim=0).nonzero().flatten()
+        yield slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def clouds(map_):
+    """Every feature vector of each image, scaled to length 1: ``b n c``."""
+    vectors = map_.detach().double().permute(0, 2, 3, 1).flatten(1, 2).numpy()
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def test_the_twins_are_the_images_with_one_patch_of_noise_and_are_never_asked_for_by_key(learned, listener):
+    learned("rdpp", {"steps": None, "epochs": 2}, 6, teacher=listener)
+    assert len(listener.clean) == len(listener.noisy) == 4
+    cut = []
+    for batch, twins in zip(listener.clean, listener.noisy):
+        sides = [(box[0].stop - box[0].start, box[1].stop - box[1].start) for box in boxes(twins, batch.images)]
+        assert all(10 <= side <= 31 for pair in sides for side in pair)
+        cut += sides
+    assert len(set(cut)) > 6
+
+
+def test_patches_grow_with_the_image_where_that_is_wanted(learned, listener):
+    learned("rdpp", {"steps": 8, "scale_patches": True, "patch": (40, 60)}, teacher=listener)
+    for batch, twins in zip(listener.clean, listener.noisy):
+        assert all(10 <= side.stop - side.start <= 15 for box in boxes(twins, batch.images) for side in box)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_fixed_field_is_cut_at_its_first_corner_and_a_free_one_anywhere(learned, listener, monkeypatch, fixed):
+    def ramp(generator, side, wavelength):
+        return 1 + torch.arange(side * side).view(1, side, side).expand(3, side, side)
+
+    monkeypatch.setattr(rdpp, "noise_field", ramp)
+    learned("rdpp", {**ONE_STEP, "batch_size": 8, "noise": 1.0, "fixed_field": fixed}, teacher=listener)
+    batch, twins = listener.clean[0].images, listener.noisy[0]
+    added = [(twins - batch)[i, 0][box][0, 0].round() for i, box in enumerate(boxes(twins, batch))]
+    firsts = {int(value) for value in added}
+    assert firsts == {1} if fixed else len(firsts) > 4
+
+
+def test_the_wavelength_is_32_pixels_or_grows_with_the_image(tiny_backbone):
+    methods = (RDPP(tiny_backbone(), (64, 64), RDPPConfig(scale_patches=grows)) for grows in (False, True))
+    assert [method._wavelength for method in methods] == [32, 32 * 64 / 256]
+
+
+def test_the_field_of_its_seed_is_added_at_the_strength_asked_for_and_nowhere_else(learned, listener):
+    learned("rdpp", {**ONE_STEP, "noise": 0.35, "fixed_field": True}, teacher=listener, run=Run(seed=6))
+    field = noise_field(Run(seed=6).generator("noise field"), 128)
+    batch, twins = listener.clean[0].images, listener.noisy[0]
+    for image, twin, (rows, columns) in zip(batch, twins, boxes(twins, batch)):
+        cut = field[:, : rows.stop - rows.start, : columns.stop - columns.start]
+        image[:, rows, columns] += 0.35 * cut
+        torch.testing.assert_close(twin, image, rtol=0, atol=1e-6)
+
+
+def test_ssot_is_the_divergence_between_the_projected_images(learned, listener, divergence_by_numpy):
+    # Of two images each is the other's partner, and their 64 and 16 cells are all taken: nothing is left to a draw.
+    method = learned("rdpp", ONE_STEP, 2, teacher=listener)
+    (batch,) = listener.clean
+    projected = method._projected(method.backbone(batch.images))
+    assert [map_[0, 0].numel() for map_ in projected] == [64, 16]
+    expected = np.mean([divergence_by_numpy(*clouds(map_), 0.05) for map_ in projected])
+    assert method.curve[0]["ssot"] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("images", [2, 3, 4])
+def test_no_image_is_its_own_partner(tiny_backbone, monkeypatch, images):
+    method = RDPP(tiny_backbone(), (64, 64), RDPPConfig(layers=(2, 3)))
+    monkeypatch.setattr(rdpp, "paired_transport", lambda maps, partners, *_: partners.tolist())
+    maps = [torch.zeros(images, 1, 2, 2)]
+    drawn = [method._transport(maps, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    for partners in drawn:
+        assert sorted(partners) == list(range(images))
+        assert all(partner != image for image, partner in enumerate(partners))
+    assert len({tuple(partners) for partners in drawn}) == factorial(images - 1)  # every round trip through the batch
+
+
+@pytest.mark.parametrize(("settings", "cells"), [({"locations": 5}, [5, 5]), ({}, [64, 16])])
+def test_ssot_compares_as_many_places_as_were_asked_for(tiny_backbone, settings, cells):
+    method = RDPP(tiny_backbone(), (64, 64), RDPPConfig(layers=(2, 3), **settings))
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(2, 8, 8, 8), (2, 16, 4, 4)]
+    maps = [F.relu(torch.randn(shape, generator=generator)).add(0.1).requires_grad_() for shape in shapes]
+    gradients = torch.autograd.grad(method._transport(maps, generator), maps)
+    for gradient, expected in zip(gradients, cells):
+        assert [int(touched.sum()) for touched in gradient.abs().sum(dim=1) > 0] == [expected] * 2

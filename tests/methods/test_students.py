@@ -3,6 +3,8 @@
 What is inside FMAM: ``test_fmam_mappings.py``.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,9 @@ from blemish.backbones.backbone import build_backbone, build_student
 from blemish.errors import ConfigError
 from blemish.methods.fmam import FMAM, FMAMConfig
 from blemish.methods.nkd import NKD, NKDConfig
-from blemish.methods.rd import RDConfig
-from blemish.run import Precision, Run, derive_seed
+from blemish.registry import method_class
+from blemish.run import Run, derive_seed
 
-FP32 = Precision(torch.float32, channels_last=True, reason="test")
 STUDENTS = ["rd", "nkd", "fmam", "rdpp"]
 ONE_EACH = [("rd", {}), ("rdpp", {}), ("nkd", {}), ("fmam", {}), ("fmam", {"base": "nkd", "internal": "memory"})]
 OTHERS = [
@@ -48,9 +49,7 @@ def numpy_loss(loss, teacher, student):
 @pytest.fixture(scope="module")
 def resnet():
     """A teacher whose students have BatchNorm, on two levels."""
-    backbone = build_backbone("resnet18", (1, 2), "random", seed=1)
-    backbone.precision = FP32
-    return backbone
+    return build_backbone("resnet18", (1, 2), "random", seed=1)
 
 
 @pytest.mark.parametrize(("name", "settings"), OTHERS)
@@ -86,17 +85,26 @@ def test_map_and_score_are_as_defined(learned, tiny_images, name, settings, sigm
 
 @pytest.mark.parametrize("name", ["rd", "nkd", "fmam"])
 def test_the_loss_falls_and_is_kept_as_a_curve(learned, name):
-    run = Run(precision=FP32)
-    learned(name, {"steps": None, "epochs": 6}, run=run)
-    curve = [epoch["loss"] for epoch in run.curves[name]]
-    assert len(curve) == 6 and curve[-1] < 0.8 * curve[0]
+    curve = learned(name, {"steps": None, "epochs": 6}).curve
+    assert len(curve) == 6 and curve[-1]["loss"] < 0.8 * curve[0]["loss"]
 
 
-def test_the_papers_defaults():
-    for config, loss in ((RDConfig(), "layer"), (NKDConfig(), "vector"), (FMAMConfig(), "vector")):
-        assert (config.layers, config.epochs, config.batch_size) == ((1, 2, 3), 200, 16)
-        assert (config.learning_rate, config.betas, config.sigma) == (0.005, (0.5, 0.999), 4.0)
-        assert config.loss == loss
+OWN_DEFAULTS = {
+    "rd": {"loss": "layer"},
+    "nkd": {"loss": "vector"},
+    "fmam": {"loss": "vector"},
+    "ckaad": {"margin": 5.0, "gamma": 0.5, "weight": 0.02, "discriminator_rate": 1e-4, "top": 100},
+    "cdd": {"loss": "layer", "domains": (2, 3, 3, 2), "r_normal": 0.5, "perturbation": 0.2, "selection": "consensual"},
+    "rdpp": {"loss": "layer", "patch": (10, 31), "noise": 0.2, "projection_weight": 0.2, "margin": 0.5, "accumulate": 2}
+    | {"projection_rate": 0.001, "ssot": "paired", "locations": 64},
+}
+
+
+@pytest.mark.parametrize("name", OWN_DEFAULTS)
+def test_the_papers_defaults(name):
+    config = dataclasses.asdict(method_class(name).Config())
+    shared = {"layers": (1, 2, 3), "epochs": 200, "batch_size": 16, "learning_rate": 0.005, "sigma": 4.0}
+    assert config | shared | {"betas": (0.5, 0.999)} | OWN_DEFAULTS[name] == config
 
 
 def test_nkds_student_has_the_teachers_architecture_and_other_values(learned):
@@ -143,9 +151,8 @@ def test_fmams_bottleneck_reading_needs_a_bottleneck(tiny_backbone):
 @pytest.mark.parametrize("loss", ["vector", "layer"])
 @pytest.mark.parametrize(("name", "settings"), [("nkd", {}), ("fmam", {"base": "nkd"}), ("fmam", {})])
 def test_the_first_loss_is_the_fresh_students_in_train_mode(learned, tiny_images, resnet, name, settings, loss):
-    run = Run(seed=7, precision=FP32)
     settings = {"steps": 1, "learning_rate": 1e-12, "loss": loss, **settings}
-    method = learned(name, settings, 2, run=run, backbone=resnet, layers=(1, 2))
+    method = learned(name, settings, 2, run=Run(seed=7), backbone=resnet, layers=(1, 2))
     images = tiny_images(2).images
     teacher = resnet(images)
     with torch.no_grad():
@@ -155,12 +162,12 @@ def test_the_first_loss_is_the_fresh_students_in_train_mode(learned, tiny_images
             student = fresh.train()(images)
         else:
             fresh = FMAM(resnet, (64, 64), method.config)
-            fresh._initialise(Run(seed=7, precision=FP32))
+            fresh._initialise(Run(seed=7))
             nn.ModuleList([fresh.student, fresh.mappings]).train()
             student = fresh._network()(images if settings.get("base") == "nkd" else teacher)
     expected = {kind: numpy_loss(kind, teacher, student) for kind in ("vector", "layer")}
     assert abs(expected["vector"] / expected["layer"] - 1) > 5e-3  # with other weights the two may hardly differ
-    assert run.curves[name][0]["loss"] == pytest.approx(expected[loss], rel=1e-4)
+    assert method.curve[0]["loss"] == pytest.approx(expected[loss], rel=1e-4)
     norms = [module for module in method.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
     for norm in norms:  # and what judging will normalise by was seen in training
@@ -189,3 +196,30 @@ def test_the_first_epochs_of_a_long_training_are_a_short_one(learned, name):
     assert all(torch.equal(value, on_the_way[key]) for key, value in short.items())
     trained = [key for key in short if not key.startswith("backbone.")]
     assert not all(torch.equal(dict(longer.named_parameters())[key], short[key]) for key in trained)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("nkd", {}), ("fmam", {"base": "nkd"})])
+def test_batchnorm_judges_with_statistics_of_its_weights_at_the_end_and_at_every_look(
+    learned, tiny_images, resnet, name, settings
+):
+    images, seen, train = tiny_images(10, (32, 32)).images, [], {"steps": None, "epochs": 3, **settings}
+
+    def look(method, number):
+        before = method.student.network.bn1.running_mean.clone()
+        method.finalize()
+        seen.append(torch.allclose(before, method.student.network.bn1.running_mean, atol=1e-4))
+
+    followed, alone = (
+        learned(name, train, 10, (32, 32), backbone=resnet, layers=(1, 2), watch=watch) for watch in (look, None)
+    )
+    assert seen == [False] * 3 and not any(module.training for module in alone.modules())
+    settled = {key: value.clone() for key, value in alone.state_dict().items()}
+    assert all(torch.equal(value, settled[key]) for key, value in followed.state_dict().items())
+    alone.finalize()
+    assert all(torch.equal(value, settled[key]) for key, value in alone.state_dict().items()), "fit let the images go"
+    # Mean over batches of the stem's outputs, by hand: ten images in fours, in the order drawn for this purpose.
+    order, weight, means = Run().permutation(10, "order of settling"), alone.student.network.conv1.weight.detach(), []
+    for batch in (order[:4], order[4:8], order[8:]):
+        normalised = alone.student.normalise(images[batch])
+        means.append(F.conv2d(normalised, weight, stride=2, padding=3).mean(dim=(0, 2, 3)).numpy())
+    assert settled["student.network.bn1.running_mean"].numpy() == pytest.approx(np.mean(means, axis=0), abs=1e-4)

@@ -1,14 +1,15 @@
-"""Precise BatchNorm: plain means over batches, and nothing else about the network changes."""
+"""Precise BatchNorm, plain means over batches, and standardised features."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from blemish.contract import Batch
-from blemish.ops.norms import precise_batchnorm
+from blemish.ops.norms import Standardisation, precise_batchnorm
 from blemish.run import Run
 
 
@@ -42,3 +43,15 @@ def test_statistics_are_means_over_batches_and_weights_and_momentum_stay():
     assert network[1].running_var.numpy() == pytest.approx(variance, rel=1e-5)
     assert all(torch.equal(before[name], value) for name, value in network.named_parameters())
     assert network[1].momentum == 0.3 and not network.training
+
+
+def test_features_are_standardised_as_scikit_learn_does():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(3, (1, 4, 0.1), (6, 5, 7, 3)).astype(np.float32)
+    maps[..., 2] = 2.5  # a channel that never moves
+    scale = Standardisation([3])
+    tensor = torch.from_numpy(maps).permute(0, 3, 1, 2)
+    torch.testing.assert_close(scale([tensor])[0], tensor)
+    scale.learn([[part] for part in tensor.split([4, 2])])
+    expected = StandardScaler().fit_transform(maps.reshape(-1, 3).astype(np.float64)).reshape(maps.shape)
+    np.testing.assert_allclose(scale([tensor])[0].permute(0, 2, 3, 1).numpy(), expected, atol=1e-4)

@@ -10,8 +10,8 @@ from torch import nn
 from blemish.backbones.networks import RESNETS
 from blemish.contract import Level
 from blemish.errors import ConfigError
-from blemish.ops.residual import BlockKind, Residual, initialise
-from blemish.ops.reverse import Decoder, ReverseStudent, build_reverse_student, decoder_spec
+from blemish.ops.residual import BlockKind, Residual, initialise, initialise_uniform
+from blemish.ops.reverse import Decoder, ReverseStudent, build_projections, build_reverse_student, decoder_spec
 
 
 def resnet(name, stages=(1, 2, 3)):
@@ -204,3 +204,30 @@ def test_fresh_values_follow_the_released_rule_and_the_seed():
     assert all(torch.equal(state[name], value) for name, value in student.state_dict().items())
     initialise(student, torch.Generator().manual_seed(6))
     assert not torch.equal(state["bottleneck.paths.0.0.weight"], student.bottleneck.paths[0][0].weight)
+
+
+def levels(*channels):
+    return SimpleNamespace(
+        levels=tuple(Level(stage, width, 2 << stage, False) for stage, width in enumerate(channels, 1))
+    )
+
+
+def test_projections_have_the_published_number_of_parameters():
+    assert count(build_projections(levels(256, 512, 1024), (256, 256))) == 15_486_912
+    assert count(build_projections(levels(64, 128, 256), (256, 256))) == 968_688
+
+
+def test_a_projection_by_hand_and_its_widths_on_narrow_levels():
+    projections = build_projections(levels(24, 40), (64, 64))
+    initialise_uniform(projections, torch.Generator().manual_seed(0))
+    shapes = [tuple(w.shape[:2]) for w in projections.parameters() if w.ndim == 4]
+    assert shapes == [(16, 24), (16, 16), (16, 16), (24, 16), (20, 40), (16, 20), (20, 16), (40, 20)]
+    x = torch.randn(2, 24, 5, 6, generator=torch.Generator().manual_seed(1))
+    expected = x.double()
+    for weight, bias in zip(*[iter(projections[0].parameters())] * 2):
+        assert 0 < float(bias.detach().abs().max()) <= (9 * weight.shape[1]) ** -0.5
+        expected = F.conv2d(expected, weight.double(), bias.double(), padding=1)
+        expected = expected - expected.mean(dim=(2, 3), keepdim=True)
+        expected = expected / (expected.square().mean(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
+        expected = torch.where(expected > 0, expected, 0.01 * expected)
+    torch.testing.assert_close(projections[0](x).double(), expected, rtol=1e-4, atol=1e-4)

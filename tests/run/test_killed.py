@@ -1,7 +1,5 @@
 """A training killed with SIGKILL, several times, ends with the same bits as one left alone."""
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 import time

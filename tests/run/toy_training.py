@@ -1,7 +1,5 @@
 """A training that learns little at once, for the tests of the loop and of its checkpoints. Not a test."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,6 @@ from blemish.run import Run, Silent, epochs
 
 @dataclass(frozen=True)
 class Length:
-    """What of a method's config says how long to train."""
-
     epochs: int = 1
     steps: int | None = None
     batch_size: int = 2
@@ -41,22 +37,15 @@ class Notes(Silent):
         self.said.append(text)
 
 
-def new_net() -> nn.Linear:
-    net = nn.Linear(2, 1)
-    with torch.no_grad():
-        net.weight.copy_(torch.tensor([[0.5, -1.0]]))
-        net.bias.zero_()
-    return net
-
-
 def learn(
-    run: Run, length: Length, images: int = 5, title: str = "toy", stop: tuple[int, int] | None = None
+    run: Run, length: Length, title: str = "toy", stop: tuple[int, int] | None = None
 ) -> tuple[nn.Linear, list[list[list[int]]]]:
     """Learns little; gives the network and the batches of each epoch. Ctrl-C in a step of an epoch if asked for."""
-    net = new_net()
+    net = nn.Linear(2, 1)
+    net.load_state_dict({"weight": torch.tensor([[0.5, -1.0]]), "bias": torch.zeros(1)})
     optimiser = torch.optim.Adam(net.parameters(), lr=0.1)
     seen: list[list[list[int]]] = []
-    for epoch in epochs(run, title, {"net": net, "optimiser": optimiser}, length, images):
+    for epoch in epochs(run, title, {"net": net, "optimiser": optimiser}, length, images=5):
         seen.append([])
         for step, indices in enumerate(epoch.batches()):
             if stop == (epoch.number, step):

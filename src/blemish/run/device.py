@@ -56,8 +56,7 @@ def choose_precision(device: torch.device, wanted: PrecisionName = "auto", dense
 def choose_device(wanted: str = "auto") -> torch.device:
     """What was asked for, or ``cuda`` where there is one, else ``cpu``; ``ConfigError`` where it is unknown or absent.
 
-    A GPU is told to compute convolutions in the same way each time, and fp32 where fp32 is said: by itself it rounds
-    their inputs to TF32, ten bits.
+    A GPU is told to compute alike each time, and fp32 where fp32 is said: by itself it rounds inputs to TF32, ten bits.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,10 +12,7 @@ from blemish.errors import OutputError
 
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
-
-    Raises ``OutputError`` where the folder is read-only or missing, or the disk is full.
-    """
+    """A temporary name beside ``path`` that takes its place if the block ends well, else vanishes (OutputError)."""
     temporary = _temporary(path)
     try:
         yield temporary

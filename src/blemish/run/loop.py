@@ -1,8 +1,8 @@
 """The loop over epochs that every trained method shares: order of images, progress, checkpoints, limits.
 
 The method's own file keeps the training in plain sight: it goes through the epochs and batches given here. What a
-batch holds depends on the seed and the epoch's number alone, and torch's own random state is set anew at each epoch,
-so a training that was killed goes on from its last checkpoint to the same bits (for equal threads).
+batch holds depends on seed and epoch alone, and torch's own random state is set anew at each epoch, so that a killed
+training goes on from its last checkpoint to the same bits (for equal threads).
 """
 
 import math
@@ -93,10 +93,8 @@ def epochs(
     ``state`` is everything that changes while training and is used after, every optimiser too. An epoch has
     ``ceil(images / batch_size)`` steps, or ``epoch_steps`` where the method makes its own batches.
 
-    Raises:
-        Cancelled: the time limit is reached; the message says how to go on.
-        ModelFileError: the checkpoint to go on from is damaged or foreign.
-        ConfigError: it belongs to other work, or there is nothing to do.
+    Raises ``Cancelled`` at the time limit, ``ModelFileError`` where the checkpoint to go on from is damaged or foreign,
+    ``ConfigError`` where it belongs to other work or there is nothing to do.
     """
     asked = schedule.epochs if schedule.steps is None else schedule.steps
     length = f"{asked} {'epochs' if schedule.steps is None else 'steps'}"
@@ -170,9 +168,7 @@ def _finish(
     if wrong := [value for value, mean in means.items() if not math.isfinite(mean)]:
         run.progress.note(f"warning: {name}, epoch {number}: {', '.join(wrong)} is not finite")
     if run.on_epoch is not None:
-        modules = [
-            module for network in state.values() if isinstance(network, nn.Module) for module in network.modules()
-        ]
+        modules = list(nn.ModuleList(value for value in state.values() if isinstance(value, nn.Module)).modules())
         modes = [module.training for module in modules]
         with torch.random.fork_rng(devices=()):
             run.on_epoch(number, means)

@@ -52,7 +52,6 @@ class Lines:
 
     def note(self, text: str) -> None:
         sys.stderr.write(text + "\n")
-        sys.stderr.flush()
 
 
 class Bar(Lines):

@@ -79,15 +79,12 @@ class Run:
 
     Attributes:
         seed: everything random derives from it and from the name of its purpose.
-        device: where networks run.
         precision: how the networks that are trained compute; the frozen backbone has its own.
-        progress: where it reports to.
-        timer: where the seconds went.
         checkpoint: a folder for checkpoints, one file for each training; None keeps nothing.
         resume: go on from the checkpoints in that folder; where there is none, begin.
         time_limit: seconds since the timer was made, beyond which no epoch is begun; one is done in any case.
-        on_epoch: called with the number (from 1) and the mean values of each epoch that ends, after a resume perhaps
-            again for one it has seen. Networks may be put into eval mode in it.
+        on_epoch: called with number (from 1) and mean values of each epoch, perhaps again after a resume; it may put
+            networks into eval mode.
         work: what is learned from what, by name: a checkpoint is refused where any of it differs.
         scope: which part of the work this is, such as a fold; has checkpoints of its own.
         log: curves, decisions, how far it came.
