@@ -223,10 +223,7 @@ class Method(nn.Module, ABC):
 
 
 def check_cells(size: tuple[int, int], stride: int, what: str) -> None:
-    """Raise ``ConfigError`` for images of a single cell of ``stride`` pixels: over one, a norm leaves nothing of it.
-
-    ``size`` is height and width of the images; ``what`` says whose cells they are, for people.
-    """
+    """A ConfigError for images (height, width) of one cell of ``stride`` pixels: over one, a norm leaves nothing."""
     if max(size) <= stride:
         raise ConfigError(
             f"images of {size[0]} x {size[1]} leave {what} a single cell, and a norm needs more: use images of more "

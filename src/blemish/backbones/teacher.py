@@ -1,10 +1,9 @@
 """The backbone as methods see it while learning: frozen, without gradient, the same numbers every time.
 
-Also where the features of training images are kept, so that each image is seen once. Features are rounded to bf16, so
-bf16 holds them exactly: the same numbers kept or computed, in the same memory order, because convolutions round
-differently when the order differs. On disk: one safetensors file an image, named by its key, in a
-folder named by all else that the numbers depend on. A file is written under a temporary name and renamed, and carries a
-digest: a process killed half-way leaves nothing that could be taken for features, and two may write the same file.
+Also where the features of training images are kept, so that each image is seen once. They are rounded to bf16, so bf16
+holds them exactly: the same numbers kept or computed, in the same memory order, by which convolutions round. On disk:
+one safetensors file an image, named by its key, in a folder named by all else that the numbers depend on. It is renamed
+into place and carries a digest: a process killed half-way leaves nothing that could be taken for features.
 """
 
 import contextlib

@@ -7,8 +7,8 @@ photographs and their good crops are real; every defect is painted (``synthetic`
 pixels that is then doubled, so that a defect is no sharper than the photograph.
 
 Difficulty was set by one trial, in which test crops took part: ``boldness`` so that the image AUROC of a memory of
-EfficientNet-Lite0 patches lies between .85 and .99 (faint defects alone .62 to .75; brightness, contrast and gradient
-reach .37 to .59), the test end of each photograph so that its good crops look no stranger than unseen training crops.
+EfficientNet-Lite0 patches lies between .85 and .99 (brightness, contrast and gradient reach .37 to .59), the test end
+of each photograph so that its good crops look no stranger than unseen training crops.
 The set shows that things work: quote no figure of it as evidence of how a method does in a factory or a clinic.
 """
 

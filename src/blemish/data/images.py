@@ -3,8 +3,7 @@
 * grey and 1-bit images are replicated to three channels (a view: no memory is spent on it);
 * 16-bit grey keeps its depth. 16-bit *colour* does not: Pillow reads it as 8 bits a channel. A PGM whose maximum is
   below 65535 comes spread over 16 bits, also Pillow's way;
-* float images (TIFF, numpy) must lie in [0, 1];
-* transparency is laid over black, so that hidden colours under transparent pixels never matter;
+* float images (TIFF, numpy) must lie in [0, 1]; transparency is laid over black;
 * CMYK, YCbCr, LAB and palettes become RGB; a rotation noted by the camera (EXIF) is applied;
 * of several frames only a phone's second view is passed over: files of several images are refused.
 """

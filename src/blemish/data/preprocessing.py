@@ -5,8 +5,7 @@ Four ways to resize; which one a paper's figures were made with changes them (fi
 * ``stretch``: straight to the input size, the aspect is not kept; bilinear with antialiasing (Pillow's).
 * ``crop``: the shorter side to ``size``, then the middle ``crop`` square (224 of 256). What lies outside is not judged.
 * ``opencv``: as ``stretch`` without antialiasing, in float64; fine texture turns into moire.
-* ``letterbox``: the aspect is kept, the rest is filled by repeating the picture's border pixels: for long parts. Border
-  pixels rather than a flat colour, because a flat one draws an edge that is in no picture.
+* ``letterbox``: the aspect is kept, the rest repeats the picture's border pixels (a flat colour would draw an edge).
 """
 
 from __future__ import annotations

@@ -63,13 +63,9 @@ def farthest_first(
     """At most ``count`` picks of the greedy k-centre rule among ``n m`` points, one by one.
 
     It begins with squared ``distances`` ``n``, from ``first_distances``. Every distance to a pick is multiplied by its
-    point's weight (``n``; None for ones), so that points of weight 0 are never picked, other than perhaps as the very
-    first. Among equal distances the lowest index is picked. The picks end early when every point left is the same as
-    one that was picked, to within rounding (closer than about a thousandth of its norm, measured from the mean).
-    ``block``: how many of the farthest points a block looks at.
-
-    Raises:
-        ConfigError: the sizes do not fit together.
+    point's weight (``n``; None for ones): points of weight 0 are never picked, but perhaps as the first. Among equal
+    distances the lowest index is picked. The picks end early when every point left is the same as one that was picked,
+    to within rounding (a thousandth of its norm, from the mean). A ConfigError, where sizes do not fit together.
     """
     if len(distances) != len(points) or (weights is not None and len(weights) != len(points)):
         raise ConfigError(f"{len(points)} points need as many first distances and weights: give one for each point")

@@ -40,9 +40,8 @@ class PatchDiscriminator(nn.Module):
 class ImageDiscriminator(nn.Module):
     """All levels joined into one number an image: one tensor ``b``, in a list like a patch discriminator's.
 
-    Every level goes through 3x3 convolutions of stride 2 down to the deepest ``grid`` (rows and columns); all are
-    joined; further ones follow until two cells are left along the shorter side. Other grids than squares are averaged
-    to 2 x 2 then (our reading: the released code knows squares of a power of two only).
+    Every level goes through 3x3 convolutions of stride 2 down to the deepest ``grid``; all are joined; further ones
+    follow until two cells are left along the shorter side. Other grids than squares are then averaged to 2 x 2.
     """
 
     def __init__(self, levels: Sequence[Level], grid: tuple[int, int]) -> None:

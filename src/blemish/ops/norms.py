@@ -15,9 +15,7 @@ SMALLEST_DEVIATION = 1e-6  # those below it count as 1: such a channel is consta
 def precise_batchnorm(network: nn.Module, images: Images, batch_size: int, run: Run) -> None:
     """Take the running statistics of ``network``'s BatchNorm anew, by one pass over ``images`` that counts all alike.
 
-    Those that learning leaves are of the last ten batches or so, each seen with the weights of its own step. A network
-    of many thin layers that still moves fast is far from them: judging with them it fails at one epoch's end and not at
-    the next, while its loss falls.
+    Those that learning leaves are of the last ten batches or so: a network that still moves fast is far from them.
     """
     order = run.permutation(len(images), "order of settling")
     batches = (batch.images.to(run.device) for batch in in_batches(images, batch_size, order))

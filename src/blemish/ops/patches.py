@@ -18,13 +18,9 @@ from blemish.run import Run
 class PatchVectors(nn.Module):
     """Feature maps, finest first, to patch vectors ``b y x d`` on the grid of the finest; ``width`` is ``d``.
 
-    Args:
-        channels: of each stage.
-        patch_size: cells a side of the neighbourhood: odd. Those outside the map count as zeros.
-        stage_width: numbers that each stage is pooled to, before the stages are joined.
-        width: numbers that a patch vector is pooled to at the end.
-        inflate: pool adaptively even where the stages together have fewer than ``width`` channels, which repeats
-            entries. Without it such stages keep their channels, averaged over the neighbourhood.
+    Neighbourhoods have ``patch_size`` cells a side (odd), zeros outside the map. Each stage is pooled to ``stage_width``
+    numbers and all together to ``width``. Stages that have fewer keep their channels, averaged over the neighbourhood,
+    unless ``inflate`` pools them all the same, which repeats entries.
     """
 
     def __init__(self, channels: Sequence[int], patch_size: int, stage_width: int, width: int, inflate: bool) -> None:
