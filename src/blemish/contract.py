@@ -73,16 +73,12 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class Level:
-    """One feature map of a backbone.
+    """One feature map of a backbone."""
 
-    Its ``stage`` is 1 for a ``stride`` of 4 input pixels a cell, 2 for 8 and so on, as in the papers; it is ``signed``
-    but where it ends in a ReLU, as a student's then does.
-    """
-
-    stage: int
+    stage: int  # 1 for stride 4, 2 for stride 8 and so on, in the papers' counting
     channels: int
-    stride: int
-    signed: bool
+    stride: int  # input pixels a cell, along each axis
+    signed: bool  # False where the level ends in a ReLU; a student's last activation follows it
 
 
 class ResidualStages(NamedTuple):

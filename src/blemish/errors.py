@@ -17,7 +17,7 @@ Every message says what was given, what was needed and what to do next.
 
 
 class BlemishError(Exception):
-    """The root: catch this to catch everything that Blemish raises on purpose."""
+    """Catch this to catch everything that Blemish raises on purpose."""
 
 
 class ConfigError(BlemishError):

@@ -1,7 +1,7 @@
 """ResNet and EfficientNet-Lite as feature extractors: the catalogue's networks, to be trained or frozen.
 
-Written here, so that loading a model imports neither timm nor torchvision (three seconds, more than all else together)
-and depends on no version of theirs. Tensor names, random first values and outputs are timm's, to the last bit.
+Written here, so that loading a model imports neither timm nor torchvision, which takes three seconds. Tensor names,
+random first values and outputs are timm's, to the last bit.
 Stage 0 has stride 2, stage 1 stride 4 and so on: a network is built up to the last stage that is asked for.
 """
 

@@ -1,7 +1,6 @@
 """From pixels to what a network is given, and back from its map to the picture.
 
 Four ways to resize; which one a paper's figures were made with changes them (fine textures most):
-
 * ``stretch``: straight to the input size, the aspect is not kept; bilinear with antialiasing (Pillow's).
 * ``crop``: the shorter side to ``size``, then the middle ``crop`` square (224 of 256). What lies outside is not judged.
 * ``opencv``: as ``stretch`` without antialiasing, in float64; fine texture turns into moire.

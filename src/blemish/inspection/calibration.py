@@ -9,8 +9,10 @@ named. Tied scores only lower both. Nothing holds once parts, camera or light ch
 
 - ``holdout``: groups kept away from learning are scored by the final model: a promise.
 - ``crossfit``: every group is scored by a model fitted without its fold, and the final model learns from all: an
-  estimate. Models that learned from less score normal groups higher as a rule, which errs towards fewer rejects. Vovk, Gammerman and Shafer, Algorithmic Learning
-in a Random World, 2005; Vovk, ACML 2012 (the Beta law); Barber et al., Annals of Statistics 2021 (the jackknife+).
+  estimate. Models that learned from less score normal groups higher as a rule, which errs towards fewer rejects.
+
+Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Vovk, ACML 2012 (the Beta law); Barber et al.,
+Annals of Statistics 2021 (the jackknife+).
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ def local_outlier_factors(points: Tensor, k: int = 5, least: float = LEAST, watc
 
     ``k`` neighbours are looked at, all others where there are fewer. More than ``k`` equal points have an endless
     density, and whatever lies near them a factor of billions: so mean distances of less than ``least`` of the median
-    over all sets are taken for that much. With 0 the factors are those of scikit-learn. ``watch`` is handed the
-    portions that the sets are taken in.
+    over all sets are taken for that much. With 0 the factors are those of scikit-learn. ``watch`` gets the portions.
     """
     p, n, _ = points.shape
     if n < 2:

@@ -18,9 +18,9 @@ from blemish.run import Run
 class PatchVectors(nn.Module):
     """Feature maps, finest first, to patch vectors ``b y x d`` on the grid of the finest; ``width`` is ``d``.
 
-    Neighbourhoods have ``patch_size`` cells a side (odd), zeros outside the map. Each stage is pooled to ``stage_width``
-    numbers and all together to ``width``. Stages that have fewer keep their channels, averaged over the neighbourhood,
-    unless ``inflate`` pools them all the same, which repeats entries.
+    Neighbourhoods have ``patch_size`` cells a side (odd), zeros outside the map. Stages are pooled to ``stage_width``
+    numbers each and all together to ``width``. Stages that have fewer keep their channels, averaged over the
+    neighbourhood, unless ``inflate`` pools them all the same, which repeats entries.
     """
 
     def __init__(self, channels: Sequence[int], patch_size: int, stage_width: int, width: int, inflate: bool) -> None:

@@ -1,8 +1,7 @@
 """From a coarse map of scores to a smooth one at the size of the image.
 
-Bilinear interpolation and Gaussian smoothing are both linear, and both work on rows and columns apart. So the two
-together are ``rows @ map @ columns.T`` with small matrices, built once for each size: on a CPU far cheaper, and equal
-up to rounding.
+Bilinear interpolation and Gaussian smoothing are both linear, and both work on rows and columns apart: together they
+are ``rows @ map @ columns.T`` with small matrices, built once for each size.
 """
 
 from collections.abc import Sequence

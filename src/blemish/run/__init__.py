@@ -1,7 +1,6 @@
 """Everything impure in learning: seed, device, threads, precision, progress, checkpoints, cancellation, safe writing.
 
-A method is handed one ``Run`` and reads no global state. Each automatic choice carries its reason, and is said once.
-What imports torch, which takes a second, is imported when first used.
+A method is handed one ``Run`` and reads no global state. What imports torch is imported when first used.
 """
 
 from importlib import import_module

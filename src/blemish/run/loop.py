@@ -1,8 +1,7 @@
 """The loop over epochs that every trained method shares: order of images, progress, checkpoints, limits.
 
-The method's own file keeps the training in plain sight: it goes through the epochs and batches given here. What a
-batch holds depends on seed and epoch alone, and torch's own random state is set anew at each epoch, so that a killed
-training goes on from its last checkpoint to the same bits (for equal threads).
+What a batch holds depends on seed and epoch alone, and torch's own random state is set anew at each epoch, so that a
+killed training goes on from its last checkpoint to the same bits (for equal threads).
 """
 
 import math
