@@ -29,7 +29,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, harm: str) -
         torch.save({"weights": torch.zeros(2)}, path)
     else:
         if harm == "flipped":
-            weight = torch.load(io.BytesIO(content[HEADER:]))["states"]["net"]["weight"].numpy().tobytes()
+            weight = torch.load(io.BytesIO(content[HEADER:]))["states"]["net"]["0.weight"].numpy().tobytes()
             content[content.index(weight)] ^= 1
         path.write_bytes({"cut": content[:-9], "flipped": content, "emptied": b""}[harm])
     with pytest.raises(ModelFileError, match=r"toy\.checkpoint.*without --resume"):

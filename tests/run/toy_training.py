@@ -1,5 +1,6 @@
 """A training that learns little at once, for the tests of the loop and of its checkpoints. Not a test."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blemish.run import Run, Silent, epochs
+from blemish.run import Run, Silent, epochs, torch_seeded
 
 
 @dataclass(frozen=True)
@@ -38,29 +39,43 @@ class Notes(Silent):
 
 
 def learn(
-    run: Run, length: Length, title: str = "toy", stop: tuple[int, int] | None = None
-) -> tuple[nn.Linear, list[list[list[int]]]]:
-    """Learns little; gives the network and the batches of each epoch. Ctrl-C in a step of an epoch if asked for."""
-    net = nn.Linear(2, 1)
-    net.load_state_dict({"weight": torch.tensor([[0.5, -1.0]]), "bias": torch.zeros(1)})
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.1)
+    run: Run, length: Length, title: str = "toy", stop: tuple[int, int] | None = None, pause: float = 0.0
+) -> tuple[nn.Module, list[list[list[int]]]]:
+    """A network with BatchNorm and dropout, two optimisers and a schedule, and the batches of each epoch.
+
+    Ctrl-C comes in step ``stop[1]`` of epoch ``stop[0]``; ``pause``: seconds after each step.
+    """
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    with torch_seeded(run.seed):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.3), nn.Conv2d(8, 3, 3))
+    first = torch.optim.Adam(net[0].parameters(), lr=0.01, betas=(0.5, 0.999))
+    second = torch.optim.SGD([*net[1].parameters(), *net[4].parameters()], lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(second, length.epochs)
+    state = {"net": net, "first": first, "second": second, "schedule": schedule}
     seen: list[list[list[int]]] = []
-    for epoch in epochs(run, title, {"net": net, "optimiser": optimiser}, length, images=5):
+    for epoch in epochs(run, title, state, length, len(images)):
         seen.append([])
+        noise = epoch.generator("noise")
         for step, indices in enumerate(epoch.batches()):
             if stop == (epoch.number, step):
                 raise KeyboardInterrupt
             seen[-1].append(indices)
-            loss = (net(torch.tensor([[float(i), torch.rand(()).item()] for i in indices])) - 1).square().mean()
-            optimiser.zero_grad(set_to_none=True)
+            batch = images[indices]
+            noisy = batch + 0.1 * torch.randn(batch.shape, generator=noise)
+            loss = (net(noisy) - batch[..., 2:-2, 2:-2]).square().mean()
+            net.zero_grad(set_to_none=True)
             loss.backward()
-            optimiser.step()
+            first.step()
+            second.step()
             epoch.log(loss=loss.detach(), size=len(indices))
+            time.sleep(pause)
+        schedule.step()
     return net, seen
 
 
-def same(one: nn.Linear, other: nn.Linear) -> bool:
-    return torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
+def same(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def finished(run: Run) -> Path:
