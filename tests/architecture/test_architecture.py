@@ -34,14 +34,13 @@ NODES = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)
 BUDGET = {"the redesign": 12_000}
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 9_000
+TEST_BUDGET = 10_800
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
 """Folders that know no method and no backbone by name."""
 
 
-@pytest.mark.xfail(reason="the redesign is still under way")
 @pytest.mark.parametrize(("folder", "budget"), [(PACKAGE, sum(BUDGET.values())), (ROOT / "tests", TEST_BUDGET)])
 def test_source_and_tests_stay_within_their_budget(folder: Path, budget: int) -> None:
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py")) <= budget

@@ -1,8 +1,7 @@
 """``python -m blemish.bench.job FOLDER [PARENT]``: one job in a process of its own, ending in rows of the ledger.
 
-A job holds a lock while it runs, so that two benches at once, or one resumed too early, never do it twice. Whatever
-goes wrong is a row as well; a process that is killed leaves none, and whoever started it writes that down. The process
-ends soon after the one with the number PARENT, so that a bench that was killed leaves nothing running.
+A job holds a lock while it runs, so that two benches at once never do it twice. Whatever goes wrong is a row as well;
+one that is killed leaves none, and whoever started it writes that down. It ends soon after the process PARENT.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Settings that methods share, each described once.
 
-Every option of every method carries its description (``Field(description=...)``), from which ``blemish methods NAME``,
-error messages and the documentation's tables are made, and its bounds, which are checked wherever an option is given.
+Every option of every method carries its description, from which ``blemish methods NAME``, error messages and the
+documentation's tables are made, and its bounds.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """Reports from templates: pages are one file that opens anywhere, prints well, and asks nothing of the network.
 
-A template says what a report holds, by the macros of ``html.j2`` or, for the same as text, of ``markdown.j2``. All text
-of a page is escaped there: a file name may hold anything.
+A template says what a report holds, by the macros of ``html.j2`` or ``markdown.j2``. All text of a page is escaped.
 """
 
 import re

@@ -1,8 +1,7 @@
 """What training keeps on disk at the end of an epoch, so that it can be killed at any moment and lose little.
 
-A checkpoint is one file, written whole or not at all and verified to the last bit when read: a line with a SHA-256,
-then what ``torch.save`` writes. It holds tensors, numbers and strings alone and is loaded with ``weights_only=True``,
-so that a foreign file can do no harm.
+A checkpoint is one file, written whole or not at all: a line with a SHA-256, then what ``torch.save`` writes. It holds
+tensors, numbers and strings alone and is loaded with ``weights_only=True``, so that a foreign file can do no harm.
 """
 
 import hashlib

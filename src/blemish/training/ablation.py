@@ -1,8 +1,7 @@
 """What a few known-bad images changed: the same method with them and without, each judged on groups it has not seen.
 
-A model rejects the anomalous images it has learned from; that says nothing of the next ones. So groups are halved. One
-model learns from a half's normal and anomalous images, its twin from the normal ones alone, and both judge the other
-half; then the halves change places: four trainings on half of the images.
+Groups are halved. One model learns from a half's normal and anomalous images, its twin from the normal ones alone, and
+both judge the other half; then the halves change places: four trainings on half of the images.
 """
 
 import dataclasses

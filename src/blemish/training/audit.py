@@ -1,8 +1,7 @@
 """Which images of a folder that is supposed to be good are probably not.
 
-A model that has seen an image says little about it: a memory of patches finds each of its own again. So every image is
-judged by a model that never saw its group. Anomalous images are few and differ from each other, so most of the others
-do not know their defects. What comes out is a list, a page to look at, and a manifest of what is left.
+Every image is judged by a model that never saw its group: anomalous images are few and differ from each other, so most
+of the others do not know their defects. What comes out is a list, a page, and a manifest of what is left.
 """
 
 import dataclasses
