@@ -1,7 +1,5 @@
 """A set of woven cloth in MVTec-AD layout, with blots as defects."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a job leaves for the report: the same bad images for every method, side by side on the page."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

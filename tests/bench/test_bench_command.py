@@ -1,7 +1,5 @@
 """The whole way: a recipe, real processes, the ledger, the report; figures equal to those of ``fit`` by hand."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Jobs that train: resumed inside a job after SIGKILL, and followed over epochs without being changed by it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

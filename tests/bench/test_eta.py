@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from blemish.bench.eta import dry_run, estimate, spoken, time_left

@@ -1,7 +1,5 @@
 """From a recipe to jobs: one draw for all methods by the job's seed, one training for two test sets."""
 
-from __future__ import annotations
-
 import pytest
 
 from blemish.bench.jobs import Job, experiments, open_sets, plan

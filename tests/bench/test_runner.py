@@ -1,7 +1,5 @@
 """Runs with real processes that are killed hard; what they compute is nothing, how they write it is the real thing."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Charts: a name keeps its colour and marker, and lines go where their numbers say."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

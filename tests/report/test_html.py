@@ -1,7 +1,5 @@
 """Pages: everything is escaped, nothing is asked of the network, an unknown name is an error."""
 
-from __future__ import annotations
-
 import re
 from html.parser import HTMLParser
 

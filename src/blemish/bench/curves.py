@@ -59,7 +59,8 @@ class Evaluations:
                     continue
                 with self.run.timer.stage("looks"):
                     apart = replace(self.run, timer=Timer())  # neither learning nor the final judging
-                    found = judge(inspector, test, self.configuration, apart, kinds=chooses)
+                    how = self.configuration["at"], self.configuration["per_image_pro"], chooses
+                    found = evaluate(inspector, test, apart, *how)
                 self.points[key].append(self.point(epoch, found))
                 if chooses and (self.best is None or self._worth(found) > self._worth(self.best[1])):
                     self.best = epoch, found
@@ -85,9 +86,3 @@ class Evaluations:
     def _worth(self, found: Evaluation) -> float:
         values = [found.metrics[name] for name in self.configuration["select_by"]]
         return fmean([value for value in values if not math.isnan(value)] or [-math.inf])
-
-
-def judge(
-    inspector: Inspector, test: TestSet, configuration: Configuration, run: Run, kinds: bool = True
-) -> Evaluation:
-    return evaluate(inspector, test, run, configuration["at"], configuration["per_image_pro"], kinds)

@@ -1,7 +1,5 @@
 """From a recipe to jobs. What is measured is known by what it depends on, not by who asked for it."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import fnmatch
@@ -15,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock
 from pydantic import TypeAdapter
@@ -85,9 +83,9 @@ class Job:
             temporary.write_bytes(TypeAdapter(Job).dump_json(self))
         return folder
 
-    @staticmethod
-    def read(folder: Path) -> Job:
-        return TypeAdapter(Job).validate_json((folder / "job.json").read_bytes())
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        return TypeAdapter(cls).validate_json((folder / "job.json").read_bytes())
 
 
 def job_folder(results: Path, key: str) -> Path:

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from blemish.bench.artifacts import gather, save_artifacts
-from blemish.bench.curves import Evaluations, judge
+from blemish.bench.curves import Evaluations
 from blemish.bench.jobs import CHECKPOINTS, CURVES, EVIDENCE, Experiment, Job, job_folder, open_sets, row_of
 from blemish.bench.ledger import Row
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
 from blemish.run import Lines, Run, Timer, choose_device, set_threads
-from blemish.training.evaluate import Evaluation
+from blemish.training.evaluate import Evaluation, evaluate
 from blemish.training.fit import FitSettings, fit
 
 HOME = Path(__file__).resolve().parent.parent
@@ -60,7 +60,8 @@ def perform(job: Job, experiments: Sequence[Experiment], folder: Path) -> Iterat
     inspector = fit(training, FitSettings(**settings), run, evaluations.on_epoch if evaluations else None)
     for experiment in experiments:
         own = dataclasses.replace(run, timer=Timer())
-        evaluation = judge(inspector, tests[experiment.key], configuration, own)
+        how = configuration["at"], configuration["per_image_pro"]
+        evaluation = evaluate(inspector, tests[experiment.key], own, *how)
         row = row_of(job, experiment, "done") | _measured(experiment, inspector, evaluation, evaluations, run, results)
         seconds = run.timer.seconds | own.timer.seconds
         row |= {"seconds": {stage: round(spent, 3) for stage, spent in seconds.items()}, "threads": threads}

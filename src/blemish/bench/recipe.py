@@ -3,12 +3,10 @@
 It holds no path of a machine: sets are named, and the folder they lie in is given when the recipe is run.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -81,7 +79,7 @@ class DataEntry(_Section):
     note: str = ""
 
     @model_validator(mode="after")
-    def _check(self) -> DataEntry:
+    def _check(self) -> Self:
         for name in (self.set, *self.categories, self.alt_split):
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError(f"{name!r} must be a name below the data folder, not a path of this machine")
@@ -125,7 +123,7 @@ class Protocol(_Section):
         return values
 
     @model_validator(mode="after")
-    def _check(self) -> Protocol:
+    def _check(self) -> Self:
         if self.contaminate is not None and self.regime != "contaminated":
             raise ValueError(f"contaminate = {self.contaminate} makes no {self.regime} set: leave regime out")
         if self.contaminate is None and self.overlap != (False,):
@@ -171,7 +169,7 @@ class Recipe(_Section):
     paper: Paper | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Recipe:
+    def _check(self) -> Self:
         if self.protocol.contaminate is not None and any(entry.kinds for entry in self.data):
             raise ValueError("reveal gives labels and protocol.contaminate takes them away: keep one")
         if self.epochs is not None and self.steps is not None:

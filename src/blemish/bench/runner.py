@@ -1,7 +1,5 @@
 """Runs jobs, some at a time, each in a process of its own; every end is a row of the ledger."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import signal
@@ -66,12 +64,12 @@ def run_jobs(
             for experiment in futures[future]:
                 row = latest[experiment.key]
                 ended += 1
-                value = row.get("metrics", {}).get("image_auroc")
-                figure = f"image AUROC {value:.3f}, " if isinstance(value, float) else ""
-                outcome = f": {figure}{seconds:.0f} s"
+                value, outcome = row.get("metrics", {}).get("image_auroc"), f": {seconds:.0f} s"
                 if row["status"] != "done":
                     failed.append(f"{experiment.title}: {row['reason']}")
                     outcome = f" failed after {seconds:.0f} s: {row['reason']}"
+                elif value is not None:
+                    outcome = f": image AUROC {value:.3f}, {seconds:.0f} s"
                 progress.note(f"{ended} of {total}: {experiment.title}{outcome}; {left} left")
     except KeyboardInterrupt:
         raise Cancelled(f"stopped with {total - ended} of {total} jobs to do: the same command goes on") from None

@@ -1,7 +1,5 @@
 """From rows of the ledger to figures and tables; figures are fractions, mean ± standard deviation over seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,7 +35,7 @@ class PairedComparison(NamedTuple):
     label: str
     against: str
     metric: str
-    by_set: pd.Series[float]  # mean difference (method minus the other) over the settings and seeds that both have
+    by_set: pd.Series  # mean difference (method minus the other) over the settings and seeds that both have
     pairs: int  # how many runs of each that rests on
     mean: float  # over sets
     interval: Sequence[float]  # of 95 %, by Student's t; empty with fewer than three sets
@@ -79,7 +77,7 @@ class Summary:
         """The rows of a method, on one set where it is named, seed by seed."""
         return [row for row in self.rows if row["label"] == label and set_name in (None, row["set"])]
 
-    def values(self, label: str, set_name: str, metric: str) -> pd.Series[float]:
+    def values(self, label: str, set_name: str, metric: str) -> pd.Series:
         """By seed; without what the data cannot give."""
         cell = (self.figures["label"] == label) & (self.figures["set"] == set_name)
         return self.figures[cell].set_index("seed")[metric].dropna()
@@ -88,7 +86,7 @@ class Summary:
         """The sets that every method has a figure for."""
         return [name for name in self.sets if all(len(self.values(label, name, metric)) for label in self.labels)]
 
-    def averages(self, label: str, metric: str) -> pd.Series[float]:
+    def averages(self, label: str, metric: str) -> pd.Series:
         """Over the complete sets: by seed, so that the spread is of whole tables."""
         tables = {name: self.values(label, name, metric) for name in self.complete_sets(metric)}
         return pd.DataFrame(tables).dropna().mean(axis=1)
@@ -167,7 +165,7 @@ def summarise(recipe: Recipe, rows: Iterable[Row], missing: Mapping[str, str] | 
     )
 
 
-def shown(values: pd.Series[float]) -> str:
+def shown(values: pd.Series) -> str:
     if values.empty:
         return "–"
     return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")

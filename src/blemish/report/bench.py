@@ -127,7 +127,7 @@ def charts_over_epochs(rows: Mapping[str, Row], metrics: Sequence[str], order: S
     ``order`` has all names, for their colours.
     """
 
-    def chart(lines: Mapping[str, "pd.Series[float]"], title: str, y_label: str, order: Sequence[str] = ()) -> None:
+    def chart(lines: Mapping[str, pd.Series], title: str, y_label: str, order: Sequence[str] = ()) -> None:
         points = {name: line.astype(float).dropna() for name, line in lines.items()}
         drawn = {name: (line.index, line) for name, line in points.items() if len(line) > 1}
         if drawn:
