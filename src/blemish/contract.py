@@ -75,7 +75,7 @@ class TrainingImages:
 class Level:
     """One feature map of a backbone."""
 
-    stage: int  # 1 for stride 4, 2 for stride 8 and so on, in the papers' counting
+    stage: int  # 1 for stride 4, 2 for stride 8 and so on, in the papers' counting; of one stride: the n-th block
     channels: int
     stride: int  # input pixels a cell, along each axis
     signed: bool  # False where the level ends in a ReLU; a student's last activation follows it

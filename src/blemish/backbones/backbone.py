@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
-from blemish.backbones import timm
+from blemish.backbones import networks, timm
 from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE, Rgb
-from blemish.backbones.networks import RESNETS, Normalise, blank_network, choose_levels, fold_batchnorm, random_network
+from blemish.backbones.networks import Normalise, blank_network, fold_batchnorm
 from blemish.backbones.weights import digest_of, find_weights, select_tensors
 from blemish.contract import Backbone, Level, check_cells
-from blemish.errors import ModelFileError, WeightsError
+from blemish.errors import ConfigError, ModelFileError, WeightsError
 from blemish.run import Precision, choose_precision, torch_seeded
 
 
@@ -37,11 +38,14 @@ class BackboneSpec:
     mean: Rgb
     std: Rgb
     dense: bool
+    tokens: bool = False  # maps of one stride, each cell's vector normalised; earlier versions did not normalise
 
 
 class FrozenBackbone(Backbone):
     """A network cut after its last used stage: frozen, always in eval mode, normalising its input itself.
 
+    Of architectures of one stride, such as ViTs, each cell's vector is brought to mean 0 and variance 1 (a layer norm
+    without learned scale): their numbers grow from block to block, and the deepest block would decide distances.
     ``state_dict`` holds the used stages' tensors and nothing else.
     """
 
@@ -51,7 +55,8 @@ class FrozenBackbone(Backbone):
         self.normalise = Normalise(spec.mean, spec.std)
         self._spec, self.source = spec, spec.source
         self.name, self.levels, self.digest, self.dense = spec.name, spec.levels, spec.digest, spec.dense
-        self.residual = RESNETS.get(spec.name.partition(".")[0])  # timm's checkpoints stand behind a dot
+        self.tokens = spec.tokens
+        self.residual = networks.RESNETS.get(spec.name.partition(".")[0])  # timm's checkpoints stand behind a dot
         self.precision = precision or choose_precision(torch.device("cpu"), dense=spec.dense)
         self.eval()
 
@@ -65,11 +70,25 @@ class FrozenBackbone(Backbone):
         self.network.to(memory_format=torch.channels_last if precision.channels_last else torch.contiguous_format)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """As in the contract. A ConfigError where patches do not fill the images: padding would shift the map."""
+        patch, sides = self.levels[0].stride, tuple(images.shape[-2:])
+        if self.tokens and any(side % patch for side in sides):
+            near = (sorted({max(side // patch, 1) * patch, -(-side // patch) * patch}) for side in sides)
+            height, width = (" or ".join(map(str, sizes)) for sizes in near)
+            raise ConfigError(
+                f"images of {sides[0]} x {sides[1]} pixels cannot be cut into the patches of {patch} x {patch} that "
+                f"{self.name} sees: choose a --size whose height is {height} and whose width is {width}"
+            )
         normalised = self.normalise(images)
         if self.precision.channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         with self.precision.autocast(images.device):
-            maps = self.network(normalised)
+            try:
+                maps = self.network(normalised)
+            except AssertionError as error:  # timm's, of architectures made for one size
+                raise ConfigError(f"backbone {self.name!r} takes no images of this --size: {error}") from error
+        if self.tokens:
+            maps = normalise_cells(maps)
         return [map_.bfloat16().float() for map_ in maps]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
@@ -77,6 +96,11 @@ class FrozenBackbone(Backbone):
 
     def spec(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self._spec), "stages": [level.stage for level in self.levels]}
+
+
+def normalise_cells(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps ``b c y x`` whose every cell has mean 0 and variance 1 over its channels."""
+    return [layer_norm(map_.float().movedim(1, -1), map_.shape[1:2]).movedim(-1, 1) for map_ in maps]
 
 
 def build_backbone(
@@ -90,7 +114,7 @@ def build_backbone(
 
     Args:
         name: of the catalogue, or any timm architecture that offers feature maps.
-        stages: 1 for stride 4, 2 for stride 8 and so on; for architectures of one stride, the n-th block.
+        stages: 1 for stride 4, 2 for stride 8 and so on; for architectures of one stride, the n-th block, from 1.
         weights: ``pretrained``, a ``.safetensors`` or ``.pth`` file, or ``random`` (from ``seed``; for tests only).
         seed: of random weights.
         precision: how to compute; by default what a CPU gains from.
@@ -99,22 +123,23 @@ def build_backbone(
         ConfigError: an unknown name or stage.
         WeightsError: the weights are not to be had, or belong to another architecture.
     """
-    levels = choose_levels(name, stages)
+    levels = networks.choose_levels(name, stages)
     stages = [level.stage for level in levels]
     if is_random := str(weights) == "random":
-        network, source = random_network(name, stages, seed), f"random, seed {seed}"
+        network, source = networks.random_network(name, stages, seed), f"random, seed {seed}"
     else:
         network = blank_network(name, stages)
         tensors, source = find_weights(name, weights)
         network.load_state_dict(select_tensors(tensors, network.state_dict(), name, source), assign=True)
     digest = digest_of(network.state_dict())
-    entry = BACKBONES.get(name)
+    entry, tokens = BACKBONES.get(name), len({level.stride for level in networks.offered_levels(name).values()}) == 1
     if entry is not None:
         network, mean, std, dense = fold_batchnorm(network), entry.mean, entry.std, entry.dense
     else:
-        mean, std, dense, signs = timm.describe(name, network)
+        mean, std, dense = timm.describe(name, network)
+        signs = [True] * len(levels) if tokens else timm.find_signs(name, network)
         levels = tuple(dataclasses.replace(level, signed=signed) for level, signed in zip(levels, signs))
-    spec = BackboneSpec(name, levels, digest, source, seed if is_random else None, mean, std, dense)
+    spec = BackboneSpec(name, levels, digest, source, seed if is_random else None, mean, std, dense, tokens)
     return FrozenBackbone(network, spec, precision)
 
 
@@ -173,9 +198,10 @@ class Student(nn.Module):
         super().__init__()
         self._architecture: tuple[str, list[int]] | None = None
         self.normalise: nn.Module = nn.Identity()
+        self.tokens = False
         if isinstance(teacher, FrozenBackbone):
             self._architecture = teacher.name, [level.stage for level in teacher.levels]
-            self.normalise = copy.deepcopy(teacher.normalise)
+            self.normalise, self.tokens = copy.deepcopy(teacher.normalise), teacher.tokens
             network = blank_network(*self._architecture)
             values = {key: torch.zeros_like(like, device="cpu") for key, like in network.state_dict().items()}
             network.load_state_dict(values, assign=True)
@@ -186,7 +212,7 @@ class Student(nn.Module):
     def reset(self, seed: int) -> None:
         """Random values fixed by ``seed``, by the architecture's own rule; BatchNorm starts at 1, as torch's."""
         with torch_seeded(seed):
-            fresh = self.network if self._architecture is None else random_network(*self._architecture, seed)
+            fresh = self.network if self._architecture is None else networks.random_network(*self._architecture, seed)
             drawn = (nn.BatchNorm2d,) if self._architecture else (nn.BatchNorm2d, nn.Conv2d, nn.Linear)
             for module in fresh.modules():
                 if isinstance(module, drawn):
@@ -195,7 +221,7 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.network(self.normalise(images).contiguous(memory_format=torch.channels_last))
-        return maps
+        return normalise_cells(maps) if self.tokens else maps
 
 
 def build_student(teacher: Backbone, size: tuple[int, int]) -> Student:

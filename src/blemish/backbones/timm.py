@@ -54,19 +54,21 @@ def random_network(name: str, stages: Sequence[int], seed: int) -> nn.Module:
     return network
 
 
-def describe(name: str, network: nn.Module) -> tuple[Rgb, Rgb, bool, list[bool]]:
-    """Mean and deviation of images in [0, 1], whether no convolution keeps its channels apart, and each level's sign.
+def describe(name: str, network: nn.Module) -> tuple[Rgb, Rgb, bool]:
+    """Mean and deviation of images in [0, 1], and whether no convolution keeps its channels apart."""
+    config = _pretrained_config(name)
+    dense = not any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in network.modules())
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config is None else (tuple(config.mean), tuple(config.std))
+    return mean, std, dense
 
-    A level counts as signed where noise makes a value negative.
-    """
+
+def find_signs(name: str, network: nn.Module) -> list[bool]:
+    """Whether noise makes a value negative, for each level."""
     config = _pretrained_config(name)
     size = (224, 224) if config is None else config.input_size[-2:]
     noise = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        signed = [bool((map_ < 0).any()) for map_ in network(noise)]
-    dense = not any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in network.modules())
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config is None else (tuple(config.mean), tuple(config.std))
-    return mean, std, dense, signed
+        return [bool((map_ < 0).any()) for map_ in network(noise)]
 
 
 def _pretrained_config(name: str) -> Any:
@@ -78,7 +80,12 @@ def _pretrained_config(name: str) -> Any:
         close = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(BACKBONES)}"
         raise ConfigError(f"there is no backbone {name!r}, here or in timm: {hint}")
-    return get_pretrained_cfg(name)
+    try:
+        return get_pretrained_cfg(name)
+    except RuntimeError as error:
+        prefix = name.partition(".")[0] + "."
+        known = [*(own for own in BACKBONES if own.startswith(prefix)), *timm.list_pretrained(f"{prefix}*")]
+        raise ConfigError(f"there are no weights {name!r}: choose one of {', '.join(known)}") from error
 
 
 def _create(name: str, stages: Sequence[int] | None, on_meta: bool) -> Any:

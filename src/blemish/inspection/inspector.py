@@ -1,6 +1,7 @@
 """What users hold: one object that turns an image into a verdict, saves to one file and loads from it."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -230,8 +231,15 @@ def load(
     )
 
     def as_calibrated(dense: bool, made_in: str | None) -> Precision:
-        """By itself bf16 only for a model whose threshold was set in bf16; files of old do not say."""
-        return choose_precision(chosen, "fp32" if precision == "auto" and made_in == "fp32" else precision, dense)
+        """By itself that of the threshold, where this processor has units for it; files of old do not say."""
+        wanted = "fp32" if precision == "auto" and made_in == "fp32" else precision
+        found = choose_precision(chosen, wanted, dense or made_in == "bf16")
+        if precision == "auto" and made_in not in (None, found.name):
+            text = (
+                f"{path}: the threshold was set in {made_in}, which is slow here: scores in {found.name} may differ by "
+            )
+            warnings.warn(text + f"a percent; --precision {made_in} repeats them", stacklevel=3)
+        return found
 
     try:
         backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from blemish.ops.cosine import Loss
 
-Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)]
+Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=48)], ...], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
