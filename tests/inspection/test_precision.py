@@ -74,7 +74,24 @@ def test_a_model_says_what_it_was_trained_in_and_is_judged_in_what_it_was_calibr
         assert (found.method.backbone.precision.name, found.method.precision.name) == (made, made)
     assert load(tmp_path / "fp32.blemish", precision="bf16").method.precision.name == "bf16"
     monkeypatch.setattr(precision, "has_bf16_units", lambda device: False)
-    assert load(tmp_path / "bf16.blemish").method.backbone.precision.name == "fp32", "another machine"
+    with pytest.warns(
+        UserWarning, match=r"bf16\.blemish: the threshold was set in bf16.*--precision bf16 repeats them"
+    ):
+        assert load(tmp_path / "bf16.blemish").method.backbone.precision.name == "fp32", "another machine"
+
+
+def test_a_model_asked_for_in_bf16_is_judged_in_bf16_though_its_backbone_gains_nothing(good, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16_units", lambda device: True)
+    inspector = fit(
+        good, backbone="efficientnet_lite0", weights="random", size=64, calibration="none", precision="bf16"
+    )
+    found = load(inspector.save(tmp_path / "m.blemish"))
+    assert (found.method.backbone.dense, found.method.backbone.precision.name) == (False, "bf16")
+    assert (
+        found(good / "0.png").score
+        == inspector(good / "0.png").score
+        != load(tmp_path / "m.blemish", precision="fp32")(good / "0.png").score
+    )
 
 
 def test_a_gpu_is_told_to_repeat_itself_and_not_to_round_to_tf32(gpu):
