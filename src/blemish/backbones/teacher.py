@@ -113,7 +113,7 @@ def identity(backbone: Backbone) -> dict[str, str]:
     """Everything that features depend on, beside the image and its preparation: others may round otherwise."""
     device = next(backbone.parameters()).device
     return {
-        "backbone": backbone.name,
+        "backbone": backbone.name + " normalised" * getattr(backbone, "tokens", False),  # as they were not at first
         "stages": str([level.stage for level in backbone.levels]),
         "weights": backbone.digest,
         "precision": f"{backbone.precision.name} {backbone.precision.channels_last}",
