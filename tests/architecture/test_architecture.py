@@ -21,7 +21,7 @@ from blemish.cli import app, options
 from blemish.contract import Regime
 from blemish.data.preprocessing import ResizeMode
 from blemish.inspection.calibration import Wanted
-from blemish.registry import DEFAULT_METHOD, METHODS
+from blemish.registry import DEFAULT_METHOD, METHODS, method_class
 from blemish.run import PrecisionName
 from blemish.training.evaluate import At
 
@@ -31,10 +31,10 @@ SOURCE = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
 TREES = {name: ast.parse(text) for name, text in SOURCE.items()}
 NODES = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)]
 
-BUDGET = {"the redesign": 12_000}
+BUDGET = {"the redesign": 12_000, "defaults that find the defects": 900}
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 10_800
+TEST_BUDGET = 11_300
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
@@ -107,8 +107,9 @@ def test_words_that_options_may_be_are_those_of_the_library() -> None:
     assert [set(get_args(words)) for words in ours] == [set(get_args(words)) for words in theirs]
 
 
-def test_every_regime_has_a_default_method_at_home_in_it() -> None:
-    assert {regime: METHODS[name].regime for regime, name in DEFAULT_METHOD.items()} == {r: r for r in get_args(Regime)}
+def test_every_regime_has_a_default_method_that_serves_it() -> None:
+    assert set(DEFAULT_METHOD) == set(get_args(Regime))
+    assert all(regime in method_class(name).regimes for regime, name in DEFAULT_METHOD.items())
 
 
 def test_fit_reaches_the_first_gradient_in_five_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

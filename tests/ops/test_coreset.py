@@ -80,9 +80,9 @@ def test_weights_multiply_distances_and_zero_excludes_all_but_a_first_pick():
     assert all(p % 3 for p in found[1:])
 
 
-def test_size_is_rounded_down_and_at_least_one():
-    cases = [(1000, 0.1), (999, 0.1), (30, 0.01), (5, 1)]
-    assert [size_of_coreset(points, fraction) for points, fraction in cases] == [100, 99, 1, 5]
+def test_size_is_a_share_rounded_down_and_at_least_one_or_a_number():
+    cases = [(1000, 0.1, 7), (999, 0.1, 7), (30, 0.01, 7), (5, 1, 7), (5, None, 7), (50, None, 7)]
+    assert [size_of_coreset(*case) for case in cases] == [100, 99, 1, 5, 5, 7]
 
 
 def test_projection_is_a_fresh_linear_layers_weights():

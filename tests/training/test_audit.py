@@ -18,11 +18,12 @@ from blemish.errors import DataError, ManifestError
 from blemish.inspection.inspector import Inspector
 from blemish.run import Run
 from blemish.training.audit import audit, suggested_cut, write_clean
-from blemish.training.fit import FitSettings, fit
+from blemish.training.fit import fit
 from blemish.training.learner import Learner
+from blemish.training.setup import FitSettings
 
 SIDE = 64
-QUICK = FitSettings(size=SIDE, options={"fraction": 0.2})
+QUICK = FitSettings("patchcore", size=SIDE, options={"fraction": 0.2})
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from blemish.errors import Cancelled, ConfigError
 from blemish.run import Run
 from blemish.training.audit import audit
 from blemish.training.epoch_selection import KINDS, described
-from blemish.training.fit import FitSettings, fit
+from blemish.training.fit import fit
+from blemish.training.setup import FitSettings
 
 OPTIONS = {"epochs": 40, "batch_size": 8}
 SETTINGS = FitSettings("toy", OPTIONS, weights="random", size=96, calibration="none", epochs="auto")

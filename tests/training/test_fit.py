@@ -12,7 +12,8 @@ from toy_method import Toy
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.errors import Cancelled, ConfigError
 from blemish.run import Run
-from blemish.training.fit import FitSettings, fit
+from blemish.training.fit import fit
+from blemish.training.setup import FitSettings
 
 SETTINGS = FitSettings(method="toy", weights="random", size=32, calibration="crossfit")
 ONCE = replace(SETTINGS, calibration="none")

@@ -25,7 +25,8 @@ from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
 from blemish.run import Lines, Run, Timer, choose_device, set_threads
 from blemish.training.evaluate import Evaluation, evaluate
-from blemish.training.fit import FitSettings, fit
+from blemish.training.fit import fit
+from blemish.training.setup import FitSettings
 
 HOME = Path(__file__).resolve().parent.parent
 

@@ -67,7 +67,10 @@ def fit(
     inspector = learn(training, fitting.settings(machine), run)
     inspector.save(output, with_backbone=not without_backbone)
     run.forget_checkpoints()
-    print_result(inspector.info() | {"model": str(output)}, as_json, f"{output}: {inspector.calibration.sentence()}")
+    info = inspector.info()
+    expected = info["would_find"].get("sentence", "")
+    text = f"{output}: {inspector.calibration.sentence()} {expected}".rstrip()
+    print_result(info | {"model": str(output)}, as_json, text)
 
 
 @command

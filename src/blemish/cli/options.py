@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from blemish.backbones.catalogue import DEFAULT_BACKBONE
-
 if TYPE_CHECKING:
     from blemish.inspection.inspector import Inspector
     from blemish.run import Progress, Run
-    from blemish.training.fit import FitSettings
+    from blemish.training.setup import FitSettings
 
 Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["stretch", "crop", "opencv", "letterbox"]
+Profile = Literal["fast", "balanced", "best"]
+Poses = Literal["none", "flips", "turns", "all"]
 Calibration = Literal["auto", "holdout", "crossfit", "none"]
 Resolution = Literal["input", "original"]
 FailOn = Literal["never", "review", "reject"]
@@ -81,10 +81,19 @@ class Learning:
     """Option group: what learns, how long, from images of which size. Its fields are those of ``FitSettings``."""
 
     method: Method = None
-    backbone: Annotated[str, typer.Option(help="See `blemish backbones`.")] = DEFAULT_BACKBONE
+    backbone: Annotated[str | None, typer.Option(help="See `blemish backbones`.", show_default=False)] = None
     weights: Annotated[str, typer.Option(help="pretrained, a file, or random (for tests).")] = "pretrained"
-    size: Annotated[int, typer.Option(min=32, max=4096, help="Pixels of a side of what the network sees.")] = 256
+    size: Annotated[str, typer.Option(help="Of what the network sees, in pixels: auto, a side, or HxW.")] = "auto"
     resize: Annotated[Resize, typer.Option(help="How images come to that size.")] = "stretch"
+    profile: Annotated[
+        Profile | None, typer.Option(help="fast, balanced or best; by default balanced, with -m the paper's settings.")
+    ] = None
+    smallest_defect: Annotated[
+        float | None, typer.Option(min=1, help="Pixels of the images that the smallest defect is wide.")
+    ] = None
+    poses: Annotated[
+        Poses | None, typer.Option(help="In which parts lie: none, flips, turns or all; by default found out.")
+    ] = None
     options: Annotated[
         list[str] | None, typer.Option("--set", help="A method's own option, key=value; see `blemish methods NAME`.")
     ] = None
@@ -96,9 +105,13 @@ class Learning:
 
     def settings(self, machine: Machine) -> FitSettings:
         """All of it as ``fit`` takes it."""
-        from blemish.training.fit import FitSettings
+        from blemish.training.setup import FitSettings
 
-        parsed = {"options": parse_options(self.options or []), "epochs": parse_epochs(self.epochs)}
+        parsed = {
+            "options": parse_options(self.options or []),
+            "epochs": parse_epochs(self.epochs),
+            "size": parse_size(self.size),
+        }
         return FitSettings(**vars(self) | parsed, precision=machine.precision)
 
 
@@ -139,3 +152,15 @@ def parse_epochs(text: str | None) -> int | Literal["auto"] | None:
         return int(text)
     except ValueError:
         raise ConfigError(f"--epochs {text}: give a whole number, or auto") from None
+
+
+def parse_size(text: str) -> int | tuple[int, int] | None:
+    """A side, height and width, or None for ``auto``."""
+    from blemish.errors import ConfigError
+
+    if text == "auto":
+        return None
+    sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split("x")]
+    if len(sides) > 2 or not all(32 <= side <= 4096 for side in sides):
+        raise ConfigError(f"--size {text}: give auto, a side such as 448, or height and width such as 384x512")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from blemish.contract import Batch
@@ -23,6 +25,9 @@ from blemish.run import Progress, Silent
 
 BUDGET = 2 * 1024**3
 """Bytes of prepared pixels kept: some 11,000 colour images of 256 px, or three times as many grey ones."""
+
+LOOKED_AT = 200  # images at most whose sizes decide what size they are brought to
+SEEN = 8  # pixels: the width of a backbone's cell, in which a defect has to be seen
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,6 +133,45 @@ def fitted_white_level(samples: Sequence[Sample], workers: int | None = None) ->
         return 0
 
     return white_level(max(_in_parallel(brightest, samples, workers), default=0))
+
+
+def fitting_size(
+    samples: Sequence[Sample], limits: tuple[int, int], multiple: int, smallest_defect: float | None = None
+) -> tuple[tuple[int, int], list[str]]:
+    """Height and width to bring images to, and what a person should know of it.
+
+    As many pixels as the images have in the median, but no fewer and no more than a square of a side in ``limits``; or
+    so many that ``smallest_defect``, in original pixels, becomes ``SEEN`` pixels wide. The aspect is kept where it is
+    the same in all images, to within a twentieth. Both sides are multiples of ``multiple``.
+    """
+    step = -(-len(samples) // LOOKED_AT)
+
+    def size(sample: Sample) -> tuple[int, int]:
+        with contextlib.suppress(ImageError):
+            return read_header(sample.path)[0]
+        return 0, 0
+
+    sizes = np.array([found for found in _in_parallel(size, samples[::step], None) if min(found) > 0], dtype=float)
+    if not len(sizes):  # whoever reads them will say so
+        return (limits[0], limits[0]), []
+    height, width = np.median(sizes, axis=0)
+    aspects = sizes[:, 0] / sizes[:, 1]
+    shape = np.sqrt(np.median(aspects)) if aspects.max() < 1.05 * aspects.min() else 1.0
+    own = math.sqrt(height * width)
+    side = min(max(own if smallest_defect is None else own * SEEN / smallest_defect, limits[0]), limits[1])
+    fitted = [max(1, int(side * factor / multiple + 1e-6)) * multiple for factor in (shape, 1 / shape)]
+    shrunk, notes = own / math.sqrt(fitted[0] * fitted[1]), []
+    if smallest_defect is not None and smallest_defect / shrunk < 0.9 * SEEN:
+        notes.append(
+            f"a defect of {smallest_defect:g} pixels is {smallest_defect / shrunk:.1f} wide for the network, and "
+            f"{SEEN} are needed: give --size {round(own * SEEN / smallest_defect)}, which takes longer"
+        )
+    elif smallest_defect is None and shrunk >= 2:
+        notes.append(
+            f"{width:g} x {height:g} becomes {fitted[1]} x {fitted[0]}: defects below {shrunk:.0f} x {shrunk:.0f} "
+            "pixels are lost; say what has to be found with --smallest-defect, or give a larger --size"
+        )
+    return (fitted[0], fitted[1]), notes
 
 
 def _in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int | None) -> Generator[R, None, None]:

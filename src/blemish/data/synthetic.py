@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates, shift
+from torch.nn import functional as F
 
 Array = NDArray[np.float64]
 
@@ -136,24 +138,36 @@ Painter = Callable[[Array, Scene, int, Generator], tuple[Array, Array]]
 PAINTERS: dict[str, Painter] = {p.__name__: p for p in (scratch, stain, hole, missing, foreign, faint)}
 
 
-def paint(picture: Array, kind: str, rng: Generator) -> tuple[Array, NDArray[np.bool_]]:
+def paint(picture: Array, kind: str, rng: Generator, side: int = SIDE) -> tuple[Array, NDArray[np.bool_]]:
     """A picture ``h w 3`` in [0, 1] with one defect of a kind in ``PAINTERS``, and where that can be seen, ``h w``.
 
-    The picture is larger than ``SIDE``. The defect goes where it has structure: a smooth ground is seldom inspected.
+    The picture is larger than ``side``, the rows and columns of the square that the defect is painted into: the defect
+    is smaller or larger with it. It goes where the picture has structure: a smooth ground is seldom inspected.
     """
     height, width = picture.shape[:2]
     grey = picture.mean(axis=-1)
-    half = SIDE // 2
+    half = side // 2
     detail = np.abs(grey - gaussian_filter(grey, 3))
     structure = gaussian_filter(detail, 4)[half : height - half, half : width - half]  # of the squares' middles
     position = rng.choice(np.flatnonzero(structure >= np.quantile(structure, 0.8)))
     top, left = np.unravel_index(position, structure.shape)
-    square = (slice(top, top + SIDE), slice(left, left + SIDE))
-    painted, cover = PAINTERS[kind](picture[square], scene_of(picture), int(rng.choice([-1, 1])), rng)
+    square = (slice(top, top + side), slice(left, left + side))
+    crop = _resized(picture[square], SIDE)
+    painted, cover = PAINTERS[kind](crop, scene_of(picture), int(rng.choice([-1, 1])), rng)
     whole, mask = picture.copy(), np.zeros((height, width), bool)
-    mask[square] = cover > SEEN
-    whole[square] = np.where(mask[square][..., None], painted, picture[square]).clip(0, 1)
+    mask[square] = _resized(cover, side) > SEEN
+    changed = picture[square] + _resized(painted - crop, side)
+    whole[square] = np.where(mask[square][..., None], changed, picture[square]).clip(0, 1)
     return whole, mask
+
+
+def _resized(values: Array, side: int) -> Array:
+    """``s s`` or ``s s 3`` at ``side side``: with antialiasing, so that a small defect is a blurred large one."""
+    if len(values) == side:
+        return values
+    planes = torch.from_numpy(np.ascontiguousarray(values)).reshape(len(values), len(values), -1).permute(2, 0, 1)
+    scaled = F.interpolate(planes[None], (side, side), mode="bilinear", align_corners=False, antialias=True)[0]
+    return scaled.permute(1, 2, 0).reshape(side, side, *values.shape[2:]).numpy()
 
 
 def scene_of(picture: Array) -> Scene:

@@ -23,6 +23,7 @@ from blemish.data.preprocessing import Preprocessing
 from blemish.errors import ImageError, ModelFileError
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.model_file import read_model, write_model
+from blemish.inspection.outlook import PAINTED, outlook, painted_from
 from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.inspection.regions import Region, find_regions
 from blemish.inspection.verdict import Verdict, on_screen
@@ -174,7 +175,8 @@ class Inspector:
             "review_threshold": calibration.review_threshold,
             "pixel_threshold": calibration.pixel_threshold,
             "learned_numbers": sum(t.numel() for name, t in state.items() if not name.startswith(BACKBONE)),
-            **{name: value for name, value in self.provenance.items() if name != LEARNED_KEYS},
+            **{name: value for name, value in self.provenance.items() if name not in (LEARNED_KEYS, PAINTED)},
+            "would_find": outlook(painted_from(self.provenance), calibration),
         }
 
     def _recipe(self) -> dict[str, Any]:

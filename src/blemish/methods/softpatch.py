@@ -27,7 +27,7 @@ from blemish.ops.config import Count, MemoryConfig
 from blemish.ops.coreset import farthest_first, first_distances, random_projection, size_of_coreset
 from blemish.ops.lof import Watch, local_outlier_factors, nearest_others
 from blemish.ops.neighbours import Neighbours
-from blemish.ops.patches import PatchVectors, describe_patches
+from blemish.ops.patches import PatchVectors, describe_patches, strangest_mean
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
@@ -40,7 +40,9 @@ RIDGE = 0.01  # added to the variances of each place's Gaussian, as released, so
 class SoftPatchConfig(MemoryConfig):
     """The released defaults, for whatever backbone."""
 
-    fraction: Annotated[float, Field(gt=0, le=1, description="of all patch vectors, how much the memory keeps")] = 0.1
+    fraction: Annotated[
+        float | None, Field(gt=0, le=1, description="of all patch vectors, how much is kept; null: memory says")
+    ] = 0.1
     threshold: Annotated[
         float, Field(ge=0, lt=1, description="share of all patches, those of the highest weights, that is left out")
     ] = 0.15
@@ -77,7 +79,7 @@ class SoftPatch(Method):
         limit = float(np.quantile(weights.cpu().numpy(), 1 - config.threshold))
         allowed = (weights <= limit).to(shortened.dtype)
         first = first_distances(shortened, "approximate", config.starting_points, run.generator("starting points"))
-        count = size_of_coreset(len(vectors), config.fraction)
+        count = size_of_coreset(len(vectors), config.fraction, config.memory)
         picks = farthest_first(shortened, count, first, allowed)
         kept = torch.tensor(list(run.progress.track(picks, "choosing patches to remember", total=count)))
         self.memory = Neighbours(vectors[kept]).to(run.device)
@@ -103,7 +105,8 @@ class SoftPatch(Method):
         if self.config.soft:
             scores = scores * self.weights[nearest.squeeze(1)]
         scores = scores.view(b, y, x)
-        return Prediction(upscale(scores, images.shape[-2:], self.config.sigma), scores.amax(dim=(1, 2)))
+        score = strangest_mean(scores.flatten(1), self.config.top)
+        return Prediction(upscale(scores, images.shape[-2:], self.config.sigma), score)
 
 
 def nearest_distances(points: Tensor, watch: Watch = iter) -> Tensor:

@@ -47,7 +47,10 @@ class MemoryConfig:
         2,
         3,
     )
-    fraction: Annotated[float, Field(gt=0, le=1, description="of all patch vectors, how much the memory keeps")] = 0.01
+    memory: Annotated[Count, Field(description="patch vectors that are kept, where fraction does not say")] = 10_000
+    fraction: Annotated[
+        float | None, Field(gt=0, le=1, description="of all patch vectors, how much is kept, in place of memory")
+    ] = None
     patch_size: Annotated[Literal[1, 3, 5], Field(description="cells a side of a patch's neighbourhood")] = 3
     dims: Annotated[
         Literal["auto", "paper"],
@@ -59,4 +62,7 @@ class MemoryConfig:
     projection_dim: Annotated[
         Count, Field(description="numbers that vectors of more than twice as many are projected to for the choice")
     ] = 128
+    top: Annotated[
+        float, Field(ge=0, le=1, description="share of an image's patches, the strangest, whose mean is its score")
+    ] = 0.0
     sigma: Sigma = 4.0

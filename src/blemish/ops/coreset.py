@@ -26,9 +26,9 @@ STEP = 0.95  # how far the threshold comes down at first, in squared distance, w
 SAME = 2.0**-20  # squared distances below this part of a point's squared norm are rounding: the points are the same
 
 
-def size_of_coreset(points: int, fraction: float) -> int:
-    """How many of ``points`` make up ``fraction`` of them, rounded down, but at least 1."""
-    return min(points, max(1, int(points * fraction + 1e-9)))
+def size_of_coreset(points: int, fraction: float | None, number: int) -> int:
+    """How many of ``points`` to pick: ``fraction`` of them, rounded down, but at least 1; else at most ``number``."""
+    return min(points, number if fraction is None else max(1, int(points * fraction + 1e-9)))
 
 
 def random_projection(points_width: int, width: int, generator: torch.Generator) -> Tensor | None:

@@ -51,29 +51,47 @@ class PatchVectors(nn.Module):
 
 
 def describe_patches(
-    images: Images, teacher: Teacher, patches: PatchVectors, projection: Tensor | None, run: Run, batch_size: int
+    images: Images,
+    teacher: Teacher,
+    patches: PatchVectors,
+    projection: Tensor | None,
+    run: Run,
+    batch_size: int,
+    most: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All patch vectors ``n d``, on the CPU, and what a coreset is chosen by, ``n m``, on the run's device.
 
     These are the vectors times the projection ``d m``, or the vectors where there is none. They go image by image, and
-    within an image row by row; each batch is written into place, so that a large set is never held twice.
+    within an image row by row; each batch is written into place, so that a large set is never held twice. Where they
+    are more than ``most``, each image gives an equal share of its own, drawn at random: about ``most`` in all.
     """
     projection = None if projection is None else projection.to(run.device)
+    draws = run.generator("candidates")
     vectors = shortened = torch.empty(0)
     done, batches = 0, in_batches(images, batch_size)
     for batch in run.progress.track(batches, "describing patches", total=-(-len(images) // batch_size)):
-        made = patches(teacher(batch))
+        made = patches(teacher(batch)).flatten(1, 2)
+        share = cells = made.shape[1]
+        if most is not None and cells * len(images) > most:
+            share = -(-most // len(images))
         if done == 0:
-            total = made[0, ..., 0].numel() * len(images)
-            vectors = torch.empty(total, patches.width)
-            shortened = vectors if projection is None else made.new_empty(total, projection.shape[1])
-        made = made.flatten(0, 2)
+            vectors = torch.empty(share * len(images), patches.width)
+            shortened = vectors if projection is None else made.new_empty(len(vectors), projection.shape[1])
+        if share < cells:
+            drawn = [torch.randperm(cells, generator=draws)[:share].sort().values for _ in made]
+            made = made[torch.arange(len(made))[:, None], torch.stack(drawn).to(made.device)]
+        made = made.flatten(0, 1)
         rows = slice(done, done + len(made))
         vectors[rows] = made.cpu()
         if projection is not None:
             torch.mm(made, projection, out=shortened[rows])
         done += len(made)
     return vectors, shortened.to(run.device)
+
+
+def strangest_mean(scores: Tensor, top: float) -> Tensor:
+    """``b``: the mean of the highest share ``top`` of patch scores ``b n``, of one patch at least."""
+    return scores.topk(max(1, int(scores.shape[1] * top)), dim=1).values.mean(dim=1)
 
 
 class _AdaptivePooling(nn.Module):

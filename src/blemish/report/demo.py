@@ -13,7 +13,8 @@ from blemish.report.charts import score_histogram
 from blemish.report.html import colour_scale, picture, write_page
 from blemish.run import Run
 from blemish.training.evaluate import Evaluation, Judged, evaluate
-from blemish.training.fit import FitSettings, fit
+from blemish.training.fit import fit
+from blemish.training.setup import FitSettings
 
 SHOWN = 6
 

@@ -22,7 +22,7 @@ from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.registry import DEFAULT_METHOD, method_class
 from blemish.run import Run
 from blemish.training.epoch_selection import AUTO
-from blemish.training.fit import FitSettings, build_learner, introduce, load_images, method_config
+from blemish.training.setup import FitSettings, build_learner, introduce, load_images, method_config
 
 FOLDS = 5
 FEWEST = 10  # below this many groups the suggested cut rests on next to nothing, which is said

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from blemish.backbones.teacher import FrozenTeacher
-from blemish.contract import Method, Regime, TrainingImages
+from blemish.contract import Images, Method, Regime, TrainingImages
 from blemish.data.loading import PreparedImages
+from blemish.data.poses import PosedImages, Poses
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
@@ -38,6 +39,7 @@ class Learner:
     anomalous: PreparedImages | None
     regime: Regime
     teacher: FrozenTeacher
+    poses: Poses = "none"
 
     @property
     def groups(self) -> list[str]:
@@ -52,7 +54,7 @@ class Learner:
         """Let the teacher keep the features of what is learned from, in memory or a folder, if asked for again."""
         if where == NO_CACHE or not (self.is_trained or is_crossfit):
             return
-        sets = [self.normal.subset(indices)]
+        sets: list[Images] = [PosedImages(self.normal.subset(indices), self.poses)]
         if self.anomalous is not None and self.cls.learns_from_anomalous(self.config):
             sets.append(self.anomalous)
         with run.timer.stage("features"):
@@ -63,7 +65,8 @@ class Learner:
         backbone, preparation = self.teacher.backbone, self.normal.preparation
         run = dataclasses.replace(run, work=self.work(indices))
         normal = self.normal.subset(indices)
-        training = TrainingImages(normal, self.anomalous or normal.subset(()), self.regime)
+        posed = PosedImages(normal, self.poses)
+        training = TrainingImages(posed, self.anomalous or normal.subset(()), self.regime)
         # What a method draws without a generator of its own, such as first weights, depends on the seed too.
         with torch_seeded(derive_seed(run.seed, "first weights")), run.timer.stage("fit"):
             method = self.cls(backbone, preparation.input_size, self.config).to(run.device)
@@ -110,5 +113,6 @@ class Learner:
             "backbone's precision": backbone.precision.name,
             "preparation": self.normal.preparation.digest,
             "regime": self.regime,
+            "poses": self.poses,
             "images": hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16],
         }

@@ -1,0 +1,68 @@
+"""What a model would find, told before there is a defect: scores of painted ones, and the sentence they allow.
+
+Painted defects are not a factory's. They say whether a model sees anything at all of a certain size, and which of two
+models sees more; how many real defects are found they cannot promise.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blemish.inspection.calibration import Calibration
+
+PAINTED = "painted"  # in the provenance: what was painted, and its scores
+FEW = 0.2  # found of all: below it a person is warned
+KINDS = {"scratch": "scratches", "stain": "stains", "hole": "holes", "missing": "missing pieces"}
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A defect painted on a good image that the model did not learn from."""
+
+    kind: str  # of ``blemish.data.synthetic``
+    share: float  # of the image's shorter side: the square that it was painted into
+    width: float  # the side of a square of its area, in original pixels
+    score: float  # the painted image's
+
+
+def outlook(painted: Sequence[Painted], calibration: Calibration) -> dict[str, Any]:
+    """What ``calibration`` decides of painted defects: shares rejected and reviewed, by kind and size, and in words.
+
+    Empty without calibration or painted defects.
+    """
+    if calibration.kind == "none" or not painted:
+        return {}
+    decisions = [calibration.decide(defect.score) for defect in painted]
+    rejected, reviewed = (float(np.mean([decided == which for decided in decisions])) for which in ("reject", "review"))
+    kinds, widths = {}, []
+    for kind in dict.fromkeys(defect.kind for defect in painted):
+        kinds[kind] = _found(decisions, [defect.kind == kind for defect in painted])
+    for share in sorted({defect.share for defect in painted}):
+        chosen = [defect.share == share for defect in painted]
+        width = round(float(np.median([defect.width for defect, is_in in zip(painted, chosen) if is_in])))
+        widths.append((width, _found(decisions, chosen)))
+    *most, last = (KINDS.get(kind, kind) for kind in kinds)
+    sizes = ", ".join(f"{found:.0%} of those about {width} pixels wide" for width, found in widths)
+    sentence = (
+        f"Of {', '.join(most)} and {last} painted on good parts it would reject {rejected:.0%} and send {reviewed:.0%} "
+        f"to review ({sizes}); real defects may be easier or harder to see."
+    )
+    return {
+        "rejected": round(rejected, 3),
+        "reviewed": round(reviewed, 3),
+        "defects": len(painted),
+        "kinds": kinds,
+        "widths": [list(pair) for pair in widths],
+        "sentence": sentence,
+    }
+
+
+def _found(decisions: Sequence[str], chosen: Sequence[bool]) -> float:
+    return round(float(np.mean([decided != "ok" for decided, is_in in zip(decisions, chosen) if is_in])), 3)
+
+
+def painted_from(provenance: Mapping[str, Any]) -> list[Painted]:
+    """What ``fit`` keeps in a model's provenance; none in older models'."""
+    return [Painted(*values) for values in provenance.get(PAINTED, ())]

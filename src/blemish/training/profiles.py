@@ -1,0 +1,124 @@
+"""What a profile makes of a set of images: backbone, size, poses and options, each with its reason in words.
+
+Whether parts lie in any direction is found by defects painted on held-out good images. Where they do, turned copies of
+the others bring the good ones closer to what was learned, and the painted ones stand out more; where they do not, the
+copies only take places in the memory. Known-bad images, where there are enough, take the place of painted ones.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from blemish.backbones.backbone import build_backbone
+from blemish.backbones.networks import choose_levels
+from blemish.data.loading import fitting_size
+from blemish.data.poses import MEANING, Poses
+from blemish.data.samples import TrainingSet
+from blemish.data.splits import shuffled_names, split_by_group
+from blemish.errors import ConfigError, WeightsError
+from blemish.registry import DEFAULT_METHOD, DEFAULT_PROFILE, PROFILES, Profile, method_class
+from blemish.run import Run, Silent
+from blemish.training.painted import score_painted
+from blemish.training.setup import FitSettings, build_learner, load_images, method_config
+
+TRIED: tuple[Poses, ...] = ("none", "all")
+TRIAL_SIZE = 256  # pixels a side, which is enough to tell
+FEWEST = 6  # groups: of fewer, a third says nothing
+MOST = 30  # groups that are looked at: each is learned in 12 directions
+PAINTED = 4  # defects on each held-out image
+GAIN = 0.25  # deviations: a smaller difference may be chance
+
+
+def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSettings:
+    """``settings`` with everything filled in that its profile, or the default one, leaves to the images.
+
+    Raises:
+        ConfigError: the method named has none of the profile's options.
+        WeightsError: the backbone of a profile asked for is not at hand; the default profile gives way to a smaller.
+    """
+    name = settings.profile or (None if settings.method else DEFAULT_PROFILE)
+    if name is None:
+        return settings
+    method = settings.method or DEFAULT_METHOD[training.regime]
+    if method_class(method).has_schedule or "memory" not in _options(method):
+        raise ConfigError(f"{method} has no profiles: leave --profile out, and give --backbone and --size")
+    profile, smallest = PROFILES[name], PROFILES["fast"]
+    if settings.backbone is not None:
+        profile = dataclasses.replace(smallest, backbone=settings.backbone, limits=profile.limits)
+    elif settings.weights == "pretrained":
+        try:
+            build_backbone(profile.backbone, profile.options["layers"])
+        except WeightsError as error:
+            if settings.profile is not None:
+                raise
+            run.progress.note(f"warning: the profile {name} finds more, but {error} Until then: the profile fast")
+            name, profile = "fast", smallest
+    poses = settings.poses
+    if poses is None and training.regime != "contaminated":
+        trial = dataclasses.replace(settings, size=settings.size or TRIAL_SIZE)
+        poses, why = _choose_poses(training, _with_profile(smallest, training, trial, run, method), run)
+        run.progress.note(why)
+        if poses != "none" and settings.backbone is None:
+            profile = profile.turned or profile
+    settled = _with_profile(
+        profile, training, dataclasses.replace(settings, profile=name, poses=poses or "none"), run, method
+    )
+    run.progress.note(f"profile: {name} ({profile.idea}: {settled.backbone} at {settled.size})")
+    return settled
+
+
+def _options(method: str) -> dict[str, Any]:
+    return {option.name: option.default for option in dataclasses.fields(method_class(method).Config)}
+
+
+def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings, run: Run, method: str) -> FitSettings:
+    """Size, backbone and options; whatever ``settings`` says itself stays."""
+    backbone = settings.backbone or profile.backbone
+    known = _options(method)
+    options = {key: value for key, value in profile.options.items() if key in known} | dict(settings.options)
+    size, stride = settings.size, choose_levels(backbone, options["layers"])[-1].stride
+    if size is None:
+        low, high = profile.limits
+        limits = (low, high if settings.smallest_defect is None else 2 * high)
+        size, notes = fitting_size(training.samples, limits, stride, settings.smallest_defect)
+    else:
+        sides = (size, size) if isinstance(size, int) else size
+        size = tuple(max(1, round(side / stride)) * stride for side in sides)
+        notes = (
+            [] if size == sides else [f"{sides[1]} x {sides[0]} becomes {size[1]} x {size[0]}: cells are {stride} wide"]
+        )
+    for note in notes:
+        run.progress.note(f"note: {note}")
+    return dataclasses.replace(settings, backbone=backbone, options=options, size=size)
+
+
+def _choose_poses(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Poses, str]:
+    """Whether to learn the good images in all directions, and why, in words."""
+    names = shuffled_names((sample.group for sample in training.normal), run.seed, "poses")[:MOST]
+    if len(names) < FEWEST:
+        return "none", f"poses: {len(names)} good parts are too few to tell: each photograph is learned as it is"
+    quiet = dataclasses.replace(run, progress=Silent())
+    looked = tuple(sample for sample in training.normal if sample.group in set(names))
+    images = load_images(dataclasses.replace(training, samples=looked + training.anomalous), settings, quiet)
+    method = settings.method or DEFAULT_METHOD["clean"]
+    learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, quiet)
+    kept, held = split_by_group(learner.groups, 1 / 3, run.seed)
+    unseen = learner.normal.subset(held)
+    known_bad = images[1] if images[1] is not None and len(images[1]) >= FEWEST else None
+    what = "painted defects" if known_bad is None else "known-bad images"
+    apart: dict[Poses, float] = {}
+    for poses in run.progress.track(TRIED, "trying poses"):
+        inspector = dataclasses.replace(learner, poses=poses).learn(kept, quiet.scoped(f"poses {poses}"))
+        good = np.log(inspector.scores(unseen, quiet)[0])
+        if known_bad is None:
+            bad = np.log([painted.score for painted in score_painted(inspector, unseen, PAINTED, run.seed)])
+        else:
+            bad = np.log(inspector.scores(known_bad, quiet)[0])
+        apart[poses] = float((bad.mean() - good.mean()) / max(1e-9, np.sqrt((bad.var() + good.var()) / 2)))
+    best: Poses = "all" if apart["all"] > apart["none"] + GAIN else "none"
+    lie = "as photographed" if best == "none" else "in any direction"
+    return best, (
+        f"poses: your parts lie {lie}: each photograph is learned {MEANING[best]} ({what} stand "
+        f"{apart['none']:.2f} deviations above {len(held)} held-out good images, {apart['all']:.2f} with copies turned)"
+    )
