@@ -12,11 +12,13 @@ from scipy import stats
 from blemish.errors import CalibrationError, ConfigError, ModelFileError
 from blemish.inspection import calibration
 from blemish.inspection.calibration import Calibration, calibrate, group_scores, plan
+from blemish.inspection.thresholds import suspects
 
 
 def brute_decision(scores, new, rate: Fraction):
     p = Fraction(1 + sum(s >= new for s in scores), len(scores) + 1)
-    return "reject" if p <= rate else "review" if p <= 5 * rate else "ok"
+    review = min(2 * rate, Fraction(1, 10), (1 - rate) / 2)
+    return "reject" if p <= rate else "review" if p <= rate + review else "ok"
 
 
 @pytest.mark.parametrize("n", [5, 19, 20, 99, 100, 120, 333])
@@ -36,17 +38,61 @@ def test_decisions_follow_exact_p_values_and_the_thresholds(n, rate, ties):
         wanted = brute_decision(scores, new, exact)
         assert made.decide(new) == wanted
         assert (new > made.threshold) == (wanted == "reject")
-        assert (new > made.review_threshold) == (wanted != "ok")
+        limit = made.threshold if made.review_threshold is None else made.review_threshold
+        assert (new > limit) == (wanted != "ok")
         assert made.p_value(new) == pytest.approx((1 + np.sum(scores >= new)) / (n + 1))
 
 
 def test_scores_beyond_all_others_and_few_parts():
     made = calibrate("holdout", np.arange(9.0))
     assert (made.p_value(-inf), made.p_value(inf), made.decide(float("nan"))) == (1, 0.1, "reject")
-    few = calibrate("crossfit", [1, 2, 3, 4, 5])  # review almost everything rather than pass it
-    assert [few.decide(s) for s in (0, 1, 1.5, 5, 5.5)] == ["ok", "ok", "review", "review", "reject"]
-    generous = calibrate("crossfit", [1, 2, 3, 4, 5], false_reject=0.3)
-    assert (generous.review_threshold, generous.decide(-100)) == (-inf, "review")
+    # As files from before say it: no review share, so five times the rate, the maximum alone, and no tail.
+    old = Calibration.from_tensors({"scores": [1, 2, 3, 4, 5]}, {"kind": "crossfit", "rate": 1 / 6} | OF_OLD)
+    assert [old.decide(s) for s in (0, 1, 1.5, 5, 5.5)] == ["ok", "ok", "review", "review", "reject"]
+    old = Calibration.from_tensors({"scores": [1, 2, 3, 4, 5]}, {"kind": "crossfit", "rate": 0.3} | OF_OLD)
+    assert (old.threshold, old.review_threshold, old.decide(-100)) == (5, None, "review")
+
+
+OF_OLD = {"images": 5, "trusted": True}
+
+
+# Worked by hand. Eight parts: the highest 3 of 8 exceed 5, the highest of them is censored, so that T = 1 + 3 + 3 = 7,
+# and P(> 5 + x) = 4/9 (1 + x/7)^-2; 12 is exceeded by 1/9, and what stays below 5 is counted.
+@pytest.mark.parametrize(
+    ("scores", "rate", "threshold", "p_values"),
+    [
+        ([1, 2, 3, 4, 5, 6, 8, 9], 1 / 9, 12, {12: 1 / 9, 5: 5 / 9, 2.5: 7 / 9, 5 + 1e-9: 4 / 9, inf: 0}),
+        ([1, 2, 3, 4, 5, 6, 8, 1e6], 1 / 9, 12, {1e6: 4 / 9 / (1 + 999995 / 7) ** 2}),
+        ([1, 2, 3, 4, 5, 6, 8, 9], 1 / 16, 5 + 7 * (8 / 3 - 1), {}),  # half of 1 in 8 and beyond: extrapolated
+        ([1, 2, 3, 4, 5, 6, 8, 9], 5 / 9, 4, {}),  # above 4/9 by counting
+        ([*range(1, 9), 9, 10, 12, 50], 0.05, 9 + (1 + 3 + 3) * ((4 / 13 / 0.05) ** (1 / 2) - 1), {}),
+    ],
+)
+def test_the_threshold_of_few_parts_comes_from_a_fitted_tail(scores, rate, threshold, p_values):
+    made = calibrate("crossfit", scores, false_reject=rate, max_map_values=[10 * s for s in scores])
+    assert made.threshold == pytest.approx(threshold)
+    assert made.pixel_threshold == pytest.approx(10 * threshold)
+    for score, p in p_values.items():
+        assert made.p_value(score) == pytest.approx(p)
+    p = [made.p_value(s) for s in np.linspace(0, 30, 999)]
+    assert np.all(np.diff(p) <= 0)
+    for s in np.linspace(0, 30, 999):
+        wanted = "reject" if made.p_value(s) <= rate else "review" if made.p_value(s) <= rate + made.review else "ok"
+        assert made.decide(s) == wanted
+    assert made.decide(float("nan")) == "reject"
+
+
+def test_the_bound_of_an_estimate_is_broken_in_five_of_a_hundred_exponential_factories():
+    made = [calibrate("crossfit", scores) for scores in np.random.default_rng(1).exponential(size=(2000, 30))]
+    bound = made[0].false_reject_bound
+    assert np.mean([np.exp(-one.threshold) > bound for one in made]) == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("top", "apart"), [([12], 0), ([60], 1), ([60, 61], 2), ([60, 61, 62], 3), ([60, 61, 62, 63], 0), ([10, 400], 1)]
+)
+def test_parts_that_stand_out_are_counted(top, apart):
+    assert suspects(np.array([*np.log(np.arange(2, 28)) * 3, *top], dtype=float)) == apart
 
 
 def test_the_unit_is_the_part():
@@ -85,6 +131,7 @@ def test_saved_and_restored_it_decides_the_same():
     for max_map_values in (None, np.linspace(3, 4, 120)):
         made = calibrate("crossfit", scores, max_map_values=max_map_values, false_reject=1 / 121)
         tensors, meta = made.to_tensors(), json.loads(json.dumps(made.meta()))
+        assert (meta["review"], made.tail is None) == (2 / 121, False)
         assert set(tensors) == ({"scores"} if max_map_values is None else {"scores", "peaks"})
         back = Calibration.from_tensors(tensors, meta)
         assert np.array_equal(back.scores, made.scores) and back.meta() == made.meta()
@@ -101,6 +148,7 @@ def test_saved_and_restored_it_decides_the_same():
         ({"scores": np.full(120, np.nan)}, {}),
         *(({"scores": np.arange(120.0)}, {"rate": rate}) for rate in (1e-4, None, 2)),
         ({"scores": np.arange(120.0)}, {"kind": "other"}),
+        *(({"scores": np.arange(120.0)}, {"review": review}) for review in (-0.1, 0.99, np.nan, "much")),
     ],
 )
 def test_a_model_file_that_does_not_fit_together(tensors, changed):
@@ -130,11 +178,35 @@ def test_scores_are_kept_sorted_in_double_precision_and_cannot_be_changed():
         (range(6), {"groups": ["a", "b"]}, "6 scores and 2 groups"),
         (range(6), {"max_map_values": [1, 2]}, "6 scores and 2 map maxima"),
         (range(6), {"groups": ["a"] * 6}, "at least 5 good parts"),
+        ([7] * 6, {}, "all 6 good parts score the same, 7, "),
+        ([7 + 1e-7 * i for i in range(6)], {}, "all 6 good parts score the same"),
     ],
 )
 def test_scores_that_no_threshold_can_rest_on(scores, more, message):
     with pytest.raises(CalibrationError, match=message):
         calibrate("holdout", scores, **more)
+
+
+@pytest.mark.parametrize("kind", ["holdout", "crossfit"])
+@pytest.mark.parametrize(
+    ("rate", "review", "share"),
+    [(None, None, 2 / 41), (0.05, None, 0.1), (0.2, None, 0.1), (0.9, None, 0.05), (0.05, 0.3, 0.3), (0.1, 0, 0)],
+)
+def test_review_has_a_share_of_its_own(kind, rate, review, share):
+    scores = np.random.default_rng(3).gamma(4, size=40)
+    made = calibrate(kind, scores, false_reject=rate, review=review)
+    assert made.review == pytest.approx(share)
+    assert made.decide(scores.min() - 1) == "ok"  # some band is always simply ok
+    assert (made.review_threshold is None) == (review == 0)
+    assert made.expected_false_review == pytest.approx(share, abs=1.01 / 41)
+    json.dumps([made.meta(), made.threshold, made.review_threshold, made.false_reject_bound], allow_nan=False)
+
+
+@pytest.mark.parametrize(("rate", "review"), [(0.05, 0.95), (0.05, -0.1), (0.05, np.nan), (None, 1), (0.5, np.inf)])
+def test_a_review_share_that_leaves_nothing_ok_is_refused(rate, review):
+    for call in (lambda: calibrate("holdout", range(40), false_reject=rate, review=review), lambda: plan(40, review=1)):
+        with pytest.raises(ConfigError, match=r"a review share of .* both together must stay below 1"):
+            call()
 
 
 # n, target -> (average, 95 % bound) in percent, or the parts needed where n cannot support the target.
@@ -178,32 +250,44 @@ def test_default_rate_is_the_larger_of_one_percent_and_what_n_supports():
     assert all(calibration.allowed_rejects(calibration.settle_rate(None, n), n) >= 1 for n in range(5, 3000))
 
 
-def sentence(kind, rejects, n, images=None, trusted=True):
+def sentence(kind, rejects, n, images=None, trusted=True, review=None, of_bad=""):
     rate = rejects / (n + 1) if n else None
-    return Calibration(kind, np.arange(float(n)), rate, images=images or n, trusted=trusted).sentence()
+    made = Calibration(kind, np.arange(float(n)), rate, images=images or n, trusted=trusted, review=review)
+    return made.sentence(of_bad)
 
 
-def test_stated_bounds_hold_with_a_confidence_that_rounds_to_95_percent_or_more():
+def test_stated_bounds_hold_with_a_confidence_of_95_percent():
     for n in (*range(5, 400), 1000, 1500):
         for rejects in {1, 2, 5, n // 20, n // 5} & set(range(1, n)):
             law = stats.beta(rejects, n + 1 - rejects)
-            stated = int(re.search(r"no more than 1 in (\d+)", sentence("holdout", rejects, n)).group(1))
-            assert law.cdf(1 / stated) >= 0.945
-            assert law.cdf(1 / (stated + 1)) < 0.95  # and it is not needlessly loose
+            words = sentence("holdout", rejects, n)
+            (number, of) = re.search(r"no more than (\d+) in (\d+)", words).groups()
+            assert law.cdf(int(number) / int(of)) >= 0.95
+            tighter = 1 / (int(of) + 1) if number == "1" else (int(number) - 1) / 100
+            assert law.cdf(tighter) < 0.95  # and it is not needlessly loose
 
 
 def test_promises_and_estimates_in_words():
     assert sentence("holdout", 1, 120) == (
-        "On average 1 good part in 121 is rejected; with 95 % confidence no more than 1 in 41. "
+        "On average 1 good part in 121 is rejected; with 95 % confidence no more than 1 in 40. "
         "This promise rests on 120 good parts that the model did not learn from, "
         "and holds while parts, camera and light stay as they were."
     )
     assert sentence("crossfit", 1, 45) == (
-        "About 1 good part in 46 is rejected; probably no more than 1 in 16. "
+        "About 1 good part in 46 is rejected; probably no more than 1 in 15. "
         "This is an estimate, not a promise: it rests on 45 good parts, each scored by a model "
         "that had not learned from it, but from fewer parts than this one."
     )
-    assert "On average 3 good parts in 301 (about 1 in 100) are rejected" in sentence("holdout", 3, 300)
+    assert sentence("crossfit", 0.5, 45, review=0.02, of_bad="of painted defects it rejects 78 in 100") == (
+        "About 1 good part in 92 is rejected; probably no more than 1 in 26; of painted defects it rejects 78 in 100. "
+        "About 1 good part in 50 is sent to review besides. "
+        "This is an estimate, not a promise: it rests on 45 good parts, each scored by a model "
+        "that had not learned from it, but from fewer parts than this one. "
+        "The threshold follows from how their highest scores thin out, not from the strangest part alone. "
+        "So low a rate is extrapolated: 45 parts by themselves show no less than 1 in 46."
+    )
+    assert "On average 1 good part in 100 is rejected" in sentence("holdout", 3, 300)
+    assert "On average 30 good parts in 100 are rejected; with 95 % confidence no more" in sentence("holdout", 30, 99)
     assert "On average 1 good part in 20 is rejected" in sentence("holdout", 5, 99)
     pile = sentence("holdout", 1, 120, images=360, trusted=False)
     assert "The parts had 360 images: a part is rejected if any of its images is." in pile
@@ -218,6 +302,9 @@ def test_a_refusal_names_the_parts_needed_and_what_n_supports():
         "a false-reject rate of 0.001 needs at least 999 good parts that the model did not learn from; "
         "there are 120. Add 879 more, or ask for 0.00827 (1 good part in 121) or above."
     )
+    assert calibration.settle_rate(0.005, 120, "crossfit") == 0.005  # a tail reaches twice as far
+    with pytest.raises(CalibrationError, match=r"at least 124 .* ask for 0\.00414 \(1 good part in 242\) or above"):
+        calibration.settle_rate(0.004, 120, "crossfit")
     with pytest.raises(CalibrationError, match=r"needs at least 9 (?!.*ask for)"):  # 3 parts support no rate
         calibration.settle_rate(0.1, 3)
 
@@ -238,7 +325,7 @@ def test_the_number_of_parts_named_in_a_refusal_is_enough_and_one_less_is_not(ra
         calibration.settle_rate(rate, needed - 1)
 
 
-@pytest.mark.parametrize("rate", [0, 1, -0.1, 5, float("nan")])
+@pytest.mark.parametrize("rate", [0, 1, 1 - 1e-12, -0.1, 5, float("nan")])
 def test_impossible_rates(rate):
     with pytest.raises(ConfigError, match="above 0 and below 1"):
         calibration.settle_rate(rate, 1000)
@@ -262,6 +349,7 @@ def test_impossible_rates(rate):
         (198, "holdout", 0.01, "holdout", 99, "promise"),  # what a refusal below names is enough
         (10, "holdout", None, "holdout", 5, "promise"),
         (999, "auto", 0.001, "crossfit", 0, "estimate"),
+        (60, "auto", 0.01, "crossfit", 0, "fewer than the 150"),  # 1 in 61 by themselves, half of that by their tail
     ],
 )
 def test_plans(n, wanted, rate, kind, held_out, reason):
@@ -281,11 +369,11 @@ def test_a_plan_can_always_be_kept():
 @pytest.mark.parametrize(
     ("n", "wanted", "rate", "error", "message"),
     [
-        (120, "auto", 0.001, CalibrationError, r"needs at least 999 good parts .* there are 120\. Add 879 more"),
+        (120, "auto", 0.001, CalibrationError, r"needs at least 499 good parts .* there are 120\. Add 379 more"),
         (150, "holdout", 0.01, CalibrationError, "at least 198 good parts, 99 to hold out"),
         (7, "holdout", None, CalibrationError, r"at least 10 good parts.*there are 7"),
         (3, "crossfit", None, CalibrationError, r"calibration needs at least 5 .* there are 3"),
-        (3, "auto", 0.1, CalibrationError, "at least 9"),
+        (3, "auto", 0.1, CalibrationError, "at least 5"),
         (100, "split", None, ConfigError, "choose auto, holdout, crossfit or none"),
         (100, "none", 0.01, ConfigError, "not none"),
         (100, "auto", 1.0, ConfigError, "above 0 and below 1"),

@@ -5,6 +5,7 @@ Scores are uniform (any continuous law gives the same ranks), so a threshold t r
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from blemish.inspection.calibration import FOLDS, calibrate, plan
 
@@ -113,3 +114,25 @@ def test_cross_fitted_scores_of_a_memory_bank_err_towards_fewer_rejects():
         estimated = calibrate("crossfit", scores, false_reject=rate)
         seen.append(np.mean(nearest(good, new) > estimated.threshold))
     assert 0.25 * rate < np.mean(seen) < estimated.expected_false_reject
+
+
+LAWS = {
+    "normal": stats.norm(10, 1),
+    "gamma": stats.gamma(4),
+    "lognormal": stats.lognorm(0.4),
+    "heavier lognormal": stats.lognorm(0.6),
+    "student": stats.t(5, 10),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("n", [8, 12, 20, 30, 60, 100])
+def test_estimates_of_few_parts_hold_whatever_the_law_and_with_one_strange_photograph(law, n):
+    """On average over factories; by the maximum, one strange photograph would leave almost nothing rejected."""
+    clean = LAWS[law].rvs((1000, n), random_state=np.random.default_rng(n))
+    strange = clean.copy()
+    strange[:, 0] = LAWS[law].mean() + 24 * LAWS[law].std()
+    for rate in {max(0.01, 1 / (n + 1)), *([0.05] if n >= 20 else [])}:
+        for scores, least in ((clean, 0.5), (strange, 0.28)):
+            met = [LAWS[law].sf(calibrate("crossfit", one, false_reject=rate).threshold) for one in scores]
+            assert least * rate < np.mean(met) < 1.3 * rate

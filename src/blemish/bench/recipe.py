@@ -24,6 +24,8 @@ METRICS: dict[str, str] = {
     "image_ap": "image AP",
     "image_f1_max_oracle": "image F1 (oracle)",
     "accuracy_oracle": "accuracy (oracle)",
+    "caught_at_5": "caught at 5 %",
+    "caught_at_1": "caught at 1 %",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
     "pixel_fpr95": "pixel FPR at 95 % TPR",
@@ -32,6 +34,7 @@ METRICS: dict[str, str] = {
     "aupro_per_image": "AU-PRO per image",
 }
 """Every figure of merit and its name for people. An oracle chose its threshold by looking at the test labels."""
+CAUGHT = ("caught_at_5", "caught_at_1")  # in every report, where rows have them: those of old do not
 LOWER_IS_BETTER = frozenset({"pixel_fpr95"})
 
 
@@ -162,7 +165,9 @@ class Recipe(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     epochs: Positive | None = None
     steps: Positive | None = None  # of every method that is trained; without either, each method's own
-    metrics: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro", "aupro_05")
+    metrics: Annotated[tuple[Metric, ...], AfterValidator(lambda names: tuple(dict.fromkeys((*names, *CAUGHT))))] = (
+        *("image_auroc", "pixel_auroc", "aupro", "aupro_05", *CAUGHT),
+    )
     reference: str = ""  # the label that others are compared with, pair by pair; the first unless given
     preparation: Preprocessing = Preprocessing()
     protocol: Protocol = Protocol()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from blemish.cli.app import FAILED, REJECTED, command, print_result
-from blemish.cli.options import AsJson, FailOn, FalseReject, Machine, ModelFile, Resolution, Weights
+from blemish.cli.options import AsJson, FailOn, FalseReject, Machine, ModelFile, Resolution, Review, Weights
 
 
 @command
@@ -71,6 +71,7 @@ def calibrate(
     good: Annotated[list[Path], typer.Argument(help="Good images that the model did not learn from, or folders.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The calibrated model to write.", show_default=False)],
     false_reject: FalseReject = None,
+    review: Review = None,
     weights: Weights = None,
     *,
     machine: Machine,
@@ -79,6 +80,6 @@ def calibrate(
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
     from blemish.inspection.output import recalibrated
 
-    fresh = recalibrated(machine.load(model, weights), good, false_reject, machine.run())
+    fresh = recalibrated(machine.load(model, weights), good, false_reject, machine.run(), review)
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.calibration.sentence()}")

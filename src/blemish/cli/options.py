@@ -37,6 +37,10 @@ Method = Annotated[str | None, typer.Option("-m", "--method", help="See `blemish
 FalseReject = Annotated[
     float | None, typer.Option(help="Share of good parts that may be rejected, such as 0.01; default: 1 % or 1/(n+1).")
 ]
+Review = Annotated[
+    float | None,
+    typer.Option(help="Share of good parts that may go to a person besides; default: twice as many, at most 10 %."),
+]
 Weights = Annotated[
     str | None, typer.Option(help="The backbone's weights, for a model saved without them.", show_default=False)
 ]
@@ -121,6 +125,7 @@ class Fitting(Learning):
 
     calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = "auto"
     false_reject: FalseReject = None
+    review: Review = None
     cache: Annotated[str, typer.Option(help="Where features are kept while learning: memory, off or DIR.")] = "memory"
     compare: Annotated[bool, typer.Option("--compare", help="Say what the known-bad images changed.")] = False
     strict: Annotated[bool, typer.Option("--strict", help="A damaged training image is an error.")] = False

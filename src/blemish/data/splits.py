@@ -9,6 +9,21 @@ import numpy as np
 from blemish.errors import DataError
 
 
+def joined_groups(groups: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The group of each image; groups that share an image's content, told by its key, are one: copies are no parts."""
+    joined, first = dict[str, str](), dict[str, str]()
+
+    def name_of(group: str) -> str:
+        while group in joined:
+            group = joined[group]
+        return group
+
+    for group, key in zip(groups, keys):
+        own, other = name_of(group), name_of(first.setdefault(key, group))
+        joined |= {own: other} if own != other else {}
+    return [name_of(group) for group in groups]
+
+
 def split_by_group(groups: Sequence[str], held: int | float, seed: int) -> tuple[list[int], list[int]]:
     """Indices kept and indices held out, both ascending; no group is on both sides, and none of them is empty.
 

@@ -9,7 +9,8 @@ named. Tied scores only lower both. Nothing holds once parts, camera or light ch
 
 - ``holdout``: groups kept away from learning are scored by the final model: a promise.
 - ``crossfit``: every group is scored by a model fitted without its fold, and the final model learns from all: an
-  estimate. Models that learned from less score normal groups higher as a rule, which errs towards fewer rejects.
+  estimate. Models that learned from less score normal groups higher as a rule, which errs towards fewer rejects. Such
+  groups are few, so the threshold is no single one of them but comes from a ``Tail`` fitted to the highest.
 
 Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Vovk, ACML 2012 (the Beta law); Barber et al.,
 Annals of Statistics 2021 (the jackknife+).
@@ -20,28 +21,43 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, betaincinv
+from numpy.typing import ArrayLike
 
 from blemish.errors import CalibrationError, ConfigError, ModelFileError
+from blemish.inspection.thresholds import (
+    Scores,
+    Tail,
+    allowed_rejects,
+    exceeded_by,
+    fit_tail,
+    gaps_above,
+    groups_needed,
+    rate_bound,
+)
 
 Kind = Literal["holdout", "crossfit", "none"]
 Wanted = Literal["auto", "holdout", "crossfit", "none"]
 Decision = Literal["ok", "review", "reject"]
-Scores = NDArray[np.float64]
 
-CONFIDENCE = 0.95
 DEFAULT_RATE = 0.01
-REVIEW = 5  # a group goes to a person where p is at most this many times the rate
-FEWEST = 5  # with fewer groups, five times the smallest rate is everything, and there are no five folds
+REVIEW = 2  # a person is sent this many times as many normal groups as are rejected ...
+MOST_REVIEW = 0.10  # ... and at most this share of all
+_OLD_REVIEW = 5  # files without a review share of their own: together with the rejected ones, so many times the rate
+FEWEST = 5  # with fewer groups there are no five folds
 FOLDS = 5
 PROMISE_FROM = 150  # from so many groups on, enough can be spared from learning for a promise
 _FULL_HOLDOUT = 99  # what the default rate needs
 _LARGEST_HOLDOUT = 1000  # 1 % is then bounded by 1.6 %: more would cost learning and gain little
-_ROUNDING = 1e-9  # relative: 1/121 as a float, times 121, must count as 1
+_BEYOND = 2  # a fitted tail is asked for rates this many times below 1 / (n + 1); at 3 the simulation strays too far
+_SAME = 1e-6  # of the largest score: a spread below it is rounding
+_UNCALIBRATED = (
+    "this model was not calibrated, so it gives no p-values and no decisions: run `blemish calibrate MODEL "
+    "GOOD_IMAGES -o MODEL` with good images that it did not learn from"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +70,8 @@ class Calibration:
         max_map_values: ``n`` largest map values, one a group, ascending; None for a method without maps.
         images: how many images the groups had.
         trusted: False if nobody has looked at the groups (an unlabelled pile).
+        review: the share of normal groups that goes to a person besides those rejected. None for a file from before it
+            was a share of its own: five times the rate is then rejected or reviewed, and no tail is fitted.
     """
 
     kind: Kind = "none"
@@ -62,88 +80,115 @@ class Calibration:
     max_map_values: Scores | None = None
     images: int = 0
     trusted: bool = True
+    review: float | None = None
 
     @property
     def n(self) -> int:
         """Calibration groups."""
         return len(self.scores)
 
-    @property
-    def rejects(self) -> int:
-        """How many of the ``n + 1`` gaps between the scores lie above the threshold; 0 without calibration."""
-        return 0 if self.rate is None else allowed_rejects(self.rate, self.n)
-
-    @property
-    def reviews(self) -> int:
-        """The same for the review threshold, rejects included; may exceed ``n``: then nothing is simply ok."""
-        return 0 if self.rate is None else allowed_rejects(REVIEW * self.rate, self.n)
+    @cached_property
+    def tail(self) -> Tail | None:
+        """What the threshold of an estimate comes from."""
+        return fit_tail(self.scores) if self.kind == "crossfit" and self.review is not None else None
 
     @property
     def threshold(self) -> float | None:
         """Rejected are scores above it; None without calibration."""
-        return None if self.rate is None else _value_below_gaps(self.scores, self.rejects)
+        return None if self.rate is None else exceeded_by(self.rate, self.scores, self.tail)
 
     @property
     def review_threshold(self) -> float | None:
-        """For a person to look at are scores above it; -inf where five times the rate is everything."""
-        return None if self.rate is None else _value_below_gaps(self.scores, self.reviews)
+        """For a person to look at are scores above it that are not rejected; None where there is no such limit."""
+        if self.threshold is None or not -math.inf < self._review_limit < self.threshold:
+            return None
+        return self._review_limit
+
+    @property
+    def _review_limit(self) -> float:
+        rate = self.rate or 0
+        return exceeded_by(_OLD_REVIEW * rate if self.review is None else rate + self.review, self.scores, self.tail)
 
     @property
     def pixel_threshold(self) -> float | None:
         """Outlined are map values above it; a normal group shows any region as rarely as it is rejected."""
-        return None if self.max_map_values is None else _value_below_gaps(self.max_map_values, self.rejects)
+        if self.max_map_values is None or self.rate is None:
+            return None
+        return exceeded_by(self.rate, self.max_map_values, self.tail and fit_tail(self.max_map_values))
 
     @property
     def expected_false_reject(self) -> float | None:
         """The share of normal groups rejected, on average over calibrations."""
-        return None if self.rate is None else self.rejects / (self.n + 1)
+        return None if self.rate is None else self._expected(self.rate)
+
+    @property
+    def expected_false_review(self) -> float | None:
+        """The share that goes to a person besides, on average; None without calibration or in files of before."""
+        if self.rate is None or self.review is None:
+            return None
+        return self._expected(self.rate + self.review) - self._expected(self.rate)
 
     @property
     def false_reject_bound(self) -> float | None:
-        """What the share stays below with 95 % confidence."""
-        return None if self.rate is None else rate_bound(self.rejects, self.n)
+        """What the share rejected stays below with 95 % confidence."""
+        if (rate := self.rate) is None:
+            return None
+        return tail.bound(rate) if (tail := self._tail_at(rate)) else rate_bound(gaps_above(rate, self.n), self.n)
+
+    def _tail_at(self, share: float) -> Tail | None:
+        return self.tail if self.tail is not None and share < self.tail.share else None
+
+    def _expected(self, share: float) -> float:
+        return share if self._tail_at(share) else gaps_above(share, self.n) / (self.n + 1)
 
     def p_value(self, score: float) -> float:
-        """The share of normal groups at least as anomalous, the new one counted among them, in (0, 1]."""
+        """The share of normal groups at least as anomalous, in [0, 1]; the new one counts among them below a tail."""
         if self.rate is None:
-            raise CalibrationError(
-                "this model was not calibrated, so it gives no p-values and no decisions: run `blemish calibrate MODEL "
-                "GOOD_IMAGES -o MODEL` with good images that it did not learn from"
-            )
+            raise CalibrationError(_UNCALIBRATED)
+        if self.tail is not None and not score <= self.tail.start:
+            return self.tail.p_value(math.inf if math.isnan(score) else score)
         return (1 + self.n - int(np.searchsorted(self.scores, score))) / (self.n + 1)
 
     def decide(self, score: float) -> Decision:
-        """Of a group's largest score: ``reject`` if p <= rate or it is NaN, ``review`` if p <= 5 rate, else ``ok``."""
-        # Counts, not p-values, are compared: 1/121 as a float must not fall on the wrong side of itself.
-        count = round(self.p_value(score) * (self.n + 1))
-        return "reject" if count <= self.rejects else "review" if count <= self.reviews else "ok"
+        """Of a group's largest score: ``reject`` if p <= rate or it is NaN, ``review`` if p <= rate + review share."""
+        # Scores are compared, not p-values: 1/121 as a float must not fall on the wrong side of itself.
+        if self.threshold is None:
+            raise CalibrationError(_UNCALIBRATED)
+        if not score <= self.threshold:
+            return "reject"
+        return "review" if score > self._review_limit else "ok"
 
-    def sentence(self) -> str:
-        """The promise or estimate in plain words, with its bound and the number of parts it rests on."""
-        if self.kind == "none":
+    def sentence(self, of_bad: str = "") -> str:
+        """The promise or estimate in plain words, with its bound and the number of parts it rests on.
+
+        ``of_bad`` is what is known of bad parts, such as "of painted defects it rejects 78 in 100": both errors then
+        stand in one sentence.
+        """
+        if self.rate is None:
             return (
                 "No promise: this model was not calibrated, so it gives scores and no decisions. "
                 "`blemish calibrate MODEL GOOD_IMAGES -o MODEL` adds them."
             )
-        n, rejects, parts = self.n, self.rejects, "good parts" if self.trusted else "parts"
-        # The nearest whole number whose confidence still rounds to 95 %, else rounded down.
-        exact = 1 / rate_bound(rejects, n)
-        holds = betainc(rejects, n + 1 - rejects, 1 / round(exact)) >= CONFIDENCE - 0.005
-        bound = f"1 in {round(exact) if holds else math.floor(exact)}"
-        average = f"1 good part in {(n + 1) // rejects} is"
-        if (n + 1) % rejects:
-            average = f"{rejects} good parts in {n + 1} (about 1 in {(n + 1) / rejects:.0f}) are"
-        words = (
-            f"On average {average} rejected; with 95 % confidence no more than {bound}. "
-            f"This promise rests on {n} {parts} that the model did not learn from, "
-            "and holds while parts, camera and light stay as they were."
-        )
+        n, parts = self.n, "good parts" if self.trusted else "parts"
+        average, bound = _in_words(self.expected_false_reject or 1), self.false_reject_bound or 1
+        at_most = f"1 in {math.floor(1 / bound)}" if bound < 0.25 else f"{math.ceil(100 * bound)} in 100"
+        words = f"On average {average} rejected; with 95 % confidence no more than {at_most}"
         if self.kind == "crossfit":
-            words = (
-                f"About {average} rejected; probably no more than {bound}. "
-                f"This is an estimate, not a promise: it rests on {n} {parts}, each scored by a model "
-                "that had not learned from it, but from fewer parts than this one."
-            )
+            words = f"About {average} rejected; probably no more than {at_most}"
+        words += f"; {of_bad}." if of_bad else "."
+        if share := self.expected_false_review:
+            words += f" About {_in_words(share)} sent to review besides."
+        words += (
+            f" This promise rests on {n} {parts} that the model did not learn from, "
+            "and holds while parts, camera and light stay as they were."
+            if self.kind == "holdout"
+            else f" This is an estimate, not a promise: it rests on {n} {parts}, each scored by a model "
+            "that had not learned from it, but from fewer parts than this one."
+        )
+        if self._tail_at(self.rate) is not None:
+            words += " The threshold follows from how their highest scores thin out, not from the strangest part alone."
+            if not allowed_rejects(self.rate, n):
+                words += f" So low a rate is extrapolated: {n} parts by themselves show no less than 1 in {n + 1}."
         if self.images > n:
             words += f" The parts had {self.images} images: a part is rejected if any of its images is."
         unseen = " Nobody has looked at them: bad ones raise the threshold, so that fewer good and more bad parts pass."
@@ -156,7 +201,7 @@ class Calibration:
 
     def meta(self) -> dict[str, Any]:
         """The rest, for JSON."""
-        return {"kind": self.kind, "rate": self.rate, "images": self.images, "trusted": self.trusted}
+        return {name: getattr(self, name) for name in ("kind", "rate", "images", "trusted", "review")}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, ArrayLike], meta: Mapping[str, Any]) -> Calibration:
@@ -169,8 +214,10 @@ class Calibration:
             differs = max_map_values is not None and len(max_map_values) != len(scores)
             if meta["kind"] not in ("holdout", "crossfit") or differs:
                 raise CalibrationError("its kind is unknown, or its arrays differ in length")
-            rate = settle_rate(float(meta["rate"]), len(scores))
-            return cls(meta["kind"], scores, rate, max_map_values, int(meta["images"]), bool(meta["trusted"]))
+            rate = settle_rate(float(meta["rate"]), len(scores), meta["kind"])
+            review = None if meta.get("review") is None else settle_review(float(meta["review"]), rate)
+            images, trusted = int(meta["images"]), bool(meta["trusted"])
+            return cls(meta["kind"], scores, rate, max_map_values, images, trusted, review)
         except (KeyError, TypeError, ValueError, ConfigError, CalibrationError) as error:
             raise ModelFileError(
                 f"the model file's calibration is not whole ({error}): copy the file again or calibrate it anew"
@@ -184,23 +231,31 @@ def calibrate(
     *,
     max_map_values: ArrayLike | None = None,
     false_reject: float | None = None,
+    review: float | None = None,
     trusted: bool = True,
 ) -> Calibration:
     """A calibration from scores of normal images that the model which scored them did not learn from.
 
     ``scores`` and ``max_map_values`` are one an image, ``groups`` says which images belong together (None: each is a
-    group); ``false_reject`` is the share of normal groups that may be rejected, None for the default.
+    group); ``false_reject`` is the share of normal groups that may be rejected, ``review`` the share that may go to a
+    person besides; None for the defaults.
 
     Raises:
-        CalibrationError: the groups are too few for the rate, or scores are not finite.
-        ConfigError: the rate is not between 0 and 1.
+        CalibrationError: the groups are too few for the rate, all score the same, or scores are not finite.
+        ConfigError: a share is not between 0 and 1, or together they leave nothing to be simply ok.
     """
     images = np.asarray(scores).size
     if max_map_values is not None and (maxima := np.asarray(max_map_values).size) != images:
         raise CalibrationError(f"{images} scores and {maxima} map maxima: one each an image is needed")
     by_group = _ascending(group_scores(scores, groups))
     highest = None if max_map_values is None else _ascending(group_scores(max_map_values, groups))
-    return Calibration(kind, by_group, settle_rate(false_reject, len(by_group)), highest, images, trusted)
+    rate = settle_rate(false_reject, len(by_group), kind)
+    if by_group[-1] - by_group[0] <= _SAME * np.abs(by_group).max():
+        raise CalibrationError(
+            f"all {len(by_group)} good parts score the same, {by_group[-1]:g}, so nothing can be said of how parts "
+            "differ: give photographs of different parts, or fit without calibration"
+        )
+    return Calibration(kind, by_group, rate, highest, images, trusted, settle_review(review, rate))
 
 
 def group_scores(scores: ArrayLike, groups: Sequence[str] | None = None) -> Scores:
@@ -216,8 +271,10 @@ def group_scores(scores: ArrayLike, groups: Sequence[str] | None = None) -> Scor
     return np.array(list(largest.values()))
 
 
-def _value_below_gaps(values: Scores, gaps: int) -> float:
-    return -math.inf if gaps > len(values) else float(values[len(values) - gaps])
+def _in_words(share: float) -> str:
+    """``1 good part in 31 is``, or ``30 good parts in 100 are`` where that would be rounded by more than 5 %."""
+    near = round(1 / share)
+    return f"1 good part in {near} is" if abs(near * share - 1) <= 0.05 else f"{100 * share:.0f} good parts in 100 are"
 
 
 def _ascending(values: ArrayLike) -> Scores:
@@ -233,35 +290,27 @@ def _ascending(values: ArrayLike) -> Scores:
 
 def check_rate(rate: float) -> None:
     """Refuse, as a ConfigError, a false-reject rate that is not strictly between 0 and 1."""
-    if not 0 < rate < 1:
+    if not 0 < rate < 1 - _SAME:
         raise ConfigError(
             f"a false-reject rate of {rate:g} was asked for: it is the share of good parts that may be rejected, "
             "above 0 and below 1. For 1 good part in 100 give 0.01."
         )
 
 
-def allowed_rejects(rate: float, n: int) -> int:
-    """The largest whole number not above ``rate * (n + 1)``, up to rounding; 0 if ``n`` is too small for the rate."""
-    return math.floor(rate * (n + 1) * (1 + _ROUNDING))
-
-
-def groups_needed(rate: float) -> int:
-    """The smallest number of normal groups that can support a rate: ``1 / rate - 1``, rounded up."""
-    return math.ceil(1 / (rate * (1 + _ROUNDING))) - 1
-
-
-def settle_rate(wanted: float | None, n: int) -> float:
+def settle_rate(wanted: float | None, n: int, kind: Kind = "holdout") -> float:
     """The rate asked for, or the default one; a CalibrationError where ``n`` normal groups do not support it."""
     if wanted is not None:
         check_rate(wanted)
-    if n < FEWEST or (wanted is not None and not allowed_rejects(wanted, n)):
-        needed = FEWEST if wanted is None else max(FEWEST, groups_needed(wanted))
+    beyond = _BEYOND if kind == "crossfit" else 1  # the tail reaches further than the groups by themselves
+    if n < FEWEST or (wanted is not None and not allowed_rejects(beyond * wanted, n)):
+        needed = FEWEST if wanted is None else max(FEWEST, groups_needed(beyond * wanted))
         asked = "calibration" if wanted is None else f"a false-reject rate of {wanted:g}"
         other = "fit without calibration"
         if n >= FEWEST:
-            digits = 2 - math.floor(math.log10(1 / (n + 1)))
-            smallest = math.ceil(round(10**digits / (n + 1), 6)) / 10**digits  # rounded up, so that it can be asked for
-            other = f"ask for {smallest:g} (1 good part in {n + 1}) or above"
+            least = 1 / (beyond * (n + 1))
+            digits = 2 - math.floor(math.log10(least))
+            smallest = math.ceil(round(10**digits * least, 6)) / 10**digits  # rounded up, so that it can be asked for
+            other = f"ask for {smallest:g} (1 good part in {beyond * (n + 1)}) or above"
         raise CalibrationError(
             f"{asked} needs at least {needed} good parts that the model did not learn from; "
             f"there are {n}. Add {needed - n} more, or {other}."
@@ -269,9 +318,16 @@ def settle_rate(wanted: float | None, n: int) -> float:
     return max(DEFAULT_RATE, 1 / (n + 1)) if wanted is None else wanted
 
 
-def rate_bound(rejects: int, n: int) -> float:
-    """What the false-reject rate of one calibration stays below with 95 % confidence: a quantile of its Beta law."""
-    return float(betaincinv(rejects, n + 1 - rejects, CONFIDENCE))
+def settle_review(wanted: float | None, rate: float) -> float:
+    """The share of normal groups for review asked for, or the default one: twice the rate, at most 10 %."""
+    if wanted is None:
+        return min(REVIEW * rate, MOST_REVIEW, (1 - rate) / 2)
+    if not 0 <= wanted < 1 - rate - _SAME:
+        raise ConfigError(
+            f"a review share of {wanted:g} beside a false-reject rate of {rate:g} was asked for: it is the share of "
+            "good parts sent to a person besides those rejected, 0 or above; both together must stay below 1"
+        )
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -283,7 +339,9 @@ class Plan:
     reason: str
 
 
-def plan(n_groups: int, wanted: Wanted = "auto", false_reject: float | None = None) -> Plan:
+def plan(
+    n_groups: int, wanted: Wanted = "auto", false_reject: float | None = None, review: float | None = None
+) -> Plan:
     """How to calibrate on ``n_groups`` normal groups.
 
     Held out are a third of the groups up to 99, the number that the default rate of 1 % needs; a fifth once that is
@@ -291,14 +349,14 @@ def plan(n_groups: int, wanted: Wanted = "auto", false_reject: float | None = No
 
     Raises:
         CalibrationError: the groups cannot support what was asked for; the message says how many could.
-        ConfigError: ``wanted`` or ``false_reject`` is not a valid value.
+        ConfigError: ``wanted``, ``false_reject`` or ``review`` is not a valid value.
     """
     if wanted not in ("auto", "holdout", "crossfit", "none"):
         raise ConfigError(f"calibration {wanted!r} is unknown: choose auto, holdout, crossfit or none")
     if false_reject is not None:
         check_rate(false_reject)
-        if wanted == "none":
-            raise ConfigError("a false-reject rate needs a calibration: choose auto, holdout or crossfit, not none")
+    if wanted == "none" and (false_reject, review) != (None, None):
+        raise ConfigError("a false-reject rate needs a calibration: choose auto, holdout or crossfit, not none")
     if wanted == "none":
         return Plan("none", 0, "no calibration, as asked: scores without decisions")
     if wanted == "auto" and false_reject is None and n_groups < FEWEST:
@@ -316,9 +374,11 @@ def plan(n_groups: int, wanted: Wanted = "auto", false_reject: float | None = No
             "estimate."
         )
     if leaves_half and (wanted == "holdout" or (wanted == "auto" and n_groups >= PROMISE_FROM)):
+        settle_review(review, settle_rate(false_reject, held_out))
         reason = f"{held_out} of {n_groups} good parts are held out from learning, for a promise"
         return Plan("holdout", held_out, reason)
-    rate = settle_rate(false_reject, n_groups)
+    rate = settle_rate(false_reject, n_groups, "crossfit")
+    settle_review(review, rate)
     if wanted == "crossfit":
         why = "as asked"
     elif n_groups < PROMISE_FROM:

@@ -192,6 +192,8 @@ class Inspector:
         if image is None:
             raise TypeError("a verdict is of an image, not of a prepared tensor: give it as an array h w c")
         preparation, known, threshold = self.preparation, calibration.kind != "none", calibration.pixel_threshold
+        if map_ is not None and not np.isfinite(map_).all():
+            map_ = None  # it shows nothing; its score is no better and is rejected
         heatmap: Callable[[], Any] = cache(lambda: None if map_ is None else preparation.to_original(map_, image.size))
         regions: tuple[Region, ...] = ()
         # Resizing never exceeds the map's maximum, so a map below the threshold needs none.
@@ -244,6 +246,8 @@ def load(
         return found
 
     try:
+        if broken := [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+            raise ModelFileError(f"{path} holds numbers that are not finite ({broken[0]}): fit it anew")
         backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)
         provenance = description["provenance"]
         backbone.precision = as_calibrated(backbone.dense, provenance.get("precision"))

@@ -76,8 +76,10 @@ def deliver(
     return decisions, len(unreadable)
 
 
-def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float | None, run: Run) -> Inspector:
-    """The inspector with a threshold from these good images, each a part of its own and none learned from."""
+def recalibrated(
+    inspector: Inspector, good: Sequence[Path], false_reject: float | None, run: Run, review: float | None = None
+) -> Inspector:
+    """The inspector with a threshold from these good images, none learned from, each a part unless a copy of one."""
     from blemish.data.loading import PreparedImages
     from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS
 
@@ -90,8 +92,11 @@ def recalibrated(inspector: Inspector, good: Sequence[Path], false_reject: float
             f"the model has learned from {len(known)} of these {len(images)} images, such as {known[0]}: a threshold "
             "from them would reject almost every new part. Give good images that it has not seen."
         )
-    scores, max_map_values = inspector.scores(images, run, "calibrating")
-    calibration = calibrate("holdout", scores, max_map_values=max_map_values, false_reject=false_reject)
+    distinct = sorted({key: index for index, key in enumerate(images.keys)}.values())
+    if copies := len(images) - len(distinct):
+        run.progress.note(f"warning: {copies} of the images are copies of others: they count as one part")
+    scores, maxima = inspector.scores(images.subset(distinct), run, "calibrating")
+    calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
     return dataclasses.replace(inspector, calibration=calibration)
 
 

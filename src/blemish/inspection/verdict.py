@@ -1,5 +1,6 @@
 """What an inspector says of one image."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,7 @@ class Verdict:
         source: the file's name as given, or None for an image from memory.
         score: raw, higher is more anomalous; comparable only within one model.
         p_value: the share of good parts expected to score at least this high; None without calibration.
-        decision: ``reject`` if p <= the false-reject rate, ``review`` if p <= five times it, else ``ok``; or None.
+        decision: ``reject`` if p <= the false-reject rate, ``review`` if p <= it plus the review share, else ``ok``.
         regions: what lies above the pixel threshold, worst first, in pixels of the original image.
         size: height and width of the original image.
     """
@@ -71,7 +72,7 @@ class Verdict:
         return {
             "path": self.source,
             "decision": self.decision,
-            "score": self.score,
+            "score": self.score if math.isfinite(self.score) else None,
             "p_value": self.p_value,
             "regions": [dict(vars(region)) for region in self.regions],
             "width": self.size[1],

@@ -5,8 +5,8 @@ given (one class missing) is NaN, never 0 or 1. Misuse raises `blemish.errors.Da
 """
 
 from blemish.metrics.aupro import aupro, aupro_per_image, pixel_metrics
-from blemish.metrics.ranking import Ranking, auroc, image_metrics, rank
+from blemish.metrics.ranking import Ranking, auroc, caught_at, image_metrics, rank
 from blemish.metrics.trivial import cue_aurocs, cue_values
 
-__all__ = ["Ranking", "aupro", "aupro_per_image", "auroc", "cue_aurocs", "cue_values", "image_metrics"]
+__all__ = ["Ranking", "aupro", "aupro_per_image", "auroc", "caught_at", "cue_aurocs", "cue_values", "image_metrics"]
 __all__ += ["pixel_metrics", "rank"]

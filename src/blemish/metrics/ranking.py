@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from blemish.errors import DataError
 
+DRAWS = 10_000  # of the bootstrap
+
 Scores = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
 Whole = NDArray[np.intp]
@@ -143,6 +145,26 @@ def rank(scores: ArrayLike, labels: ArrayLike) -> Ranking:
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve in [0, 1]; .5 for constant scores, NaN where one class is missing."""
     return rank(scores, labels).auroc()
+
+
+def caught_at(scores: ArrayLike, labels: ArrayLike, rate: float) -> tuple[float, tuple[float, float]]:
+    """The share of positives above the score that at most a share ``rate`` of negatives exceeds, and its 95 % interval.
+
+    With ``g`` negatives that is the score that ``floor(rate * g)`` of them exceed: their maximum if ``g < 1 / rate``,
+    and the interval is then too narrow. It is the bootstrap's, both classes drawn anew, computed without drawing them:
+    the threshold's rank is a Beta variable times ``g``, the positives above are binomial. NaN without either class.
+    """
+    values, flags = check_scores(scores, labels)
+    positives, negatives = values[flags], np.sort(values[~flags])[::-1]
+    if not (positives.size and negatives.size):
+        return math.nan, (math.nan, math.nan)
+    allowed = math.floor(rate * negatives.size * (1 + 1e-9))
+    found = positives.size - np.searchsorted(np.sort(positives), negatives, side="right")
+    rng = np.random.default_rng(0)
+    ranks = (negatives.size * rng.beta(allowed + 1, negatives.size - allowed, DRAWS)).astype(int)
+    drawn = rng.binomial(positives.size, found[ranks] / positives.size) / positives.size
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(found[allowed] / positives.size), (float(low), float(high))
 
 
 def image_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:

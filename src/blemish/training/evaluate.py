@@ -5,7 +5,7 @@ Metrics are taken from raw scores and maps; what the product's threshold does is
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from blemish.data.testset import TestSet, load_mask
 from blemish.errors import DataError, ImageError
 from blemish.inspection.calibration import Calibration, group_scores
 from blemish.inspection.inspector import Inspector
-from blemish.metrics import aupro_per_image, auroc, cue_aurocs, cue_values, image_metrics, pixel_metrics
+from blemish.metrics import aupro_per_image, auroc, caught_at, cue_aurocs, cue_values, image_metrics, pixel_metrics
 from blemish.run import Run
 
 At = Literal["input", "original"]
@@ -47,11 +47,13 @@ class Evaluation:
     judged: tuple[Judged, ...]
     at: At
     notes: tuple[str, ...]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of 95 %, of those metrics that have one
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; None for what the data cannot give."""
         return {
             **as_figures(self.metrics),
+            **{f"{name}_interval": list(ends) for name, ends in self.intervals.items() if not math.isnan(ends[0])},
             **self.decisions,
             "kinds": {kind: as_figures(figures) for kind, figures in self.kinds.items()},
             "at": self.at,
@@ -103,16 +105,22 @@ def evaluate(
         labels = np.array([image.sample.anomalous for image in judged])
         cues = cue_aurocs(cue_values(np.concatenate(thumbnails)), labels)
         metrics = image_metrics(np.array([image.score for image in judged]), labels)
+        caught = _caught(judged)
+        metrics |= {name: share for name, (share, _) in caught.items()}
         metrics |= {f"trivial_{cue}_auroc": value for cue, value in cues.items()}
         metrics |= _pixel_figures(judged, per_image_pro)
         by_kind = _by_kind(judged) if kinds else {}
     decisions = {} if inspector.calibration.kind == "none" else _decisions(inspector.calibration, judged)
-    return Evaluation(metrics, by_kind, decisions, tuple(judged), at, tuple(notes))
+    intervals = {name: ends for name, (_, ends) in caught.items()}
+    return Evaluation(metrics, by_kind, decisions, tuple(judged), at, tuple(notes), intervals)
 
 
 def as_text(evaluation: Evaluation) -> str:
-    lines = [f"{name:26} {value:.4f}" for name, value in evaluation.metrics.items() if not math.isnan(value)]
-    for name in ("false_reject", "escape"):
+    lines = []
+    for name, value in evaluation.metrics.items():
+        interval = "   (95 % interval {:.3f} to {:.3f}, by part)".format(*evaluation.intervals.get(name, (0, 0)))
+        lines += [] if math.isnan(value) else [f"{name:26} {value:.4f}{interval * (name in evaluation.intervals)}"]
+    for name in ("false_reject", "false_review", "escape"):
         if (rate := evaluation.decisions.get(f"{name}_rate")) is not None:
             low, high = evaluation.decisions[f"{name}_interval"]
             lines.append(f"{name + '_rate':26} {rate:.4f}   (95 % interval {low:.3f} to {high:.3f}, by part)")
@@ -139,6 +147,16 @@ def _pixel_figures(judged: Sequence[Judged], per_image_pro: bool = False) -> dic
     return figures
 
 
+def _caught(judged: Sequence[Judged]) -> dict[str, tuple[float, tuple[float, float]]]:
+    """``caught_at_5`` and ``caught_at_1`` with their intervals, by group; one that is good and bad counts as both."""
+    by_group = {}
+    for anomalous in (False, True):
+        images = [image for image in judged if image.sample.anomalous == anomalous]
+        by_group[anomalous] = group_scores([image.score for image in images], [image.sample.group for image in images])
+    scores, labels = np.concatenate([*by_group.values()]), np.repeat([False, True], [*map(len, by_group.values())])
+    return {f"caught_at_{percent}": caught_at(scores, labels, percent / 100) for percent in (5, 1)}
+
+
 def _by_kind(judged: Sequence[Judged]) -> dict[str, dict[str, float]]:
     kinds = {}
     for kind in sorted({image.sample.kind for image in judged if image.sample.anomalous}):
@@ -162,24 +180,26 @@ def _decisions(calibration: Calibration, judged: Sequence[Judged]) -> dict[str, 
         "calibration_parts": calibration.n,
         "promised_rate": calibration.expected_false_reject,
         "promised_bound": calibration.false_reject_bound,
+        "promised_review": calibration.expected_false_review,
     }
-    for name, anomalous in (("false_reject", False), ("escape", True)):
+    for anomalous in (False, True):
         images = [image for image in judged if image.sample.anomalous == anomalous]
         if not images:
             continue
         groups = [image.sample.group for image in images]
         decisions = np.array([calibration.decide(image.score) for image in images])
         # A normal group is rejected with any of its images; an anomalous one escapes with all of them.
-        rejected = group_scores(decisions == "reject", groups)
-        flagged = group_scores(decisions != "ok", groups)
-        parts = len(rejected)
-        count = int((rejected != anomalous).sum())
-        interval = binomtest(count, parts).proportion_ci()
-        figures |= {f"{name}_rate": count / parts, f"{name}_count": count, f"{name}_parts": parts}
-        figures[f"{name}_interval"] = [float(interval.low), float(interval.high)]
-        figures[f"{name}_images"] = int(((decisions == "reject") != anomalous).sum())
-        if anomalous:
-            figures["bad_judged_ok_rate"] = float((flagged == 0).mean())
-        else:
-            figures["good_flagged_rate"] = float(flagged.mean())
+        rejected, flagged = (group_scores(some, groups) > 0 for some in (decisions == "reject", decisions != "ok"))
+        counted = (
+            {"escape": ~rejected} if anomalous else {"false_reject": rejected, "false_review": flagged & ~rejected}
+        )
+        for name, which in counted.items():
+            count, parts = int(which.sum()), len(which)
+            interval = binomtest(count, parts).proportion_ci()
+            figures |= {f"{name}_rate": count / parts, f"{name}_count": count, f"{name}_parts": parts}
+            figures[f"{name}_interval"] = [float(interval.low), float(interval.high)]
+        is_wrong = (decisions == "reject") != anomalous
+        figures["escape_images" if anomalous else "false_reject_images"] = int(is_wrong.sum())
+        name, share = ("bad_judged_ok_rate", ~flagged) if anomalous else ("good_flagged_rate", flagged)
+        figures[name] = float(share.mean())
     return figures

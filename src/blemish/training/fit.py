@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from blemish.data.readers import read_training, shared_files
-from blemish.data.samples import Sample, TrainingSet
-from blemish.data.splits import folds_by_group, split_by_group
+from blemish.data.samples import TrainingSet
+from blemish.data.splits import folds_by_group, joined_groups, split_by_group
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import FOLDS, Calibration, Kind, Plan, calibrate, plan
 from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
 from blemish.inspection.outlook import FEW, PAINTED, Painted, outlook, painted_from
+from blemish.inspection.thresholds import suspects
 from blemish.registry import DEFAULT_METHOD, method_class, method_entry, nearest_name
 from blemish.run import Run, Silent
 from blemish.training.ablation import change_in_words, check_comparable, compare
@@ -82,10 +83,10 @@ def fit(
         if is_crossfit:
             folds = folds_by_group(learner.groups, FOLDS, run.seed)
             models = learner.crossfit(folds, run, "cross-fitting")
-            calibration, facts[PAINTED] = _calibrate("crossfit", models, learner, settings, run)
+            calibration, facts = _calibrate("crossfit", models, learner, settings, run, facts)
         inspector = learner.learn(kept, run, on_epoch)
         if held:
-            calibration, facts[PAINTED] = _calibrate("holdout", [(held, inspector)], learner, settings, run)
+            calibration, facts = _calibrate("holdout", [(held, inspector)], learner, settings, run, facts)
         facts = _provenance(training, learner, kept, settings, run) | facts
         if settings.compare:
             facts["known_bad_changed"] = compare(learner, kept, run)
@@ -123,7 +124,8 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     settings = settle(training, settings, run)
     config = method_config(name, settings)
     images = load_images(training, settings, run)
-    planned = plan(len({sample.group for sample in images[0].samples}), settings.calibration, settings.false_reject)
+    parts = len(set(joined_groups([sample.group for sample in images[0].samples], images[0].keys)))
+    planned = plan(parts, settings.calibration, settings.false_reject, settings.review)
     run.progress.note(f"calibration: {planned.reason}")
     learner, run = build_learner(name, config, images, training.regime, settings, run)
     if settings.compare:
@@ -132,29 +134,48 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
 
 
 def _calibrate(
-    kind: Kind, models: Iterable[tuple[Sequence[int], Inspector]], learner: Learner, settings: FitSettings, run: Run
-) -> tuple[Calibration, list[list[Any]]]:
-    """From normal images, each scored by a model that never saw its group; and such images with painted defects."""
-    samples: list[Sample] = []
-    painted: list[Painted] = []
-    each = min(MOST_PAINTED, max(1, PAINTED_DEFECTS // len(learner.normal)))
-    scores, max_map_values = [], []
+    kind: Kind,
+    models: Iterable[tuple[Sequence[int], Inspector]],
+    learner: Learner,
+    settings: FitSettings,
+    run: Run,
+    facts: dict[str, Any],
+) -> tuple[Calibration, dict[str, Any]]:
+    """From normal images, each scored by a model that never saw its group.
+
+    The facts grow by the names of those that stand out, and by what such images score with painted defects.
+    """
     quiet = run if kind == "holdout" else dataclasses.replace(run, progress=Silent())
-    for indices, inspector in models:
+    unique = set({key: index for index, key in enumerate(learner.normal.keys)}.values())  # one of copies
+    samples, groups, chosen = learner.normal.samples, learner.groups, list[int]()
+    scores, max_map_values, painted = [], [], list[Painted]()
+    each = min(MOST_PAINTED, max(1, PAINTED_DEFECTS // len(samples)))
+    for fold, inspector in models:
+        indices = [index for index in fold if index in unique]
         images = learner.normal.subset(indices)
         with run.timer.stage("calibration"):
             scored, highest = inspector.scores(images, quiet, "scoring held-out images")
-            if len(painted) < PAINTED_DEFECTS and min(learner.normal.preparation.input_size) >= SMALLEST_PAINTED:
+            if len(painted) < PAINTED_DEFECTS and min(images.preparation.input_size) >= SMALLEST_PAINTED:
                 some = images.subset(range(min(len(images), PAINTED_DEFECTS // each)))
                 painted += score_painted(inspector, some, each, run.seed, first=len(painted))
         scores.append(scored)
         max_map_values += [] if highest is None else [highest]
-        samples += images.samples
+        chosen += indices
+    by_image, trusted = np.concatenate(scores), all(sample.label == "normal" for sample in samples)
+    parts, rate, review = [groups[index] for index in chosen], settings.false_reject, settings.review
     maxima = np.concatenate(max_map_values) if max_map_values else None
-    groups, trusted = [sample.group for sample in samples], all(sample.label == "normal" for sample in samples)
-    rate = settings.false_reject
-    found = calibrate(kind, np.concatenate(scores), groups, max_map_values=maxima, false_reject=rate, trusted=trusted)
-    return found, [list(astuple(defect)) for defect in painted]
+    calibration = calibrate(
+        kind, by_image, parts, max_map_values=maxima, false_reject=rate, review=review, trusted=trusted
+    )
+    names: dict[str, str] = {}  # of each group's strangest image, the strangest group first
+    for index in np.array(chosen)[np.argsort(-by_image, kind="stable")].tolist():
+        names.setdefault(groups[index], samples[index].path.name)
+    if apart := [*names.values()][: suspects(calibration.scores)]:
+        without = dataclasses.replace(calibration, scores=calibration.scores[: -len(apart)]).threshold
+        verb, it = ("stands", "it") if len(apart) == 1 else ("stand", "them")
+        threshold = f"the threshold would be {without:,.6g} instead of {calibration.threshold:,.6g}"
+        run.progress.note(f"note: {', '.join(apart)} {verb} out: look at {it}; without {it} {threshold}")
+    return calibration, {**facts, "stand_out": apart, PAINTED: [list(astuple(defect)) for defect in painted]}
 
 
 def _show_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:

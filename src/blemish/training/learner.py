@@ -17,6 +17,7 @@ from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Images, Method, Regime, TrainingImages
 from blemish.data.loading import PreparedImages
 from blemish.data.poses import PosedImages, Poses
+from blemish.data.splits import joined_groups
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
@@ -43,7 +44,7 @@ class Learner:
 
     @property
     def groups(self) -> list[str]:
-        return [sample.group for sample in self.normal.samples]
+        return joined_groups([sample.group for sample in self.normal.samples], self.normal.keys)
 
     @property
     def is_trained(self) -> bool:

@@ -46,6 +46,7 @@ class FitSettings:
         crop: pixels of a side kept by ``resize="crop"``; None for 7/8 of the size.
         calibration: ``auto``, ``holdout``, ``crossfit`` or ``none``.
         false_reject: the share of good parts that may be rejected; None for the default.
+        review: the share that may go to a person besides; None for twice as many, at most 10 %.
         precision: ``auto``, ``fp32`` or ``bf16``.
         strict: a damaged training image is an error, not a note.
         epochs: passes over the images, of methods that are trained; ``auto`` chooses by defects painted on good images.
@@ -66,6 +67,7 @@ class FitSettings:
     crop: int | None = None
     calibration: Wanted = "auto"
     false_reject: float | None = None
+    review: float | None = None
     precision: PrecisionName = "auto"
     strict: bool = False
     epochs: int | Literal["auto"] | None = None
@@ -106,7 +108,7 @@ def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> Image
         load = partial(PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress)
         normal = load(training.normal)
         if copies := len(normal) - len(set(normal.keys)):
-            run.progress.note(f"warning: {copies} training images are copies of others, which lowers the threshold")
+            run.progress.note(f"warning: {copies} training images are copies of others: they count as one part")
         return normal, load(training.anomalous) if training.anomalous else None
 
 
