@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blemish.data.splits import folds_by_group, split_by_group
+from blemish.data.splits import folds_by_group, joined_groups, split_by_group
 from blemish.errors import DataError
 
 many_groups = st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40).filter(lambda g: len(set(g)) > 1)
@@ -45,6 +45,20 @@ def test_a_fraction_of_the_groups_and_each_about_equally_often():
     # 160 expected of each, standard deviation about 9.8.
     assert all(120 < times[group] < 200 for group in groups)
     assert len({str(folds_by_group(groups, 2, seed)) for seed in range(8)}) > 4
+
+
+@pytest.mark.parametrize(
+    ("groups", "keys", "joined"),
+    [
+        ("abc", "123", "abc"),
+        ("cba", "111", "aaa"),
+        ("aabbc", "12234", "aaaac"),  # b has a copy of a's second image
+        ("abcd", "1221", "abba"),
+        ("aabbccdd", "12233445", "aaaaaaaa"),  # a chain
+    ],
+)
+def test_groups_that_share_a_content_are_one(groups, keys, joined):
+    assert "".join(joined_groups(groups, keys)) == joined
 
 
 def test_impossible_splits():

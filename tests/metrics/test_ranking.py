@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from blemish.errors import DataError
-from blemish.metrics import auroc, image_metrics, rank
+from blemish.metrics import auroc, caught_at, image_metrics, rank
 
 
 @st.composite
@@ -119,6 +119,22 @@ def test_misuse_is_refused(scores, labels, message):
     for metric in (auroc, rank, image_metrics):
         with pytest.raises(DataError, match=message):
             metric(np.array(scores), labels)
+
+
+def test_caught_at_by_hand_and_its_interval_by_a_literal_bootstrap():
+    scores, labels = np.array([*range(20), 18.5, 18, 19.5, 5, 17]), np.arange(25) >= 20
+    assert caught_at(scores, labels, 0.05)[0] == 2 / 5  # one of twenty good may score higher than 18, which counts not
+    assert caught_at(scores, labels, 0.01)[0] == 1 / 5  # none
+    assert caught_at(scores, labels, 0.15)[0] == 4 / 5  # as floats, 0.15 of 20 is just below 3
+    assert np.isnan([*caught_at([1, 2], np.array([True, True]), 0.05)[1]]).all()
+    rng = np.random.default_rng(1)
+    good, bad = rng.normal(size=60), rng.normal(1.5, size=40)
+    shares = []
+    for _ in range(4000):
+        limit = np.sort(rng.choice(good, 60))[-1 - 3]
+        shares.append(np.mean(rng.choice(bad, 40) > limit))
+    _, interval = caught_at(np.append(good, bad), np.arange(100) >= 60, 0.05)
+    assert interval == pytest.approx(np.quantile(shares, (0.025, 0.975)), abs=0.026)  # one bad part
 
 
 @pytest.mark.parametrize("tpr", [0.0, -1.0, 1.01, math.nan])

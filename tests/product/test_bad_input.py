@@ -82,7 +82,7 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     (FIT + "--backbone resnet18 --weights {tmp}/absent.pth", 1, ("no weights file", "absent.pth")),
     (FIT + "--backbone resnet18 --weights {image}", 1, ("cannot be read as weights",)),
     # Promises that cannot be kept
-    (FIT + "--false-reject 0.01", 1, ("needs at least 99", "there are 12")),
+    (FIT + "--false-reject 0.01", 1, ("needs at least 49", "there are 12")),
     ("calibrate {model} {root}/test/good -o {out} --false-reject 0.05 -q", 1, ("needs at least 19", "there are 5")),
     # Arguments that name nothing
     (FIT + "-m pachcore", 2, ("'pachcore'", "did you mean 'patchcore'?")),
@@ -94,6 +94,7 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     (FIT + "--size 0", 2, ("greater than or equal to 32",)),
     (FIT + "--size 1000000", 2, ("or equal to 4096",)),
     (FIT + "--false-reject 1.5", 2, ("1.5", "below 1")),
+    (FIT + "--review 0.95", 2, ("0.95", "both together must stay below 1")),
     (FIT + "--calibration none --false-reject 0.1", 2, ("needs a calibration",)),
     (FIT + "--calibration sometimes", 2, ()),
     ("fit parts --good x/*.png", 2, ()),
@@ -167,7 +168,7 @@ def test_the_same_images_twice_are_a_warning(blemish, parts, quick_fit, pile, tm
     shutil.copy(pile / "1.png", pile / "1 (copy).png")
     for data, warning in (
         (root, "warning: 004.png in train is byte for byte copy.png in test"),
-        (pile, "warning: 1 training images are copies of others, which lowers the threshold"),
+        (pile, "warning: 1 training images are copies of others: equal images count as one part"),
     ):
         done = blemish("fit", data, "-o", tmp_path / "m.blemish", *quick_fit)
         accepted(done)

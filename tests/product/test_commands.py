@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def test_fit_of_patterns(blemish, parts, quick_fit, tmp_path):
 def test_fit_of_a_manifest_reads_its_training_rows_and_its_groups(blemish, texture, save, quick_fit, tmp_path):
     lines = ["path,label,split,group"]
     for i in range(12):
-        save(tmp_path / f"{i}.png", texture(i // 2))
+        pixels = texture(i // 2)
+        pixels[0, 0] = i  # a copy would count as nothing
+        save(tmp_path / f"{i}.png", pixels)
         lines.append(f"{i}.png,{'good' if i < 10 else 'anomalous'},{'train' if i < 10 else 'test'},part{i // 2}")
     (tmp_path / "set.csv").write_text("\n".join(lines))
     done = blemish("fit", tmp_path / "set.csv", "-o", tmp_path / "m.blemish", *quick_fit, "--json", "-q")
@@ -63,7 +66,7 @@ def test_fit_of_a_manifest_reads_its_training_rows_and_its_groups(blemish, textu
     assert (found["images"], found["groups"], found["regime"]) == (10, 5, "clean")
     calibration = load(tmp_path / "m.blemish").calibration
     assert (calibration.n, calibration.images) == (5, 10)
-    # The two photographs of a part are equal: had one stayed in the memory, the other's score would be nothing.
+    # The two photographs of a part are all but equal: had one stayed in the memory, the other's score would be nothing.
     assert calibration.scores.min() > 0.01
 
 
@@ -133,12 +136,16 @@ def test_evaluate_gives_the_named_figures_as_one_object(blemish, parts, model):
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     figures = "image_auroc image_ap image_f1_max_oracle accuracy_oracle pixel_auroc pixel_ap pixel_fpr95 aupro aupro_05"
-    rates = "false_reject_rate escape_rate"
+    rates = "false_reject_rate false_review_rate escape_rate caught_at_5 caught_at_1"
     for name in (*figures.split(), *rates.split(), "aupro_per_image"):
         assert 0 <= found[name] <= 1, name
-    for name in ("false_reject", "escape"):
+    for name in ("false_reject", "false_review", "escape"):
         low, high = found[f"{name}_interval"]
         assert low <= found[f"{name}_rate"] <= high
+    assert (found["caught_at_1"], found["caught_at_1_interval"]) == (1.0, [1.0, 1.0])  # all six, whatever is drawn
+    text = blemish("evaluate", model, parts.root).stdout
+    assert re.search(r"caught_at_5 +1.0000   \(95 % interval 1.000 to 1.000, by part\)", text)
+    assert re.search(r"false_review_rate +0.\d+ ", text)
     assert (found["images"], found["anomalous"], set(found["kinds"])) == (11, 6, {"square", "scratch"})
     assert found["image_auroc"] == 1.0
     assert found["pixel_auroc"] > 0.8
@@ -148,13 +155,14 @@ def test_evaluate_gives_the_named_figures_as_one_object(blemish, parts, model):
 def test_calibrate_gives_a_new_threshold_and_keeps_what_was_learned(blemish, parts, model, inspector, tmp_path):
     path, good = tmp_path / "fresh.blemish", parts.root / "test" / "good"
     # An image that is given twice counts once.
-    done = blemish("calibrate", model, good, good / "000.png", "-o", path, "--false-reject", "0.2", "--json")
+    shares = "--false-reject", "0.2", "--review", "0.3"
+    done = blemish("calibrate", model, good, good / "000.png", "-o", path, *shares, "--json")
     assert done.exit_code == 0, done.output
     fresh = load(path)
     calibration = fresh.calibration
     assert json.loads(done.stdout)["threshold"] == pytest.approx(calibration.threshold)
     assert calibration.scores == pytest.approx(sorted(inspector(path).score for path in parts.good_tests), rel=1e-4)
-    assert (calibration.kind, calibration.rate, calibration.rejects, calibration.n) == ("holdout", 0.2, 1, 5)
+    assert (calibration.kind, calibration.rate, calibration.review, calibration.n) == ("holdout", 0.2, 0.3, 5)
     assert fresh(parts.bad[0]).score == inspector(parts.bad[0]).score
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,11 +15,12 @@ from safetensors import safe_open
 
 import blemish
 from blemish.data.testset import open_test_set
-from blemish.errors import BlemishError, CalibrationError, WeightsError
+from blemish.errors import BlemishError, CalibrationError, ModelFileError, WeightsError
 from blemish.inspection.calibration import PROMISE_FROM
 from blemish.inspection.inspector import load
 from blemish.inspection.output import recalibrated
 from blemish.inspection.overlay import Scale
+from blemish.run import Silent
 from blemish.training.evaluate import evaluate
 from blemish.training.fit import fit
 
@@ -199,6 +202,47 @@ def test_without_calibration_there_are_scores_and_maps_and_nothing_else(uncalibr
     assert verdict.heatmap is not None
     np.testing.assert_array_equal(np.asarray(verdict.overlay()), verdict.pixels)
     assert uncalibrated.calibration.sentence().startswith("No promise")
+
+
+def test_copies_are_one_part_wherever_a_threshold_comes_from(texture, save, tmp_path, inspector):
+    for i in range(30):
+        save(tmp_path / "same" / f"{i}.png", texture(200))
+        save(tmp_path / "some" / f"{i}.png", texture(200 + i % 7))
+    assert fit(tmp_path / "same", **QUICK).calibration.kind == "none"  # one part is too few
+    learned = fit(tmp_path / "some", **QUICK)
+    assert (learned.calibration.n, learned.calibration.images, learned.provenance["groups"]) == (7, 7, 7)
+    assert learned.calibration.scores.min() > 0  # no fold learned from what it was judged on
+    assert recalibrated(inspector, [tmp_path / "some"], None, blemish.Run()).calibration.n == 7
+    with pytest.raises(CalibrationError, match=r"there are 1\. Add 4 more"):
+        recalibrated(inspector, [tmp_path / "same"], None, blemish.Run())
+
+
+def test_a_part_that_stands_out_is_named_and_does_not_set_the_threshold(texture, save, tmp_path):
+    for i in range(20):
+        save(tmp_path / f"{i:03}.png", 255 - texture(i) if i == 13 else texture(i))
+    said, progress = [], Silent()
+    progress.note = said.append
+    learned = fit(tmp_path, run=blemish.Run(progress=progress), **QUICK)
+    assert learned.info()["stand_out"] == ["013.png"]
+    assert learned.calibration.threshold < learned.calibration.scores[-1]
+    (note,) = [note for note in said if "stands out" in note]
+    without = dataclasses.replace(learned.calibration, scores=learned.calibration.scores[:-1]).threshold
+    assert note.startswith("note: 013.png stands out: look at it; without it the threshold would be ")
+    assert f"{without:,.6g} instead of {learned.calibration.threshold:,.6g}" in note
+
+
+def test_a_score_that_is_no_number_is_rejected_and_still_json(inspector, parts, tmp_path):
+    method = copy.deepcopy(inspector.method)
+    for name, tensor in method.state_dict().items():
+        if tensor.is_floating_point() and not name.startswith("backbone"):
+            tensor.fill_(float("nan"))
+    broken = dataclasses.replace(inspector, method=method)
+    verdict = broken(parts.bad[0])
+    line = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
+    assert (line["score"], line["decision"], line["regions"]) == (None, "reject", [])
+    np.testing.assert_array_equal(np.asarray(verdict.overlay()), verdict.pixels)
+    with pytest.raises(ModelFileError, match="numbers that are not finite"):
+        load(broken.save(tmp_path / "broken.blemish"))
 
 
 def test_evaluation_judges_as_single_calls_do(inspector, parts):

@@ -20,7 +20,7 @@ def joined_groups(groups: Sequence[str], keys: Sequence[str]) -> list[str]:
 
     for group, key in zip(groups, keys):
         own, other = name_of(group), name_of(first.setdefault(key, group))
-        joined |= {own: other} if own != other else {}
+        joined |= {max(own, other): min(own, other)} if own != other else {}
     return [name_of(group) for group in groups]
 
 

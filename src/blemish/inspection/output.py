@@ -94,7 +94,7 @@ def recalibrated(
         )
     distinct = sorted({key: index for index, key in enumerate(images.keys)}.values())
     if copies := len(images) - len(distinct):
-        run.progress.note(f"warning: {copies} of the images are copies of others: they count as one part")
+        run.progress.note(f"warning: {copies} of the images are copies of others: equal images count as one part")
     scores, maxima = inspector.scores(images.subset(distinct), run, "calibrating")
     calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
     return dataclasses.replace(inspector, calibration=calibration)

@@ -108,7 +108,7 @@ def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> Image
         load = partial(PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress)
         normal = load(training.normal)
         if copies := len(normal) - len(set(normal.keys)):
-            run.progress.note(f"warning: {copies} training images are copies of others: they count as one part")
+            run.progress.note(f"warning: {copies} training images are copies of others: equal images count as one part")
         return normal, load(training.anomalous) if training.anomalous else None
 
 
