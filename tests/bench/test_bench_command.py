@@ -113,7 +113,7 @@ def test_the_page_is_whole_safe_and_asks_nothing_of_the_network(finished):
     assert page.endswith("</html>")
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
     text = (finished / "reports" / "tiny.md").read_text()
-    assert "| weave |" in text and "| blot | 3 |" in text
+    assert "| weave |" in text and "| blot | 3 |" in text and "### caught at 5 %" in text
 
 
 def test_a_pattern_without_a_match_says_so(finished, data):
