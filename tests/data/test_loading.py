@@ -11,9 +11,10 @@ from PIL import Image
 
 from blemish.data import loading
 from blemish.data.images import read_image
-from blemish.data.loading import PreparedImages, fitted_white_level
+from blemish.data.loading import PreparedImages, fitted_white_level, fitting_size
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import read_training
+from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError
 
 RNG = np.random.default_rng(11)
@@ -139,3 +140,31 @@ def test_stopping_early_ends_the_decoding(folder, monkeypatch):
     time.sleep(0.05)
     assert number == len(decoded) < len(samples)
     assert held.type is KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("sizes", "smallest_defect", "expected", "note"),
+    [
+        ([(300, 300)], None, (288, 288), ""),  # as many pixels as there are, in whole cells
+        ([(100, 100)], None, (256, 256), ""),  # no fewer than the lower limit
+        ([(3024, 4032)], None, (384, 512), "4032 x 3024 becomes 512 x 384: defects below 8 x 8 pixels are lost"),
+        ([(600, 1200), (610, 1200)], None, (304, 624), ""),  # one aspect, to within a twentieth: kept
+        ([(500, 1000), (1000, 500)], None, (448, 448), ""),  # several: a square
+        ([(1000, 1000)], 20, (400, 400), ""),  # 20 pixels become 8
+        ([(2000, 2000)], 16, (448, 448), "a defect of 16 pixels is 3.6 wide for the network, and 8 are needed"),
+    ],
+)
+def test_the_size_follows_from_the_images(tmp_path, sizes, smallest_defect, expected, note):
+    samples = []
+    for number, (height, width) in enumerate(sizes):
+        Image.new("L", (width, height)).save(tmp_path / f"{number}.png")
+        samples.append(Sample(tmp_path / f"{number}.png", "normal"))
+    found, notes = fitting_size(samples, (256, 448), 16, smallest_defect)
+    assert found == expected
+    assert note in "".join(notes)
+    assert bool(notes) == bool(note)
+
+
+def test_unreadable_images_do_not_decide_the_size(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    assert fitting_size([Sample(tmp_path / "a.png", "normal")], (256, 448), 16) == ((256, 256), [])

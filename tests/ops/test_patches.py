@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blemish.ops.patches import PatchVectors
+from blemish.ops.patches import PatchVectors, describe_patches, strangest_mean
+from blemish.run import Run
 
 
 def maps_of(channels, grids, batch=2):
@@ -60,3 +61,26 @@ def test_narrow_stages_keep_their_channels_averaged_over_the_neighbourhood_with_
     torch.testing.assert_close(found[:, 0, 0, :3].double(), corner, atol=1e-6, rtol=1e-5)
     middle = F.interpolate(F.avg_pool2d(deep, 3, 1, 1), size=(4, 4), mode="bilinear", align_corners=False)
     torch.testing.assert_close(found[..., 3:].double(), middle.permute(0, 2, 3, 1), atol=1e-6, rtol=1e-5)
+
+
+def test_of_more_candidates_than_are_wanted_each_image_gives_an_equal_share(tiny_images, tiny_backbone, tiny_teacher):
+    images, teacher, run = tiny_images(4), tiny_teacher(tiny_backbone()), Run()
+    patches = PatchVectors([8, 16], 1, 1024, 1024, inflate=False)
+    whole, _ = describe_patches(images, teacher, patches, None, run, 3)
+    cells = len(whole) // 4
+    some, shortened = describe_patches(images, teacher, patches, torch.eye(24)[:, :5], run, 3, most=cells)
+    share = -(-cells // 4)
+    assert len(some) == 4 * share
+    assert torch.equal(shortened, some[:, :5])
+    for image in range(4):
+        own = {row.numpy().tobytes() for row in whole[image * cells : (image + 1) * cells]}
+        drawn = [row.numpy().tobytes() for row in some[image * share : (image + 1) * share]]
+        assert set(drawn) <= own
+    again, _ = describe_patches(images, teacher, patches, None, run, 2, most=cells)
+    assert torch.equal(again, some)
+
+
+def test_an_images_score_is_the_mean_of_the_strangest_share_and_of_one_patch_at_least():
+    scores = torch.arange(200.0).view(2, 100)
+    assert strangest_mean(scores, 0).tolist() == [99, 199]
+    assert strangest_mean(scores, 0.03).tolist() == [98, 198]

@@ -1,6 +1,7 @@
 """Learning: ``demo``, ``fit``, ``audit``."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,7 @@ def fit(
     time_limit: Annotated[
         float | None, typer.Option(min=0, help="Minutes after which to stop; --resume goes on.", show_default=False)
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Begin a long training without asking.")] = False,
     without_backbone: Annotated[bool, typer.Option("--without-backbone", help="Leave its weights out.")] = False,
     seed: Seed = 0,
     machine: Machine,
@@ -63,14 +65,12 @@ def fit(
         checkpoint=output.with_name(f"{output.name}.checkpoint"),
         resume=resume,
         time_limit=None if time_limit is None else 60 * time_limit,
+        confirm=None if yes or not sys.stdin.isatty() else typer.confirm,
     )
     inspector = learn(training, fitting.settings(machine), run)
     inspector.save(output, with_backbone=not without_backbone)
     run.forget_checkpoints()
-    info = inspector.info()
-    expected = info["would_find"].get("sentence", "")
-    text = f"{output}: {inspector.calibration.sentence()} {expected}".rstrip()
-    print_result(info | {"model": str(output)}, as_json, text)
+    print_result(inspector.info() | {"model": str(output)}, as_json, f"{output}: {inspector.promise}")
 
 
 @command

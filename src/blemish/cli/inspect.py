@@ -82,4 +82,4 @@ def calibrate(
 
     fresh = recalibrated(machine.load(model, weights), good, false_reject, machine.run(), review)
     fresh.save(output)
-    print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.calibration.sentence()}")
+    print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.promise}")

@@ -170,14 +170,25 @@ class Inspector:
         state, calibration = self.method.state_dict(), self.calibration
         return {
             **self._recipe(),
-            "promise": calibration.sentence(),
+            "promise": self.promise,
             "threshold": calibration.threshold,
             "review_threshold": calibration.review_threshold,
             "pixel_threshold": calibration.pixel_threshold,
             "learned_numbers": sum(t.numel() for name, t in state.items() if not name.startswith(BACKBONE)),
             **{name: value for name, value in self.provenance.items() if name not in (LEARNED_KEYS, PAINTED)},
-            "would_find": outlook(painted_from(self.provenance), calibration),
+            "would_find": self.would_find,
         }
+
+    @cached_property
+    def would_find(self) -> dict[str, Any]:
+        """What it decides of defects painted on good images that it did not learn from; empty where none were."""
+        return outlook(painted_from(self.provenance), self.calibration)
+
+    @property
+    def promise(self) -> str:
+        """Both errors in plain words: the share of good parts rejected, and what it finds of painted defects."""
+        words = self.calibration.sentence(self.would_find.get("of_bad", ""))
+        return f"{words} {self.would_find.get('sentence', '')}".rstrip()
 
     def _recipe(self) -> dict[str, Any]:
         return {

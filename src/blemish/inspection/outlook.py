@@ -43,19 +43,16 @@ def outlook(painted: Sequence[Painted], calibration: Calibration) -> dict[str, A
         chosen = [defect.share == share for defect in painted]
         width = round(float(np.median([defect.width for defect, is_in in zip(painted, chosen) if is_in])))
         widths.append((width, _found(decisions, chosen)))
-    *most, last = (KINDS.get(kind, kind) for kind in kinds)
     sizes = ", ".join(f"{found:.0%} of those about {width} pixels wide" for width, found in widths)
-    sentence = (
-        f"Of {', '.join(most)} and {last} painted on good parts it would reject {rejected:.0%} and send {reviewed:.0%} "
-        f"to review ({sizes}); real defects may be easier or harder to see."
-    )
+    by_kind = ", ".join(f"{KINDS.get(kind, kind)} {found:.0%}" for kind, found in kinds.items())
     return {
         "rejected": round(rejected, 3),
         "reviewed": round(reviewed, 3),
         "defects": len(painted),
         "kinds": kinds,
         "widths": [list(pair) for pair in widths],
-        "sentence": sentence,
+        "of_bad": f"of defects painted on good parts {rejected:.0%} are rejected and {reviewed:.0%} sent to review",
+        "sentence": f"Found are {sizes} ({by_kind}); real defects may be easier or harder to see.",
     }
 
 

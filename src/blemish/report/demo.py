@@ -92,7 +92,7 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
         "provenance": inspector.provenance,
         "goods": goods,
         "bads": bads,
-        "promise": calibration.sentence(),
+        "promise": inspector.promise,
         "scores": score_histogram(good_scores, bad_scores, marks, f"Scores of the test crops: {name}"),
         "kinds": [
             (kind, int(own["images"]), *(f"{own[figure]:.3f}" for figure in figures))

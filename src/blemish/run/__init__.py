@@ -12,11 +12,11 @@ from blemish.run.progress import Bar, Lines, Progress, Silent, Warnings
 if TYPE_CHECKING:
     from blemish.run.device import Precision, PrecisionName, choose_device, choose_precision, set_threads
     from blemish.run.loop import Epoch, epochs
-    from blemish.run.run import Run, Timer, derive_seed, torch_seeded
+    from blemish.run.run import Run, RunLog, Timer, derive_seed, torch_seeded
 
 _HOME = {"PrecisionName": "device", "choose_device": "device", "choose_precision": "device", "set_threads": "device"}
 _HOME |= {"Precision": "device", "Epoch": "loop", "epochs": "loop"}
-_HOME |= {"Run": "run", "Timer": "run", "derive_seed": "run", "torch_seeded": "run"}
+_HOME |= {"Run": "run", "RunLog": "run", "Timer": "run", "derive_seed": "run", "torch_seeded": "run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -88,6 +88,7 @@ class Run:
         work: what is learned from what, by name: a checkpoint is refused where any of it differs.
         scope: which part of the work this is, such as a fold; has checkpoints of its own.
         log: curves, decisions, how far it came.
+        confirm: asks a person who watches whether something long shall begin; None where nobody does.
     """
 
     seed: int = 0
@@ -102,6 +103,7 @@ class Run:
     work: Mapping[str, str] = field(default_factory=dict)
     scope: str = ""
     log: RunLog = field(default_factory=RunLog)
+    confirm: Callable[[str], bool] | None = None
 
     @property
     def curves(self) -> dict[str, list[dict[str, float]]]:

@@ -17,7 +17,7 @@ from blemish.data.images import read_image
 from blemish.data.samples import Sample
 from blemish.data.testset import TestSet, load_mask
 from blemish.errors import DataError, ImageError
-from blemish.inspection.calibration import Calibration, group_scores
+from blemish.inspection.calibration import group_scores
 from blemish.inspection.inspector import Inspector
 from blemish.metrics import aupro_per_image, auroc, caught_at, cue_aurocs, cue_values, image_metrics, pixel_metrics
 from blemish.run import Run
@@ -110,7 +110,7 @@ def evaluate(
         metrics |= {f"trivial_{cue}_auroc": value for cue, value in cues.items()}
         metrics |= _pixel_figures(judged, per_image_pro)
         by_kind = _by_kind(judged) if kinds else {}
-    decisions = {} if inspector.calibration.kind == "none" else _decisions(inspector.calibration, judged)
+    decisions = {} if inspector.calibration.kind == "none" else _decisions(inspector, judged)
     intervals = {name: ends for name, (_, ends) in caught.items()}
     return Evaluation(metrics, by_kind, decisions, tuple(judged), at, tuple(notes), intervals)
 
@@ -172,10 +172,11 @@ def _by_kind(judged: Sequence[Judged]) -> dict[str, dict[str, float]]:
     return kinds
 
 
-def _decisions(calibration: Calibration, judged: Sequence[Judged]) -> dict[str, Any]:
+def _decisions(inspector: Inspector, judged: Sequence[Judged]) -> dict[str, Any]:
     """What the calibrated threshold does here, by group."""
+    calibration = inspector.calibration
     figures: dict[str, Any] = {
-        "promise": calibration.sentence(),
+        "promise": inspector.promise,
         "calibration": calibration.kind,
         "calibration_parts": calibration.n,
         "promised_rate": calibration.expected_false_reject,

@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import hashlib
 import platform
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from importlib.metadata import PackageNotFoundError, version
@@ -28,12 +29,14 @@ from blemish.registry import DEFAULT_METHOD, method_class, method_entry, nearest
 from blemish.run import Run, Silent
 from blemish.training.ablation import change_in_words, check_comparable, compare
 from blemish.training.epoch_selection import AUTO, choose_length
+from blemish.training.forecast import announce
 from blemish.training.learner import Learner, OnEpoch
 from blemish.training.painted import score_painted
 from blemish.training.profiles import settle
 from blemish.training.setup import FitSettings, build_learner, introduce, load_images, method_config
 
 PAINTED_DEFECTS, MOST_PAINTED = 120, 4  # in all and on each image, to say what a model would find
+RATES = (0.02, 0.05, 0.1, 0.2)  # of good parts rejected, at which known-bad images are counted
 SMALLEST_PAINTED = 96  # pixels of an image's shorter side: on less, nothing looks like a defect
 
 
@@ -79,6 +82,7 @@ def fit(
             run.progress.note(sentence)
             config = dataclasses.replace(learner.config, epochs=facts["length_chosen"]["epochs"])
             learner = dataclasses.replace(learner, config=config)
+        announce(learner, kept, FOLDS if is_crossfit else 1, run)
         calibration = Calibration()
         if is_crossfit:
             folds = folds_by_group(learner.groups, FOLDS, run.seed)
@@ -93,10 +97,10 @@ def fit(
             run.progress.note(change_in_words(facts["known_bad_changed"]))
         inspector = dataclasses.replace(inspector, calibration=calibration, provenance=facts)
         _show_known_bad(inspector, learner, run)
-        if expected := outlook(painted_from(facts), calibration):
-            few = expected["rejected"] + expected["reviewed"] < FEW
-            help_ = " Learn from more images, or try a larger --size or another --profile." if few else ""
-            run.progress.note(f"{'warning: ' * few}{expected['sentence']}{help_}")
+        expected = outlook(painted_from(facts), calibration)
+        if expected and expected["rejected"] + expected["reviewed"] < FEW:
+            what_helps = "learn from more images, or try a larger --size or another --profile"
+            run.progress.note(f"warning: this model finds next to nothing. {expected['sentence']} {what_helps}")
         return inspector
 
 
@@ -182,8 +186,16 @@ def _show_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:
     if learner.anomalous is None or inspector.calibration.kind == "none":
         return
     scores, _ = inspector.scores(learner.anomalous, run, "scoring known-bad images")
-    rejected = sum(inspector.calibration.decide(score) == "reject" for score in scores.tolist())
-    text = f"of {len(scores)} known-bad images this model rejects {rejected}"
+    calibration = inspector.calibration
+    count = Counter(calibration.decide(score) for score in scores.tolist())
+    text = f"of {len(scores)} known-bad images this model rejects {count['reject']}, "
+    text += f"sends {count['review']} to review and misses {count['ok']}"
+    found = []
+    for rate in RATES:
+        threshold = dataclasses.replace(calibration, rate=rate).threshold
+        if threshold is not None and rate > (calibration.rate or 0):
+            found.append(f"{rate:.0%}: {int((scores > threshold).sum())}")
+    text += f" (rejected at other rates of good parts: {', '.join(found)}; --false-reject chooses)" if found else ""
     if learner.cls.learns_from_anomalous(learner.config):
         text += ", but it has learned from them"
         if learner.cls.without_anomalous(learner.config) and "known_bad_changed" not in inspector.provenance:

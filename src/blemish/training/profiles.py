@@ -77,17 +77,16 @@ def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings
     backbone = settings.backbone or profile.backbone
     known = _options(method)
     options = {key: value for key, value in profile.options.items() if key in known} | dict(settings.options)
-    size, stride = settings.size, choose_levels(backbone, options["layers"])[-1].stride
-    if size is None:
+    stride = choose_levels(backbone, options["layers"])[-1].stride
+    if settings.size is None:
         low, high = profile.limits
         limits = (low, high if settings.smallest_defect is None else 2 * high)
         size, notes = fitting_size(training.samples, limits, stride, settings.smallest_defect)
     else:
-        sides = (size, size) if isinstance(size, int) else size
-        size = tuple(max(1, round(side / stride)) * stride for side in sides)
-        notes = (
-            [] if size == sides else [f"{sides[1]} x {sides[0]} becomes {size[1]} x {size[0]}: cells are {stride} wide"]
-        )
+        height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
+        size = max(1, round(height / stride)) * stride, max(1, round(width / stride)) * stride
+        becomes = f"{width} x {height} becomes {size[1]} x {size[0]}: the network's cells are {stride} pixels wide"
+        notes = [] if size == (height, width) else [becomes]
     for note in notes:
         run.progress.note(f"note: {note}")
     return dataclasses.replace(settings, backbone=backbone, options=options, size=size)

@@ -1,0 +1,31 @@
+"""What painted defects say of a model."""
+
+import numpy as np
+
+from blemish.inspection.calibration import Calibration, calibrate
+from blemish.inspection.outlook import Painted, outlook
+
+SCORES = np.arange(1.0, 200.0)  # 199 good parts: 1 % rejects two of 200 gaps, above 198
+
+
+def test_shares_by_size_and_kind_are_counted_at_the_threshold():
+    calibration = calibrate("holdout", SCORES, review=0.02)
+    assert (calibration.threshold, calibration.review_threshold) == (198, 194)
+    painted = [
+        Painted("scratch", 0.1, 4.0, 10.0),
+        Painted("scratch", 0.1, 6.0, 195.0),
+        Painted("hole", 0.2, 20.0, 199.0),
+        Painted("hole", 0.2, 22.0, 500.0),
+    ]
+    expected = outlook(painted, calibration)
+    assert (expected["rejected"], expected["reviewed"], expected["defects"]) == (0.5, 0.25, 4)
+    assert expected["kinds"] == {"scratch": 0.5, "hole": 1.0}
+    assert expected["widths"] == [[5, 0.5], [21, 1.0]]
+    assert expected["of_bad"] == "of defects painted on good parts 50% are rejected and 25% sent to review"
+    assert "50% of those about 5 pixels wide, 100% of those about 21 pixels wide" in expected["sentence"]
+    assert expected["of_bad"] in calibration.sentence(expected["of_bad"])
+
+
+def test_without_calibration_or_defects_there_is_nothing_to_say():
+    assert outlook([Painted("hole", 0.2, 20.0, 1.0)], Calibration()) == {}
+    assert outlook([], calibrate("holdout", SCORES)) == {}

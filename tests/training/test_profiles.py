@@ -1,0 +1,110 @@
+"""What a profile makes of a set of images, and what is said before a long training."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from blemish import load
+from blemish.data.readers import read_training
+from blemish.errors import Cancelled, ConfigError, WeightsError
+from blemish.registry import PROFILES
+from blemish.run import Run, Silent
+from blemish.training import forecast
+from blemish.training.fit import fit
+from blemish.training.profiles import settle
+from blemish.training.setup import FitSettings
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def bars(folder, count, turn, size=(192, 192)):
+    """Photographs of a threaded bar, in the same direction or in any."""
+    rng = np.random.default_rng(1)
+    (folder / "good").mkdir(parents=True)
+    for number in range(count):
+        noise = rng.normal(120, 4, (400, 400)).clip(0, 255).astype(np.uint8)
+        picture = Image.fromarray(noise)
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((100, 170, 300, 230), fill=200)
+        for x in range(104, 300, 12):
+            draw.line((x, 170, x + 6, 230), fill=60, width=3)
+        picture = picture.rotate(rng.uniform(0, 360) if turn else rng.normal(0, 1), fillcolor=120, resample=2)
+        picture.crop((80, 80, 320, 320)).resize(size[::-1]).save(folder / f"good/{number:02}.png")
+    return read_training(folder)
+
+
+@pytest.mark.parametrize(("turn", "expected"), [(True, "all"), (False, "none")])
+def test_parts_that_lie_in_any_direction_are_learned_in_all(tmp_path, turn, expected):
+    notes = Notes()
+    settled = settle(bars(tmp_path, 15, turn), FitSettings(profile="fast"), Run(progress=notes))
+    assert settled.poses == expected
+    lie = "in any direction" if turn else "as photographed"
+    assert any(f"your parts lie {lie}" in said and "painted defects" in said for said in notes.said)
+    turned = PROFILES["fast"].turned if turn else PROFILES["fast"]
+    assert settled.options == turned.options
+    assert settled.size == ((384, 384) if turn else (256, 256))
+
+
+def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):
+    training, notes = bars(tmp_path, 6, False, (96, 192)), Notes()
+    asked = FitSettings(profile="fast", poses="flips", size=(90, 200), options={"memory": 77, "layers": (1, 2)})
+    settled = settle(training, asked, Run(progress=notes))
+    assert (settled.poses, settled.size, settled.options["memory"]) == ("flips", (88, 200), 77)
+    assert any("200 x 90 becomes 200 x 88" in said for said in notes.said)
+    own = settle(training, FitSettings(backbone="efficientnet_lite0", poses="none"), Run())
+    assert own.size == (304, 624)  # as many pixels as in a square of 448, and twice as wide as high
+    assert settle(training, FitSettings("patchcore"), Run()) == FitSettings("patchcore")
+    with pytest.raises(ConfigError, match="rd has no profiles"):
+        settle(training, FitSettings("rd", profile="fast"), Run())
+
+
+def test_the_default_gives_way_where_its_weights_are_absent_and_a_profile_asked_for_does_not(tmp_path, monkeypatch):
+    def absent(name, layers):
+        raise WeightsError(f"the weights of {name} are absent.")
+
+    training, notes = bars(tmp_path / "parts", 4, False), Notes()
+    monkeypatch.setattr("blemish.training.profiles.build_backbone", absent)
+    settled = settle(training, FitSettings(), Run(progress=notes))
+    assert (settled.profile, settled.backbone) == ("fast", PROFILES["fast"].backbone)
+    assert any(said.startswith("warning: the profile balanced finds more, but") for said in notes.said)
+    with pytest.raises(WeightsError, match="absent"):
+        settle(training, FitSettings(profile="balanced"), Run())
+
+
+def test_defects_painted_on_unseen_good_images_say_what_would_be_found(tmp_path):
+    settings = {"backbone": "efficientnet_lite0", "size": 128, "poses": "none"}
+    model = fit(bars(tmp_path, 10, False), FitSettings(**settings))
+    expected = model.would_find
+    assert expected["defects"] == 40
+    assert len(expected["widths"]) == 3
+    assert expected["widths"][0][0] < expected["widths"][2][0]
+    assert expected["widths"][2][1] > 0.5  # a quarter of the picture's side is hard to miss
+    assert expected["of_bad"] in model.promise
+    assert load(model.save(tmp_path / "model.blemish")).would_find == expected
+    strict = dataclasses.replace(model, calibration=dataclasses.replace(model.calibration, rate=0.3))
+    assert strict.would_find["rejected"] >= expected["rejected"]
+
+
+def test_a_long_training_is_announced_and_may_be_declined(tmp_path, monkeypatch):
+    monkeypatch.setattr(forecast, "LONG", 0.0)
+    training, notes, asked = bars(tmp_path, 6, False), Notes(), []
+    settings = FitSettings("nkd", backbone="resnet18", weights="random", size=64, calibration="none", epochs=60)
+
+    def decline(text):
+        asked.append(text)
+        return False
+
+    with pytest.raises(Cancelled, match="nothing was begun"):
+        fit(training, settings, Run(progress=notes, confirm=decline))
+    (text,) = asked
+    assert text.startswith("training takes about")
+    assert "(60 steps)" in text
+    assert f"note: {text.removesuffix('. Begin?')}" in notes.said
