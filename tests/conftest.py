@@ -75,6 +75,14 @@ class TinyImages:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def small_by_default() -> Iterator[None]:
+    """The default profile is the one of an installation without extras, whatever is installed here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blemish.training.profiles.DEFAULT_PROFILE", "fast")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def fp32_unless_asked() -> Iterator[None]:
     """Automatic precision is fp32 on every processor, so that figures agree; tests of bf16 ask for it by name.
 

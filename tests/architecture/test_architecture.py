@@ -31,10 +31,10 @@ SOURCE = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
 TREES = {name: ast.parse(text) for name, text in SOURCE.items()}
 NODES = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)]
 
-BUDGET = {"the redesign": 12_000, "defaults that find the defects": 900}
+BUDGET = {"the redesign": 12_000, "defaults that find the defects": 900, "everything that broke": 700}
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 11_300
+TEST_BUDGET = 11_500
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

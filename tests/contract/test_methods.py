@@ -24,7 +24,8 @@ from blemish.errors import BlemishError, Cancelled, ConfigError, RegimeError
 from blemish.inspection.inspector import Inspector, load
 from blemish.registry import METHODS, make_config, method_class, option_table
 from blemish.run import Run
-from blemish.training import fit as fitting
+from blemish.training import setup
+from blemish.training.fit import fit
 
 SIDE = 64
 STEPS = 15
@@ -114,8 +115,8 @@ def learn(folders: dict[str, Path], backbones, name: str):
         options = {key: value for key, value in wanted.items() if key in known}
         with pytest.MonkeyPatch.context() as patch:
             # The shared backbone stays in fp32.
-            patch.setattr(fitting, "build_backbone", backbones if precision == "fp32" else build_backbone)
-            return fitting.fit(
+            patch.setattr(setup, "build_backbone", backbones if precision == "fp32" else build_backbone)
+            return fit(
                 folders[regime],
                 method=name,
                 options=options,

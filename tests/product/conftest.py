@@ -82,7 +82,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 @pytest.fixture(scope="session")
 def inspector(parts: Parts) -> Inspector:
     """PatchCore on the embedded backbone at 64 pixels, calibrated by cross-fitting."""
-    return fit(parts.root, size=SIDE, options={"fraction": 0.5})
+    return fit(parts.root, method="patchcore", size=SIDE, options={"fraction": 0.5})
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def blemish() -> Callable[..., Result]:
 @pytest.fixture(scope="session")
 def quick_fit() -> list[str]:
     """Arguments that make ``fit`` quick: a small input and a backbone of random weights."""
-    return ["--size", str(SIDE), "--backbone", "resnet18", "--weights", "random", "--threads", "1"]
+    return ["--size", str(SIDE), "--backbone", "resnet18", "--weights", "random", "--poses", "none", "--threads", "1"]
 
 
 @pytest.fixture

@@ -61,7 +61,9 @@ def test_every_kind_in_turn_becomes_known_bad(blemish, answer, labelled, quick_f
         "2 bad images labelled, of scratch",
     ]
     manifest, model = labelled / "few-scratch.csv", tmp_path / "m.blemish"
-    (found,) = answer("fit", manifest, "-o", model, *quick_fit, "--calibration", "none", "--steps", "1", "-q")
+    (found,) = answer(
+        "fit", manifest, "-m", "ckaad", "-o", model, *quick_fit, "--calibration", "none", "--steps", "1", "-q"
+    )
     assert (found["method"], found["regime"], found["images"]) == ("ckaad", "weak", 18)
     assert set(answer("evaluate", model, manifest, "-q")[0]["kinds"]) >= {"scratch", "hole"}
 

@@ -60,7 +60,7 @@ def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):
     assert (settled.poses, settled.size, settled.options["memory"]) == ("flips", (88, 200), 77)
     assert any("200 x 90 becomes 200 x 88" in said for said in notes.said)
     own = settle(training, FitSettings(backbone="efficientnet_lite0", poses="none"), Run())
-    assert own.size == (304, 624)  # as many pixels as in a square of 448, and twice as wide as high
+    assert own.size == (176, 352)  # as many pixels as in a square of 256, and twice as wide as high
     assert settle(training, FitSettings("patchcore"), Run()) == FitSettings("patchcore")
     with pytest.raises(ConfigError, match="rd has no profiles"):
         settle(training, FitSettings("rd", profile="fast"), Run())
@@ -72,6 +72,7 @@ def test_the_default_gives_way_where_its_weights_are_absent_and_a_profile_asked_
 
     training, notes = bars(tmp_path / "parts", 4, False), Notes()
     monkeypatch.setattr("blemish.training.profiles.build_backbone", absent)
+    monkeypatch.setattr("blemish.training.profiles.DEFAULT_PROFILE", "balanced")
     settled = settle(training, FitSettings(), Run(progress=notes))
     assert (settled.profile, settled.backbone) == ("fast", PROFILES["fast"].backbone)
     assert any(said.startswith("warning: the profile balanced finds more, but") for said in notes.said)

@@ -161,11 +161,10 @@ def parse_epochs(text: str | None) -> int | Literal["auto"] | None:
 
 def parse_size(text: str) -> int | tuple[int, int] | None:
     """A side, height and width, or None for ``auto``."""
-    from blemish.errors import ConfigError
-
     if text == "auto":
         return None
     sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split("x")]
     if len(sides) > 2 or not all(32 <= side <= 4096 for side in sides):
-        raise ConfigError(f"--size {text}: give auto, a side such as 448, or height and width such as 384x512")
+        message = f"{text} is neither auto, nor a side such as 448, nor height and width such as 384x512 (32 to 4096)"
+        raise typer.BadParameter(message, param_hint="--size")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])

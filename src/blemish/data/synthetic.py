@@ -10,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates, shift
-from torch.nn import functional as F
+from scipy.ndimage import gaussian_filter, map_coordinates, shift, zoom
 
 Array = NDArray[np.float64]
 
@@ -162,12 +160,15 @@ def paint(picture: Array, kind: str, rng: Generator, side: int = SIDE) -> tuple[
 
 
 def _resized(values: Array, side: int) -> Array:
-    """``s s`` or ``s s 3`` at ``side side``: with antialiasing, so that a small defect is a blurred large one."""
-    if len(values) == side:
+    """``s s`` or ``s s 3`` at ``side side``: smoothed first where it shrinks, so a small defect is a blurred large one."""
+    factor = side / len(values)
+    if factor == 1:
         return values
-    planes = torch.from_numpy(np.ascontiguousarray(values)).reshape(len(values), len(values), -1).permute(2, 0, 1)
-    scaled = F.interpolate(planes[None], (side, side), mode="bilinear", align_corners=False, antialias=True)[0]
-    return scaled.permute(1, 2, 0).reshape(side, side, *values.shape[2:]).numpy()
+    flat = (0,) * (values.ndim - 2)
+    if factor < 1:
+        values = gaussian_filter(values, (0.4 / factor, 0.4 / factor, *flat))
+    resized: Array = zoom(values, (factor, factor, *(1 for _ in flat)), order=1, mode="nearest", grid_mode=True)
+    return resized
 
 
 def scene_of(picture: Array) -> Scene:

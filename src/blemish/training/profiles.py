@@ -23,10 +23,11 @@ from blemish.training.painted import score_painted
 from blemish.training.setup import FitSettings, build_learner, load_images, method_config
 
 TRIED: tuple[Poses, ...] = ("none", "all")
-TRIAL_SIZE = 256  # pixels a side, which is enough to tell
+TRIAL_SIZE, TRIAL_MEMORY = 256, 2000  # pixels a side and patches, which are enough to tell
 FEWEST = 6  # groups: of fewer, a third says nothing
 MOST = 30  # groups that are looked at: each is learned in 12 directions
 PAINTED = 4  # defects on each held-out image
+SMALLEST = 1e-6  # score: an image that was learned itself has none
 GAIN = 0.25  # deviations: a smaller difference may be chance
 
 
@@ -56,7 +57,7 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
             name, profile = "fast", smallest
     poses = settings.poses
     if poses is None and training.regime != "contaminated":
-        trial = dataclasses.replace(settings, size=settings.size or TRIAL_SIZE)
+        trial = dataclasses.replace(settings, size=TRIAL_SIZE, options={**settings.options, "memory": TRIAL_MEMORY})
         poses, why = _choose_poses(training, _with_profile(smallest, training, trial, run, method), run)
         run.progress.note(why)
         if poses != "none" and settings.backbone is None:
@@ -95,13 +96,13 @@ def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings
 def _choose_poses(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Poses, str]:
     """Whether to learn the good images in all directions, and why, in words."""
     names = shuffled_names((sample.group for sample in training.normal), run.seed, "poses")[:MOST]
-    if len(names) < FEWEST:
-        return "none", f"poses: {len(names)} good parts are too few to tell: each photograph is learned as it is"
     quiet = dataclasses.replace(run, progress=Silent())
     looked = tuple(sample for sample in training.normal if sample.group in set(names))
     images = load_images(dataclasses.replace(training, samples=looked + training.anomalous), settings, quiet)
     method = settings.method or DEFAULT_METHOD["clean"]
     learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, quiet)
+    if (parts := len(set(learner.groups))) < FEWEST:
+        return "none", f"poses: {parts} good parts are too few to tell: each photograph is learned as it is"
     kept, held = split_by_group(learner.groups, 1 / 3, run.seed)
     unseen = learner.normal.subset(held)
     known_bad = images[1] if images[1] is not None and len(images[1]) >= FEWEST else None
@@ -109,11 +110,12 @@ def _choose_poses(training: TrainingSet, settings: FitSettings, run: Run) -> tup
     apart: dict[Poses, float] = {}
     for poses in run.progress.track(TRIED, "trying poses"):
         inspector = dataclasses.replace(learner, poses=poses).learn(kept, quiet.scoped(f"poses {poses}"))
-        good = np.log(inspector.scores(unseen, quiet)[0])
+        good, bad = inspector.scores(unseen, quiet)[0], np.empty(0)
         if known_bad is None:
-            bad = np.log([painted.score for painted in score_painted(inspector, unseen, PAINTED, run.seed)])
+            bad = np.array([painted.score for painted in score_painted(inspector, unseen, PAINTED, run.seed)])
         else:
-            bad = np.log(inspector.scores(known_bad, quiet)[0])
+            bad = inspector.scores(known_bad, quiet)[0]
+        good, bad = (np.log(np.maximum(scores, SMALLEST)) for scores in (good, bad))
         apart[poses] = float((bad.mean() - good.mean()) / max(1e-9, np.sqrt((bad.var() + good.var()) / 2)))
     best: Poses = "all" if apart["all"] > apart["none"] + GAIN else "none"
     lie = "as photographed" if best == "none" else "in any direction"
