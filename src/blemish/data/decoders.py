@@ -14,6 +14,7 @@ import io
 import logging
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ for _library in ("tifffile", "pydicom"):
     logging.getLogger(_library).propagate = False
     warnings.filterwarnings("ignore", module=rf"{_library}(\.|$)")
 
-UPRIGHT = {  # EXIF's orientations, as views of an array
+UPRIGHT: dict[int, Callable[[Values], Values]] = {  # EXIF's orientations, as views of an array
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from blemish.data.readers import EXTENSIONS
+from blemish.data.readers import images_below
 from blemish.data.samples import Sample
 from blemish.errors import CalibrationError, DataError, ImageError, OutputError
 from blemish.inspection.calibration import calibrate
@@ -21,6 +21,9 @@ from blemish.run.files import check_writable, written_atomically
 if TYPE_CHECKING:
     from blemish.inspection.inspector import Inspector, Source
     from blemish.run import Progress, Run
+
+
+MADE_BY = "Made by blemish inspect"  # in overlays and maps, so that none is judged the next day
 
 
 def deliver(
@@ -49,6 +52,8 @@ def deliver(
     if table is not None:
         check_writable(table)
     decisions: set[str] = set()
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", MADE_BY)
     unreadable: list[Source] = []
     rows: list[dict[str, Any]] = []
 
@@ -60,19 +65,22 @@ def deliver(
         decisions.add(verdict.decision or "")
         line, name = verdict.as_dict(), names[Path(verdict.source or "")]
         if table is not None:
-            rows.append(dict(line))
+            # What begins as a formula would be one in a spreadsheet.
+            path = line["path"]
+            rows.append(line | {"path": f"./{path}" if path[:1] in ("=", "+", "-", "@", "\t", "\r") else path})
         if overlays is not None:
             line["overlay"] = str(overlays / f"{name}.png")
             with written_atomically(overlays / f"{name}.png") as temporary:
-                verdict.overlay().save(temporary, format="PNG")
+                verdict.overlay().save(temporary, format="PNG", pnginfo=mark)
         if maps is not None and verdict.heatmap is not None:
             line["map"] = str(maps / f"{name}.tiff")
             with written_atomically(maps / f"{name}.tiff") as temporary:
-                Image.fromarray(checked_map(verdict.heatmap)).save(temporary, format="TIFF")  # 32-bit float, for ImageJ
+                values = Image.fromarray(checked_map(verdict.heatmap))  # 32-bit float, for ImageJ
+                values.save(temporary, format="TIFF", tiffinfo={305: MADE_BY})
         say(json.dumps(line))
     if table is not None:
         with written_atomically(table) as temporary:
-            temporary.write_text(regions_csv(rows), encoding="utf-8")
+            temporary.write_text(regions_csv(rows), encoding="utf-8", errors="backslashreplace")
     return decisions, len(unreadable)
 
 
@@ -101,14 +109,20 @@ def recalibrated(
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``."""
+    """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``.
+
+    Hidden folders are passed over as when a set is read, and so are overlays and maps that ``deliver`` has written.
+    """
     images: list[Path] = []
     for path in paths:
         if not path.is_dir():
             images.append(path)
             continue
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS]
-        images += [f for f in files if f.name[0] != "." and "ground_truth" not in f.relative_to(path).parts]
+        for file in sorted(images_below(path)):
+            with file.open("rb") as opened:
+                ours = MADE_BY.encode() in opened.read(1024)
+            if not ours and "ground_truth" not in file.relative_to(path).parts:
+                images.append(file)
     if not images:
         raise DataError(f"no image in {', '.join(str(path) for path in paths)}: name image files, or folders of them")
     return images
