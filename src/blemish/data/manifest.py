@@ -81,8 +81,7 @@ def write_manifest(manifest: Path, samples: Iterable[Sample]) -> Path:
     rows: list[tuple[str, ...]] = [COLUMNS]
     for sample in samples:
         files = (file.resolve().relative_to(folder).as_posix() if file else "" for file in (sample.path, sample.mask))
-        # A space in front would be taken for one of the table's.
-        path, mask = (f"./{name}" if re.match(r"[=+\-@\s]", name) else name for name in files)
+        path, mask = map(beside, files)
         # An image that is its own group needs none in the file.
         group = "" if sample.group == sample.path.as_posix() else sample.group
         words = (_FORMULA.sub(r"'\g<0>", word) for word in (sample.category, sample.kind, group))
@@ -98,6 +97,11 @@ def write_manifest(manifest: Path, samples: Iterable[Sample]) -> Path:
         for row in rows:
             (quoted if any("\r" in word for word in row) else plain).writerow(row)
     return manifest
+
+
+def beside(name: str) -> str:
+    """A relative path as a table may hold it: not as a formula, and not with a space in front, which would be lost."""
+    return f"./{name}" if re.match(r"[=+\-@\s]", name) else name
 
 
 def check_within(manifest: Path, images: Iterable[Path]) -> None:

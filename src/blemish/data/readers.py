@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,9 @@ EXTENSIONS = frozenset(
     | {".pnm", ".gif", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".dcm"}
 )
 """File names that count as images when a folder is read; the content decides when one is opened."""
+
+MADE_BY = "Made by blemish inspect"
+"""In overlays and maps, so that none is judged the next day."""
 
 _IMAGE_LIKE = re.compile(r"\.(psd|exr|hdr|jxl|svg|raw|dng|cr[23]|nef|arw|tga|ico|nii|npy|fits|pdf)$", re.IGNORECASE)
 _SYSTEM = frozenset(("@eadir", "__macosx", "$recycle.bin", "system volume information"))  # of thumbnails and the like
@@ -198,6 +201,34 @@ def folders_in(folder: Path) -> list[Path]:
     """The folders directly in ``folder``, in natural order, without hidden ones and those of systems (``@eaDir``)."""
     folders = (path for path in _entries(folder) if path.is_dir() and not path.name.startswith("."))
     return sorted((path for path in folders if path.name.casefold() not in _SYSTEM), key=natural_key)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name has the signs of a glob pattern."""
+    return any(sign in name for sign in "*?[")
+
+
+def find_images(given: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The files named, what patterns match, and every image below the folders named, but for masks in ``ground_truth``.
+
+    In order; a DataError where there is none. Overlays and maps that ``blemish inspect`` has written are left out.
+    """
+    images: list[Path] = []
+    named = [given] if isinstance(given, str | Path) else list(given)
+    for path in map(Path, named):
+        if path.is_dir():
+            for file in sorted(images_below(path)):
+                with file.open("rb") as opened:
+                    ours = MADE_BY.encode() in opened.read(1024)
+                if not ours and "ground_truth" not in file.relative_to(path).parts:
+                    images.append(file)
+        elif not path.exists() and is_pattern(str(path)):
+            images += sorted(filter(is_image, map(Path, glob.glob(str(path), recursive=True))))  # noqa: PTH207
+        else:
+            images.append(path)
+    if not images:
+        raise DataError(f"no image in {', '.join(map(str, named))}: name image files, or folders of them")
+    return images
 
 
 def contents(folder: Path) -> str:

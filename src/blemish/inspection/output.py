@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, PngImagePlugin
 
-from blemish.data.readers import images_below
+from blemish.data.manifest import beside
+from blemish.data.readers import MADE_BY, find_images
 from blemish.data.samples import Sample
-from blemish.errors import CalibrationError, DataError, ImageError, OutputError
+from blemish.errors import CalibrationError, ImageError, OutputError
 from blemish.inspection.calibration import calibrate
 from blemish.inspection.regions import checked_map, regions_csv
 from blemish.run.files import check_writable, written_atomically
@@ -21,9 +22,6 @@ from blemish.run.files import check_writable, written_atomically
 if TYPE_CHECKING:
     from blemish.inspection.inspector import Inspector, Source
     from blemish.run import Progress, Run
-
-
-MADE_BY = "Made by blemish inspect"  # in overlays and maps, so that none is judged the next day
 
 
 def deliver(
@@ -65,9 +63,7 @@ def deliver(
         decisions.add(verdict.decision or "")
         line, name = verdict.as_dict(), names[Path(verdict.source or "")]
         if table is not None:
-            # What begins as a formula would be one in a spreadsheet.
-            path = line["path"]
-            rows.append(line | {"path": f"./{path}" if path[:1] in ("=", "+", "-", "@", "\t", "\r") else path})
+            rows.append(line | {"path": beside(line["path"])})
         if overlays is not None:
             line["overlay"] = str(overlays / f"{name}.png")
             with written_atomically(overlays / f"{name}.png") as temporary:
@@ -106,26 +102,6 @@ def recalibrated(
     scores, maxima = inspector.scores(images.subset(distinct), run, "calibrating")
     calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
     return dataclasses.replace(inspector, calibration=calibration)
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``.
-
-    Hidden folders are passed over as when a set is read, and so are overlays and maps that ``deliver`` has written.
-    """
-    images: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        for file in sorted(images_below(path)):
-            with file.open("rb") as opened:
-                ours = MADE_BY.encode() in opened.read(1024)
-            if not ours and "ground_truth" not in file.relative_to(path).parts:
-                images.append(file)
-    if not images:
-        raise DataError(f"no image in {', '.join(str(path) for path in paths)}: name image files, or folders of them")
-    return images
 
 
 def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:
