@@ -1,9 +1,9 @@
-"""Every image file below some folders, as Blemish reads it and as a second decoder does (imagecodecs: libtiff, libpng ...).
+"""Every image file below some folders, as Blemish reads it and as a second decoder does (imagecodecs).
 
     python benchmarks/decoders.py FOLDER...
 
 Prints how many were read equal, refused, not compared (no second decoder reads them) or differing, and which differ.
-Grey and colours stored as such must be equal to the last bit; CMYK, YCbCr, LAB and what is lossy may differ by rounding.
+Grey and colours stored as such must be equal to the last bit; CMYK, YCbCr and what is lossy may differ by rounding.
 """
 
 import collections
@@ -36,7 +36,7 @@ def over_black(values: np.ndarray, alpha: bool, white: float | None = None) -> n
 
 
 def second_tiff(content: bytes) -> tuple[np.ndarray, float]:
-    """What libtiff itself says of the page that is no thumbnail, and the difference allowed, both in shares of white."""
+    """What libtiff says of the page that is no thumbnail, and the difference allowed, in shares of white."""
     with tifffile.TiffFile(io.BytesIO(content)) as tiff:
         page = next((page for page in tiff.pages if not page.subfiletype & 5), tiff.pages[0])
         index, bits, shown, alpha = page.index, page.bitspersample, page.photometric, list(page.extrasamples)

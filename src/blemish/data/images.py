@@ -8,7 +8,7 @@
 * CMYK, YCbCr, LAB and palettes become RGB; a rotation noted by the camera (EXIF) is applied;
 * of several frames a phone's second view and a TIFF's thumbnails are passed over: files of several images are refused.
 
-The largest image takes up to 1.6 GB while it is read: 4 bytes a pixel as decoded, and the result.
+The largest image takes up to 1 GB of memory while it is read, of 16 bits a colour and with transparency 2.5 GB.
 """
 
 import io
@@ -39,14 +39,12 @@ MAX_SCANS = 100  # of a progressive JPEG: encoders write about ten, and each tak
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
 _NEEDED = "PNG, JPEG, TIFF, BMP, WebP, PPM, PGM, GIF, JPEG 2000, AVIF, HEIC or DICOM is needed"
-_KNOWN = re.compile(  # how files begin, to say what a damaged one was
+_STARTS = re.compile(  # how files begin, to say what one is that cannot be read; those up to DICOM can
     rb"(?P<PNG>\x89PNG)|(?P<JPEG>\xff\xd8\xff)|(?P<BMP>BM)|(?P<WebP>RIFF....WEBP)|(?P<GIF>GIF8)|(?P<PPM>P[1-6]\s)"
-    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<AVIF>....ftypavi)|(?P<JPEG_2000>\0\0\0.jP|\xff\x4f\xff\x51)|.{128}(?P<DICOM>DICM)",
+    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<AVIF>....ftyp)|(?P<JPEG_2000>\0\0\0.jP|\xff\x4f\xff\x51)|.{128}(?P<DICOM>DICM)"
+    rb"|(?P<Photoshop>8BPS)|(?P<PDF>%PDF)|(?P<OpenEXR>v/1\x01)|(?P<Radiance>#\?R)|(?P<JPEG_XL>\xff\x0a|\0{3}\x0cJXL)"
+    rb"|(?P<NumPy>\x93NUMPY)|(?P<ZIP>PK\3\4)|(?P<SVG>\s*<svg)|(?P<ICO>\0\0\1\0)|(?P<FITS>SIMPLE  =)",
     re.DOTALL,
-)
-_FOREIGN = re.compile(
-    rb"(?P<Photoshop>8BPS)|(?P<PDF>%PDF)|(?P<OpenEXR>v/1\x01)|(?P<Radiance>#\?R)|(?P<JPEG_XL>\xff\x0a|\0\0\0\x0cJXL)"
-    rb"|(?P<NumPy>\x93NUMPY)|(?P<ZIP>PK\3\4)|(?P<SVG>\s*<svg)|(?P<ICO>\0\0\1\0)|(?P<FITS>SIMPLE  =)"
 )
 _DEEP = ("RGB;16B", "RGBA;16B", "LA;16B")  # PNG of 16 bits a colour, of which Pillow would give 8
 _ORIENTATION = 0x0112
@@ -85,11 +83,8 @@ def read_image(source: Any) -> DecodedImage:
             raise ImageError(f"{name} is not an image: uint8, uint16, bool or float in [0, 1] is needed.")
         return _from_values(source.astype(source.dtype.newbyteorder("="), copy=False), name)
     if isinstance(source, Image.Image):
-        tags = getattr(source, "tag_v2", None)
-        if source.format == "TIFF" and tags is not None:
-            bits, kind = (max(tags.get(number, (1,))) for number in (258, 339))
-            if not pillow_reads(bits, kind, tags.get(277, 1), tags.get(262, 1), tags.get(266, 1), tags.get(284, 1)):
-                raise ImageError("the given PIL image is of a TIFF that Pillow misreads: give its path or its bytes.")
+        if source.format == "TIFF" and not pillow_reads(getattr(source, "tag_v2", {}).get):
+            raise ImageError("the given PIL image is of a TIFF that Pillow misreads: give its path or its bytes.")
         return _from_pil(source, "the given PIL image")
     if isinstance(source, (str, os.PathLike)):
         return decode(read_bytes(Path(source)), os.fspath(source))
@@ -126,8 +121,7 @@ def decode(content: bytes, name: str) -> DecodedImage:
         if content[:4] in decoders.TIFF_STARTS:
             page = decoders.tiff_page(io.BytesIO(content))
             _check_size(page.imagelength, page.imagewidth, name)
-            tags = page.bitspersample, page.sampleformat, page.samplesperpixel, page.photometric, page.fillorder
-            if not pillow_reads(*tags, page.planarconfig):
+            if not pillow_reads(page.tags.valueof):
                 return _from_values(decoders.tiff_values(page, content), name)
         try:
             with _open(io.BytesIO(content)) as image:
@@ -157,8 +151,8 @@ def read_header(path: Path) -> tuple[tuple[int, int], int]:
             if start[:4] in decoders.TIFF_STARTS:
                 page = decoders.tiff_page(file)
                 bits = 32 if page.sampleformat == 3 or page.bitspersample > 16 else 16 if page.bitspersample > 8 else 8
-                turned = page.tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8)
-                return (page.shaped[3], page.shaped[2]) if turned else (page.shaped[2], page.shaped[3]), bits
+                size = page.imagelength, page.imagewidth
+                return size[::-1] if page.tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8) else size, bits
             with _open(file) as image:
                 # Asking a PNG without EXIF for it would decode the whole file.
                 turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
@@ -195,7 +189,7 @@ def _from_pil(image: Image.Image, name: str, content: bytes = b"") -> DecodedIma
     _check_size(image.height, image.width, name)
     # Phones add a second view to a photograph; the pages of a TIFF were looked at before, where its bytes were given.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "TIFF" if content else "MPO"):
-        raise ImageError(f"{name} holds several images, and one is judged at a time: save each as a file of its own.")
+        raise ImageError(f"{name} holds several images, {decoders.ONE_AT_A_TIME}.")
     try:
         unpacking = _unpacking(image)
         if image.format == "PPM" and image.mode == "RGB" and int(re.sub("[^0-9]", "", unpacking) or 0) > 255:
@@ -292,17 +286,19 @@ def _unreadable(name: str, error: Exception, content: bytes | None = None) -> Im
     """What became of a file whose ``content`` cannot be decoded; None where it could not be read at all."""
     if isinstance(error, ImageError):
         return error
-    known, foreign = _KNOWN.match(content or b""), _FOREIGN.match(content or b"")
-    kind, reason = ((known and known.lastgroup) or "").replace("_", " "), str(error) or type(error).__name__
+    start = _STARTS.match(content or b"")
+    kind, reason = ((start and start.lastgroup) or "").replace("_", " "), str(error) or type(error).__name__
+    known = start is not None and (start.lastindex or 0) <= _STARTS.groupindex["DICOM"]
     if isinstance(error, Unsupported):
         said = reason
     elif isinstance(error, Image.DecompressionBombError):
         said = f"claims more than the {MAX_PIXELS:,} pixels that are taken for one part: shrink it"
     elif content is None or (isinstance(error, OSError) and error.errno is not None):
         said = f"cannot be opened: {getattr(error, 'strerror', None) or error}"
+    elif isinstance(error, UnidentifiedImageError) and not known:
+        said = f"is {f'a {kind} file and is not read' if kind else 'not an image'}: {_NEEDED}"
     elif isinstance(error, UnidentifiedImageError):
-        what = f"a {foreign.lastgroup} file and is not read" if foreign else "not an image"
-        said = f"is damaged: it begins as {kind} and does not go on so" if known else f"is {what}: {_NEEDED}"
+        said = f"is damaged: it begins as {kind} and does not go on so"
     elif not isinstance(error, TypeError) and re.search("(?i)unsupported|not support|cannot handle|unknown", reason):
         said = f"is {kind} of a kind that is not read ({reason}): save it as PNG or TIFF"
     else:  # damaged files make Pillow raise nearly anything: struct.error, KeyError, OverflowError, SyntaxError ...
