@@ -2,7 +2,7 @@
 
 * TIFF of more than 8 bits in colour, white at zero, floats, signed or packed numbers: tifffile; LZW and packed bits
   need imagecodecs as well (extra ``formats``). Whole numbers keep their values, those above 16 bits become shares.
-* PNG of 16 bits a colour: torchvision. HEIC: pillow-heif (extra ``formats``), by way of Pillow.
+* PNG of 16 bits a colour: Pillow, asked twice. HEIC: pillow-heif (extra ``formats``), by way of Pillow.
 * DICOM: pydicom (extra ``medical``). Grey values are rescaled, spread over the file's first window or over all that its
   bits can hold, and inverted for MONOCHROME1.
 
@@ -125,17 +125,21 @@ def tiff_values(page: "TiffPage", content: bytes) -> Values:
         values = values / (2.0**bits - 1)
     if page.photometric == 0:
         values = ((1 << bits) - 1 if kind == 1 and bits <= 16 else 1) - values
-    return UPRIGHT.get(page.tags.valueof(274, 1), np.asarray)(values)
+    turn = UPRIGHT.get(page.tags.valueof(274, 1))
+    return turn(values) if turn else values
 
 
-def png_values(content: bytes) -> Values:
-    """The pixels of a PNG of 16 bits a channel."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
-
-    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    values: Values = decode_image(encoded, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    return values
+def png_values(content: bytes, unpacking: str) -> Values:
+    """The pixels of a PNG of 16 bits a channel, of which Pillow gives high bytes (B) or, told otherwise, low ones (L)."""
+    halves: list[Values] = []
+    for order in "BL":
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            tile = image.tile[0]  # type: ignore[attr-defined]
+            how = "RGBA" if unpacking == "LA;16B" else unpacking[:-1] + order  # grey and alpha are four bytes, too
+            image.tile = [tile._replace(args=how)]  # type: ignore[attr-defined]
+            halves.append(np.asarray(image).astype(np.uint16))
+    high, low = (halves[0][..., ::2], halves[0][..., 1::2]) if unpacking == "LA;16B" else halves
+    return high * np.uint16(256) + low
 
 
 def dicom_header(file: Any) -> Any:

@@ -209,7 +209,7 @@ def _from_pil(image: Image.Image, name: str, content: bytes = b"") -> DecodedIma
             if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (image.mode == "P" and "transparency" in image.info):
                 mode += "A"
         if content and image.format == "PNG" and unpacking in _DEEP:
-            values = decoders.png_values(content)
+            values = decoders.png_values(content, unpacking)
         else:
             converted = image if image.mode == mode else image.convert(mode)
             values = _opaque(converted) if mode.endswith("A") else np.asarray(converted)
