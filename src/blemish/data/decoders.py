@@ -130,16 +130,17 @@ def tiff_values(page: "TiffPage", content: bytes) -> Values:
 
 
 def png_values(content: bytes, unpacking: str) -> Values:
-    """The pixels of a PNG of 16 bits a channel, of which Pillow gives high bytes (B) or, told otherwise, low ones (L)."""
-    halves: list[Values] = []
+    """The pixels of a PNG of 16 bits a channel, of which Pillow gives high bytes or, told otherwise, low ones."""
+    values: Values = np.zeros(1, np.uint16)
     for order in "BL":
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            tile = image.tile[0]  # type: ignore[attr-defined]
             how = "RGBA" if unpacking == "LA;16B" else unpacking[:-1] + order  # grey and alpha are four bytes, too
-            image.tile = [tile._replace(args=how)]  # type: ignore[attr-defined]
-            halves.append(np.asarray(image).astype(np.uint16))
-    high, low = (halves[0][..., ::2], halves[0][..., 1::2]) if unpacking == "LA;16B" else halves
-    return high * np.uint16(256) + low
+            image.tile = [image.tile[0]._replace(args=how)]
+            part: Values = np.asarray(image)
+        if unpacking == "LA;16B":
+            return np.left_shift(part[..., ::2].astype(np.uint16), 8) | part[..., 1::2]  # type: ignore[no-any-return]
+        values = part.astype(np.uint16) << 8 if order == "B" else np.bitwise_or(values, part, out=values)
+    return values
 
 
 def dicom_header(file: Any) -> Any:
