@@ -131,7 +131,5 @@ def test_what_is_written_is_read_back_and_computes_nothing(written):
     read = read_manifest(write_manifest(folder / "out.csv", [*samples, Sample(folder / "Tür.png", "normal", "test")]))
     assert [(s.path.name, s.kind, s.group) for s in read[:-1]] == [(n, k, f"g{k}") for n, k in NAMES.items()]
     assert read[-1].path.name == "Tür.png"
-    cells = [
-        cell for row in csv.reader((folder / "out.csv").open(errors="surrogateescape", newline="")) for cell in row
-    ]
-    assert not [cell for cell in cells if cell[:1] in tuple("=@+")]
+    with (folder / "out.csv").open(errors="surrogateescape", newline="") as table:
+        assert not [cell for row in csv.reader(table) for cell in row if cell[:1] in tuple("=@+")]

@@ -61,10 +61,7 @@ def test_no_test_set(tmp_path):
 
 MOVES = {  # how a set is laid out otherwise, and what is noted
     "ground_truth/crack/1_mask.png>ground_truth/crack/1/000.png ground_truth/bent/1.png>ground_truth/bent/1/a.png": (),
-    "ground_truth/crack/1_mask.png>ground_truth/CRACK/1_gt.png ground_truth/crack>gone": (
-        "1 of 3 bad",
-        "1 masks fit no",
-    ),
+    "ground_truth/crack/1_mask.png>ground_truth/CRACK/1_gt.png ground_truth/crack>gone": ("1 of 3 bad",),
     "ground_truth>masks": (),
     "ground_truth>test/Masks": (),
     "ground_truth/bent/1.png>test/bent/1_label.png": (),

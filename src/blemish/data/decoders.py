@@ -138,7 +138,7 @@ def png_values(content: bytes, unpacking: str) -> Values:
             image.tile = [image.tile[0]._replace(args=how)]
             part: Values = np.asarray(image)
         if unpacking == "LA;16B":
-            return np.left_shift(part[..., ::2].astype(np.uint16), 8) | part[..., 1::2]  # type: ignore[no-any-return]
+            return np.left_shift(part[..., ::2].astype(np.uint16), 8) | part[..., 1::2]
         values = part.astype(np.uint16) << 8 if order == "B" else np.bitwise_or(values, part, out=values)
     return values
 

@@ -8,7 +8,7 @@
 * CMYK, YCbCr, LAB and palettes become RGB; a rotation noted by the camera (EXIF) is applied;
 * of several frames a phone's second view and a TIFF's thumbnails are passed over: files of several images are refused.
 
-The largest image takes up to 1 GB of memory while it is read, of 16 bits a colour and with transparency 2.5 GB.
+The largest image takes up to 1 GB of memory while it is read, of 16 bits a colour up to 2.7 GB.
 """
 
 import io
