@@ -9,6 +9,7 @@ column names and labels in any letter case, ``OK`` and ``NG``, empty rows.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -86,16 +87,12 @@ def write_manifest(manifest: Path, samples: Iterable[Sample]) -> Path:
         group = "" if sample.group == sample.path.as_posix() else sample.group
         words = (_FORMULA.sub(r"'\g<0>", word) for word in (sample.category, sample.kind, group))
         rows.append((path, sample.label, sample.split, mask, *words))
-    # Names that are not UTF-8 are written as they are; a carriage return is read back from quotes alone.
-    with (
-        written_atomically(manifest) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        plain, quoted = (
-            csv.writer(file, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-        )
-        for row in rows:
-            (quoted if any("\r" in word for word in row) else plain).writerow(row)
+    quoted = any("\r" in word for row in rows for word in row)  # what is read back from quotes alone
+    with contextlib.ExitStack() as opened:
+        temporary = opened.enter_context(written_atomically(manifest))
+        # Names that are not UTF-8 are written as they are.
+        file = opened.enter_context(temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape"))
+        csv.writer(file, lineterminator="\n", quoting=1 if quoted else 0).writerows(rows)
     return manifest
 
 

@@ -291,8 +291,7 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     for folder in labelled or [root]:
         others = [path for path in _entries(folder) if path.is_file() and not is_image(path)]
         others = [path for path in others if not path.name.startswith(".") and path.name != "Thumbs.db"]
-        pictures = any(_IMAGE_LIKE.search(path.name) for path in others)
-        if len(others) >= 10 or pictures:  # fewer of another kind may be meant
+        if len(others) >= 10 or any(_IMAGE_LIKE.search(path.name) for path in others):  # fewer others may be meant
             kinds = Counter(path.suffix.casefold() or "no extension" for path in others)
             named = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(3))
             notes.append(f"{len(others)} files in {folder.name} are not images and were ignored ({named})")
@@ -303,8 +302,8 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     sets = [folder.name for folder in folders_in(root) if (folder / "train").is_dir()]
     if not listed and sets:
         raise DataError(f"{root} holds several sets ({', '.join(sets[:5])}): give one, such as {root / sets[0]}.")
-    inside = [f"{folder.name} {number}" for folder in folders if (number := len(images_below(folder)))]
-    if not listed and inside and not labelled:
+    if not listed and not labelled and any(map(images_below, folders)):
+        inside = [f"{folder.name} {number}" for folder in folders if (number := len(images_below(folder)))]
         raise DataError(
             f"{root} holds no image itself, but folders of them ({', '.join(inside[:5])}): if all are of good parts, "
             f"--good '{root}/**/*'; else move them into {root / 'good'}, {root / 'anomalous'} or {root / 'unlabelled'}."

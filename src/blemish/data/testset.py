@@ -6,7 +6,7 @@ import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ from blemish.data.manifest import read_manifest
 from blemish.data.readers import contents, folders_in, grouped, images_below, images_in, natural_key
 from blemish.data.samples import LABEL_WORDS, Sample
 from blemish.errors import DataError
-
-if TYPE_CHECKING:
-    from blemish.contract import Label
 
 TRUTH = frozenset(("ground_truth", "ground-truth", "groundtruth", "gt", "masks", "mask"))
 """Names of folders of masks, in any letter case, beside ``test``, in it, or in the folder of a kind."""
@@ -126,37 +123,34 @@ def _labelled(data: Path, test: Path) -> tuple[list[Sample], list[str]]:
     """The images of a folder ``test``, good ones first, each with its mask; and what was left out."""
     samples, notes, used = list[Sample](), list[str](), set[Path]()
     truths = [folder for folder in (*folders_in(data), *folders_in(test)) if folder.name.casefold() in TRUTH]
-    for folder in sorted(
-        folders_in(test), key=lambda f: (LABEL_WORDS.get(f.name.casefold()) != "normal", natural_key(f))
-    ):
-        if folder in truths:
-            continue
-        label: Label = "normal" if LABEL_WORDS.get(folder.name.casefold()) == "normal" else "anomalous"
+    folders = [folder for folder in folders_in(test) if folder not in truths]
+    good = [folder for folder in folders if LABEL_WORDS.get(folder.name.casefold()) == "normal"]
+    for folder in (*good, *(folder for folder in folders if folder not in good)):
         inside = [inner for inner in folders_in(folder) if inner.name.casefold() in TRUTH]
         images = [path for path in images_below(folder) if not any(path.is_relative_to(inner) for inner in inside)]
         names = {path: _name(path, folder) for path in images}
-        beside = [path for path, name in names.items() if _plain(name) != name and _plain(name) in names.values()]
+        known = set(names.values())
+        beside = {path for path, name in names.items() if _plain(name) != name and _plain(name) in known}
         inside += [f for truth in truths for f in folders_in(truth) if f.name.casefold() == folder.name.casefold()]
-        masks = {name: path for path, name in names.items() if path in beside}
+        masks = {names[path]: path for path in images if path in beside}
         for place in inside or truths:
             masks |= {_name(path, place): path for path in images_below(place)}
         # A name as it is goes before one without its ending, and a file before the folder of several masks.
         found = {name.rpartition("/")[0]: path.parent for name, path in masks.items() if "/" in name}
         found |= {_plain(name): path for name, path in masks.items()} | masks
         found |= {_plain(name): path for name, path in masks.items() if name.endswith("_mask")}
-        for path in images:
-            if path not in beside:
-                own = found.get(names[path], found.get(path.stem.casefold())) if label == "anomalous" else None
-                kind = "" if label == "normal" else folder.name
-                samples.append(Sample(path, label, "test", kind, mask=own))
-                used |= {own} if own else set()
+        for path in (path for path in images if path not in beside):
+            if folder in good:
+                samples.append(Sample(path, "normal", "test"))
+                continue
+            mask = found.get(names[path], found.get(path.stem.casefold()))
+            samples.append(Sample(path, "anomalous", "test", folder.name, mask=mask))
+            used |= {mask} if mask else set()
     if loose := images_in(test):
         notes.append(f"{len(loose)} images directly in {test.name} were left out: no folder says what they show")
     spare = [path for truth in truths for path in images_below(truth) if not {path, path.parent} & used]
     if spare:
-        notes.append(
-            f"{len(spare)} masks fit no bad test image and were left out, such as {spare[0].relative_to(data)}"
-        )
+        notes.append(f"{len(spare)} masks fit no bad test image and were left out: {spare[0].relative_to(data)} ...")
     return samples, notes
 
 
