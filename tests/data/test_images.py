@@ -5,11 +5,14 @@ import itertools
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,6 +29,17 @@ ALPHA = RNG.integers(0, 256, (20, 30, 1), dtype=np.uint8)
 STRIPES = np.arange(600).reshape(20, 30) % 2
 PALETTE = Image.fromarray(STRIPES.astype(np.uint8), "P")
 PALETTE.putpalette([200, 10, 30, 5, 60, 90])
+DEEP_COLOUR = RNG.integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+WHITE = np.full_like(DEEP, 65535)
+BLENDED = np.floor(COLOUR * (ALPHA / 255) + 0.5)
+TIFF_WAYS = [
+    {},
+    {"byteorder": ">"},
+    {"bigtiff": True},
+    {"compression": "zlib"},
+    {"compression": "zlib", "predictor": 2},
+]
+TIFF_WAYS += [{"planarconfig": "separate"}, {"planarconfig": "separate", "tile": (16, 16)}]
 INKS = np.stack([np.full((20, 30), 255, np.uint8), *[np.zeros((20, 30), np.uint8)] * 3], axis=2)  # full cyan
 
 
@@ -37,12 +51,36 @@ def saved(picture, kind="PNG", mode=None, **options):
     return file.getvalue()
 
 
+def tiff(array, **how):
+    """The bytes of a TIFF, one or several pages, as tifffile writes it."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, bigtiff=how.pop("bigtiff", False), byteorder=how.pop("byteorder", "<")) as writer:
+        for page, kind in zip(array if isinstance(array, list) else [array], how.pop("kinds", itertools.repeat(0))):
+            planes = np.moveaxis(page, -1, 0) if "planarconfig" in how else page
+            writer.write(planes, subfiletype=kind, metadata=None, **how)
+    return file.getvalue()
+
+
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(array, key=None):
+    """A PNG of 16 bits a colour, which Pillow cannot write; ``key`` is its transparent colour."""
+    height, width, channels = array.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    hidden = chunk(b"tRNS", key.astype(">u2").tobytes()) if key is not None else b""
+    body = chunk(b"IHDR", header) + hidden + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def without(array, colour):
+    return np.where((array == colour).all(2, keepdims=True), 0, array)
+
+
 def png_with_header(width, height):
     """A PNG that claims a size and holds next to nothing."""
-
-    def chunk(name, body):
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
@@ -60,7 +98,7 @@ def png_with_header(width, height):
         (b"P5 30 20 65535\n" + DEEP.astype(">u2").tobytes(), DEEP, 16),
         (Image.frombytes("I;16B", (30, 20), DEEP.astype(">u2").tobytes()), DEEP, 16),
         # Transparency lies over black.
-        (saved(np.dstack([COLOUR, ALPHA])), np.floor(COLOUR * (ALPHA / 255) + 0.5), 8),
+        (saved(np.dstack([COLOUR, ALPHA])), BLENDED, 8),
         (saved(np.dstack([GREY, ALPHA]), mode="LA"), np.floor(GREY * (ALPHA[..., 0] / 255) + 0.5), 8),
         (saved(np.dstack([COLOUR, np.full_like(ALPHA, 255)])), COLOUR, 8),
         (saved(PALETTE), np.where(STRIPES[..., None] == 0, [200, 10, 30], [5, 60, 90]), 8),
@@ -72,7 +110,28 @@ def png_with_header(width, height):
         (GREY[..., None], GREY, 8),
         (GREY > 9, (GREY > 9) * 255, 8),
         (DEEP, DEEP, 16),
-        (GREY / 255.0, (GREY / 255.0).astype(np.float32), 32),
+        (DEEP.astype(">u2"), DEEP, 16),
+        (DEEP / 65535.0, (DEEP / 65535.0).astype(np.float32), 32),
+        # Floats of 256 levels are those levels, so that they are resized as such.
+        *((GREY.astype(kind) / kind(255), GREY, 8) for kind in (np.float64, np.float32, np.float16)),
+        *((kind(saved(GREY)), GREY, 8) for kind in (bytearray, memoryview, io.BytesIO)),
+        # What Pillow alone would give wrongly or at 8 bits.
+        (png(DEEP_COLOUR), DEEP_COLOUR, 16),
+        (png(np.dstack([DEEP_COLOUR, WHITE])), DEEP_COLOUR, 16),
+        (png(np.dstack([DEEP, WHITE])), DEEP, 16),
+        (png(DEEP_COLOUR, DEEP_COLOUR[3, 4]), without(DEEP_COLOUR, DEEP_COLOUR[3, 4]), 16),
+        (saved(DEEP, transparency=int(DEEP[3, 4])), np.where(DEEP[3, 4] == DEEP, 0, DEEP), 16),
+        (saved(COLOUR, transparency=tuple(map(int, COLOUR[3, 4]))), without(COLOUR, COLOUR[3, 4]), 8),
+        (saved(GREY, transparency=int(GREY[3, 4])), np.where(GREY[3, 4] == GREY, 0, GREY), 8),
+        *((tiff(DEEP_COLOUR, photometric="rgb", **how), DEEP_COLOUR, 16) for how in TIFF_WAYS),
+        (tiff(DEEP, photometric="miniswhite"), 65535 - DEEP, 16),
+        (tiff(DEEP, photometric="miniswhite", byteorder=">"), 65535 - DEEP, 16),
+        (tiff((GREY // 2).astype(np.int8)), GREY // 2, 8),
+        (tiff((DEEP // 2).astype(np.int16)), DEEP // 2, 16),
+        (tiff(DEEP.astype(np.uint32) * 65537), (DEEP.astype(np.uint32) * 65537 / 4294967295).astype(np.float32), 32),
+        (tiff(DEEP_COLOUR.astype(np.float32) / 65536, photometric="rgb"), DEEP_COLOUR.astype(np.float32) / 65536, 32),
+        (tiff(np.dstack([COLOUR, ALPHA]), photometric="rgb", extrasamples=["unassalpha"]), BLENDED, 8),
+        (tiff(np.dstack([DEEP_COLOUR, WHITE // 2]), photometric="rgb", extrasamples=["assocalpha"]), DEEP_COLOUR, 16),
         (np.dstack([np.ones((9, 9, 3)), np.full((9, 9), 0.5)]), np.full((9, 9, 3), 0.5), 32),
     ],
 )
@@ -86,12 +145,112 @@ def test_pixels_come_back_in_rgb_order_at_their_depth(source, expected, bits):
     assert (image.pixels.strides[2] == 0) == grey  # replicated without memory
 
 
-def test_one_image_a_file_but_for_a_phone_s_second_view():
+def test_one_image_a_file_but_for_a_phone_s_second_view_and_thumbnails():
     first, second = Image.fromarray(np.full((20, 30), 90, np.uint8)), Image.new("L", (30, 20))
     content = saved(first, "MPO", save_all=True, append_images=[second])
     np.testing.assert_array_equal(read_image(content).pixels, np.full((20, 30, 3), 90))
-    with pytest.raises(ImageError, match="holds 2 images"):
-        read_image(saved(first, "GIF", save_all=True, append_images=[second]))
+    for pages in ([GREY[:9, :9], GREY], [GREY, GREY[:9, :9], GREY[:8, :8]]):
+        kinds = [int(page.size < GREY.size) for page in pages]  # 1: a reduced copy
+        np.testing.assert_array_equal(read_image(tiff(pages, kinds=kinds)).pixels[..., 0], GREY)
+    stack = tiff(np.stack([GREY] * 3), photometric="minisblack", description="ImageJ=1.54\nimages=3\n")
+    many = tiff([GREY[:8, :8]] * 3000)  # each page is not looked at
+    for content in (saved(first, "GIF", save_all=True, append_images=[second]), tiff([GREY, GREY]), stack, many):
+        with pytest.raises(ImageError, match="holds several images"):
+            read_image(content)
+
+
+def test_formats_of_photographs(tmp_path):
+    near = Image.effect_mandelbrot((64, 48), (-3, -2.5, 2, 2.5), 100).convert("RGB")
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    for kind, options in (("AVIF", {"quality": 100}), ("JPEG2000", {}), ("HEIF", {"quality": 100})):
+        path = tmp_path / f"a.{kind}"
+        near.save(path, kind, **options)
+        assert np.abs(read_image(path).pixels.astype(int) - np.asarray(near)).mean() < 2, kind
+        assert read_header(path) == ((48, 64), 8)
+
+
+def dicom(values, **tags):
+    """The bytes of a DICOM file of these stored values."""
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.Rows, data.Columns, data.SamplesPerPixel = *values.shape[:2], values.shape[2] if values.ndim == 3 else 1
+    data.BitsAllocated = data.BitsStored = 8 * values.itemsize
+    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(values.dtype.kind == "i")
+    data.PhotometricInterpretation, data.PixelData = "MONOCHROME2", values.tobytes()
+    data.PlanarConfiguration, data.SOPClassUID, data.SOPInstanceUID = 0, "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+HOUNSFIELD = np.tile(np.array([0, 984, 1064, 1144, 4095, 1024, 1065, 2000], np.uint16), (8, 1))
+CT = {"BitsStored": 12, "HighBit": 11, "RescaleSlope": 1, "RescaleIntercept": -1024}
+
+
+@pytest.mark.parametrize(
+    ("content", "first_row"),
+    [
+        # Over all that 12 bits hold, and the other way round.
+        (lambda: dicom(HOUNSFIELD, **CT), HOUNSFIELD[0] / 4095),
+        (lambda: dicom(HOUNSFIELD, **CT, PhotometricInterpretation="MONOCHROME1"), 1 - HOUNSFIELD[0] / 4095),
+        # -1024, -40, 40, 120, 3071, 0, 41 and 976 HU in a window of 161 about 40: PS3.3 C.11.2.1.2.1 by hand.
+        (
+            lambda: dicom(HOUNSFIELD, **CT, WindowCenter=40, WindowWidth=161),
+            [0, (-40 - 39.5) / 160 + 0.5, 0.5 / 160 + 0.5, 1, 1, -39.5 / 160 + 0.5, 1.5 / 160 + 0.5, 1],
+        ),
+        (
+            lambda: dicom(np.tile(np.array([-32768, 0, 32767, 5] * 2, np.int16), (8, 1))),
+            np.array([0, 32768, 65535, 32773] * 2) / 65535,
+        ),
+        (lambda: dicom(GREY[:8, :8].copy()), GREY[0, :8] / 255),
+    ],
+)
+def test_dicom_in_grey(content, first_row, tmp_path):
+    image = read_image(content())
+    share = image.pixels[0, :, 0] / (255 if image.bits == 8 else 1)
+    assert image.grey
+    np.testing.assert_allclose(share, first_row, atol=1e-6)
+    (tmp_path / "a.dcm").write_bytes(content())
+    assert read_header(tmp_path / "a.dcm") == ((8, 8), 32)
+
+
+def test_dicom_in_colour_and_what_is_refused():
+    content = dicom(COLOUR, PhotometricInterpretation="RGB")
+    np.testing.assert_array_equal(read_image(content).pixels, COLOUR)
+    for tags, said in (
+        ({"NumberOfFrames": 3}, "DICOM of 3 frames"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "DICOM in PALETTE COLOR"),
+        ({"Rows": 7}, "at least 8 a side"),
+    ):
+        with pytest.raises(ImageError, match=said):
+            read_image(dicom(GREY, **tags))
+
+
+def test_packed_numbers_and_lzw():
+    pytest.importorskip("imagecodecs")
+    packed = np.arange(600, dtype=np.uint16).reshape(20, 30) * 6
+    np.testing.assert_array_equal(read_image(tiff(packed, bitspersample=12)).pixels[..., 0], packed)
+    content = tiff(DEEP_COLOUR, photometric="rgb", compression="lzw", predictor=2)
+    np.testing.assert_array_equal(read_image(content).pixels, DEEP_COLOUR)
+
+
+def test_what_is_missing_is_named(monkeypatch, tmp_path):
+    content = dicom(GREY)
+    for library, file, extra in (("pydicom", content, "medical"), ("pillow_heif", b"\0\0\0\0ftypheic", "formats")):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(ImageError, match=rf"pip install 'blemish\[{extra}\]'"):
+            read_image(file)
+    pytest.importorskip("imagecodecs")
+    (tmp_path / "a.tif").write_bytes(tiff(DEEP_COLOUR, photometric="rgb", compression="lzw"))
+    code = (
+        "import sys; sys.modules['imagecodecs'] = None\nfrom blemish.data.images import read_image; read_image('a.tif')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    assert b"a.tif is a TIFF of 16 bits a sample in RGB, LZW: pip install 'blemish[formats]'" in done.stderr
 
 
 # Where the stored first row and first column appear, by the EXIF standard's table of orientations.
@@ -148,6 +307,18 @@ def test_a_damaged_exif_is_no_damaged_image():
         (png_with_header(20_000, 20_000), "claims more than"),
         *((content, "the given bytes") for content in (b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"P5 9 9 255\n")),
         *((content, "PNG, JPEG, TIFF") for content in (b"hello", b"%PDF-1.7")),
+        (b"8BPS\0\1", "is a Photoshop file and is not read"),
+        (saved(COLOUR, "BMP")[:28] + b"\x07" + saved(COLOUR, "BMP")[29:], "is BMP of a kind that is not read"),
+        (tiff(GREY.astype(np.int8) - 9), "from -128 to 126"),
+        (tiff(DEEP.astype(np.uint32)), "black on its scale: save it as 16 bits"),
+        (tiff(np.dstack([DEEP] * 4), photometric="separated"), "is a TIFF of 16 bits a sample in SEPARATED"),
+        (tiff(DEEP_COLOUR, photometric="rgb")[:-100], "ends before its pixels do"),
+        (Image.open(io.BytesIO(tiff(DEEP, photometric="miniswhite"))), "Pillow misreads: give its path"),
+        (b"P6 30 20 65535\n" + DEEP_COLOUR.tobytes(), "PPM of more than 8 bits a colour"),
+        (saved(GREY, "JPEG", progressive=True) + b"\xff\xda" * 100, "more than 100 scans"),
+        *((thing, "is not an image: a path, the bytes") for thing in (None, [[1, 2]], torch.zeros(3, 9, 9), 7)),
+        ("a\0.png", "cannot be opened: embedded null"),
+        (Path("/dev/zero"), "is a device or a pipe"),
         (Path("nowhere.png"), r"nowhere\.png cannot be opened: No such file"),
         (str(Path(__file__).parent), "Is a directory"),
     ],
@@ -169,15 +340,27 @@ def test_cut_short_files_name_the_file(kind, tmp_path):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP"]), st.integers(0, 2**32 - 1))
+@given(st.sampled_from(["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "deep TIFF", "DICOM"]), st.integers(0, 2**32 - 1))
 def test_random_damage_never_escapes_the_error_tree(kind, seed):
     rng = np.random.default_rng(seed)
-    damaged = np.frombuffer(saved(COLOUR, kind), np.uint8).copy()
+    made = {"deep TIFF": lambda: tiff(DEEP_COLOUR, photometric="rgb"), "DICOM": lambda: dicom(COLOUR)}
+    damaged = np.frombuffer(made.get(kind, lambda: saved(COLOUR, kind))(), np.uint8).copy()
     damaged[rng.integers(0, len(damaged), 6)] = rng.integers(0, 256, 6)
     try:
         assert min(decode(damaged.tobytes(), "damaged").size) >= 8
     except ImageError as error:
         assert "damaged" in str(error)
+
+
+def test_transparency_takes_little_memory():
+    """A part of a band at a time: 1.5 MB of RGBA are blended in less than its own size again."""
+    image = Image.new("RGBA", (300, 5000), (200, 100, 50, 100))
+    image.load()
+    tracemalloc.start()
+    assert (read_image(image).pixels[4999, 299] == (78, 39, 20)).all()  # 200 * 100 / 255 and so on
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * 4 * 300 * 5000
 
 
 def test_limit_is_checked_before_decoding(monkeypatch):
@@ -191,7 +374,10 @@ def test_limit_is_checked_before_decoding(monkeypatch):
 def test_headers_tell_depth(tmp_path):
     path = tmp_path / "c.tif"
     Image.fromarray(GREY.astype(np.float32) / 255).save(path)
-    assert (read_header(path)[1], read_image(path).pixels[3, 4, 0]) == (32, np.float32(GREY[3, 4]) / 255)
+    assert (read_header(path)[1], read_image(path).pixels[3, 4, 0]) == (32, GREY[3, 4])
+    for content in (png(DEEP_COLOUR), tiff(DEEP_COLOUR, photometric="rgb"), tiff(DEEP, photometric="miniswhite")):
+        path.write_bytes(content)
+        assert read_header(path) == ((20, 30), 16)
     path.write_bytes(png_with_header(10_000, 10_000))  # exactly at the limit
     assert read_header(path) == ((10_000, 10_000), 8) and MAX_PIXELS == 10_000**2
     code = f"import pathlib, blemish.data.images as i; i.read_header(pathlib.Path({str(path)!r}))"

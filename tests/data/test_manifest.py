@@ -1,12 +1,26 @@
 """The CSV manifest: what it may say, and what it may not name."""
 
+import csv
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from blemish.data.manifest import read_manifest, write_manifest
 from blemish.data.readers import read_training
+from blemish.data.samples import Sample
 from blemish.data.testset import open_test_set
 from blemish.errors import DataError, ManifestError
+
+NAMES = {
+    " lead.png": "=cmd()",
+    "cr\rx.png": "-1",
+    "=HYPERLINK(x).png": "@x",
+    os.fsdecode(b"x\xff.png"): "a/b",
+    "'q.png": "'q",
+}
 
 
 @pytest.fixture
@@ -64,7 +78,8 @@ def test_no_path_and_no_link_leaves_the_folder(written, column):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"path,label\nT\xfcr.png,normal\n", "UTF-8"),
+        (b"path,label\nT\xfcr.png,normal\n", "there is no file 'T.*r.png'"),
+        ("path,label\nlink.png,normal\n", "'link.png' leaves the manifest's folder by a link: copy the file"),
         ("file,label\n1.png,normal\n", "no path"),
         ("path,split\n1.png,train\n", "no label"),
         ("path,label\n1.png,fine\n", "line 2: label 'fine' is unknown: normal"),
@@ -88,3 +103,33 @@ def test_refused_as_a_test_set(written):
         open_test_set(written("path,label,split\n1.png,normal,train\n"))
     with pytest.raises(ManifestError, match="not unlabelled"):
         open_test_set(written("path,label,split\n1.png,unlabelled,test\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;label\r\nsub/Tür 1.png;good\r\n",
+        "Path\tLabel\nsub/Tür 1.png\tOK\n",
+        "path,label\nsub\\Tür 1.png,Normal\n\n,\n",
+        "path,label\nsub/Tür 1.png,good\n".encode("utf-16"),
+        "path,label,category\nsub/Tür 1.png,good,Tür\n".encode("cp1252"),
+    ],
+)
+def test_tables_as_spreadsheets_save_them(written, text):
+    manifest = written(text)
+    (manifest.parent / "sub").mkdir()
+    shutil.copy(manifest.parent / "1.png", manifest.parent / "sub" / "Tür 1.png")
+    (sample,) = read_training(manifest).samples
+    assert (sample.path.name, sample.label, sample.category) in {("Tür 1.png", "normal", c) for c in ("", "Tür")}
+
+
+def test_what_is_written_is_read_back_and_computes_nothing(written):
+    folder = written("").parent
+    for name in (*NAMES, "Tür.png"):
+        shutil.copyfile(folder / "1.png", folder / name)
+    samples = [Sample(folder / name, "anomalous", "test", kind, f"g{kind}") for name, kind in NAMES.items()]
+    read = read_manifest(write_manifest(folder / "out.csv", [*samples, Sample(folder / "Tür.png", "normal", "test")]))
+    assert [(s.path.name, s.kind, s.group) for s in read[:-1]] == [(n, k, f"g{k}") for n, k in NAMES.items()]
+    assert read[-1].path.name == "Tür.png"
+    with (folder / "out.csv").open(errors="surrogateescape", newline="") as table:
+        assert not [cell for row in csv.reader(table) for cell in row if cell[:1] in tuple("=@+")]

@@ -181,3 +181,10 @@ def test_settings_survive_json_under_the_names_of_model_files_and_have_sizes_and
 def test_settings_that_do_not_fit(settings, reason):
     with pytest.raises(ConfigError, match=reason):
         Preprocessing.from_dict(settings)
+
+
+def test_a_long_thin_image_is_not_enlarged_whole_to_be_cropped():
+    thin = read_image(np.zeros((8, 100_000), np.uint8))
+    with pytest.raises(ImageError, match="too long to be cropped: 3200000 x 256"):
+        Preprocessing("crop", 256).prepare(thin)
+    assert Preprocessing("stretch", 64).prepare(thin).shape == (3, 64, 64)

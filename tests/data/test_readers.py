@@ -1,12 +1,14 @@
 """Folders, patterns and surveys, on files made on the spot."""
 
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from blemish.data.readers import read_globs, read_training, shared_files, survey
+from blemish.data.readers import MADE_BY, find_images, read_globs, read_training, shared_files, survey
 from blemish.errors import DataError
 
 
@@ -70,18 +72,49 @@ def test_order_is_natural_and_the_same_in_any_creation_order(make, tmp_path):
 
 
 def test_what_is_ignored_is_named_where_it_is_much(make, tmp_path):
-    make("train/good/1.png", "train/good/old/1.png", "train/bad/1.png", "train/loose.png")
+    make("train/good/1.png", "train/good/old/1.png", "train/broken/1.png", "train/loose.png")
     good = tmp_path / "train/good"
     for name in ("Thumbs.db", ".DS_Store", "._1.png", "notes.txt", "1.json"):
         (good / name).write_text("x")
     (good / "folder.png").mkdir()
     training = read_training(tmp_path)
     assert names(training.samples) == ["1.png"]
-    assert training.notes[0] == "folders ignored in train: bad, good/folder.png, good/old"
+    assert training.notes[0] == "folders ignored in train: broken, good/folder.png, good/old"
     assert "1 images directly in train were ignored" in training.notes[1] and len(training.notes) == 2
+    (good / "1.PSD").write_text("x")  # one picture of a kind that is not read is enough
+    assert any("3 files in good are not images" in n and ".psd 1" in n for n in read_training(tmp_path).notes)
     for number in range(12):
-        (good / f"{number}.dcm").write_text("x")
-    assert any("14 files in good are not images" in n and ".dcm 12" in n for n in read_training(tmp_path).notes)
+        (good / f"{number}.xyz").write_text("x")
+    assert any("15 files in good are not images" in n and ".xyz 12" in n for n in read_training(tmp_path).notes)
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ("OK/1.png NG/2.png", [("1.png", "good"), ("2.png", "anomalous")]),
+        ("train/Normal/1.png train/defect/dent/a/2.png", [("1.png", "good"), ("2.png", "dent")]),
+        ("good/day2/1.png good/day10/2.png", [("1.png", "good"), ("2.png", "good")]),
+        ("day1/1.png day2/2.png .cache/3.png", r"folders of them \(day1 1, day2 1\): if all are of good parts, --good"),
+    ],
+)
+def test_folders_as_people_name_them(make, tmp_path, images, expected):
+    make(*images.split())
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            read_training(tmp_path)
+    else:
+        assert [(s.path.name, s.kind) for s in read_training(tmp_path).samples] == expected
+
+
+def test_what_is_an_image_of_a_folder_to_be_judged(make, tmp_path):
+    make("b/2.png", "a.png", "ground_truth/1.png", ".cache/1.png", "@eaDir/a.png/SYNOPHOTO.png", ".hidden.png")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.png")
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", MADE_BY)
+    Image.new("L", (16, 12)).save(tmp_path / "overlay.png", pnginfo=mark)
+    assert find_images([tmp_path, "named.png"]) == [tmp_path / "a.png", tmp_path / "b/2.png", Path("named.png")]
 
 
 def test_groups_come_from_a_manifest_inside(make, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -220,7 +222,42 @@ def test_what_does_not_fit_the_others_of_a_test_set(blemish, inspector, model, p
     assert len(found.judged) == 11
     assert any("deep.png" in note and "16-bit" in note for note in found.notes)
     mask = save(tmp_path / "set" / "ground_truth" / "square" / "001_mask.png", np.zeros((32, 64), np.uint8))
-    refused(blemish("evaluate", model, tmp_path / "set"), str(mask), "64 x 32 pixels", "must be equal")
+    done = blemish("evaluate", model, tmp_path / "set", "--json")
+    accepted(done)  # one bad mask ends nothing: its image is left out of the pixel metrics, and counted
+    (note,) = (note for note in json.loads(done.stdout)["notes"] if "masks" in note)
+    assert (
+        note.startswith("1 images are left out of the pixel metrics") and str(mask) in note and "must be equal" in note
+    )
+
+
+def test_what_is_no_image_goes_to_on_error_and_bytes_of_any_kind_are_read(parts, inspector):
+    content, refused = parts.bad[0].read_bytes(), []
+    given = [
+        bytearray(content),
+        None,
+        memoryview(content),
+        [1, 2],
+        "a\0.png",
+        torch.zeros(3, 9, 9),
+        io.BytesIO(content),
+    ]
+    scores = [verdict.score for verdict in inspector.many(given, on_error=lambda source, _: refused.append(source))]
+    assert len(scores) == 3 and len(set(scores)) == 1
+    assert [type(source).__name__ for source in refused] == ["NoneType", "list", "str", "Tensor"]
+
+
+def test_names_that_steer_terminals_compute_or_are_no_utf8(blemish, model, texture, save, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=HYPERLINK(x).png", "-1.png", os.fsdecode(b"x\xff.png")]
+    for number, name in enumerate(names):
+        save(tmp_path / "one.png", texture(number)).rename(name)
+    Path("\x1b[2Jbad.png").write_bytes(b"no image")
+    done = blemish("inspect", model, "--csv", "r.csv", "-q", "--", *names, "\x1b[2Jbad.png")
+    assert {json.loads(line)["path"] for line in done.stdout.splitlines()} == {*names, "\x1b[2Jbad.png"}
+    paths = [row.split(",")[0] for row in Path("r.csv").read_text().splitlines()[1:]]
+    assert set(paths) == {"./=HYPERLINK(x).png", "./-1.png", r"x\udcff.png"}
+    done = blemish("fit", tmp_path, "-o", "m.blemish", "--size", "64", "--set", "fraction=0.1")
+    assert r"\x1b[2Jbad.png" in done.stderr and "\x1b" not in done.stderr
 
 
 # Places to write to

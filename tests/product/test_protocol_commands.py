@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from blemish.data.manifest import write_manifest
+from blemish.data.readers import read_training
+from blemish.data.testset import open_test_set
 
 
 @pytest.fixture
@@ -66,6 +71,16 @@ def test_every_kind_in_turn_becomes_known_bad(blemish, answer, labelled, quick_f
     )
     assert (found["method"], found["regime"], found["images"]) == ("ckaad", "weak", 18)
     assert set(answer("evaluate", model, manifest, "-q")[0]["kinds"]) >= {"scratch", "hole"}
+
+
+def test_a_kind_whose_name_no_file_can_have(blemish, labelled):
+    samples = [*read_training(labelled).samples, *open_test_set(labelled).samples]
+    renamed = [replace(s, kind=s.kind.replace("hole", "hole/deep")) for s in samples]
+    done = blemish(
+        "reveal", write_manifest(labelled / "set.csv", renamed), "-o", labelled / "few.csv", "--ratio", "0.1"
+    )
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in labelled.glob("few*")} == {"few-hole-deep-0.csv", "few-scratch.csv"}
 
 
 def test_several_kinds_are_five_draws(answer, labelled):

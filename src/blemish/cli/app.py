@@ -16,6 +16,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from blemish.run.progress import printable
+
 FAILED, WRONG, REJECTED = 1, 2, 3
 
 ORDER = (
@@ -91,7 +93,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
     """One result: a JSON object, or words."""
-    typer.echo(json.dumps(result) if as_json else text)
+    typer.echo(json.dumps(result) if as_json else printable(text))
 
 
 def print_table(rows: dict[str, dict[str, str]], as_json: bool) -> None:
@@ -106,4 +108,4 @@ def print_table(rows: dict[str, dict[str, str]], as_json: bool) -> None:
 
 def say(text: str) -> None:
     """One line to standard error."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")

@@ -1,5 +1,6 @@
 """Comparing methods: ``contaminate``, ``reveal``, ``bench``."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,9 @@ def reveal(
     training, test = read_training(data), open_test_set(data)
     for number, chosen in enumerate(kinds_to_label(training, test, kinds, seed)):
         drawn = label_anomalies(training, test, ratio, chosen, seed, number)
-        name = f"{output.stem}-{chosen[0] if kinds == 1 else f'draw{number}'}"
+        kind = re.sub(r'[\\/:*?"<>|\x00-\x1f\ud800-\udfff]', "-", chosen[0])  # what a file's name cannot have
+        kind += f"-{number}" * (kind != chosen[0])
+        name = f"{output.stem}-{kind if kinds == 1 else f'draw{number}'}"
         known_bad = len(drawn.drawn)
         for path in write_manifests(drawn, output.with_stem(name)):
             written = {"manifest": str(path), "known_bad": known_bad, "kinds": list(chosen)}

@@ -9,6 +9,7 @@ import typer
 
 from blemish.cli.app import command, print_result
 from blemish.cli.options import AsJson, Fitting, Learning, Machine, Quiet, Seed, Threads
+from blemish.run.progress import printable
 
 
 @command
@@ -107,7 +108,7 @@ def audit(
             typer.echo(json.dumps(judged.as_dict()))
         return
     for judged in result.suspects:
-        typer.echo(f"{judged.rank:5}  {judged.score:10.4g}  {judged.sample.path}")
+        typer.echo(printable(f"{judged.rank:5}  {judged.score:10.4g}  {judged.sample.path}"))
     typer.echo(result.sentence())
     for path in written:
         typer.echo(f"written: {path}")

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from blemish.data.images import DecodedImage
+from blemish.data.images import MAX_PIXELS, DecodedImage
 from blemish.errors import ConfigError, DataError, ImageError
 
 ResizeMode = Literal["stretch", "crop", "opencv", "letterbox"]
@@ -80,7 +80,7 @@ class Preprocessing:
         """``h w c`` at the input size, c = 1 for grey: uint8 where that loses nothing, else float32 in [0, 1].
 
         Raises:
-            ImageError: the image has 16 bits, and no image seen in training had.
+            ImageError: the image has 16 bits, and no image seen in training had; or it is far too long for ``crop``.
         """
         pixels = image.pixels[..., :1] if image.grey else image.pixels
         if image.bits == 16:
@@ -94,6 +94,11 @@ class Preprocessing:
             grid = F.interpolate(scaled.permute(2, 0, 1)[None], self._sides, mode="bilinear", align_corners=False)[0]
             return np.ascontiguousarray(grid.permute(1, 2, 0).to(torch.float32).numpy())
         (rows, top), (columns, left) = self._placings(image.size)
+        if rows * columns > MAX_PIXELS:
+            size = f"an image of {image.size[1]} x {image.size[0]} pixels"
+            raise ImageError(
+                f"{size} is too long to be cropped: {columns} x {rows} at this size. Use another --resize."
+            )
         # Pillow's bilinear resize channel by channel: uint8 stays uint8.
         planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, -1, 0)]
         resized = [np.asarray(plane.resize((columns, rows), Image.Resampling.BILINEAR)) for plane in planes]

@@ -9,14 +9,14 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blemish.data.images import read_header
 from blemish.data.manifest import read_lines, read_manifest
-from blemish.data.samples import Sample, TrainingSet
+from blemish.data.samples import LABEL_WORDS, Sample, TrainingSet
 from blemish.errors import DataError, ImageError, ManifestError
 
 if TYPE_CHECKING:
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pbm"}
-    | {".pnm", ".gif"}
+    | {".pnm", ".gif", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".dcm"}
 )
 """File names that count as images when a folder is read; the content decides when one is opened."""
 
-# The folders of a layout and what they say of their images.
-LAYOUT: dict[str, Label] = {"good": "normal", "unlabelled": "unlabelled", "anomalous": "anomalous"}
+MADE_BY = "Made by blemish inspect"
+"""In overlays and maps, so that none is judged the next day."""
+
+_IMAGE_LIKE = re.compile(r"\.(psd|exr|hdr|jxl|svg|raw|dng|cr[23]|nef|arw|tga|ico|nii|npy|fits|pdf)$", re.IGNORECASE)
+_SYSTEM = frozenset(("@eadir", "__macosx", "$recycle.bin", "system volume information"))  # of thumbnails and the like
+_LABELS: tuple[Label, ...] = ("normal", "unlabelled", "anomalous")
 _EXPECTED = (
     "a folder with train/good, train/unlabelled or train/anomalous (or these directly), a folder of images, or a CSV "
     "manifest with path,label is needed; for other folder names use patterns (--good 'OK/*.png')"
@@ -40,8 +44,9 @@ def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
     """The training images of a layout folder, a plain folder or a CSV manifest.
 
     Args:
-        data: a folder with ``good``, ``unlabelled`` and ``anomalous`` (or ``anomalous/<kind>``) under ``train`` or
-            directly; a folder of images, which count as normal; or a manifest, of which the ``train`` rows are read.
+        data: a folder with ``good``, ``unlabelled`` and ``anomalous`` (or ``anomalous/<kind>``, or what else
+            ``LABEL_WORDS`` has, such as ``OK`` and ``NG``) under ``train`` or directly; a folder of images, which count
+            as normal; or a manifest, of which the ``train`` rows are read.
         unlabelled: nobody has looked at the images: those that would count as normal count as unlabelled.
 
     Raises:
@@ -53,7 +58,7 @@ def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
         training = _read_folder(data, "unlabelled" if unlabelled else "good")
     elif data.is_file() and data.suffix.casefold() == ".csv":
         rows = [sample for sample in read_manifest(data) if sample.split == "train"]
-        rows.sort(key=lambda sample: (list(LAYOUT.values()).index(sample.label), natural_key(sample.path)))
+        rows.sort(key=lambda sample: (_LABELS.index(sample.label), natural_key(sample.path)))
         if all(sample.anomalous for sample in rows):
             raise DataError(
                 f"{data} lists {len(rows)} training images and none that may be taken as normal: "
@@ -114,7 +119,7 @@ def shared_files(training: TrainingSet, data: Path) -> list[tuple[Path, Path]]:
     """
     data, tested = Path(data), list[Path]()
     if (data / "test").is_dir():
-        tested = [path for folder in (data / "test", *folders_in(data / "test")) for path in images_in(folder)]
+        tested = images_below(data / "test")
     elif data.is_file() and data.suffix.casefold() == ".csv":
         tested = [sample.path for sample in read_manifest(data) if sample.split == "test"]
     by_size: dict[int, list[Path]] = defaultdict(list)
@@ -186,10 +191,44 @@ def images_in(folder: Path) -> list[Path]:
     return sorted((path for path in _entries(folder) if is_image(path)), key=natural_key)
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The images in ``folder`` and in the folders below it, but for hidden ones and links to folders."""
+    inner = (path for path in folders_in(folder) if not path.is_symlink())
+    return images_in(folder) + [path for below in inner for path in images_below(below)]
+
+
 def folders_in(folder: Path) -> list[Path]:
-    """The folders directly in ``folder``, in natural order, without hidden ones."""
+    """The folders directly in ``folder``, in natural order, without hidden ones and those of systems (``@eaDir``)."""
     folders = (path for path in _entries(folder) if path.is_dir() and not path.name.startswith("."))
-    return sorted(folders, key=natural_key)
+    return sorted((path for path in folders if path.name.casefold() not in _SYSTEM), key=natural_key)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name has the signs of a glob pattern."""
+    return any(sign in name for sign in "*?[")
+
+
+def find_images(given: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The files named, what patterns match, and every image below the folders named, but for masks in ``ground_truth``.
+
+    In order; a DataError where there is none. Overlays and maps that ``blemish inspect`` has written are left out.
+    """
+    images: list[Path] = []
+    named = [given] if isinstance(given, str | Path) else list(given)
+    for path in map(Path, named):
+        if path.is_dir():
+            for file in sorted(images_below(path)):
+                with file.open("rb") as opened:
+                    ours = MADE_BY.encode() in opened.read(1024)
+                if not ours and "ground_truth" not in file.relative_to(path).parts:
+                    images.append(file)
+        elif not path.exists() and is_pattern(str(path)):
+            images += sorted(filter(is_image, map(Path, glob.glob(str(path), recursive=True))))  # noqa: PTH207
+        else:
+            images.append(path)
+    if not images:
+        raise DataError(f"no image in {', '.join(map(str, named))}: name image files, or folders of them")
+    return images
 
 
 def contents(folder: Path) -> str:
@@ -207,7 +246,7 @@ def grouped(root: Path, samples: Sequence[Sample]) -> tuple[list[Sample], list[s
     """
     named: dict[str, str] = {}
     for _, values in read_lines(root / "manifest.csv") if (root / "manifest.csv").is_file() else ():
-        file, group = values.get("path") or values.get("file"), values.get("group")
+        file, group = (values.get("path") or values.get("file", "")).strip(), values.get("group")
         if file and group:
             named[Path(file).as_posix()] = group
     written = [sample.path.relative_to(root).as_posix() for sample in samples]
@@ -229,17 +268,21 @@ def _entries(folder: Path) -> list[Path]:
 
 def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     root = data / "train" if (data / "train").is_dir() else data
-    labelled = [root / name for name in LAYOUT if (root / name).is_dir()]
+    folders = [folder for folder in folders_in(root) if folder.name not in ("test", "ground_truth")]
+    labelled = [folder for folder in folders if folder.name.casefold() in LABEL_WORDS]
+    labelled.sort(key=lambda folder: _LABELS.index(LABEL_WORDS[folder.name.casefold()]))
     listed: list[Sample] = []
     notes: list[str] = []
-    ignored = [folder.name for folder in folders_in(root) if folder.name not in (*LAYOUT, "test", "ground_truth")]
+    ignored = [folder.name for folder in folders if folder not in labelled]
     for folder in labelled:
-        label, inner = LAYOUT[folder.name], folders_in(folder)
-        if label != "anomalous":
+        label, inner, direct = LABEL_WORDS[folder.name.casefold()], folders_in(folder), images_in(folder)
+        if label != "anomalous" and direct:
             ignored += [f"{folder.name}/{unknown.name}" for unknown in inner]
             inner = []
-        for kind in (folder, *inner):
-            listed += [Sample(path, label, "train", kind.name) for path in images_in(kind)]
+        listed += [Sample(path, label) for path in direct]
+        for below in inner:  # kinds of defects; or days, where good images lie in nothing else
+            kind = below.name if label == "anomalous" else ""
+            listed += [Sample(path, label, kind=kind) for path in images_below(below)]
     loose = images_in(root)
     if not labelled:
         listed = [Sample(path, "normal") for path in loose]
@@ -248,7 +291,7 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     for folder in labelled or [root]:
         others = [path for path in _entries(folder) if path.is_file() and not is_image(path)]
         others = [path for path in others if not path.name.startswith(".") and path.name != "Thumbs.db"]
-        if len(others) >= 10:  # fewer may be meant
+        if len(others) >= 10 or any(_IMAGE_LIKE.search(path.name) for path in others):  # fewer others may be meant
             kinds = Counter(path.suffix.casefold() or "no extension" for path in others)
             named = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(3))
             notes.append(f"{len(others)} files in {folder.name} are not images and were ignored ({named})")
@@ -259,6 +302,12 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     sets = [folder.name for folder in folders_in(root) if (folder / "train").is_dir()]
     if not listed and sets:
         raise DataError(f"{root} holds several sets ({', '.join(sets[:5])}): give one, such as {root / sets[0]}.")
+    if not listed and not labelled and any(map(images_below, folders)):
+        inside = [f"{folder.name} {number}" for folder in folders if (number := len(images_below(folder)))]
+        raise DataError(
+            f"{root} holds no image itself, but folders of them ({', '.join(inside[:5])}): if all are of good parts, "
+            f"--good '{root}/**/*'; else move them into {root / 'good'}, {root / 'anomalous'} or {root / 'unlabelled'}."
+        )
     if not listed:
         raise DataError(f"{root} holds no image to learn from ({contents(root)}): {_EXPECTED}.")
     if all(sample.anomalous for sample in listed):

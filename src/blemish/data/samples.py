@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "test"]
 
+LABEL_WORDS: dict[str, Label] = {
+    **dict.fromkeys(("good", "ok", "normal"), "normal"),
+    **dict.fromkeys(("unlabelled", "unlabeled"), "unlabelled"),
+    **dict.fromkeys(("anomalous", "anomaly", "abnormal", "bad", "ng", "nok", "defect", "defective"), "anomalous"),
+}
+"""What people call folders of images, and write as labels into tables, in any letter case."""
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -59,6 +59,6 @@ def folds_by_group(groups: Sequence[str], folds: int, seed: int) -> list[list[in
 def shuffled_names(names: Iterable[str], seed: int, purpose: str) -> list[str]:
     """Each name once, in an order that depends on the seed, the purpose and the names alone."""
     ordered = sorted(set(names))
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode(errors="surrogateescape")).digest()
     order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(ordered))
     return [ordered[place] for place in order]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from blemish.data.images import read_image
+from blemish.data.decoders import UPRIGHT
+from blemish.data.images import decode, read_bytes
 from blemish.data.manifest import read_manifest
-from blemish.data.readers import contents, folders_in, grouped, images_in, natural_key
-from blemish.data.samples import Sample
+from blemish.data.readers import contents, folders_in, grouped, images_below, images_in, natural_key
+from blemish.data.samples import LABEL_WORDS, Sample
 from blemish.errors import DataError
 
-if TYPE_CHECKING:
-    from blemish.contract import Label
+TRUTH = frozenset(("ground_truth", "ground-truth", "groundtruth", "gt", "masks", "mask"))
+"""Names of folders of masks, in any letter case, beside ``test``, in it, or in the folder of a kind."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,20 @@ class TestSet:
 def open_test_set(data: Path) -> TestSet:
     """The test images of a layout folder (``test/good``, ``test/<kind>``, ``ground_truth/<kind>``) or of a manifest.
 
+    Images may lie deeper, ``good`` be called ``OK``. A mask bears its image's name, perhaps with ``_mask`` or ``_gt``,
+    or is a folder of that name, whose files outline one defect each. What is left out is said in the notes.
+
     Raises:
         DataError: there is no test image, or ``data`` is neither.
         ManifestError: the manifest names what it may not, or lacks a column.
     """
-    data, missing_groups = Path(data), list[str]()
+    data, missing_groups, left_out = Path(data), list[str](), list[str]()
     name, root, samples = data.stem, data.parent, list[Sample]()
     if data.is_dir():
         name, root, test = data.resolve().name, data, data / "test"
         if not test.is_dir():
             raise DataError(f"{data} has no folder test ({contents(data)}): test/good and test/<kind> are needed.")
-        for folder in sorted(folders_in(test), key=lambda folder: (folder.name != "good", natural_key(folder))):
-            label: Label = "normal" if folder.name == "good" else "anomalous"
-            truth = data / "ground_truth" / folder.name
-            masks = {path.stem: path for path in images_in(truth)} if label == "anomalous" and truth.is_dir() else {}
-            for path in images_in(folder):
-                mask = masks.get(f"{path.stem}_mask", masks.get(path.stem))
-                samples.append(Sample(path, label, "test", folder.name, mask=mask))
+        samples, left_out = _labelled(data, test)
         if not samples:
             raise DataError(f"{test} holds no test image ({contents(test)}): test/good and test/<kind> are needed.")
         samples, missing_groups = grouped(data, samples)
@@ -67,25 +68,96 @@ def open_test_set(data: Path) -> TestSet:
     notes = [f"{unmasked} of {len(anomalous)} bad test images have no mask"] * (0 < unmasked < len(anomalous))
     if len(anomalous) in (0, len(samples)):
         notes.append(f"there is no {'good' if anomalous else 'bad'} test image: ranking metrics need both")
-    return TestSet(name, root, tuple(samples), (*notes, *missing_groups))
+    return TestSet(name, root, tuple(samples), (*notes, *left_out, *missing_groups))
 
 
 def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Where the image is defective: bool ``h w`` at the image's own ``size``. Every value above 0 counts.
+    """Where the image is defective: bool ``h w`` at the image's own ``size``; a normal image has an empty mask.
 
-    A normal image has an empty mask.
+    Every value above 0 counts, of a JPEG every value above half of the largest (it blurs edges), of a mask painted in
+    black on nothing what is opaque. Several files outline one defect each.
 
     Raises:
-        DataError: an anomalous image without a mask, or a mask of another size than its image.
+        DataError: an anomalous image without a mask, or its mask is empty, of another size than its image, or turned
+            by EXIF otherwise than its image so that two readings fit.
     """
+    mask = np.zeros(size, dtype=np.bool_)
     if not sample.anomalous:
-        return np.zeros(size, dtype=np.bool_)
+        return mask
     if sample.mask is None:
         raise DataError(f"{sample.path} is anomalous and has no mask: pixel metrics need one for every such image.")
-    # Before any resizing: resizing first would thin out or lose small defects.
-    image = read_image(sample.mask)
-    if image.size != tuple(size):
-        problem = f"the mask {sample.mask} has {image.size[1]} x {image.size[0]} pixels"
-        raise DataError(f"{problem}, its image {sample.path} {size[1]} x {size[0]}: they must be equal.")
-    planes = image.pixels[..., :1] if image.grey else image.pixels
-    return np.asarray((planes > 0).any(axis=2))
+    for path in images_in(sample.mask) if sample.mask.is_dir() else [sample.mask]:
+        content = read_bytes(path)
+        image = decode(content, str(path))
+        # Before any resizing: resizing first would thin out or lose small defects.
+        values = (image.pixels[..., :1] if image.grey else image.pixels).max(axis=2)
+        painted = values > (values.max() // 2 if content.startswith(b"\xff\xd8") else 0)
+        if not painted.any():
+            with contextlib.suppress(Exception), Image.open(path) as picture:
+                alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+                painted = alpha > 0 if alpha.min() == 0 and alpha.shape == painted.shape else painted
+        readings = [painted]
+        turned, own = (_orientation(file) for file in (sample.path, path))
+        if turned != own:  # a mask that was drawn on the image as stored, or bears a mark that the image lacks
+            stored = UPRIGHT.get({6: 8, 8: 6}.get(own, own), np.asarray)(painted)
+            readings.append(UPRIGHT.get(turned, np.asarray)(stored))
+        fitting = [reading for reading in readings if reading.shape == tuple(size)]
+        if not fitting:
+            problem = f"the mask {path} has {painted.shape[1]} x {painted.shape[0]} pixels"
+            raise DataError(f"{problem}, its image {sample.path} {size[1]} x {size[0]}: they must be equal.")
+        if not (fitting[0] == fitting[-1]).all():
+            raise DataError(f"the mask {path} is turned by EXIF otherwise than its image: save both upright.")
+        mask |= fitting[0]
+    if not mask.any():
+        raise DataError(f"the mask {sample.mask} is empty, and its image is anomalous: draw it, or remove the file.")
+    return mask
+
+
+def _orientation(path: Path) -> int:
+    with contextlib.suppress(Exception), Image.open(path) as image:
+        return int(image.getexif().get(0x0112, 1)) if "exif" in image.info else 1
+    return 1
+
+
+def _labelled(data: Path, test: Path) -> tuple[list[Sample], list[str]]:
+    """The images of a folder ``test``, good ones first, each with its mask; and what was left out."""
+    samples, notes, used = list[Sample](), list[str](), set[Path]()
+    truths = [folder for folder in (*folders_in(data), *folders_in(test)) if folder.name.casefold() in TRUTH]
+    folders = [folder for folder in folders_in(test) if folder not in truths]
+    good = [folder for folder in folders if LABEL_WORDS.get(folder.name.casefold()) == "normal"]
+    for folder in (*good, *(folder for folder in folders if folder not in good)):
+        inside = [inner for inner in folders_in(folder) if inner.name.casefold() in TRUTH]
+        images = [path for path in images_below(folder) if not any(path.is_relative_to(inner) for inner in inside)]
+        names = {path: _name(path, folder) for path in images}
+        known = set(names.values())
+        beside = {path for path, name in names.items() if _plain(name) != name and _plain(name) in known}
+        inside += [f for truth in truths for f in folders_in(truth) if f.name.casefold() == folder.name.casefold()]
+        masks = {names[path]: path for path in images if path in beside}
+        for place in inside or truths:
+            masks |= {_name(path, place): path for path in images_below(place)}
+        # A name as it is goes before one without its ending, and a file before the folder of several masks.
+        found = {name.rpartition("/")[0]: path.parent for name, path in masks.items() if "/" in name}
+        found |= {_plain(name): path for name, path in masks.items()} | masks
+        found |= {_plain(name): path for name, path in masks.items() if name.endswith("_mask")}
+        for path in (path for path in images if path not in beside):
+            if folder in good:
+                samples.append(Sample(path, "normal", "test"))
+                continue
+            mask = found.get(names[path], found.get(path.stem.casefold()))
+            samples.append(Sample(path, "anomalous", "test", folder.name, mask=mask))
+            used |= {mask} if mask else set()
+    if loose := images_in(test):
+        notes.append(f"{len(loose)} images directly in {test.name} were left out: no folder says what they show")
+    spare = [path for truth in truths for path in images_below(truth) if not {path, path.parent} & used]
+    if spare:
+        notes.append(f"{len(spare)} masks fit no bad test image and were left out: {spare[0].relative_to(data)} ...")
+    return samples, notes
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix().casefold()
+
+
+def _plain(name: str) -> str:
+    """A mask's name without what tells it from its image's."""
+    return re.sub(r"[-_ .](mask|gt|ground_?truth|label|seg)$", "", name)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from blemish.data.readers import EXTENSIONS
+from blemish.data.manifest import beside
+from blemish.data.readers import MADE_BY, find_images
 from blemish.data.samples import Sample
-from blemish.errors import CalibrationError, DataError, ImageError, OutputError
+from blemish.errors import CalibrationError, ImageError, OutputError
 from blemish.inspection.calibration import calibrate
 from blemish.inspection.regions import checked_map, regions_csv
 from blemish.run.files import check_writable, written_atomically
@@ -49,6 +50,8 @@ def deliver(
     if table is not None:
         check_writable(table)
     decisions: set[str] = set()
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", MADE_BY)
     unreadable: list[Source] = []
     rows: list[dict[str, Any]] = []
 
@@ -60,19 +63,20 @@ def deliver(
         decisions.add(verdict.decision or "")
         line, name = verdict.as_dict(), names[Path(verdict.source or "")]
         if table is not None:
-            rows.append(dict(line))
+            rows.append(line | {"path": beside(line["path"])})
         if overlays is not None:
             line["overlay"] = str(overlays / f"{name}.png")
             with written_atomically(overlays / f"{name}.png") as temporary:
-                verdict.overlay().save(temporary, format="PNG")
+                verdict.overlay().save(temporary, format="PNG", pnginfo=mark)
         if maps is not None and verdict.heatmap is not None:
             line["map"] = str(maps / f"{name}.tiff")
             with written_atomically(maps / f"{name}.tiff") as temporary:
-                Image.fromarray(checked_map(verdict.heatmap)).save(temporary, format="TIFF")  # 32-bit float, for ImageJ
+                values = Image.fromarray(checked_map(verdict.heatmap))  # 32-bit float, for ImageJ
+                values.save(temporary, format="TIFF", tiffinfo={305: MADE_BY})
         say(json.dumps(line))
     if table is not None:
         with written_atomically(table) as temporary:
-            temporary.write_text(regions_csv(rows), encoding="utf-8")
+            temporary.write_text(regions_csv(rows), encoding="utf-8", errors="backslashreplace")
     return decisions, len(unreadable)
 
 
@@ -98,20 +102,6 @@ def recalibrated(
     scores, maxima = inspector.scores(images.subset(distinct), run, "calibrating")
     calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
     return dataclasses.replace(inspector, calibration=calibration)
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``."""
-    images: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS]
-        images += [f for f in files if f.name[0] != "." and "ground_truth" not in f.relative_to(path).parts]
-    if not images:
-        raise DataError(f"no image in {', '.join(str(path) for path in paths)}: name image files, or folders of them")
-    return images
 
 
 def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:

@@ -51,7 +51,7 @@ def colour_scale(scale: Scale, ticks: Iterable[tuple[float, str]] = ()) -> dict[
 
 def _write(path: Path, text: str) -> Path:
     with written_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -1,5 +1,6 @@
 """Where long work reports to: nothing, plain lines for logs, or a bar for a person."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +32,7 @@ class Warnings(Silent):
 
     def note(self, text: str) -> None:
         if text.startswith(("warning:", "skipped:")):
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(printable(text) + "\n")
 
 
 class Lines:
@@ -51,7 +52,7 @@ class Lines:
         self.note(f"{_text(title)}: {done} done in {time.monotonic() - began:.1f} s")
 
     def note(self, text: str) -> None:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable(text) + "\n")
 
 
 class Bar(Lines):
@@ -76,5 +77,10 @@ class Bar(Lines):
             bar.update(task, description=_text(title))
 
 
+def printable(text: str) -> str:
+    """``text`` without what would steer a terminal or cannot be encoded, such as names of files may hold."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)
+
+
 def _text(title: Title) -> str:
-    return title if isinstance(title, str) else title()
+    return printable(title if isinstance(title, str) else title())

@@ -77,11 +77,11 @@ def evaluate(
         kinds: also figures for each kind of defect.
 
     Raises:
-        DataError: no image can be read, or a mask has another size than its image.
+        DataError: no image can be read. One whose mask is unusable is left out of the pixel metrics, with a note.
     """
     judged: list[Judged] = []
     thumbnails: list[NDArray[np.float32]] = []
-    notes, preparation = list(test.notes), inspector.preparation
+    notes, unusable, preparation = list(test.notes), list[str](), inspector.preparation
 
     def leave_out(sample: Sample, error: ImageError) -> None:
         notes.append(f"left out {sample.path.name}: {error}")
@@ -93,7 +93,10 @@ def evaluate(
             sample, map_, mask = scored.item, scored.map, None
             size = scored.image.size if scored.image is not None else preparation.input_size
             if map_ is not None and (sample.mask is not None or not sample.anomalous):
-                mask = load_mask(sample, size)
+                try:
+                    mask = load_mask(sample, size)
+                except DataError as error:
+                    unusable.append(str(error))
             if at == "original":
                 map_ = None if map_ is None else preparation.to_original(map_, size)
             elif mask is not None:
@@ -101,6 +104,10 @@ def evaluate(
             judged.append(Judged(sample, scored.score, map_, mask))
     if not judged:
         raise DataError(f"no test image of {test.name} can be read")
+    if unusable:
+        notes.append(
+            f"{len(unusable)} images are left out of the pixel metrics for their masks, such as: {unusable[0]}"
+        )
     with run.timer.stage("metrics"):
         labels = np.array([image.sample.anomalous for image in judged])
         cues = cue_aurocs(cue_values(np.concatenate(thumbnails)), labels)
