@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,20 +36,24 @@ _EXPECTED = (
 )
 
 
-def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
-    """The training images of a layout folder, a plain folder or a CSV manifest.
+def read_training(data: str | Path | Iterable[str | Path], unlabelled: bool = False) -> TrainingSet:
+    """The training images of a layout folder, a plain folder or a CSV manifest, or those named.
 
     Args:
         data: a folder with ``good``, ``unlabelled`` and ``anomalous`` (or ``anomalous/<kind>``) under ``train`` or
-            directly; a folder of images, which count as normal; or a manifest, of which the ``train`` rows are read.
+            directly; a folder of images, which count as normal; a manifest, of which the ``train`` rows are read; or a
+            pattern such as ``OK/*.png``, or several of them, paths or folders, whose images count as normal.
         unlabelled: nobody has looked at the images: those that would count as normal count as unlabelled.
 
     Raises:
         DataError: there is no such place, or no image that may be taken as normal.
         ManifestError: the manifest names what it may not, or lacks a column.
     """
-    data = Path(data)
-    if data.is_dir():
+    named = [data] if isinstance(data, str | Path) else list(data)
+    data = Path(named[0]) if len(named) == 1 else Path()
+    if len(named) != 1 or (not data.exists() and is_pattern(str(data))):
+        training = read_globs([str(name) for name in named])
+    elif data.is_dir():
         training = _read_folder(data, "unlabelled" if unlabelled else "good")
     elif data.is_file() and data.suffix.casefold() == ".csv":
         rows = [sample for sample in read_manifest(data) if sample.split == "train"]
@@ -73,7 +77,9 @@ def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
     return replace(training, samples=tuple(samples))
 
 
-def read_globs(good: Sequence[str], anomalous: Sequence[str] = (), unlabelled: Sequence[str] = ()) -> TrainingSet:
+def read_globs(
+    good: str | Sequence[str], anomalous: str | Sequence[str] = (), unlabelled: str | Sequence[str] = ()
+) -> TrainingSet:
     """The training images that patterns such as ``OK/**/*.png`` match; a folder stands for the images in it.
 
     ``good`` images are known to be normal, ``anomalous`` ones to show a defect, ``unlabelled`` ones may be either.
@@ -82,10 +88,10 @@ def read_globs(good: Sequence[str], anomalous: Sequence[str] = (), unlabelled: S
         DataError: a pattern matches no image, an image has two labels, or none may be taken as normal.
     """
     label_of: dict[Path, Label] = {}
-    patterns: dict[Label, Sequence[str]] = {"normal": good, "unlabelled": unlabelled, "anomalous": anomalous}
+    patterns: dict[Label, str | Sequence[str]] = {"normal": good, "unlabelled": unlabelled, "anomalous": anomalous}
     for label, of_label in patterns.items():
         matched: set[Path] = set()
-        for pattern in of_label:
+        for pattern in [of_label] if isinstance(of_label, str) else of_label:
             named = Path(pattern)
             # What exists is taken by its name, so that brackets in a folder's name are no pattern.
             if named.is_dir():
@@ -190,6 +196,31 @@ def folders_in(folder: Path) -> list[Path]:
     """The folders directly in ``folder``, in natural order, without hidden ones."""
     folders = (path for path in _entries(folder) if path.is_dir() and not path.name.startswith("."))
     return sorted(folders, key=natural_key)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name has the signs of a glob pattern."""
+    return any(sign in name for sign in "*?[")
+
+
+def find_images(given: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The files named, what patterns match, and every image below the folders named, but for masks in ``ground_truth``.
+
+    In order; a DataError where there is none.
+    """
+    images: list[Path] = []
+    named = [given] if isinstance(given, str | Path) else list(given)
+    for path in map(Path, named):
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS]
+            images += [f for f in files if f.name[0] != "." and "ground_truth" not in f.relative_to(path).parts]
+        elif not path.exists() and is_pattern(str(path)):
+            images += sorted(filter(is_image, map(Path, glob.glob(str(path), recursive=True))))  # noqa: PTH207
+        else:
+            images.append(path)
+    if not images:
+        raise DataError(f"no image in {', '.join(map(str, named))}: name image files, or folders of them")
+    return images
 
 
 def contents(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from blemish.data.readers import EXTENSIONS
-from blemish.data.samples import Sample
-from blemish.errors import CalibrationError, DataError, ImageError, OutputError
-from blemish.inspection.calibration import calibrate
+from blemish.data.readers import find_images
+from blemish.errors import ImageError, OutputError
 from blemish.inspection.regions import checked_map, regions_csv
 from blemish.run.files import check_writable, written_atomically
 
 if TYPE_CHECKING:
     from blemish.inspection.inspector import Inspector, Source
-    from blemish.run import Progress, Run
+    from blemish.run import Progress
 
 
 def deliver(
@@ -74,44 +71,6 @@ def deliver(
         with written_atomically(table) as temporary:
             temporary.write_text(regions_csv(rows), encoding="utf-8")
     return decisions, len(unreadable)
-
-
-def recalibrated(
-    inspector: Inspector, good: Sequence[Path], false_reject: float | None, run: Run, review: float | None = None
-) -> Inspector:
-    """The inspector with a threshold from these good images, none learned from, each a part unless a copy of one."""
-    from blemish.data.loading import PreparedImages
-    from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS
-
-    samples = [Sample(path, "normal") for path in dict.fromkeys(find_images(good))]
-    images = PreparedImages(samples, inspector.preparation, progress=run.progress)
-    learned = set(inspector.provenance.get(LEARNED_KEYS, ()))
-    known = [sample.path.name for sample, key in zip(images.samples, images.keys) if key[:KEY_LETTERS] in learned]
-    if known:
-        raise CalibrationError(
-            f"the model has learned from {len(known)} of these {len(images)} images, such as {known[0]}: a threshold "
-            "from them would reject almost every new part. Give good images that it has not seen."
-        )
-    distinct = sorted({key: index for index, key in enumerate(images.keys)}.values())
-    if copies := len(images) - len(distinct):
-        run.progress.note(f"warning: {copies} of the images are copies of others: equal images count as one part")
-    scores, maxima = inspector.scores(images.subset(distinct), run, "calibrating")
-    calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
-    return dataclasses.replace(inspector, calibration=calibration)
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and every image below the folders named, in order, but for masks in ``ground_truth``."""
-    images: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS]
-        images += [f for f in files if f.name[0] != "." and "ground_truth" not in f.relative_to(path).parts]
-    if not images:
-        raise DataError(f"no image in {', '.join(str(path) for path in paths)}: name image files, or folders of them")
-    return images
 
 
 def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:
