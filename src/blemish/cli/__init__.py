@@ -3,10 +3,11 @@
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 from blemish.cli import bench, fit, inspect, lists
-from blemish.cli.app import app
+from blemish.cli.app import app, say
 
 __all__ = ["app", "bench", "fit", "inspect", "lists", "main"]
 
@@ -20,4 +21,5 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     app()

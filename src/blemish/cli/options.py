@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -74,17 +73,11 @@ class Machine:
 
     def load(self, model: Path, weights: str | None) -> Inspector:
         """The inspector in a model file, on the device asked for."""
-        from blemish.errors import BlemishWarning
         from blemish.inspection.inspector import load
         from blemish.run import set_threads
 
         set_threads(self.threads)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", BlemishWarning)
-            inspector = load(model, self.device, self.precision, weights)
-        for warning in said:
-            self.progress.note(f"warning: {warning.message}")
-        return inspector
+        return load(model, self.device, self.precision, weights)
 
 
 @dataclass(frozen=True)
