@@ -130,7 +130,7 @@ def test_folders_patterns_and_lists_are_taken_wherever_images_are(inspector, par
         list(inspector.many("test/none-*.png"))
     for given in (good, [good], parts.good_tests, pattern):
         again = inspector.calibrated(given, 0.2)
-        assert (again.calibration.n, again.calibration.rejects) == (5, 1)
+        assert (again.calibration.n, again.calibration.rate) == (5, 0.2)
         assert again.promise == again.calibration.sentence() != inspector.promise
     for data in (parts.root, str(parts.root)):
         assert len(evaluate(inspector, data).judged) == 11
@@ -158,7 +158,8 @@ def test_a_verdict_is_pickled_with_its_pictures(inspector, parts):
 
 def test_inspector_and_verdict_show_themselves(inspector, parts):
     first, second, third = repr(inspector).splitlines()
-    assert "patchcore on efficientnet_lite0" in first and "64 x 64" in first
+    size = " x ".join(map(str, inspector.preparation.input_size))
+    assert f"patchcore on {inspector.method.backbone.name}" in first and f"{size} pixels" in first
     assert "12 images of parts" in second and str(inspector.calibration.threshold) in second
     assert third == inspector.promise
     assert inspector._repr_html_().startswith("<pre>Inspector: patchcore")

@@ -139,11 +139,8 @@ class Inspector:
             if "memory" in str(error):
                 raise MemoryError(str(error).splitlines()[0]) from error
             raise ModelFileError(f"this model cannot judge its images ({error}): fit it anew") from error
-        map_, score = prediction.map, prediction.score.float().cpu()
-        map_ = None if map_ is None else map_.float().cpu()
-        if not all(bool(torch.isfinite(values).all()) for values in (score, map_) if values is not None):
-            raise ModelFileError("this model gives scores that are not finite: fit it anew")
-        return Prediction(map_, score)
+        map_ = None if prediction.map is None else prediction.map.float().cpu()
+        return Prediction(map_, prediction.score.float().cpu())
 
     def scores(
         self, images: Images, run: Run, title: str = "scoring"

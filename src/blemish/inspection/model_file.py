@@ -95,7 +95,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], Description]:
     if _digest(tensors, header["description"]) != header["sha256"]:
         raise ModelFileError(f"{path} is damaged: its content does not match its digest. Copy it again or fit anew.")
     if odd := [n for n, t in tensors.items() if t.dtype not in DTYPES or not bool(torch.isfinite(t).all())]:
-        raise ModelFileError(f"{path} holds numbers that no model has ({odd[0][:80]}): fit it anew")
+        raise ModelFileError(f"{path} holds numbers that are not finite, or of no use ({odd[0][:80]}): fit it anew")
     try:
         stored = json.loads(header["description"])
         text = json.dumps(stored, allow_nan=False)
