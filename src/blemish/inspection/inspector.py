@@ -208,11 +208,6 @@ class Inspector:
         calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
         return dataclasses.replace(self, calibration=calibration)
 
-    @property
-    def promise(self) -> str:
-        """How many good parts it rejects, in words."""
-        return self.calibration.sentence()
-
     def __repr__(self) -> str:
         """Three lines: what it is, what it learned from, what it promises."""
         size, made = " x ".join(map(str, self.preparation.input_size)), self.provenance
