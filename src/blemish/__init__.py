@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blemish.data.readers import read_globs, read_training
-    from blemish.errors import BlemishError
+    from blemish.errors import BlemishError, BlemishWarning
     from blemish.inspection.inspector import Inspector, load
     from blemish.inspection.verdict import Verdict
     from blemish.run import Run
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from blemish.training.fit import fit
     from blemish.training.setup import FitSettings
 
-_HOME = {"BlemishError": "errors", "Run": "run", "FitSettings": "training.setup", "fit": "training.fit"}
+__version__ = "0.1.0"
+
+_HOME = {"BlemishError": "errors", "BlemishWarning": "errors", "Run": "run"}
+_HOME |= {"FitSettings": "training.setup", "fit": "training.fit"}
 _HOME |= {"Inspector": "inspection.inspector", "load": "inspection.inspector", "Verdict": "inspection.verdict"}
 _HOME |= {"read_globs": "data.readers", "read_training": "data.readers", "evaluate": "training.evaluate"}
 
-__all__ = ["BlemishError", "FitSettings", "Inspector", "Run", "Verdict"]
+__all__ = ["BlemishError", "BlemishWarning", "FitSettings", "Inspector", "Run", "Verdict"]
 __all__ += ["evaluate", "fit", "load", "read_globs", "read_training"]
 
 

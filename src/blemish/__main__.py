@@ -7,10 +7,10 @@ def main() -> None:
     """Run the command line; its exit codes stand in ``blemish.cli``."""
     try:
         from blemish.cli import main as run
+
+        run()
     except KeyboardInterrupt:
-        sys.stderr.write("blemish: stopped; nothing half-written is left behind\n")
-        sys.exit(1)
-    run()
+        sys.exit("blemish: stopped; nothing half-written is left behind")
 
 
 if __name__ == "__main__":

@@ -207,9 +207,9 @@ class Method(nn.Module, ABC):
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave; buffers that are empty until it has learned take the size found there."""
         for name, buffer in list(self.named_buffers()):
-            if name in state and len(state[name].shape) == buffer.ndim > 0 == len(buffer):
+            if name in state and buffer.ndim > 0 == len(buffer) and state[name].shape[1:] == buffer.shape[1:]:
                 owner, _, leaf = name.rpartition(".")
-                setattr(self.get_submodule(owner), leaf, torch.empty_like(state[name], device=buffer.device))
+                setattr(self.get_submodule(owner), leaf, buffer.new_empty(state[name].shape))
         self.load_state_dict(dict(state), strict=True)
         self.is_fitted = True
 

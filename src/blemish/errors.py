@@ -16,6 +16,10 @@ Every message says what was given, what was needed and what to do next.
 """
 
 
+class BlemishWarning(UserWarning):
+    """What a program should know and may go on with; ``warnings.simplefilter("ignore", BlemishWarning)`` ends it."""
+
+
 class BlemishError(Exception):
     """Catch this to catch everything that Blemish raises on purpose."""
 

@@ -18,11 +18,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from blemish.backbones import weights as module
-from blemish.backbones.backbone import build_backbone
+from blemish.backbones.backbone import build_backbone, rebuild
 from blemish.backbones.catalogue import BACKBONES
 from blemish.backbones.networks import blank_network
 from blemish.backbones.weights import digest_of, find_weights
-from blemish.errors import WeightsError
+from blemish.errors import ConfigError, ModelFileError, WeightsError
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,34 @@ def test_offline_by_wish_is_quick_and_names_the_ways_out(nowhere, monkeypatch):
         "--backbone efficientnet_lite0", "--weights random",
     ):  # fmt: skip
         assert part in str(refused.value)
+
+
+def test_a_model_file_downloads_nothing_unasked(monkeypatch):
+    spec = build_backbone("resnet18", (1,), "random").spec() | {"seed": None, "digest": "0" * 64}
+    with pytest.raises(WeightsError, match="let them be downloaded with --weights pretrained"):
+        rebuild(spec)
+    asked = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, **_: asked.append(request.full_url) or 1 / 0)
+    with pytest.raises(WeightsError):
+        rebuild(spec, weights="pretrained")
+    assert asked
+
+
+def test_a_model_file_draws_no_large_network_and_has_its_architectures_widths():
+    spec = build_backbone("resnet18", (1,), "random").spec()
+    wide = build_backbone("wide_resnet50_2", (1,), "random").spec()
+    levels = [{**level, "channels": 10**9} for level in spec["levels"]]
+    for odd, said in (
+        ({"levels": levels}, "channels and strides"),
+        ({"name": "hf-hub:x/y"}, "no backbone 'hf-hub:x/y'"),
+    ):
+        with pytest.raises(ModelFileError, match=said):
+            rebuild(spec | odd)
+    assert rebuild(wide).digest == wide["digest"], "only what is used counts"
+    with pytest.raises(ModelFileError, match="random numbers"):
+        rebuild(build_backbone("wide_resnet50_2", (4,), "random").spec())
+    with pytest.raises(ConfigError, match="numbers to draw"):
+        build_backbone("swinv2_cr_giant_384", (1, 4), "random")
 
 
 def test_a_hub_that_never_answers_costs_seconds(monkeypatch):

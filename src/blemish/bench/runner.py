@@ -17,9 +17,10 @@ from blemish.bench.eta import estimate, spoken, time_left
 from blemish.bench.jobs import LOG, Experiment, Job, failed_row
 from blemish.bench.ledger import FILE, Ledger
 from blemish.errors import Cancelled
-from blemish.run import Progress
+from blemish.run import Progress, check_writable
 
 COMMAND = (sys.executable, "-m", "blemish.bench.job")
+GRACE = 5  # seconds that a stopped job has to take half-written files away
 
 
 def run_jobs(
@@ -47,6 +48,7 @@ def run_jobs(
     for job in jobs:
         waiting = [experiment for experiment in job.experiments if experiment.key not in done]
         if waiting:
+            check_writable(ledger.path)
             started = dataclasses.replace(job, threads=threads, device=device, afresh=afresh)
             futures[pool.submit(processes.run, started, waiting)] = waiting
     total, everything = sum(map(len, futures.values())), sum(len(job.experiments) for job in jobs)
@@ -104,7 +106,7 @@ class _Processes:
             )
         self.running.append(process)
         if self.stopped.is_set():
-            process.kill()
+            process.terminate()
         code = process.wait()
         self.running.remove(process)
         seconds = time.monotonic() - began
@@ -118,8 +120,14 @@ class _Processes:
 
     def stop(self) -> None:
         self.stopped.set()
-        for process in list(self.running):
-            process.kill()
+        stopping = list(self.running)
+        for process in stopping:
+            process.terminate()
+        for process in stopping:
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _how_it_died(code: int, log: Path) -> str:

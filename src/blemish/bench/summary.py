@@ -220,6 +220,20 @@ def paper_table(summary: Summary) -> Table:
     return ("method", "metric", "set", "paper", "ours", "difference"), rows
 
 
+def reproduction_table(here: Summary, published: Summary) -> Table:
+    """What was measured here beside what was published, over the seeds that both have, as fractions."""
+    pairs = here.figures.merge(published.figures, on=["label", "set", "seed"], suffixes=("", "_published"))
+    rows: list[tuple[str, ...]] = []
+    for (label, set_name), cell in pairs.groupby(["label", "set"], sort=False):
+        for metric in here.recipe.metrics:
+            both = cell[[metric, f"{metric}_published"]].dropna()
+            ours, theirs = both[metric], both[f"{metric}_published"]
+            if not both.empty:
+                figures = shown(ours), shown(theirs), signed(ours.mean() - theirs.mean())
+                rows.append((str(label), str(set_name), METRICS[metric], *figures))
+    return ("method", "set", "metric", "here", "published", "difference"), rows
+
+
 def timing_table(summary: Summary) -> Table:
     """Median seconds of each stage over jobs that were done in one go, and the most memory, of each method."""
     looks = any("looks" in row["seconds"] for row in summary.rows)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from blemish import __version__
 from blemish.run.progress import printable
 
 FAILED, WRONG, REJECTED = 1, 2, 3
@@ -48,9 +49,10 @@ class Commands(TyperGroup):
         except MemoryError as error:
             say(f"blemish: out of memory ({error}): give it fewer images or a smaller --size")
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno == errno.EPIPE:  # whoever read has gone
                 raise
-            say(f"blemish: standard output cannot be written: {error.strerror}")
+            what = error.filename or "standard output, or a file,"
+            say(f"blemish: {what} cannot be read or written: {error.strerror or error}")
         raise typer.Exit(FAILED)
 
 
@@ -63,6 +65,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"blemish {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,13 +1,16 @@
 """Comparing methods: ``contaminate``, ``reveal``, ``bench``."""
 
+import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from blemish.cli.app import FAILED, command, print_result, say
 from blemish.cli.options import AsJson, Device, Machine, Quiet, Threads
+
+PUBLISHED = Path("results")  # the ledger that comes with the repository; nobody's own rows go there unasked
 
 
 @command
@@ -64,12 +67,15 @@ def reveal(
 @command
 def bench(
     recipe: Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quick.toml.", show_default=False)],
-    results: Annotated[Path, typer.Option(help="Folder of the ledger that rows are added to.")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="Folder of the ledger that rows are added to.")] = Path("bench-results"),
     reports: Annotated[Path, typer.Option(help="Folder for the report; keep it out of git.")] = Path("reports"),
     data: Annotated[Path | None, typer.Option(help="Folder the sets lie in; default: $BLEMISH_DATA.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--afresh", help="Skip jobs whose rows stand, or run them once more.")
     ] = True,
+    reproduce: Annotated[
+        bool, typer.Option("--reproduce", help="Also print what is published in results/ and the difference.")
+    ] = False,
     only: Annotated[list[str] | None, typer.Option(help="Jobs whose title matches, such as '*screw*'.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time; they share the cores.")] = 1,
     only_list: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and their time, run nothing.")] = False,
@@ -84,21 +90,36 @@ def bench(
     from blemish.bench.ledger import FILE, Ledger
     from blemish.bench.recipe import load_recipe
     from blemish.bench.runner import run_jobs
-    from blemish.bench.summary import summarise
+    from blemish.bench.summary import reproduction_table, summarise
+    from blemish.errors import ConfigError
     from blemish.report.bench import write_reports
+    from blemish.run import check_writable
 
     asked = load_recipe(recipe)
+    published = summarise(asked, Ledger(PUBLISHED / FILE).rows() if reproduce else ())
+    if reproduce and (not published.rows or results.resolve() == PUBLISHED.resolve()):
+        needed = "call it in a clone of the repository, with one of its recipes and other --results"
+        raise ConfigError(f"--reproduce measures anew what {PUBLISHED / FILE} has rows of: {needed}")
     (planned, missing), ledger = plan(asked, results, data, only or ()), Ledger(results / FILE)
     if only_list:
         prospect, text = dry_run(planned, missing, ledger.rows(), jobs, afresh=not resume)
         print_result(prospect, as_json, text)
         return
+    check_writable(reports / f"{asked.name}.html")
     progress = Machine(quiet=quiet).progress
     for what, reason in missing.items():
         progress.note(f"absent: {what}: {reason}")
     done, failed = run_jobs(planned, results, progress, jobs, threads, device, afresh=not resume)
-    written = [str(path) for path in write_reports(summarise(asked, ledger.rows(), missing), results, reports)]
-    print_result({"reports": written, "done": done, "failed": failed}, as_json, "\n".join(written))
+    here = summarise(asked, ledger.rows(), missing)
+    written = [str(path) for path in write_reports(here, results, reports)]
+    outcome: dict[str, Any]
+    outcome, lines = {"reports": written, "done": done, "failed": failed}, list(written)
+    if reproduce:
+        header, cells = reproduction_table(here, published)
+        outcome["reproduced"] = [dict(zip(header, row)) for row in cells]
+        outcome["notes"] = dataclasses.replace(here, rows=(*here.rows, *published.rows)).warnings()
+        lines += ["  ".join(row) for row in (header, *cells)] + [f"note: {note}" for note in outcome["notes"]]
+    print_result(outcome, as_json, "\n".join(lines))
     for failure in failed:
         say(f"failed: {failure}")
     if failed or not planned:

@@ -78,8 +78,6 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
-    from blemish.inspection.output import recalibrated
-
-    fresh = recalibrated(machine.load(model, weights), good, false_reject, machine.run(), review)
+    fresh = machine.load(model, weights).calibrated(good, false_reject, machine.run(), review)
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.promise}")

@@ -1,5 +1,6 @@
 """What there is: ``info``, ``methods``, ``backbones``, ``datasets``."""
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -45,4 +46,6 @@ def datasets(as_json: AsJson = False) -> None:
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(f"{k} {_plain(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from blemish.data.images import MAX_PIXELS, DecodedImage
 from blemish.errors import ConfigError, DataError, ImageError
 
+MAX_SIDE = 4096
 ResizeMode = Literal["stretch", "crop", "opencv", "letterbox"]
 
 _WHITE_LEVELS = tuple((1 << bits) - 1 for bits in range(8, 17))
@@ -43,8 +44,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.resize not in get_args(ResizeMode):
             raise ConfigError(f"preparation {self.resize!r} is unknown: choose {', '.join(get_args(ResizeMode))}")
-        if len(self._sides) != 2 or any(side < 1 for side in self._sides):
-            raise ConfigError(f"size {self.size}: one side or (height, width), of at least 1 pixel, is needed")
+        if len(self._sides) != 2 or not all(1 <= side <= MAX_SIDE for side in self._sides):
+            raise ConfigError(f"size {self.size}: one side or (height, width), of 1 to {MAX_SIDE} pixels, is needed")
         if self.white_level not in _WHITE_LEVELS:
             raise ConfigError(f"full_scale {self.white_level}: 255, 511, 1023 ... or 65535 is needed")
         if self.resize != "crop":

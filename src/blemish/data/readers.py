@@ -40,21 +40,25 @@ _EXPECTED = (
 )
 
 
-def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
-    """The training images of a layout folder, a plain folder or a CSV manifest.
+def read_training(data: str | Path | Iterable[str | Path], unlabelled: bool = False) -> TrainingSet:
+    """The training images of a layout folder, a plain folder or a CSV manifest, or those named.
 
     Args:
         data: a folder with ``good``, ``unlabelled`` and ``anomalous`` (or ``anomalous/<kind>``, or what else
             ``LABEL_WORDS`` has, such as ``OK`` and ``NG``) under ``train`` or directly; a folder of images, which count
-            as normal; or a manifest, of which the ``train`` rows are read.
+            as normal; a manifest, of which the ``train`` rows are read; or a pattern such as ``OK/*.png``, or several
+            of them, paths or folders, whose images count as normal.
         unlabelled: nobody has looked at the images: those that would count as normal count as unlabelled.
 
     Raises:
         DataError: there is no such place, or no image that may be taken as normal.
         ManifestError: the manifest names what it may not, or lacks a column.
     """
-    data = Path(data)
-    if data.is_dir():
+    named = [data] if isinstance(data, str | Path) else list(data)
+    data = Path(named[0]) if len(named) == 1 else Path()
+    if len(named) != 1 or (not data.exists() and is_pattern(str(data))):
+        training = read_globs([str(name) for name in named])
+    elif data.is_dir():
         training = _read_folder(data, "unlabelled" if unlabelled else "good")
     elif data.is_file() and data.suffix.casefold() == ".csv":
         rows = [sample for sample in read_manifest(data) if sample.split == "train"]
@@ -78,7 +82,9 @@ def read_training(data: Path, unlabelled: bool = False) -> TrainingSet:
     return replace(training, samples=tuple(samples))
 
 
-def read_globs(good: Sequence[str], anomalous: Sequence[str] = (), unlabelled: Sequence[str] = ()) -> TrainingSet:
+def read_globs(
+    good: str | Sequence[str], anomalous: str | Sequence[str] = (), unlabelled: str | Sequence[str] = ()
+) -> TrainingSet:
     """The training images that patterns such as ``OK/**/*.png`` match; a folder stands for the images in it.
 
     ``good`` images are known to be normal, ``anomalous`` ones to show a defect, ``unlabelled`` ones may be either.
@@ -87,10 +93,10 @@ def read_globs(good: Sequence[str], anomalous: Sequence[str] = (), unlabelled: S
         DataError: a pattern matches no image, an image has two labels, or none may be taken as normal.
     """
     label_of: dict[Path, Label] = {}
-    patterns: dict[Label, Sequence[str]] = {"normal": good, "unlabelled": unlabelled, "anomalous": anomalous}
+    patterns: dict[Label, str | Sequence[str]] = {"normal": good, "unlabelled": unlabelled, "anomalous": anomalous}
     for label, of_label in patterns.items():
         matched: set[Path] = set()
-        for pattern in of_label:
+        for pattern in [of_label] if isinstance(of_label, str) else of_label:
             named = Path(pattern)
             # What exists is taken by its name, so that brackets in a folder's name are no pattern.
             if named.is_dir():

@@ -160,7 +160,7 @@ def paint(picture: Array, kind: str, rng: Generator, side: int = SIDE) -> tuple[
 
 
 def _resized(values: Array, side: int) -> Array:
-    """``s s`` or ``s s 3`` at ``side side``: smoothed first where it shrinks, so a small defect is a blurred large one."""
+    """``s s`` or ``s s 3`` at ``side side``: smoothed first where it shrinks: a small defect is a blurred large one."""
     factor = side / len(values)
     if factor == 1:
         return values

@@ -1,14 +1,15 @@
 """What users hold: one object that turns an image into a verdict, saves to one file and loads from it."""
 
 import dataclasses
-import warnings
+import html
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,16 +20,19 @@ from torch import Tensor
 from blemish.backbones.backbone import rebuild
 from blemish.contract import Images, Method, Prediction
 from blemish.data.images import DecodedImage, read_image
+from blemish.data.loading import PreparedImages
 from blemish.data.preprocessing import Preprocessing
-from blemish.errors import ImageError, ModelFileError
-from blemish.inspection.calibration import Calibration
+from blemish.data.readers import find_images
+from blemish.data.samples import Sample
+from blemish.errors import BlemishError, CalibrationError, ConfigError, ImageError, ModelFileError, WeightsError
+from blemish.inspection.calibration import Calibration, calibrate
 from blemish.inspection.model_file import read_model, write_model
 from blemish.inspection.outlook import PAINTED, outlook, painted_from
 from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.inspection.regions import Region, find_regions
 from blemish.inspection.verdict import Verdict, on_screen
 from blemish.registry import make_config, method_class
-from blemish.run import Precision, PrecisionName, Run, choose_device, choose_precision
+from blemish.run import Precision, PrecisionName, PythonWarnings, Run, choose_device, choose_precision
 
 Source = str | Path | bytes | Image | NDArray[Any]
 BACKBONE = "backbone."
@@ -70,19 +74,22 @@ class Inspector:
     preparation: Preprocessing
     calibration: Calibration = field(default_factory=Calibration)
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    smallest_area: int = 1
+    smallest_area: float = 1
 
     def __call__(self, image: Source) -> Verdict:
         """Judge one image: a path, encoded bytes, a PIL image, or an array (h w or h w c, RGB, uint8 or uint16)."""
         (verdict,) = self.many([image])
         return verdict
 
-    def many(self, images: Iterable[Source], batch_size: int = BATCH, on_error: OnError = None) -> Iterator[Verdict]:
-        """Judge many images in order, ``batch_size`` together, decoding the next ones meanwhile.
+    def many(
+        self, images: str | Path | Iterable[Source], batch_size: int = BATCH, on_error: OnError = None
+    ) -> Iterator[Verdict]:
+        """Judge many images in order, or those of a folder or pattern, ``batch_size`` together, decoding ahead.
 
         Scores equal those of single calls up to the rounding of batched products (about 1e-5 relative). ``on_error`` is
         called for an image that cannot be read, which is then left out; without it the ImageError is raised.
         """
+        images = find_images(images) if isinstance(images, str | Path) else images
         for scored in self.stream(images, read_image, batch_size, on_error):
             yield self._verdict(scored)
 
@@ -93,6 +100,8 @@ class Inspector:
 
         ``read``, in threads, gives an item's image, to be prepared, or a tensor ``3 h w`` that is so already.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: at least 1 is needed")
 
         def load(item: T) -> tuple[DecodedImage | None, Tensor]:
             image = read(item)
@@ -123,8 +132,13 @@ class Inspector:
     def predict(self, images: Tensor) -> Prediction:
         """Raw scores and maps of prepared images, ``b 3 h w`` in [0, 1], on the CPU."""
         device = next(self.method.parameters(), torch.empty(0)).device
-        with torch.inference_mode():
-            prediction = self.method(images.to(device))
+        try:
+            with torch.inference_mode():
+                prediction = self.method(images.to(device))
+        except (RuntimeError, IndexError) as error:
+            if "memory" in str(error):
+                raise MemoryError(str(error).splitlines()[0]) from error
+            raise ModelFileError(f"this model cannot judge its images ({error}): fit it anew") from error
         map_ = None if prediction.map is None else prediction.map.float().cpu()
         return Prediction(map_, prediction.score.float().cpu())
 
@@ -165,10 +179,52 @@ class Inspector:
         write_model(Path(path), tensors, description)
         return Path(path)
 
+    def calibrated(
+        self,
+        good: str | Path | Iterable[str | Path],
+        false_reject: float | None = None,
+        run: Run | None = None,
+        review: float | None = None,
+    ) -> Self:
+        """This inspector with a threshold from good images: files, folders or patterns, each a part unless a copy.
+
+        Raises:
+            DataError: there is no image.
+            CalibrationError: they are too few for ``false_reject``, or it has learned from some of them.
+        """
+        run, samples = run or Run(), [Sample(path, "normal") for path in dict.fromkeys(find_images(good))]
+        images = PreparedImages(samples, self.preparation, progress=run.progress)
+        learned = set(self.provenance.get(LEARNED_KEYS, ()))
+        known = [sample.path.name for sample, key in zip(images.samples, images.keys) if key[:KEY_LETTERS] in learned]
+        if known:
+            raise CalibrationError(
+                f"the model has learned from {len(known)} of these {len(images)} images, such as {known[0]}: a "
+                "threshold from them would reject almost every new part. Give good images that it has not seen."
+            )
+        distinct = sorted({key: index for index, key in enumerate(images.keys)}.values())
+        if copies := len(images) - len(distinct):
+            run.progress.note(f"warning: {copies} of the images are copies of others: equal images count as one part")
+        scores, maxima = self.scores(images.subset(distinct), run, "calibrating")
+        calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
+        return dataclasses.replace(self, calibration=calibration)
+
+    def __repr__(self) -> str:
+        """Three lines: what it is, what it learned from, what it promises."""
+        size, made = " x ".join(map(str, self.preparation.input_size)), self.provenance
+        return (
+            f"Inspector: {self.name} on {self.method.backbone.name}, which sees {size} pixels\n"
+            f"learned from {made.get('images_learned', 'unknown')} images of {made.get('data', 'a set')}, "
+            f"rejects scores above {self.calibration.threshold}\n{self.promise}"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
     def info(self) -> dict[str, Any]:
-        """What this model is, JSON-able: method, data, promise, sizes, digests."""
+        """What this model is, as JSON has it: method, data, promise, sizes, digests."""
         state, calibration = self.method.state_dict(), self.calibration
-        return {
+        facts = {
             **self._recipe(),
             "promise": self.promise,
             "threshold": calibration.threshold,
@@ -178,6 +234,8 @@ class Inspector:
             **{name: value for name, value in self.provenance.items() if name not in (LEARNED_KEYS, PAINTED)},
             "would_find": self.would_find,
         }
+        listed: dict[str, Any] = json.loads(json.dumps(facts))  # without tuples
+        return listed
 
     @cached_property
     def would_find(self) -> dict[str, Any]:
@@ -232,13 +290,15 @@ def load(
         path: written by ``Inspector.save``.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
-        weights: where the backbone's are, for a file saved without them.
+        weights: for a file saved without its backbone: a file, or ``pretrained``, which may download them. By itself
+            they are looked for on this machine alone.
 
     Raises:
         ModelFileError: the file is missing, damaged, no model, or from a newer version.
         WeightsError: the backbone's weights are absent or not the ones it learned with.
     """
     chosen = choose_device(device)
+    choose_precision(chosen, precision)  # refuses an unknown one
     tensors, description = read_model(Path(path))
     state, scores, kept = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -250,27 +310,29 @@ def load(
         wanted = "fp32" if precision == "auto" and made_in == "fp32" else precision
         found = choose_precision(chosen, wanted, dense or made_in == "bf16")
         if precision == "auto" and made_in not in (None, found.name):
-            text = (
-                f"{path}: the threshold was set in {made_in}, which is slow here: scores in {found.name} may differ by "
-            )
-            warnings.warn(text + f"a percent; --precision {made_in} repeats them", stacklevel=3)
+            text = f"the threshold was set in {made_in}, which is slow here: scores in {found.name} may differ by "
+            PythonWarnings().note(f"warning: {path}: {text}a percent; --precision {made_in} repeats them")
         return found
 
     try:
-        if broken := [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
-            raise ModelFileError(f"{path} holds numbers that are not finite ({broken[0]}): fit it anew")
-        backbone = rebuild(description["backbone"], kept if description["with_backbone"] else None, weights)
-        provenance = description["provenance"]
-        backbone.precision = as_calibrated(backbone.dense, provenance.get("precision"))
-        preparation = Preprocessing.from_dict(description["preparation"])
-        cls = method_class(description["method"])
-        config = make_config(cls, description["config"])
+        backbone = rebuild(description.backbone, kept if description.with_backbone else None, weights)
+        made = description.provenance
+        backbone.precision = as_calibrated(backbone.dense, made.precision)
+        preparation = Preprocessing.from_dict(description.preparation.model_dump())
+        cls = method_class(description.method)
+        config = make_config(cls, description.config)
+        if sorted({*config.layers}) != [level.stage for level in backbone.levels]:
+            raise ConfigError(f"its backbone has other stages than layers={config.layers}")
+        state |= {BACKBONE + name: tensor for name, tensor in backbone.state_dict().items()}
         method = cls(backbone, preparation.input_size, config)
-        method.precision = as_calibrated(cls.gains_from_bf16(backbone, config), provenance.get("precision_trained"))
-        method.load_fitted(state | {BACKBONE + name: t for name, t in backbone.state_dict().items()})
+        method.precision = as_calibrated(cls.gains_from_bf16(backbone, config), made.precision_trained)
+        method.load_fitted(state)
         arrays = {name: tensor.numpy() for name, tensor in scores.items()}
-        calibration = Calibration.from_tensors(arrays, description["calibration"])
-        method, name, smallest_area = method.to(chosen).eval(), description["method"], description["smallest_area"]
-        return Inspector(method, name, preparation, calibration, provenance, smallest_area)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{path} does not hold what this Blemish expects ({error}): fit it anew") from error
+        calibration = Calibration.from_tensors(arrays, description.calibration)
+        method, provenance = method.to(chosen).eval(), made.model_dump(exclude_unset=True)
+        return Inspector(method, description.method, preparation, calibration, provenance, description.smallest_area)
+    except (WeightsError, ModelFileError):
+        raise
+    except (BlemishError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelFileError(f"{path} does not hold what this Blemish expects ({reason}): fit it anew") from error

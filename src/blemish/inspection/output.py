@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,15 +12,13 @@ from PIL import Image, PngImagePlugin
 
 from blemish.data.manifest import beside
 from blemish.data.readers import MADE_BY, find_images
-from blemish.data.samples import Sample
-from blemish.errors import CalibrationError, ImageError, OutputError
-from blemish.inspection.calibration import calibrate
+from blemish.errors import ImageError, OutputError
 from blemish.inspection.regions import checked_map, regions_csv
 from blemish.run.files import check_writable, written_atomically
 
 if TYPE_CHECKING:
     from blemish.inspection.inspector import Inspector, Source
-    from blemish.run import Progress, Run
+    from blemish.run import Progress
 
 
 def deliver(
@@ -78,30 +75,6 @@ def deliver(
         with written_atomically(table) as temporary:
             temporary.write_text(regions_csv(rows), encoding="utf-8", errors="backslashreplace")
     return decisions, len(unreadable)
-
-
-def recalibrated(
-    inspector: Inspector, good: Sequence[Path], false_reject: float | None, run: Run, review: float | None = None
-) -> Inspector:
-    """The inspector with a threshold from these good images, none learned from, each a part unless a copy of one."""
-    from blemish.data.loading import PreparedImages
-    from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS
-
-    samples = [Sample(path, "normal") for path in dict.fromkeys(find_images(good))]
-    images = PreparedImages(samples, inspector.preparation, progress=run.progress)
-    learned = set(inspector.provenance.get(LEARNED_KEYS, ()))
-    known = [sample.path.name for sample, key in zip(images.samples, images.keys) if key[:KEY_LETTERS] in learned]
-    if known:
-        raise CalibrationError(
-            f"the model has learned from {len(known)} of these {len(images)} images, such as {known[0]}: a threshold "
-            "from them would reject almost every new part. Give good images that it has not seen."
-        )
-    distinct = sorted({key: index for index, key in enumerate(images.keys)}.values())
-    if copies := len(images) - len(distinct):
-        run.progress.note(f"warning: {copies} of the images are copies of others: equal images count as one part")
-    scores, maxima = inspector.scores(images.subset(distinct), run, "calibrating")
-    calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
-    return dataclasses.replace(inspector, calibration=calibration)
 
 
 def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:

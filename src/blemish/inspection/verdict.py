@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from blemish.data.images import DecodedImage
 from blemish.inspection.calibration import Decision
-from blemish.inspection.overlay import Scale, overlay
+from blemish.inspection.overlay import Scale, data_uri, overlay
 from blemish.inspection.regions import Region
 
 THIN_LINES = 400  # smaller images are magnified to about so many pixels a longer side: outlines stay thin
@@ -66,6 +67,17 @@ class Verdict:
         zoom = max(1, round(THIN_LINES / max(self.size)))
         spot = self.peak if self.decision != "ok" and not self.regions else None
         return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth, zoom=zoom, spot=spot)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, with its pictures made: what makes them stays in the process that judged."""
+        pixels, heatmap = self.pixels, self.heatmap
+        return vars(self) | {"make_pixels": partial(copy, pixels), "make_heatmap": partial(copy, heatmap)}
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the overlay and the decision."""
+        p_value = "" if self.p_value is None else f", p {self.p_value:.3g}"
+        caption = f"{self.decision or 'no decision'}: score {self.score:.4g}{p_value}, {len(self.regions)} regions"
+        return f'<figure><img src="{data_uri(self.overlay())}"/><figcaption>{caption}</figcaption></figure>'
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: everything but the pictures."""

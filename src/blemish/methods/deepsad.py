@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Steps, Weight
+from blemish.ops.config import Count, Layers, Rate, Steps, Weight, Width
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise
 from blemish.run import Run, epochs
@@ -38,8 +38,8 @@ class DeepSADConfig:
 
     layers: Annotated[Layers, Field(description="stages whose features are read")] = (2, 3)
     eta: Annotated[Rate, Field(description="weight of the known-bad images")] = 1.0
-    width: Annotated[Count, Field(description="channels inside the network")] = 128
-    dimensions: Annotated[Count, Field(description="of the vector that an image is mapped to")] = 128
+    width: Annotated[Width, Field(description="channels inside the network")] = 128
+    dimensions: Annotated[Width, Field(description="of the vector that an image is mapped to")] = 128
     epochs: Annotated[Count, Field(description="passes over good and known-bad images together")] = 150
     steps: Steps = None
     batch_size: Annotated[int, Field(ge=2, description="images a step")] = 128

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Level, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError
-from blemish.ops.config import Count, DistillationLoss, Rate, StudentConfig
+from blemish.ops.config import DistillationLoss, Rate, StudentConfig, Width
 from blemish.ops.cosine import LOSSES, anomaly_map
 from blemish.ops.norms import precise_batchnorm
 from blemish.ops.residual import initialise
@@ -47,7 +47,7 @@ class FMAMConfig(StudentConfig):
             "place (attention); joined with a table of prototypes (memory); conv before the student (bottleneck)"
         ),
     ] = "conv"
-    prototypes: Annotated[Count, Field(description="in the table of memory")] = 128
+    prototypes: Annotated[Width, Field(description="in the table of memory")] = 128
     temperature: Annotated[Rate, Field(description="of the softmax over the prototypes' cosines, for memory")] = 0.1
     loss: DistillationLoss = "vector"
 

@@ -13,6 +13,7 @@ from blemish.ops.cosine import Loss
 
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=48)], ...], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=2048)]  # what networks are built by: a model file of a few bytes may name any
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -56,8 +57,8 @@ class MemoryConfig:
         Literal["auto", "paper"],
         Field(description="paper: vectors are always pooled to target_dim; auto: only from more channels than that"),
     ] = "auto"
-    pretrain_dim: Annotated[Count, Field(description="numbers that each stage is pooled to")] = 1024
-    target_dim: Annotated[Count, Field(description="numbers in a patch vector")] = 1024
+    pretrain_dim: Annotated[Width, Field(description="numbers that each stage is pooled to")] = 1024
+    target_dim: Annotated[Width, Field(description="numbers in a patch vector")] = 1024
     starting_points: Annotated[Count, Field(description="random vectors that the choice begins from")] = 10
     projection_dim: Annotated[
         Count, Field(description="numbers that vectors of more than twice as many are projected to for the choice")

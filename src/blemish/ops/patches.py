@@ -5,13 +5,14 @@ Pooling and interpolation commute: here one grouped convolution unfolds and pool
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from math import gcd
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blemish.contract import Images, Teacher, in_batches
+from blemish.contract import Images, Teacher
 from blemish.run import Run
 
 
@@ -68,9 +69,9 @@ def describe_patches(
     projection = None if projection is None else projection.to(run.device)
     draws = run.generator("candidates")
     vectors = shortened = torch.empty(0)
-    done, batches = 0, in_batches(images, batch_size)
-    for batch in run.progress.track(batches, "describing patches", total=-(-len(images) // batch_size)):
-        made = patches(teacher(batch)).flatten(1, 2)
+    done, indices = 0, iter(run.progress.track(range(len(images)), "describing patches"))
+    while chosen := list(islice(indices, batch_size)):
+        made = patches(teacher(images.batch(chosen))).flatten(1, 2)
         share = cells = made.shape[1]
         if most is not None and cells * len(images) > most:
             share = -(-most // len(images))
@@ -104,9 +105,11 @@ class _AdaptivePooling(nn.Module):
         # Windows never cross the border between two groups: with g groups, entry i * length / g is a whole number.
         self.groups = gcd(channels, stage_width // ratio)
         entries = channels // self.groups * patch_size**2
-        # The averages of adaptive pooling are its answers to one-hot inputs.
-        windows = F.adaptive_avg_pool1d(torch.eye(entries, dtype=torch.float64), stage_width // self.groups).T
-        windows = windows.reshape(-1, ratio, entries).mean(dim=1)
+        windows = torch.zeros(outputs := stage_width // self.groups, entries, dtype=torch.float64)
+        for i in range(outputs):  # as adaptive pooling averages
+            window = slice(i * entries // outputs, -(-(i + 1) * entries // outputs))
+            windows[i, window] = 1 / (window.stop - window.start)
+        windows = windows.view(-1, ratio, entries).mean(dim=1)
         kernel = windows.view(len(windows), -1, patch_size, patch_size).repeat(self.groups, 1, 1, 1).float()
         self.register_buffer("kernel", kernel, persistent=False)
         self.padding = patch_size // 2

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from blemish.run.files import check_writable, written_atomically
-from blemish.run.progress import Bar, Lines, Progress, Silent, Warnings
+from blemish.run.progress import Bar, Lines, Progress, PythonWarnings, Silent, Warnings
 
 if TYPE_CHECKING:
     from blemish.run.device import Precision, PrecisionName, choose_device, choose_precision, set_threads

@@ -6,13 +6,13 @@ tensors, numbers and strings alone and is loaded with ``weights_only=True``, so 
 
 import hashlib
 import io
-import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
 from blemish.errors import ConfigError, ModelFileError
@@ -21,6 +21,7 @@ from blemish.run.files import written_atomically
 MAGIC = b"blemish checkpoint 2 "
 HEADER = len(MAGIC) + 64 + 1  # bytes: with the digest in hexadecimal and the end of the line
 SHARE = 0.05  # of the time spent on training, at most about this much goes into writing checkpoints
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 _BEGIN_ANEW = "Fit without --resume (in Python: without resume=True) to begin anew."
 
 
@@ -66,9 +67,9 @@ class CheckpointManager:
         try:
             for name, holder in self.state.items():
                 holder.load_state_dict(checkpoint.states[name])
-        except (KeyError, ValueError, RuntimeError) as error:  # networks of other names or shapes
+            torch.set_rng_state(checkpoint.random)
+        except Exception as error:  # networks of other names or shapes, or nothing of the kind
             raise ModelFileError(f"{self.path} was written by another version of Blemish. {_BEGIN_ANEW}") from error
-        torch.set_rng_state(checkpoint.random)
         return checkpoint
 
     def is_due(self) -> bool:
@@ -101,8 +102,9 @@ class CheckpointManager:
         if header[len(MAGIC) : -1].decode(errors="replace") != hashlib.sha256(content).hexdigest():
             raise ModelFileError(f"{self.path} is damaged: its content does not match its digest. {_BEGIN_ANEW}")
         try:
-            return Checkpoint(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-        except (pickle.UnpicklingError, TypeError) as error:
+            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return TypeAdapter(Checkpoint, config=_STRICT).validate_python(stored)
+        except Exception as error:  # torch raises nearly anything
             raise ModelFileError(f"{self.path} is no checkpoint of this version of Blemish. {_BEGIN_ANEW}") from error
 
 

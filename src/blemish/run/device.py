@@ -1,5 +1,6 @@
 """Where networks run and how they compute: each automatic choice carries its reason."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,10 @@ import torch
 from blemish.errors import ConfigError
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
+
+# A forked child has the state of torch's threads and not the threads: it would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @dataclass(frozen=True)

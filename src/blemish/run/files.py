@@ -12,15 +12,18 @@ from blemish.errors import OutputError
 
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place if the block ends well, else vanishes (OutputError)."""
+    """A temporary name beside ``path`` that takes its place if the block ends well, else vanishes (OutputError).
+
+    A file that is there keeps its permissions, and a link stays one.
+    """
     temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.umask(umask := os.umask(0))  # it can only be read by setting it
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
+        temporary.replace(os.path.realpath(path))
     except OSError as error:
         raise OutputError(_cannot_write(path, error)) from error
     finally:
@@ -35,7 +38,10 @@ def check_writable(path: Path) -> None:
 def _temporary(path: Path) -> Path:
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file, such as {path / 'parts.blemish'}.")
+    if path.exists() and not path.is_file():  # the superuser would replace it
+        raise OutputError(f"{path} is a device or a pipe: give the name of a file.")
     try:
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)

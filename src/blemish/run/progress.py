@@ -3,9 +3,13 @@
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
+from pathlib import Path
 from typing import Protocol, TypeVar
+
+from blemish.errors import BlemishWarning
 
 T = TypeVar("T")
 Title = str | Callable[[], str]  # what is under way; a function where it changes, such as a training's epoch and loss
@@ -32,7 +36,20 @@ class Warnings(Silent):
 
     def note(self, text: str) -> None:
         if text.startswith(("warning:", "skipped:")):
-            sys.stderr.write(printable(text) + "\n")
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        sys.stderr.write(printable(text) + "\n")
+
+
+class PythonWarnings(Warnings):
+    """The same as Python's own warnings, of the line that called Blemish: for programs."""
+
+    def warn(self, text: str) -> None:
+        package, frame, level = str(Path(__file__).parents[1]), sys._getframe(), 1
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(text.removeprefix("warning: "), BlemishWarning, stacklevel=level)
 
 
 class Lines:

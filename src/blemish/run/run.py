@@ -14,7 +14,7 @@ import torch
 
 from blemish.errors import Cancelled
 from blemish.run.device import Precision, choose_precision
-from blemish.run.progress import Progress, Silent
+from blemish.run.progress import Progress, PythonWarnings
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -94,7 +94,7 @@ class Run:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = field(default_factory=lambda: choose_precision(torch.device("cpu")))
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=PythonWarnings)
     timer: Timer = field(default_factory=Timer)
     checkpoint: Path | None = None
     resume: bool = False

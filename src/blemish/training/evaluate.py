@@ -6,6 +6,7 @@ Metrics are taken from raw scores and maps; what the product's threshold does is
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from blemish.data.images import read_image
 from blemish.data.samples import Sample
-from blemish.data.testset import TestSet, load_mask
+from blemish.data.testset import TestSet, load_mask, open_test_set
 from blemish.errors import DataError, ImageError
 from blemish.inspection.calibration import group_scores
 from blemish.inspection.inspector import Inspector
@@ -64,14 +65,19 @@ class Evaluation:
 
 
 def evaluate(
-    inspector: Inspector, test: TestSet, run: Run, at: At = "input", per_image_pro: bool = False, kinds: bool = True
+    inspector: Inspector,
+    test: TestSet | str | Path,
+    run: Run | None = None,
+    at: At = "input",
+    per_image_pro: bool = False,
+    kinds: bool = True,
 ) -> Evaluation:
     """Judge a test set and measure.
 
     Args:
         inspector: needs no calibration.
-        test: images with labels and, where known, masks.
-        run: reports progress and counts seconds.
+        test: a folder or manifest with labels and, where known, masks; or such a set read before.
+        run: reports progress and counts seconds; silent by default.
         at: pixel metrics at the model's input size (masks resized by nearest pixel) or at each image's own size.
         per_image_pro: add ``aupro_per_image``, the variant of the RD family.
         kinds: also figures for each kind of defect.
@@ -79,6 +85,7 @@ def evaluate(
     Raises:
         DataError: no image can be read. One whose mask is unusable is left out of the pixel metrics, with a note.
     """
+    test, run = test if isinstance(test, TestSet) else open_test_set(Path(test)), run or Run()
     judged: list[Judged] = []
     thumbnails: list[NDArray[np.float32]] = []
     notes, unusable, preparation = list(test.notes), list[str](), inspector.preparation

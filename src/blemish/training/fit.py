@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from importlib.metadata import PackageNotFoundError, version
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from blemish.training.forecast import announce
 from blemish.training.learner import Learner, OnEpoch
 from blemish.training.painted import score_painted
 from blemish.training.profiles import settle
-from blemish.training.setup import FitSettings, build_learner, introduce, load_images, method_config
+from blemish.training.setup import Changes, FitSettings, build_learner, introduce, load_images, method_config
 
 PAINTED_DEFECTS, MOST_PAINTED = 120, 4  # in all and on each image, to say what a model would find
 RATES = (0.02, 0.05, 0.1, 0.2)  # of good parts rejected, at which known-bad images are counted
@@ -41,18 +42,19 @@ SMALLEST_PAINTED = 96  # pixels of an image's shorter side: on less, nothing loo
 
 
 def fit(
-    data: str | Path | TrainingSet,
+    data: str | Path | Iterable[str | Path] | TrainingSet,
     settings: FitSettings | None = None,
     run: Run | None = None,
     on_epoch: OnEpoch | None = None,
-    **changes: Any,
+    **changes: Unpack[Changes],
 ) -> Inspector:
-    """Learn what is normal from a folder, a manifest or a ``TrainingSet``.
+    """Learn what is normal from a folder, a manifest, images named one by one or by a pattern, or a ``TrainingSet``.
 
     Args:
-        data: an MVTec-AD-layout folder, a plain folder of images, a CSV manifest, or a set read before.
+        data: an MVTec-AD-layout folder, a plain folder of images, a CSV manifest, a pattern such as ``OK/*.png`` or a
+            list of paths, whose images count as good, or a set read before.
         settings: how; the defaults are meant to be right.
-        run: seed, device, progress, checkpoints. Silent on the CPU by default.
+        run: seed, device, progress, checkpoints. By default on the CPU, silent but for ``BlemishWarning``.
         on_epoch: called as ``on_epoch(epoch, means, inspector)`` at the end of each epoch of the model that is kept; to
             judge with the uncalibrated inspector, call ``inspector.method.finalize()`` before.
         changes: single settings by name, for short calls: ``fit("parts/", method="patchcore", size=320)``.
@@ -70,7 +72,7 @@ def fit(
         raise ConfigError(f"fit has no setting {unknown[0]!r}: {nearest_name(unknown[0], known)}")
     settings = dataclasses.replace(settings, **changes)
     with run.interruptible():
-        training = data if isinstance(data, TrainingSet) else read_training(Path(data))
+        training = data if isinstance(data, TrainingSet) else read_training(data)
         learner, planned, settings, run = _prepared(training, settings, run)
         kept, held, is_crossfit = list(range(len(learner.normal))), list[int](), planned.kind == "crossfit"
         if planned.kind == "holdout":
@@ -102,6 +104,13 @@ def fit(
             what_helps = "learn from more images, or try a larger --size or another --profile"
             run.progress.note(f"warning: this model finds next to nothing. {expected['sentence']} {what_helps}")
         return inspector
+
+
+_own, _single = [*signature(fit).parameters.values()][:-1], signature(FitSettings).parameters.values()
+# What ``help`` and notebooks show: every setting by its name.
+fit.__signature__ = signature(fit).replace(  # type: ignore[attr-defined]
+    parameters=[*_own, *(setting.replace(kind=Parameter.KEYWORD_ONLY) for setting in _single)]
+)
 
 
 def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Learner, Plan, FitSettings, Run]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from blemish.backbones.backbone import build_backbone
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
@@ -76,6 +76,30 @@ class FitSettings:
     compare: bool = False
 
 
+class Changes(TypedDict, total=False):
+    """The fields of ``FitSettings`` as keyword arguments that editors can show; a test compares them."""
+
+    method: str | None
+    options: Mapping[str, Any]
+    backbone: str | None
+    weights: str
+    size: int | tuple[int, int] | None
+    smallest_defect: float | None
+    poses: Poses | None
+    profile: ProfileName | None
+    resize: ResizeMode
+    crop: int | None
+    calibration: Wanted
+    false_reject: float | None
+    review: float | None
+    precision: PrecisionName
+    strict: bool
+    epochs: int | Literal["auto"] | None
+    steps: int | None
+    cache: str
+    compare: bool
+
+
 def method_config(name: str, settings: FitSettings) -> Any:
     """The method's config, with the length of training in it where one is given."""
     cls, epochs, steps = method_class(name), settings.epochs, settings.steps
@@ -121,7 +145,7 @@ def build_learner(
     backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
     run.progress.note(f"precision: {backbone.precision.name} ({backbone.precision.reason})")
     trained = choose_precision(run.device, settings.precision, cls.gains_from_bf16(backbone, config))
-    if trained.name != backbone.precision.name:
+    if trained.name != backbone.precision.name and {"epochs", "steps"} & vars(config).keys():
         run.progress.note(f"precision of what is trained: {trained.name} ({trained.reason})")
     teacher = FrozenTeacher(backbone.to(run.device))
     learner = Learner(name, cls, config, *images, regime, teacher, settings.poses or "none")

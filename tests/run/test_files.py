@@ -1,0 +1,35 @@
+"""What is written takes the place of files alone."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from blemish.errors import OutputError
+from blemish.run import check_writable, written_atomically
+
+
+def test_a_link_stays_a_link_and_a_file_keeps_who_may_read_it(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to("real")
+    with written_atomically(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink() and real.read_text() == "new"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """Nobody stops the superuser, whom containers usually run as."""
+    pipe, link = tmp_path / "pipe", tmp_path / "null"
+    os.mkfifo(pipe)
+    link.symlink_to(os.devnull)
+    for path in (pipe, link):
+        with pytest.raises(OutputError, match="is a device or a pipe"):
+            check_writable(path)
+        with pytest.raises(OutputError, match="is a device or a pipe"), written_atomically(path):
+            pass
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and not Path(os.devnull).is_file()
