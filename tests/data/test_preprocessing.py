@@ -168,7 +168,7 @@ def test_settings_survive_json_under_the_names_of_model_files_and_have_sizes_and
     ("settings", "reason"),
     [
         ({"family": "squash"}, "choose stretch"),
-        ({"size": 0}, "at least 1"),
+        ({"size": 0}, "of 1 to 4096 pixels"),
         ({"size": (5, 5, 5)}, "one side or"),
         ({"crop": 224}, "goes with the preparation 'crop'"),
         ({"family": "crop", "size": (9, 9)}, "needs one number"),

@@ -50,7 +50,7 @@ def test_parts_that_lie_in_any_direction_are_learned_in_all(tmp_path, turn, expe
     assert any(f"your parts lie {lie}" in said and "painted defects" in said for said in notes.said)
     turned = PROFILES["fast"].turned if turn else PROFILES["fast"]
     assert settled.options == turned.options
-    assert settled.size == ((384, 384) if turn else (256, 256))
+    assert settled.size == (256, 256)
 
 
 def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):
@@ -75,7 +75,7 @@ def test_the_default_gives_way_where_its_weights_are_absent_and_a_profile_asked_
     monkeypatch.setattr("blemish.training.profiles.DEFAULT_PROFILE", "balanced")
     settled = settle(training, FitSettings(), Run(progress=notes))
     assert (settled.profile, settled.backbone) == ("fast", PROFILES["fast"].backbone)
-    assert any(said.startswith("warning: the profile balanced finds more, but") for said in notes.said)
+    assert any(said.startswith("note: the profile balanced finds more, but") for said in notes.said)
     with pytest.raises(WeightsError, match="absent"):
         settle(training, FitSettings(profile="balanced"), Run())
 

@@ -23,7 +23,7 @@ from blemish.training.painted import score_painted
 from blemish.training.setup import FitSettings, build_learner, load_images, method_config
 
 TRIED: tuple[Poses, ...] = ("none", "all")
-TRIAL_SIZE, TRIAL_MEMORY = 256, 2000  # pixels a side and patches, which are enough to tell
+TRIAL_SIZES, TRIAL_MEMORY = (128, 256), 2000  # pixels a side and patches, which are enough to tell
 FEWEST = 6  # groups: of fewer, a third says nothing
 MOST = 30  # groups that are looked at: each is learned in 12 directions
 PAINTED = 4  # defects on each held-out image
@@ -53,11 +53,12 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
         except WeightsError as error:
             if settings.profile is not None:
                 raise
-            run.progress.note(f"warning: the profile {name} finds more, but {error} Until then: the profile fast")
+            run.progress.note(f"note: the profile {name} finds more, but {error} Until then: the profile fast")
             name, profile = "fast", smallest
     poses = settings.poses
     if poses is None and training.regime != "contaminated":
-        trial = dataclasses.replace(settings, size=TRIAL_SIZE, options={**settings.options, "memory": TRIAL_MEMORY})
+        size, _ = fitting_size(training.samples, TRIAL_SIZES, 16)
+        trial = dataclasses.replace(settings, size=size, options={**settings.options, "memory": TRIAL_MEMORY})
         poses, why = _choose_poses(training, _with_profile(smallest, training, trial, run, method), run)
         run.progress.note(why)
         if poses != "none" and settings.backbone is None:
