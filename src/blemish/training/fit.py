@@ -186,8 +186,10 @@ def _calibrate(
     if apart := [*names.values()][: suspects(calibration.scores)]:
         without = dataclasses.replace(calibration, scores=calibration.scores[: -len(apart)]).threshold
         verb, it = ("stands", "it") if len(apart) == 1 else ("stand", "them")
-        threshold = f"the threshold would be {without:,.6g} instead of {calibration.threshold:,.6g}"
-        run.progress.note(f"note: {', '.join(apart)} {verb} out: look at {it}; without {it} {threshold}")
+        effect = f"the threshold hardly depends on {it}"
+        if without is not None and calibration.threshold is not None and without < 0.99 * calibration.threshold:
+            effect = f"without {it} the threshold would be {without:,.6g} instead of {calibration.threshold:,.6g}"
+        run.progress.note(f"note: {', '.join(apart)} {verb} out: look at {it}; {effect}")
     return calibration, {**facts, "stand_out": apart, PAINTED: [list(astuple(defect)) for defect in painted]}
 
 
