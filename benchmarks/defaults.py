@@ -114,7 +114,7 @@ def tables(rows: pd.DataFrame) -> dict[int, list[str]]:
         mean = of_images.groupby(["set", "profile"])[["caught_at_5", "image_auroc"]].mean().unstack()
         profiles = [name for name in ("paper", "fast", "balanced", "best") if ("caught_at_5", name) in mean.columns]
         draws = of_images.groupby("profile")["draw"].nunique()
-        header = " | ".join(f"{name} ({draws[name]} draw{'s' * (draws[name] > 1)})" for name in profiles)
+        header = " | ".join(f"{name} ({draws[name]} draw{'' if draws[name] == 1 else 's'})" for name in profiles)
         lines = [f"| set | {header} |", "|---|" + "---:|" * len(profiles)]
         mean.loc["mean of those measured"] = mean.mean()
         for name, row in mean.iterrows():
