@@ -76,9 +76,10 @@ class TinyImages:
 
 @pytest.fixture(autouse=True, scope="session")
 def small_by_default() -> Iterator[None]:
-    """The default profile is the one of an installation without extras, whatever is installed here."""
+    """The default profile is that of an installation without extras, whatever is installed; few defects are painted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("blemish.training.profiles.DEFAULT_PROFILE", "fast")
+        patch.setattr("blemish.training.fit.PAINTED_DEFECTS", 12)
         yield
 
 

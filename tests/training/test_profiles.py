@@ -80,7 +80,8 @@ def test_the_default_gives_way_where_its_weights_are_absent_and_a_profile_asked_
         settle(training, FitSettings(profile="balanced"), Run())
 
 
-def test_defects_painted_on_unseen_good_images_say_what_would_be_found(tmp_path):
+def test_defects_painted_on_unseen_good_images_say_what_would_be_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("blemish.training.fit.PAINTED_DEFECTS", 120)
     settings = {"backbone": "efficientnet_lite0", "size": 128, "poses": "none"}
     model = fit(bars(tmp_path, 10, False), FitSettings(**settings))
     expected = model.would_find
