@@ -253,16 +253,16 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
     assert b"a.tif is a TIFF of 16 bits a sample in RGB, LZW: pip install 'blemish[formats]'" in done.stderr
 
 
-# Where the stored first row and first column appear, by the EXIF standard's table of orientations.
+# How the stored pixels abc, def are to be shown, by the EXIF standard's table: where its first row and column belong.
 UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
+    1: "abc def",
+    2: "cba fed",
+    3: "fed cba",
+    4: "def abc",
+    5: "ad be cf",
+    6: "da eb fc",
+    7: "fc eb da",
+    8: "cf be ad",
 }
 
 
@@ -270,10 +270,12 @@ UPRIGHT = {
 def test_exif_rotation_is_applied(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for kind, array in itertools.product(("PNG", "TIFF"), (COLOUR, DEEP)):
+    for kind, array in itertools.product(("PNG", "TIFF"), (COLOUR[:2, :3], DEEP[:2, :3])):
         path = tmp_path / f"turned.{kind.lower()}"
-        path.write_bytes(saved(array, kind, exif=exif))
-        expected = UPRIGHT[orientation](array)
+        path.write_bytes(saved(array.repeat(8, axis=0).repeat(8, axis=1), kind, exif=exif))
+        pixel = dict(zip("abcdef", array.reshape(6, *array.shape[2:])))
+        expected = np.array([[pixel[letter] for letter in row] for row in UPRIGHT[orientation].split()])
+        expected = expected.repeat(8, axis=0).repeat(8, axis=1)
         for image in (read_image(path), read_image(Image.open(io.BytesIO(path.read_bytes())))):
             pixels = image.pixels if array.ndim == 3 else image.pixels[..., 0]
             np.testing.assert_array_equal(pixels, expected)

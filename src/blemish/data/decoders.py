@@ -167,7 +167,7 @@ def dicom_values(data: Any, content: bytes) -> Values:
         raise Unsupported(f"is DICOM in {shown} or with a table of values: export it as PNG")
     try:
         values: Values = pixel_array(io.BytesIO(content))  # in colour: RGB, whatever was stored
-    except (RuntimeError, NotImplementedError, AttributeError) as error:
+    except (RuntimeError, AttributeError) as error:  # pydicom's ways to say that it has no decoder, or too few tags
         reason = " ".join(str(error).split())
         raise Unsupported(f"is DICOM whose pixels are not read ({reason}): export it as PNG") from error
     if values.ndim == 3:

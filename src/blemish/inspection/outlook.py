@@ -15,6 +15,7 @@ from blemish.inspection.calibration import Calibration
 PAINTED = "painted"  # in the provenance: what was painted, and its scores
 FEW = 0.2  # found of all: below it a person is warned
 KINDS = {"scratch": "scratches", "stain": "stains", "hole": "holes", "missing": "missing pieces"}
+"""Defects that can be seen on any ground, by their painter's name, and what people call several of them."""
 
 
 @dataclass(frozen=True)

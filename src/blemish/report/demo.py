@@ -67,7 +67,6 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
     cues = [m[f"trivial_{cue}_auroc"] for cue in ("brightness", "contrast", "gradient")]
     figures = ("image_auroc", "pixel_auroc", "aupro")
     trivial, (image, *pixels) = f"{max(max(cue, 1 - cue) for cue in cues):.2f}", (f"{m[f]:.3f}" for f in figures)
-    caught = f"{m['caught_at_5']:.2f}"
     decisions = [", ".join(str(len(judged)) for judged in side.values()) for side in (anomalous, normal)]
     limits = {"reject above": calibration.threshold, "review above": calibration.review_threshold}
     marks = {name: value for name, value in limits.items() if value is not None and math.isfinite(value)}
@@ -88,7 +87,7 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
         scale = colour_scale(inspector.scale, [(inspector.scale.threshold, f"reached by 1 good part in {share}")])
     return {
         "name": name,
-        "figures": (name, image, trivial, *pixels, caught, *decisions, f"{seconds:.1f} s"),
+        "figures": (name, image, trivial, *pixels, *decisions, f"{seconds:.1f} s"),
         "provenance": inspector.provenance,
         "goods": goods,
         "bads": bads,

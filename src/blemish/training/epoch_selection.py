@@ -24,12 +24,12 @@ from blemish.data.splits import split_by_group
 from blemish.data.synthetic import SIDE, paint
 from blemish.errors import ConfigError, OutputError
 from blemish.inspection.inspector import Inspector
+from blemish.inspection.outlook import KINDS
 from blemish.metrics import aupro, auroc
 from blemish.run import Run, derive_seed, written_atomically
 from blemish.training.learner import Learner
 
 AUTO = "auto"
-KINDS = ("scratch", "stain", "hole", "missing")  # defects that can be seen on any ground
 SHARE, MOST_GROUPS, FEWEST_GROUPS = 0.2, 40, 10  # held out of the groups, at most so many; and needed in all
 PATIENCE = 4
 JUDGED = frozenset(round(2 ** (half / 2)) for half in range(40))

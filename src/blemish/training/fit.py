@@ -131,7 +131,7 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
         other = f"-m {DEFAULT_METHOD['contaminated']} expects bad ones"
         run.progress.note(f"warning: {name} takes every unlabelled image as good; {other}")
     elif home == "clean" and training.regime == "weak":
-        run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are only scored")
+        run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are scored")
     if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
         run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
     settings = settle(training, settings, run)

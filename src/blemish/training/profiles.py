@@ -42,7 +42,7 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
     if name is None:
         return settings
     method = settings.method or DEFAULT_METHOD[training.regime]
-    if method_class(method).has_schedule or "memory" not in _options(method):
+    if "memory" not in _options(method):
         raise ConfigError(f"{method} has no profiles: leave --profile out, and give --backbone and --size")
     profile, smallest = PROFILES[name], PROFILES["fast"]
     if settings.backbone is not None:
