@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 from blemish.backbones.weights import digest_of
 from blemish.contract import Backbone, Batch, Level
 from blemish.run import Precision
+
+# A runner in the background (nohup, &) ignores these, and so would the processes that tests start and stop.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # The same examples in every run: the check must not depend on luck.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
