@@ -61,6 +61,10 @@ def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):
     assert any("200 x 90 becomes 200 x 88" in said for said in notes.said)
     own = settle(training, FitSettings(backbone="efficientnet_lite0", poses="none"), Run())
     assert own.size == (176, 352)  # as many pixels as in a square of 256, and twice as wide as high
+    cropped = settle(training, FitSettings(profile="fast", resize="crop"), Run())  # poses are tried on the crops, too
+    assert (cropped.size, cropped.poses) == (256, "none")
+    deep = settle(training, FitSettings(profile="fast", options={"layers": (4,)}), Run())
+    assert deep.options["layers"] == (4,)
     assert settle(training, FitSettings("patchcore"), Run()) == FitSettings("patchcore")
     with pytest.raises(ConfigError, match="rd has no profiles"):
         settle(training, FitSettings("rd", profile="fast"), Run())

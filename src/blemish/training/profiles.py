@@ -6,7 +6,6 @@ copies only take places in the memory. Known-bad images, where there are enough,
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -46,7 +45,8 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
         raise ConfigError(f"{method} has no profiles: leave --profile out, and give --backbone and --size")
     profile, smallest = PROFILES[name], PROFILES["fast"]
     if settings.backbone is not None:
-        profile = dataclasses.replace(smallest, backbone=settings.backbone, limits=profile.limits)
+        idea = "with the backbone named"
+        profile = dataclasses.replace(smallest, idea=idea, backbone=settings.backbone, limits=profile.limits)
     elif settings.weights == "pretrained":
         try:
             build_backbone(profile.backbone, profile.options["layers"])
@@ -57,11 +57,12 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
             name, profile = "fast", smallest
     poses = settings.poses
     if poses is None and training.regime != "contaminated":
-        size, _ = fitting_size(training.samples, TRIAL_SIZES, 16)
-        trial = dataclasses.replace(settings, size=size, options={**settings.options, "memory": TRIAL_MEMORY})
-        poses, why = _choose_poses(training, _with_profile(smallest, training, trial, run, method), run)
+        small = dataclasses.replace(smallest, limits=TRIAL_SIZES, options={**smallest.options, "memory": TRIAL_MEMORY})
+        trial = FitSettings(method, resize=settings.resize, crop=settings.crop, precision=settings.precision)
+        quiet = dataclasses.replace(run, progress=Silent())
+        poses, why = _choose_poses(method, training, _with_profile(small, training, trial, quiet, method), run)
         run.progress.note(why)
-        if poses != "none" and settings.backbone is None:
+        if poses != "none" and settings.backbone is None and "layers" not in settings.options:
             profile = profile.turned or profile
     settled = _with_profile(
         profile, training, dataclasses.replace(settings, profile=name, poses=poses or "none"), run, method
@@ -70,8 +71,8 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
     return settled
 
 
-def _options(method: str) -> dict[str, Any]:
-    return {option.name: option.default for option in dataclasses.fields(method_class(method).Config)}
+def _options(method: str) -> set[str]:
+    return {option.name for option in dataclasses.fields(method_class(method).Config)}
 
 
 def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings, run: Run, method: str) -> FitSettings:
@@ -80,7 +81,11 @@ def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings
     known = _options(method)
     options = {key: value for key, value in profile.options.items() if key in known} | dict(settings.options)
     stride = choose_levels(backbone, options["layers"])[-1].stride
-    if settings.size is None:
+    size: int | tuple[int, int]
+    notes: list[str] = []
+    if settings.resize == "crop":  # one number, as the middle of images of any aspect is a square
+        size = profile.limits[1] if settings.size is None else settings.size
+    elif settings.size is None:
         low, high = profile.limits
         limits = (low, high if settings.smallest_defect is None else 2 * high)
         size, notes = fitting_size(training.samples, limits, stride, settings.smallest_defect)
@@ -88,19 +93,18 @@ def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings
         height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
         size = max(1, round(height / stride)) * stride, max(1, round(width / stride)) * stride
         becomes = f"{width} x {height} becomes {size[1]} x {size[0]}: the network's cells are {stride} pixels wide"
-        notes = [] if size == (height, width) else [becomes]
+        notes = [becomes] if size != (height, width) else []
     for note in notes:
         run.progress.note(f"note: {note}")
     return dataclasses.replace(settings, backbone=backbone, options=options, size=size)
 
 
-def _choose_poses(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Poses, str]:
+def _choose_poses(method: str, training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Poses, str]:
     """Whether to learn the good images in all directions, and why, in words."""
     names = shuffled_names((sample.group for sample in training.normal), run.seed, "poses")[:MOST]
     quiet = dataclasses.replace(run, progress=Silent())
     looked = tuple(sample for sample in training.normal if sample.group in set(names))
     images = load_images(dataclasses.replace(training, samples=looked + training.anomalous), settings, quiet)
-    method = settings.method or DEFAULT_METHOD["clean"]
     learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, quiet)
     if (parts := len(set(learner.groups))) < FEWEST:
         return "none", f"poses: {parts} good parts are too few to tell: each photograph is learned as it is"
