@@ -109,7 +109,7 @@ def _picture(inspector: Inspector, judged: Judged) -> dict[str, str]:
     if judged.sample.mask is not None:
         truth = load_mask(judged.sample, read_image(judged.sample.path).size)
     count = len(verdict.regions)
-    caption = f"score {verdict.score:,.0f}, p {verdict.p_value:.2f}, {count} region{'s' * (count != 1)}"
+    caption = f"score {verdict.score:,.0f}, p {verdict.p_value:.2g}, {count} region{'s' * (count != 1)}"
     title = f"{verdict.decision}: {judged.sample.kind}"
     return picture(verdict.overlay(truth), title, caption, verdict.decision or "")
 
