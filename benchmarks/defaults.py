@@ -71,8 +71,8 @@ def draw(folder: Path, number: int, count: int) -> tuple[TrainingSet, TestSet]:
     return training, TestSet(folder.name, folder, tuple(test))
 
 
-def measure(folder: Path, profile: str, number: int, count: int) -> dict[str, Any]:
-    """One row: fit, evaluate, and what the model said it would find."""
+def measure(folder: Path, profile: str, number: int, count: int, timed: bool) -> dict[str, Any]:
+    """One row: fit, evaluate, and what the model said it would find; times where nothing else was running."""
     training, test = draw(folder, number, count)
     began = time.perf_counter()
     settings = PAPER if profile == "paper" else {"profile": profile}
@@ -80,7 +80,7 @@ def measure(folder: Path, profile: str, number: int, count: int) -> dict[str, An
     fitted = time.perf_counter() - began
     found = evaluate(inspector, test, blemish.Run()).as_dict()
     latencies = []
-    for image in test.samples[:25]:
+    for image in test.samples[: 25 if timed else 0]:
         began = time.perf_counter()
         inspector(image.path)
         latencies.append(1000 * (time.perf_counter() - began))
@@ -100,8 +100,8 @@ def measure(folder: Path, profile: str, number: int, count: int) -> dict[str, An
         "poses": inspector.provenance["poses"],
         "size": list(inspector.method.size),
         "backbone": inspector.method.backbone.name,
-        "seconds": round(fitted, 1),
-        "ms": round(float(pd.Series(latencies).median()), 1),
+        "seconds": round(fitted, 1) if timed else None,
+        "ms": round(float(pd.Series(latencies).median()), 1) if timed else None,
         "megabytes": round(sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6, 1),
         "precision": inspector.provenance["precision"],
     }
@@ -157,12 +157,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--untimed", action="store_true", help="something else is running: no times in the rows")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     set_threads(given.threads)
     for number in given.draws if given.data else ():
         for name in given.sets:
-            row = measure(given.data / name, given.profile, number, given.images)
+            row = measure(given.data / name, given.profile, number, given.images, not given.untimed)
             print(json.dumps(row), flush=True)
             with ROWS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
