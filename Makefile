@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.blemish-ready
 
-.PHONY: demo test test-avx2 lint docs clean
+.PHONY: demo test test-slow test-avx2 lint docs clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -18,8 +18,11 @@ demo: $(READY)   ## PatchCore learns real textures and finds painted defects, of
 # Two processes of one thread each: small tensors gain nothing from a second thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: $(READY) lint   ## the checks of the code, and all tests: minutes
-	$(PYTEST)
+test: $(READY) lint   ## the checks of the code, and all tests but the slow ones: minutes
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY)   ## stops and kills, long examples, browsers and servers where they are at hand
+	$(PYTEST) -m slow
 
 test-avx2: $(READY)   ## the methods' common tests as a processor without AVX-512 and bf16 units computes
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) tests/contract tests/ops

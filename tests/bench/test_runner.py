@@ -103,6 +103,7 @@ def labels(rows):
     return Counter(row["label"] for row in rows if row["status"] == "done")
 
 
+@pytest.mark.slow
 def test_a_bench_killed_twice_loses_and_repeats_nothing(worker, results):
     ledger = Ledger(results / FILE)
     work = {f"job{i}": [{"sleep": 0.4}] for i in range(7)}

@@ -31,6 +31,7 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 """CONTRIBUTING.md's code is a method, which has a test of its own."""
 
 LONG = {"demo", "bench", "serve"}
+SLOW = {"from-a-pile-to-a-clean-set"}  # pages whose examples take long
 SHELL = ("", "console", "bash", "sh", "shell")
 BLOCK = re.compile(r"^```([\w-]*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -110,7 +111,11 @@ def is_runnable(line: str) -> bool:
     return words(line)[0] not in LONG and not has_place and "..." not in line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in SLOW else ()) for page in PAGES],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_examples_run(page: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     written = [(language, text) for language, text in blocks if language in ("python", *SHELL)]

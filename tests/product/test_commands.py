@@ -190,6 +190,7 @@ def test_every_command_answers_in_json_on_request(blemish):
     assert [command for command in ORDER if "--json" not in blemish(command, "--help").stdout] == []
 
 
+@pytest.mark.slow
 def test_the_demo_in_json(blemish, tmp_path, monkeypatch):
     monkeypatch.setattr("blemish.report.demo.write_demo", partial(write_demo, categories=["brick"]))
     done = blemish("demo", "-o", tmp_path, "--json", "-q", "--threads", "1")
