@@ -2,8 +2,8 @@
 
 Idea: bad images are few, and a defect seldom lies twice at one place. So at each place of the grid a patch is compared
 with the patches of all other images there, and gets a weight: its local outlier factor (or, by ``weighting``, its
-distance to the nearest of them or to their Gaussian, plus 1). The patches with the highest weights are left out of the
-memory; the rest are thinned out as PatchCore does. Nothing is trained, so there is no loss.
+distance to the nearest of them or to their Gaussian, plus 1, or to random others). The patches with the highest weights
+are left out of the memory; the rest are thinned out as PatchCore does. Nothing is trained, so there is no loss.
 Score: a patch's squared distance to the nearest remembered vector, times that vector's own weight: what is near only to
 something doubtful is itself doubtful. An image's is its highest patch score; the map is the patch scores, upsampled
 and smoothed.
@@ -33,6 +33,7 @@ from blemish.run import Run
 
 BATCH = 8  # images described at once while fitting; the vectors do not depend on it
 PLACES = 64  # of the grid, whose Gaussians are held at once
+BANKS = 10
 RIDGE = 0.01  # added to the variances of each place's Gaussian, as released, so that few images give one at all
 
 
@@ -47,7 +48,8 @@ class SoftPatchConfig(MemoryConfig):
         float, Field(ge=0, lt=1, description="share of all patches, those of the highest weights, that is left out")
     ] = 0.15
     weighting: Annotated[
-        Literal["lof", "nearest", "gaussian"], Field(description="what a patch's weight is, among those at its place")
+        Literal["lof", "nearest", "gaussian", "banks"],
+        Field(description="what a patch's weight is, among those at its place; banks: among some drawn from anywhere"),
     ] = "lof"
     lof_k: Annotated[Count, Field(description="neighbours that a local outlier factor looks at")] = 5
     soft: Annotated[bool, Field(description="multiply scores by the weight of the remembered vector")] = True
@@ -89,6 +91,8 @@ class SoftPatch(Method):
         """``n``: how far each patch of ``n m``, image by image, stands off from others at its place; 0 or more."""
         by_place = shortened.view(images, -1, shortened.shape[1]).transpose(0, 1)
         watch = partial(run.progress.track, title="weighing patches")
+        if self.config.weighting == "banks":
+            return bank_distances(shortened, images, run.generator("banks"), watch)
         if self.config.weighting == "lof":
             weights = local_outlier_factors(by_place, self.config.lof_k, watch=watch)
         elif self.config.weighting == "nearest":
@@ -114,6 +118,22 @@ def nearest_distances(points: Tensor, watch: Watch = iter) -> Tensor:
     if points.shape[1] < 2:
         return points.new_zeros(points.shape[:2])
     return nearest_others(points, 1, watch)[0].squeeze(2)
+
+
+def bank_distances(vectors: Tensor, images: int, generator: torch.Generator, watch: Watch = iter) -> Tensor:
+    """``n``: the mean distance of each patch of ``n m``, image by image, to ten random tenths of those of other images.
+
+    Over their median. What is rare is rarer still in a tenth (MeDS, arXiv 2605.26676, its first step): no place counts.
+    """
+    patches, cells = torch.arange(len(vectors)), len(vectors) // images
+    drawn = [torch.randperm(len(vectors), generator=generator)[: max(1, len(vectors) // 10)] for _ in range(BANKS)]
+    distances = []
+    for own in watch(torch.split(patches, cells)):
+        others = [bank[torch.div(bank, cells, rounding_mode="floor") != own[0] // cells] for bank in drawn]
+        found = [Neighbours(vectors[bank])(vectors[own])[0][:, 0].sqrt() for bank in others if len(bank)]
+        distances.append(torch.stack(found).mean(dim=0) if found else vectors.new_zeros(cells))
+    weights = torch.cat(distances)
+    return weights / weights.median().clamp(min=1e-12)
 
 
 def gaussian_distances(points: Tensor, watch: Watch = iter) -> Tensor:
