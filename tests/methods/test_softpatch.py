@@ -5,7 +5,7 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.neighbors import LocalOutlierFactor
 
 from blemish.methods.patchcore import PatchCore, PatchCoreConfig
-from blemish.methods.softpatch import gaussian_distances, nearest_distances
+from blemish.methods.softpatch import bank_distances, gaussian_distances, nearest_distances
 from blemish.run import Run
 
 GOOD, BAD = 14, 2
@@ -140,3 +140,18 @@ def test_other_weightings_are_at_least_one_and_find_the_defect(fitted, tiny_imag
 def test_one_image_is_a_pile_too(fitted, tiny_images):
     method = fitted(images=tiny_images(1), fraction=0.5)
     assert torch.equal(method.weights, torch.ones(32))
+
+
+def test_banks_are_tenths_of_all_patches_without_those_of_the_image_itself():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(6 * 20, 5)).astype(np.float32)  # six images of twenty patches
+    vectors[47] += 20  # of the third image
+    generator, expected = torch.Generator().manual_seed(3), np.zeros(120)
+    for _ in range(10):
+        bank = torch.randperm(120, generator=generator)[:12].numpy()
+        for i in range(120):
+            others = vectors[bank[bank // 20 != i // 20]]
+            expected[i] += np.linalg.norm(others - vectors[i], axis=1).min() / 10
+    weights = bank_distances(torch.from_numpy(vectors), 6, torch.Generator().manual_seed(3)).numpy()
+    np.testing.assert_allclose(weights, expected / np.sort(expected)[59], rtol=1e-4)
+    assert weights.argmax() == 47
