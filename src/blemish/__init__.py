@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blemish.data.readers import read_globs, read_training
     from blemish.errors import BlemishError, BlemishWarning
-    from blemish.inspection.inspector import Inspector, load
+    from blemish.inspection.exported import ExportedInspector
+    from blemish.inspection.inspector import Inspector
+    from blemish.inspection.load import load
     from blemish.inspection.verdict import Verdict
     from blemish.run import Run
     from blemish.training.evaluate import evaluate
@@ -25,16 +27,22 @@ __version__ = "0.1.0"
 
 _HOME = {"BlemishError": "errors", "BlemishWarning": "errors", "Run": "run"}
 _HOME |= {"FitSettings": "training.setup", "fit": "training.fit"}
-_HOME |= {"Inspector": "inspection.inspector", "load": "inspection.inspector", "Verdict": "inspection.verdict"}
+_HOME |= {"Inspector": "inspection.inspector", "ExportedInspector": "inspection.exported"}
+_HOME |= {"load": "inspection.load", "Verdict": "inspection.verdict"}
 _HOME |= {"read_globs": "data.readers", "read_training": "data.readers", "evaluate": "training.evaluate"}
 
-__all__ = ["BlemishError", "BlemishWarning", "FitSettings", "Inspector", "Run", "Verdict"]
+__all__ = ["BlemishError", "BlemishWarning", "ExportedInspector", "FitSettings", "Inspector", "Run", "Verdict"]
 __all__ += ["evaluate", "fit", "load", "read_globs", "read_training"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(f"blemish.{_HOME[name]}"), name)
+        try:
+            return getattr(import_module(f"blemish.{_HOME[name]}"), name)
+        except ModuleNotFoundError as error:
+            from blemish.errors import needed
+
+            raise ModuleNotFoundError(f"blemish.{name}: {needed(error)}", name=error.name) from None
     raise AttributeError(f"module 'blemish' has no attribute {name!r}")
 
 

@@ -16,6 +16,11 @@ Every message says what was given, what was needed and what to do next.
 """
 
 
+def needed(error: ModuleNotFoundError) -> str:
+    """What to install for a package that is absent: one that learning needs, where this one only judges."""
+    return f"this needs {error.name}, which is not installed: pip install 'blemish[learn]'"
+
+
 class BlemishWarning(UserWarning):
     """What a program should know and may go on with; ``warnings.simplefilter("ignore", BlemishWarning)`` ends it."""
 

@@ -37,13 +37,15 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        from blemish.errors import BlemishError, ConfigError
+        from blemish.errors import BlemishError, ConfigError, needed
 
         try:
             return super().invoke(ctx)
         except BlemishError as error:
             say(f"blemish: {error}")
             raise typer.Exit(WRONG if isinstance(error, ConfigError) else FAILED) from None
+        except ModuleNotFoundError as error:
+            say(f"blemish: {needed(error)}")
         except KeyboardInterrupt:
             say("blemish: stopped; nothing half-written is left behind")
         except MemoryError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from blemish.cli.app import FAILED, REJECTED, command, print_result
-from blemish.cli.options import AsJson, FailOn, FalseReject, Machine, ModelFile, Resolution, Review, Weights
+from blemish.cli.options import AsJson, Engine, FailOn, FalseReject, Machine, ModelFile, Resolution, Review, Weights
 
 
 @command
@@ -20,6 +20,7 @@ def inspect(
     fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = "never",
     smallest_area: Annotated[int | None, typer.Option(min=0, help="Ignore regions of fewer original pixels.")] = None,
     weights: Weights = None,
+    engine: Engine = "auto",
     *,
     machine: Machine,
     as_json: Annotated[bool, typer.Option("--json", help="Standard output is JSON with or without it.")] = True,
@@ -31,7 +32,7 @@ def inspect(
     del as_json  # taken because every other command takes it
     if csv is not None and csv.resolve() == model.resolve():
         raise OutputError(f"{csv} is the model and would be replaced: choose another name")
-    inspector = machine.load(model, weights)
+    inspector = machine.load(model, weights, engine)
     if smallest_area is not None:
         inspector = dataclasses.replace(inspector, smallest_area=smallest_area)
     if fail_on != "never" and inspector.calibration.kind == "none":
@@ -51,6 +52,7 @@ def evaluate(
     at: Annotated[Resolution, typer.Option(help="Where pixel metrics are measured.")] = "input",
     per_image_pro: Annotated[bool, typer.Option("--per-image-pro", help="Also AU-PRO as the RD family does.")] = False,
     weights: Weights = None,
+    engine: Engine = "auto",
     *,
     machine: Machine,
     as_json: AsJson = False,
@@ -60,7 +62,7 @@ def evaluate(
     from blemish.training.evaluate import as_text
     from blemish.training.evaluate import evaluate as measure
 
-    inspector = machine.load(model, weights)
+    inspector = machine.load(model, weights, engine)
     result = measure(inspector, open_test_set(data), machine.run(), at, per_image_pro)
     print_result(result.as_dict(), as_json, as_text(result))
 
@@ -78,6 +80,9 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
-    fresh = machine.load(model, weights).calibrated(good, false_reject, machine.run(), review)
+    from blemish.inspection.inspector import load
+
+    run = machine.run()
+    fresh = load(model, machine.device, machine.precision, weights).calibrated(good, false_reject, run, review)
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.promise}")

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from blemish.cli.app import command, print_result, print_table
-from blemish.cli.options import AsJson, Machine, ModelFile, Weights
+from blemish.cli.options import AsJson, Engine, Machine, ModelFile, Weights
 
 
 @command
-def info(model: ModelFile, weights: Weights = None, as_json: AsJson = False) -> None:
+def info(model: ModelFile, weights: Weights = None, engine: Engine = "auto", as_json: AsJson = False) -> None:
     """What a model is: method, data, promise, sizes, digests. Example: blemish info parts.blemish"""
-    facts = Machine(device="cpu").load(model, weights).info()
+    facts = Machine(device="cpu").load(model, weights, engine).info()
     print_result(facts, as_json, "\n".join(f"{key:18} {_plain(value)}" for key, value in facts.items()))
 
 

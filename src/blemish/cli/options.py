@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from blemish.inspection.exported import ExportedInspector
     from blemish.inspection.inspector import Inspector
     from blemish.run import Progress, Run
     from blemish.training.setup import FitSettings
@@ -24,6 +25,7 @@ Profile = Literal["fast", "balanced", "best"]
 Poses = Literal["none", "flips", "turns", "all"]
 Calibration = Literal["auto", "holdout", "crossfit", "none"]
 Resolution = Literal["input", "original"]
+EngineName = Literal["auto", "onnxruntime", "openvino"]
 FailOn = Literal["never", "review", "reject"]
 
 Threads = Annotated[int | None, typer.Option(help="Processor threads; default: all cores.")]
@@ -41,6 +43,7 @@ Review = Annotated[
     float | None,
     typer.Option(help="Share of good parts that may go to a person besides; default: twice as many, at most 10 %."),
 ]
+Engine = Annotated[EngineName, typer.Option("--engine", help="What runs an exported file.")]
 Weights = Annotated[
     str | None, typer.Option(help="The backbone's weights, for a model saved without them.", show_default=False)
 ]
@@ -71,13 +74,11 @@ class Machine:
         set_threads(self.threads)
         return Run(seed=seed, device=choose_device(self.device), progress=self.progress, **fields)
 
-    def load(self, model: Path, weights: str | None) -> Inspector:
-        """The inspector in a model file, on the device asked for."""
-        from blemish.inspection.inspector import load
-        from blemish.run import set_threads
+    def load(self, model: Path, weights: str | None, engine: EngineName = "auto") -> Inspector | ExportedInspector:
+        """The inspector in a model file or an exported one, on the device or engine asked for."""
+        from blemish.inspection.load import load
 
-        set_threads(self.threads)
-        return load(model, self.device, self.precision, weights)
+        return load(model, self.device, self.precision, weights, engine, self.threads)
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from blemish.data.images import MAX_PIXELS, DecodedImage
 from blemish.errors import ConfigError, DataError, ImageError
+
+if TYPE_CHECKING:  # an exported file is judged where there is no torch
+    from torch import Tensor
 
 MAX_SIDE = 4096
 ResizeMode = Literal["stretch", "crop", "opencv", "letterbox"]
@@ -77,29 +77,35 @@ class Preprocessing:
         """``3 h w``, float32 in [0, 1]; raises what ``resized`` does."""
         return stacked([self.resized(image)])[0]
 
-    def resized(self, image: DecodedImage) -> npt.NDArray[Any]:
-        """``h w c`` at the input size, c = 1 for grey: uint8 where that loses nothing, else float32 in [0, 1].
-
-        Raises:
-            ImageError: the image has 16 bits, and no image seen in training had; or it is far too long for ``crop``.
-        """
-        pixels = image.pixels[..., :1] if image.grey else image.pixels
-        if image.bits == 16:
-            largest = int(pixels.max())
-            if self.white_level == 255 < largest:
-                problem = f"a 16-bit image with values up to {largest}, but no training image held values above 255"
-                raise ImageError(f"{problem}: convert it as the training images were, or fit on 16-bit images.")
-            pixels = np.minimum(pixels.astype(np.float32) / np.float32(self.white_level), np.float32(1))
-        if self.resize == "opencv":  # pixel centres at half-integers, no antialiasing, float64 in between
-            scaled = torch.from_numpy(pixels.astype(np.float64) / (255 if pixels.dtype == np.uint8 else 1))
-            grid = F.interpolate(scaled.permute(2, 0, 1)[None], self._sides, mode="bilinear", align_corners=False)[0]
-            return np.ascontiguousarray(grid.permute(1, 2, 0).to(torch.float32).numpy())
-        (rows, top), (columns, left) = self._placings(image.size)
+    def check(self, image: DecodedImage) -> None:
+        """An ImageError where an image has 16 bits and none seen in training had, or is far too long for ``crop``."""
+        if image.bits == 16 and self.white_level == 255 < (largest := int(image.pixels.max())):
+            problem = f"a 16-bit image with values up to {largest}, but no training image held values above 255"
+            raise ImageError(f"{problem}: convert it as the training images were, or fit on 16-bit images.")
+        (rows, _), (columns, _) = self._placings(image.size)
         if rows * columns > MAX_PIXELS:
             size = f"an image of {image.size[1]} x {image.size[0]} pixels"
             raise ImageError(
                 f"{size} is too long to be cropped: {columns} x {rows} at this size. Use another --resize."
             )
+
+    def resized(self, image: DecodedImage) -> npt.NDArray[Any]:
+        """``h w c`` at the input size, c = 1 for grey: uint8 where that loses nothing, else float32 in [0, 1].
+
+        Raises what ``check`` does.
+        """
+        self.check(image)
+        pixels = image.pixels[..., :1] if image.grey else image.pixels
+        if image.bits == 16:
+            pixels = np.minimum(pixels.astype(np.float32) / np.float32(self.white_level), np.float32(1))
+        if self.resize == "opencv":  # pixel centres at half-integers, no antialiasing, float64 in between
+            import torch
+            from torch.nn import functional as F
+
+            scaled = torch.from_numpy(pixels.astype(np.float64) / (255 if pixels.dtype == np.uint8 else 1))
+            grid = F.interpolate(scaled.permute(2, 0, 1)[None], self._sides, mode="bilinear", align_corners=False)[0]
+            return np.ascontiguousarray(grid.permute(1, 2, 0).to(torch.float32).numpy())
+        (rows, top), (columns, left) = self._placings(image.size)
         # Pillow's bilinear resize channel by channel: uint8 stays uint8.
         planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, -1, 0)]
         resized = [np.asarray(plane.resize((columns, rows), Image.Resampling.BILINEAR)) for plane in planes]
@@ -130,6 +136,8 @@ class Preprocessing:
         Raises:
             DataError: the map does not have the input's size.
         """
+        import torch
+
         values = torch.as_tensor(anomaly_map).detach().to("cpu", torch.float32)
         if tuple(values.shape) != self.input_size:
             raise DataError(f"a map of shape {tuple(values.shape)} was given, {self.input_size} is needed")
@@ -183,6 +191,8 @@ class Preprocessing:
 
 def stacked(prepared: Sequence[npt.NDArray[Any]]) -> Tensor:
     """What ``Preprocessing.resized`` gave for several images, as ``b 3 h w`` float32 in [0, 1]."""
+    import torch
+
     if len({(array.dtype, array.shape) for array in prepared}) > 1:
         return torch.cat([stacked([array]) for array in prepared])
     joined = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2)

@@ -1,63 +1,36 @@
-"""What users hold: one object that turns an image into a verdict, saves to one file and loads from it."""
+"""What fit gives and a program holds: one object that turns an image into a verdict, saves to one file and loads."""
 
 import dataclasses
-import html
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 from blemish.backbones.backbone import rebuild
 from blemish.contract import Images, Method, Prediction
-from blemish.data.images import DecodedImage, read_image
+from blemish.data.images import DecodedImage
 from blemish.data.loading import PreparedImages
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import find_images
 from blemish.data.samples import Sample
-from blemish.errors import BlemishError, CalibrationError, ConfigError, ImageError, ModelFileError, WeightsError
+from blemish.errors import BlemishError, CalibrationError, ConfigError, ModelFileError, WeightsError
 from blemish.inspection.calibration import Calibration, calibrate
+from blemish.inspection.judge import LEARNED_KEYS, Judge, Map
 from blemish.inspection.model_file import read_model, write_model
-from blemish.inspection.outlook import PAINTED, outlook, painted_from
-from blemish.inspection.overlay import Scale, fixed_scale
-from blemish.inspection.regions import Region, find_regions
-from blemish.inspection.verdict import Verdict, on_screen
 from blemish.registry import make_config, method_class
 from blemish.run import Precision, PrecisionName, PythonWarnings, Run, choose_device, choose_precision
 
-Source = str | Path | bytes | Image | NDArray[Any]
 BACKBONE = "backbone."
-LEARNED_KEYS = "learned_keys"  # in the provenance: those of images that it must not be calibrated on
 KEY_LETTERS = 16  # of each key: 64 bits tell images apart
-BATCH, WORKERS = 8, 4
-
-T = TypeVar("T")
-Reader = Callable[[T], DecodedImage | Tensor]
-OnError = Callable[[Any, ImageError], None] | None
 
 
-@dataclass(frozen=True)
-class Scored(Generic[T]):
-    """One item of a stream: its image, None where a tensor was read; as prepared, ``3 h w``; raw score and map."""
-
-    item: T
-    image: DecodedImage | None
-    prepared: Tensor
-    score: float
-    map: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True)
-class Inspector:
+@dataclass(frozen=True, repr=False)
+class Inspector(Judge):
     """A learned method with all that it needs to judge images. Thread-safe: judging changes nothing.
 
     Attributes:
@@ -76,58 +49,19 @@ class Inspector:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     smallest_area: float = 1
 
-    def __call__(self, image: Source) -> Verdict:
-        """Judge one image: a path, encoded bytes, a PIL image, or an array (h w or h w c, RGB, uint8 or uint16)."""
-        (verdict,) = self.many([image])
-        return verdict
+    def prepared(self, image: DecodedImage) -> Tensor:
+        """``3 h w`` in [0, 1], as the method takes it."""
+        return self.preparation.prepare(image)
 
-    def many(
-        self, images: str | Path | Iterable[Source], batch_size: int = BATCH, on_error: OnError = None
-    ) -> Iterator[Verdict]:
-        """Judge many images in order, or those of a folder or pattern, ``batch_size`` together, decoding ahead.
+    def computed(self, prepared: Sequence[Tensor]) -> Iterable[tuple[float, Map | None]]:
+        """Raw score and map, at the input's size, of each."""
+        prediction = self.predict(torch.stack([*prepared]))
+        scores = prediction.score.tolist()
+        return zip(scores, [None] * len(scores) if prediction.map is None else prediction.map.numpy())
 
-        Scores equal those of single calls up to the rounding of batched products (about 1e-5 relative). ``on_error`` is
-        called for an image that cannot be read, which is then left out; without it the ImageError is raised.
-        """
-        images = find_images(images) if isinstance(images, str | Path) else images
-        for scored in self.stream(images, read_image, batch_size, on_error):
-            yield self._verdict(scored)
-
-    def stream(
-        self, items: Iterable[T], read: Reader[T], batch_size: int = BATCH, on_error: OnError = None
-    ) -> Iterator[Scored[T]]:
-        """As ``many``, of any items: each with its image, raw score and map. Takes at most two batches ahead.
-
-        ``read``, in threads, gives an item's image, to be prepared, or a tensor ``3 h w`` that is so already.
-        """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: at least 1 is needed")
-
-        def load(item: T) -> tuple[DecodedImage | None, Tensor]:
-            image = read(item)
-            return (None, image) if isinstance(image, Tensor) else (image, self.preparation.prepare(image))
-
-        remaining = iter(items)
-        with ThreadPoolExecutor(WORKERS) as pool:
-            batches = iter(lambda: [(item, pool.submit(load, item)) for item in islice(remaining, batch_size)], [])
-            following = next(batches, [])
-            while batch := following:
-                following = next(batches, [])
-                readable = []
-                for item, future in batch:
-                    try:
-                        readable.append((item, *future.result()))
-                    except ImageError as error:
-                        if on_error is None:
-                            raise
-                        on_error(item, error)
-                if not readable:
-                    continue
-                prediction = self.predict(torch.stack([prepared for *_, prepared in readable]))
-                scores = prediction.score.tolist()
-                maps = [None] * len(scores) if prediction.map is None else prediction.map.numpy()
-                for (item, image, prepared), score, map_ in zip(readable, scores, maps):
-                    yield Scored(item, image, prepared, score, map_)
+    def at_original(self, map_: Map, size: tuple[int, int]) -> Map:
+        """A map of ``computed`` at the image's own ``size`` (height, width)."""
+        return self.preparation.to_original(map_, size)
 
     def predict(self, images: Tensor) -> Prediction:
         """Raw scores and maps of prepared images, ``b 3 h w`` in [0, 1], on the CPU."""
@@ -153,12 +87,6 @@ class Inspector:
             maxima += [] if scored.map is None else [float(scored.map.max())]
         return np.array(scores), np.array(maxima) if maxima else None
 
-    @cached_property
-    def scale(self) -> Scale | None:
-        """The one colour scale of every picture this model makes; None while there is no pixel threshold."""
-        threshold, max_map_values = self.calibration.pixel_threshold, self.calibration.max_map_values
-        return None if threshold is None or max_map_values is None else fixed_scale(threshold, max_map_values)
-
     def save(self, path: str | Path, with_backbone: bool = True) -> Path:
         """Write everything to one file, by custom ``something.blemish``, whole or not at all.
 
@@ -170,7 +98,7 @@ class Inspector:
         for name, values in self.calibration.to_tensors().items():
             tensors[f"calibration.{name}"] = torch.from_numpy(values)
         description = {
-            **self._recipe(),
+            **self.recipe(),
             "with_backbone": with_backbone,
             "calibration": self.calibration.meta(),
             "smallest_area": self.smallest_area,
@@ -208,77 +136,19 @@ class Inspector:
         calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
         return dataclasses.replace(self, calibration=calibration)
 
-    def __repr__(self) -> str:
-        """Three lines: what it is, what it learned from, what it promises."""
-        size, made = " x ".join(map(str, self.preparation.input_size)), self.provenance
-        return (
-            f"Inspector: {self.name} on {self.method.backbone.name}, which sees {size} pixels\n"
-            f"learned from {made.get('images_learned', 'unknown')} images of {made.get('data', 'a set')}, "
-            f"rejects scores above {self.calibration.threshold}\n{self.promise}"
-        )
+    def facts(self) -> dict[str, Any]:
+        """How many numbers it learned."""
+        state = self.method.state_dict()
+        return {"learned_numbers": sum(t.numel() for name, t in state.items() if not name.startswith(BACKBONE))}
 
-    def _repr_html_(self) -> str:
-        """For notebooks."""
-        return f"<pre>{html.escape(repr(self))}</pre>"
-
-    def info(self) -> dict[str, Any]:
-        """What this model is, as JSON has it: method, data, promise, sizes, digests."""
-        state, calibration = self.method.state_dict(), self.calibration
-        facts = {
-            **self._recipe(),
-            "promise": self.promise,
-            "threshold": calibration.threshold,
-            "review_threshold": calibration.review_threshold,
-            "pixel_threshold": calibration.pixel_threshold,
-            "learned_numbers": sum(t.numel() for name, t in state.items() if not name.startswith(BACKBONE)),
-            **{name: value for name, value in self.provenance.items() if name not in (LEARNED_KEYS, PAINTED)},
-            "would_find": self.would_find,
-        }
-        listed: dict[str, Any] = json.loads(json.dumps(facts))  # without tuples
-        return listed
-
-    @cached_property
-    def would_find(self) -> dict[str, Any]:
-        """What it decides of defects painted on good images that it did not learn from; empty where none were."""
-        return outlook(painted_from(self.provenance), self.calibration)
-
-    @property
-    def promise(self) -> str:
-        """Both errors in plain words: the share of good parts rejected, and what it finds of painted defects."""
-        words = self.calibration.sentence(self.would_find.get("of_bad", ""))
-        return f"{words} {self.would_find.get('sentence', '')}".rstrip()
-
-    def _recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
+        """Method and config, backbone and preparation, as the model file has them."""
         return {
             "method": self.name,
             "config": dataclasses.asdict(self.method.config),
             "backbone": self.method.backbone.spec(),
             "preparation": self.preparation.to_dict(),
         }
-
-    def _verdict(self, scored: Scored[Source]) -> Verdict:
-        image, map_, score, calibration = scored.image, scored.map, scored.score, self.calibration
-        if image is None:
-            raise TypeError("a verdict is of an image, not of a prepared tensor: give it as an array h w c")
-        preparation, known, threshold = self.preparation, calibration.kind != "none", calibration.pixel_threshold
-        if map_ is not None and not np.isfinite(map_).all():
-            map_ = None  # it shows nothing; its score is no better and is rejected
-        heatmap: Callable[[], Any] = cache(lambda: None if map_ is None else preparation.to_original(map_, image.size))
-        regions: tuple[Region, ...] = ()
-        # Resizing never exceeds the map's maximum, so a map below the threshold needs none.
-        if map_ is not None and threshold is not None and float(map_.max()) > threshold:
-            regions = find_regions(heatmap(), threshold, self.smallest_area)
-        return Verdict(
-            source=str(scored.item) if isinstance(scored.item, (str, Path)) else None,
-            score=score,
-            p_value=calibration.p_value(score) if known else None,
-            decision=calibration.decide(score) if known else None,
-            regions=regions,
-            size=image.size,
-            scale=self.scale,
-            make_pixels=lambda: on_screen(image, preparation.white_level),
-            make_heatmap=heatmap,
-        )
 
 
 def load(

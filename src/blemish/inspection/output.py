@@ -17,12 +17,12 @@ from blemish.inspection.regions import checked_map, regions_csv
 from blemish.run.files import check_writable, written_atomically
 
 if TYPE_CHECKING:
-    from blemish.inspection.inspector import Inspector, Source
+    from blemish.inspection.judge import Judge, Source
     from blemish.run import Progress
 
 
 def deliver(
-    inspector: Inspector,
+    inspector: Judge,
     paths: Sequence[Path],
     say: Callable[[str], None],
     progress: Progress,

@@ -19,7 +19,8 @@ from blemish.data.samples import Sample
 from blemish.data.testset import TestSet, load_mask, open_test_set
 from blemish.errors import DataError, ImageError
 from blemish.inspection.calibration import group_scores
-from blemish.inspection.inspector import Inspector
+from blemish.inspection.exported import ExportedInspector
+from blemish.inspection.judge import Judge
 from blemish.metrics import aupro_per_image, auroc, caught_at, cue_aurocs, cue_values, image_metrics, pixel_metrics
 from blemish.run import Run
 
@@ -65,7 +66,7 @@ class Evaluation:
 
 
 def evaluate(
-    inspector: Inspector,
+    inspector: Judge,
     test: TestSet | str | Path,
     run: Run | None = None,
     at: At = "input",
@@ -78,7 +79,8 @@ def evaluate(
         inspector: needs no calibration.
         test: a folder or manifest with labels and, where known, masks; or such a set read before.
         run: reports progress and counts seconds; silent by default.
-        at: pixel metrics at the model's input size (masks resized by nearest pixel) or at each image's own size.
+        at: pixel metrics at the model's input size (masks resized by nearest pixel) or at each image's own size, as
+            those of an exported file always are.
         per_image_pro: add ``aupro_per_image``, the variant of the RD family.
         kinds: also figures for each kind of defect.
 
@@ -89,6 +91,9 @@ def evaluate(
     judged: list[Judged] = []
     thumbnails: list[NDArray[np.float32]] = []
     notes, unusable, preparation = list(test.notes), list[str](), inspector.preparation
+    if (is_exported := isinstance(inspector, ExportedInspector)) and at != "original":
+        at = "original"
+        notes.append("pixel metrics are measured at the images' own sizes, at which an exported file gives its maps")
 
     def leave_out(sample: Sample, error: ImageError) -> None:
         notes.append(f"left out {sample.path.name}: {error}")
@@ -96,7 +101,8 @@ def evaluate(
     with run.timer.stage("judging"):
         samples = run.progress.track(test.samples, f"judging {test.name}")
         for scored in inspector.stream(samples, lambda sample: read_image(sample.path), on_error=leave_out):
-            thumbnails.append(F.interpolate(scored.prepared[None], (THUMBNAIL, THUMBNAIL), mode="area").mean(1).numpy())
+            prepared = preparation.prepare(scored.image) if is_exported and scored.image else scored.prepared
+            thumbnails.append(F.interpolate(prepared[None], (THUMBNAIL, THUMBNAIL), mode="area").mean(1).numpy())
             sample, map_, mask = scored.item, scored.map, None
             size = scored.image.size if scored.image is not None else preparation.input_size
             if map_ is not None and (sample.mask is not None or not sample.anomalous):
@@ -105,7 +111,7 @@ def evaluate(
                 except DataError as error:
                     unusable.append(str(error))
             if at == "original":
-                map_ = None if map_ is None else preparation.to_original(map_, size)
+                map_ = None if map_ is None else inspector.at_original(map_, size)
             elif mask is not None:
                 mask = preparation.prepare_mask(mask)
             judged.append(Judged(sample, scored.score, map_, mask))
@@ -186,7 +192,7 @@ def _by_kind(judged: Sequence[Judged]) -> dict[str, dict[str, float]]:
     return kinds
 
 
-def _decisions(inspector: Inspector, judged: Sequence[Judged]) -> dict[str, Any]:
+def _decisions(inspector: Judge, judged: Sequence[Judged]) -> dict[str, Any]:
     """What the calibrated threshold does here, by group."""
     calibration = inspector.calibration
     figures: dict[str, Any] = {

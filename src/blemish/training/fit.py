@@ -23,7 +23,8 @@ from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, joined_groups, split_by_group
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import FOLDS, Calibration, Kind, Plan, calibrate, plan
-from blemish.inspection.inspector import KEY_LETTERS, LEARNED_KEYS, Inspector
+from blemish.inspection.inspector import KEY_LETTERS, Inspector
+from blemish.inspection.judge import LEARNED_KEYS
 from blemish.inspection.outlook import FEW, PAINTED, Painted, outlook, painted_from
 from blemish.inspection.thresholds import suspects
 from blemish.registry import DEFAULT_METHOD, method_class, method_entry, nearest_name

@@ -1,0 +1,78 @@
+"""An exported file, before any engine sees it: what it says of itself, and that no bit of it has changed.
+
+It is an ONNX file whose metadata hold ``blemish``, the description as JSON, and as the last entry a digest of all
+before. The few lines of protobuf that this takes are read here, so that a station needs no further package, and so that
+an engine, which is a large program in C++, is never handed a damaged file.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from blemish.errors import ModelFileError
+from blemish.inspection.description import Exported, check_file, parsed
+
+KEY, SEAL = "blemish", b"blemish_sha256"  # in the metadata
+_GRAPH, _METADATA = 7, 14  # fields of an ONNX ModelProto
+_SEALED = 86  # bytes of the last entry
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file is to be read as an exported one: by its name, or because it begins as ONNX does."""
+    if path.suffix.lower() == ".onnx" or not path.is_file():
+        return path.suffix.lower() == ".onnx"
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[:1] == b"\x08" and start[8:] != b"{"  # a model file begins with a length and JSON
+
+
+def sealed(content: bytes) -> bytes:
+    """The ``content`` of an ONNX file and, as one more entry of its metadata, the digest of it."""
+    entry = b"\n%c%s\x12%c%s" % (len(SEAL), SEAL, 64, hashlib.sha256(content).hexdigest().encode())
+    return content + b"%c%c%s" % (_METADATA << 3 | 2, len(entry), entry)
+
+
+def read_exported(path: Path) -> Exported:
+    """What the file says of itself; a ModelFileError where it is cut short, changed, or was not exported by us."""
+    check_file(path)
+    content = path.read_bytes()
+    try:
+        fields = list(_fields(memoryview(content)))
+        entries = [dict(_fields(value)) for number, value in fields if number == _METADATA]
+        metadata = {bytes(entry[1]).decode(): bytes(entry.get(2, b"")) for entry in entries}
+    except (ValueError, LookupError) as error:
+        raise ModelFileError(f"{path} is not a whole ONNX file ({error}): copy or export it again") from error
+    if _GRAPH not in dict(fields):
+        raise ModelFileError(f"{path} is not an ONNX file: there is no graph in it. Copy or export it again")
+    if KEY not in metadata:
+        raise ModelFileError(f"{path} is an ONNX file, but none that `blemish export` wrote")
+    if SEAL.decode() in metadata and sealed(content[:-_SEALED]) != content:
+        raise ModelFileError(f"{path} is damaged or was changed: it does not match its digest. Copy or export it again")
+    return parsed(metadata[KEY].decode(errors="replace"), Exported, path)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each field of a protobuf message; numbers' contents are left empty."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise ValueError("a number in it has no end")
+
+    while at < len(message):
+        key = varint()
+        if key & 7 not in (0, 2):
+            raise ValueError(f"it has a field of kind {key & 7} at byte {at}")
+        length = varint()  # or the number itself
+        end = at + length * (key & 7 == 2)
+        if end > len(message):
+            raise ValueError(f"{end - len(message)} bytes are missing")
+        yield key >> 3, message[at:end]
+        at = end
