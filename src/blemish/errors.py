@@ -10,6 +10,7 @@
     |- ModelFileError        a model file is damaged, cut short, or from another version
     |- CalibrationError      a promise was asked for that the good images at hand cannot support
     |- OutputError           a result cannot be written (read-only folder, full disk)
+    |- StoreError            a station's store cannot be opened, read or written
     `- Cancelled             stopped by the user; nothing half-written is left behind
 
 Every message says what was given, what was needed and what to do next.
@@ -63,6 +64,10 @@ class CalibrationError(BlemishError):
 
 class OutputError(BlemishError):
     """A result cannot be written: read-only folder, full disk."""
+
+
+class StoreError(BlemishError):
+    """A station's store cannot be opened, read or written, or another station works on it."""
 
 
 class Cancelled(BlemishError):

@@ -1,0 +1,65 @@
+"""The web application of a station."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Response
+from sqlalchemy import select
+
+from blemish import __version__
+from blemish.errors import StoreError
+from blemish.server import api, pages
+from blemish.server.access import Guard
+from blemish.server.api import PROBLEMS, Here, Viewer
+from blemish.server.problems import answer_problems, problem
+from blemish.server.settings import Settings
+from blemish.server.station import Station
+
+
+def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
+    """The application; its station is opened at once, and closed when the application ends."""
+    station = station or Station(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            station.close()
+
+    app = FastAPI(
+        title="Blemish: the inspection station",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # it would load scripts from elsewhere
+        redoc_url=None,
+        max_body_size=settings.max_bytes,
+        responses=PROBLEMS,
+    )
+    app.state.station = station
+    app.add_middleware(Guard, settings=settings)
+    answer_problems(app)
+    app.include_router(api.router)
+    app.include_router(pages.router)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        """The process is alive."""
+        return {"alive": True, "version": __version__}
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        """Models are loaded and the store answers; else 503."""
+        try:
+            station.store.rows(select(1))
+        except StoreError as error:
+            return problem(503, str(error), {"Retry-After": "5"})
+        return Response("ready\n", media_type="text/plain")
+
+    @app.get("/metrics")
+    def metrics(here: Here, person: Viewer) -> Response:
+        """For Prometheus."""
+        return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
