@@ -100,7 +100,7 @@ class Access:
         query = select(tokens.c.name, tokens.c.role, sessions.c.csrf).join(tokens, tokens.c.hash == sessions.c.token)
         query = query.where(sessions.c.hash == _hash(secret), sessions.c.expires > time.time())
         found = self._store.rows(query.where(tokens.c.revoked.is_(False)))
-        return Person(*found[0]) if found else None
+        return Person(found[0].name, found[0].role, found[0].csrf) if found else None
 
     async def identify(self, request: Request) -> Person | None:
         """Who asks, None for nobody known; an HTTPException 401, 403 or 429 where a proof is wrong."""

@@ -17,9 +17,10 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, StreamingResponse
 
 from blemish.errors import ModelFileError
+from blemish.inspection.exported_file import is_exported
 from blemish.inspection.overlay import data_uri
 from blemish.server.access import COOKIE, SESSION_SECONDS, Person, needs
-from blemish.server.judging import Full, Judge, Photograph
+from blemish.server.judging import Full, JudgeQueue, Photograph
 from blemish.server.problems import problem, problem_of
 from blemish.server.settings import MODEL_NAME
 from blemish.server.station import Station
@@ -92,7 +93,7 @@ async def inspect(
     overlay: bool = False,
     part: Annotated[str | None, Query(max_length=200, min_length=1)] = None,
 ) -> Response:
-    """Judge one image (raw bytes) or several (multipart), and remember the verdicts.
+    """JudgeQueue one image (raw bytes) or several (multipart), and remember the verdicts.
 
     `decision` is the worst of them. `overlay=1` adds each picture as a `data:` address. Photographs sent with the same
     `part` are of one part: `part` in the answer is its verdict so far, that of its worst photograph. What is no image
@@ -134,9 +135,7 @@ async def _sent(request: Request, here: Station) -> list[tuple[str, bytes]]:
             raise HTTPException(422, "the body is empty: send the bytes of an image")
         return [("", content)]
     async with request.form(max_files=here.settings.max_images, max_fields=16) as form:
-        files = [file for file in form.values() if isinstance(file, UploadFile)]
-        listed = form.multi_items()
-        files = [file for _, file in listed if isinstance(file, UploadFile)]
+        files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
         sent = [((file.filename or "")[:500], await file.read()) for file in files]
     if not sent:
         raise HTTPException(422, "no file was sent: send images as files of a form, under any name")
@@ -155,7 +154,8 @@ async def _answers(
 
     watch = asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({together, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {together, watch}
+        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if together.done():
             return together.result()
         if watch.done():
@@ -166,7 +166,7 @@ async def _answers(
         watch.cancel()
 
 
-def _full(here: Station, model: str, judge: Judge, detail: str) -> Response:
+def _full(here: Station, model: str, judge: JudgeQueue, detail: str) -> Response:
     here.metrics.refused.labels(model).inc()
     return problem(503, detail, {"Retry-After": str(min(60, max(1, round(judge.depth * judge.pace))))})
 
@@ -258,7 +258,7 @@ def _said(here: Station, number: int, said: str | None, kind: str, person: Perso
 
 @router.post("/inspections/{number}/replay")
 def replay(here: Here, person: Viewer, number: BigId) -> dict[str, Any]:
-    """Judge its photograph again by the model that judged it: `same` where all is equal to the last bit."""
+    """JudgeQueue its photograph again by the model that judged it: `same` where all is equal to the last bit."""
     return here.replay(number)
 
 
@@ -291,9 +291,7 @@ async def put_model(request: Request, here: Here, person: Admin, model: ModelNam
         with file.open("wb") as stream:
             async for chunk in request.stream():
                 await run_in_threadpool(stream.write, chunk)
-        with file.open("rb") as stream:
-            start = stream.read(16)
-        if b'{"' not in start:  # safetensors begin with a length and JSON; an exported graph does not
+        if is_exported(file):
             file = file.rename(file.with_suffix(".onnx"))
         try:
             await run_in_threadpool(here.put_model, model, file, "uploaded", person.name)

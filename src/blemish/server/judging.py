@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blemish.data.images import read_image
+from blemish.data.images import decode as decode_file
 from blemish.errors import BlemishError, ImageError
+from blemish.inspection.judge import Judge
 from blemish.inspection.verdict import Verdict
 
 DECODERS = 2
@@ -34,23 +35,13 @@ class Closed(BlemishError):
     """The model is being unloaded."""
 
 
-class Judging(Protocol):
-    """What judges: an ``Inspector``, or what an exported file becomes."""
-
-    def many(self, images: Any, batch_size: int = 8, on_error: Any = None) -> Any:
-        """Verdicts in order, without what cannot be read."""
-
-    def info(self) -> dict[str, Any]:
-        """What it is."""
-
-
 @dataclass(frozen=True)
 class Model:
     """A loaded model file; ``digest`` is that of the file."""
 
-    inspector: Any
+    inspector: Judge
     digest: str
-    suffix: str = ".blemish"
+    suffix: str
 
 
 @dataclass(eq=False)
@@ -80,9 +71,9 @@ def light_of(pixels: NDArray[Any]) -> tuple[float, float]:
     return brightness / white, steps / max(brightness, 1e-6 * white)
 
 
-def decode(content: bytes, max_pixels: int) -> NDArray[Any]:
+def decode(content: bytes, max_pixels: int, name: str = "") -> NDArray[Any]:
     """An array that an inspector takes as it would take the file; an ImageError where there is no image."""
-    image = read_image(content)
+    image = decode_file(content, name or "the image")
     if image.size[0] * image.size[1] > max_pixels:
         size = f"{image.size[1]} x {image.size[0]} pixels"
         raise ImageError(f"the image has {size}, more than the {max_pixels:,} that this station takes: shrink it")
@@ -92,10 +83,10 @@ def decode(content: bytes, max_pixels: int) -> NDArray[Any]:
 Keep = Callable[[Sequence[Photograph]], list[dict[str, Any]]]
 
 
-class Judge:
+class JudgeQueue:
     """The threads of one model, which may be swapped while they work.
 
-    ``keep`` writes judged photographs and returns their answers; ``hurry`` is called with seconds of each batch.
+    ``keep`` writes judged photographs and returns their answers.
     """
 
     def __init__(self, model: Model, keep: Keep, batch: int, limit: int, max_pixels: int) -> None:
@@ -150,7 +141,7 @@ class Judge:
                 self._finish(photograph, None)
                 continue
             try:
-                photograph.pixels = decode(photograph.content, self._max_pixels)
+                photograph.pixels = decode(photograph.content, self._max_pixels, photograph.name)
                 photograph.light = light_of(photograph.pixels)
                 photograph.digest = hashlib.sha256(photograph.content).hexdigest()
             except Exception as error:

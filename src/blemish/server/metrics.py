@@ -5,7 +5,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from blemish.server.judging import Judge
+from blemish.server.judging import JudgeQueue
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -24,9 +24,9 @@ class Metrics:
         self.holds = Gauge("blemish_promise_holds", "1 while no test speaks against it", labels, registry=own)
         self.undelivered = Gauge("blemish_undelivered", "Messages that wait for a sink", ["sink"], registry=own)
         self._waiting = Gauge("blemish_waiting", "Photographs taken and not yet answered", labels, registry=own)
-        self._judges: Mapping[str, Judge] = {}
+        self._judges: Mapping[str, JudgeQueue] = {}
 
-    def watch(self, judges: Mapping[str, Judge]) -> None:
+    def watch(self, judges: Mapping[str, JudgeQueue]) -> None:
         self._judges = judges
 
     def judged(self, answer: Mapping[str, Any]) -> None:

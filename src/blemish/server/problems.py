@@ -12,13 +12,14 @@ from starlette.responses import JSONResponse
 from blemish.errors import BlemishError, ModelFileError, OutputError, StoreError
 from blemish.server.judging import Closed, Full
 
+HTTP_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 LATER = "5"  # seconds
 log = logging.getLogger("blemish.server")
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """A problem document."""
-    title = HTTPStatus(status).phrase if status in HTTPStatus else "Problem"
+    title = HTTP_PHRASES.get(status, "Problem")
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     return JSONResponse(body, status, dict(headers or {}), media_type="application/problem+json")
 

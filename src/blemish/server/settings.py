@@ -3,7 +3,7 @@
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -25,7 +25,8 @@ class Settings(BaseModel):
     hosts: tuple[str, ...] = ()  # names by which browsers may call a station beyond loopback; none for any
     tls: bool = False  # a proxy before it speaks TLS: cookies are marked Secure
     device: str = "auto"
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: Annotated[int | None, Field(ge=1)] = None
 
     queue: Annotated[int, Field(ge=1)] = 64  # images of a model that may wait; more are refused at once
     batch: Annotated[int, Field(ge=1)] = 8  # of them that are judged together

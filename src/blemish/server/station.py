@@ -12,11 +12,13 @@ from typing import Any
 from fastapi import HTTPException
 from sqlalchemy import Row, select, update
 
-import blemish
+from blemish.inspection.exported_file import is_exported
+from blemish.inspection.judge import Judge
+from blemish.inspection.load import load
 from blemish.inspection.verdict import Verdict
 from blemish.server.access import Access
 from blemish.server.events import Events
-from blemish.server.judging import Judge, Model, Photograph, decode
+from blemish.server.judging import JudgeQueue, Model, Photograph, decode
 from blemish.server.metrics import Metrics
 from blemish.server.pictures import Pictures, digest_of_file
 from blemish.server.settings import Settings
@@ -43,11 +45,11 @@ class Station:
         self.store.hold()
         self.pictures, self.access = Pictures(settings.images), Access(self.store, settings)
         self.events, self.metrics = Events(), Metrics()
-        self.judges: dict[str, Judge] = {}
+        self.judges: dict[str, JudgeQueue] = {}
         self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict
         self._swapping = threading.Lock()
         self._recent: OrderedDict[int, Verdict] = OrderedDict()
-        self._earlier: OrderedDict[str, Any] = OrderedDict()  # inspectors of models that judge no more, by digest
+        self._earlier: OrderedDict[str, Judge] = OrderedDict()  # inspectors of models that judge no more, by digest
         known = select(inspections.c.id).where(inspections.c.image_kept).limit(1)
         moved, removed = self.pictures.sweep(
             lambda name: bool(self.store.rows(known.where(inspections.c.image == name)))
@@ -72,11 +74,13 @@ class Station:
 
     # Models
 
-    def load(self, file: Path) -> Any:
-        """What judges, from a model file; one may be exported to ONNX."""
-        return blemish.load(file, self.settings.device, self.settings.precision)  # type: ignore[arg-type]
+    def load(self, file: Path) -> Judge:
+        """What judges, from a model file or an exported one."""
+        if is_exported(file):
+            return load(file, threads=self.settings.threads)
+        return load(file, self.settings.device, self.settings.precision, threads=self.settings.threads)
 
-    def judge(self, name: str) -> Judge:
+    def judge(self, name: str) -> JudgeQueue:
         """The judge of a model; an HTTPException 404 for an unknown name."""
         if (judge := self.judges.get(name)) is None:
             known = ", ".join(self.judges) or "none"
@@ -98,7 +102,7 @@ class Station:
                 current.model = model
             else:
                 sizes = (self.settings.batch, self.settings.queue, self.settings.max_pixels)
-                self.judges[name] = Judge(model, lambda batch: self._keep(name, batch), *sizes)
+                self.judges[name] = JudgeQueue(model, lambda batch: self._keep(name, batch), *sizes)
         if before != digest:
             self.events.publish("model", {"model": name, "digest": digest, "why": why})
         return model
@@ -157,7 +161,7 @@ class Station:
         return answers
 
     def submit(self, name: str, content: bytes, file: str, source: str) -> dict[str, Any]:
-        """Judge an image for a watched folder or a camera, and wait for it; whatever went wrong is raised."""
+        """JudgeQueue an image for a watched folder or a camera, and wait for it; whatever went wrong is raised."""
         photograph = Photograph(content, file, source)
         self.judge(name).submit([photograph])
         return photograph.answer.result(self.settings.seconds)
@@ -187,7 +191,7 @@ class Station:
         found: Verdict = [*self.inspector(row.digest).many([pixels] * row.batch, row.batch)][row.position]
         return found
 
-    def inspector(self, digest: str) -> Any:
+    def inspector(self, digest: str) -> Judge:
         """By the digest of its file; an HTTPException 410 where no copy of it is left."""
         for judge in [*self.judges.values()]:
             if judge.model.digest == digest:
@@ -202,7 +206,7 @@ class Station:
         return self._earlier[digest]
 
     def replay(self, number: int) -> dict[str, Any]:
-        """Judge a photograph again by the model that judged it, and compare to the last bit."""
+        """JudgeQueue a photograph again by the model that judged it, and compare to the last bit."""
         row = self.inspection(number)
         again, stored = self.verdict(row, afresh=True).as_dict(), as_json(row)
         # As JSON they are compared: that is what was answered.

@@ -168,8 +168,8 @@ class Store:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that nobody else writes beside; a StoreError, and nothing changed, where it fails."""
-        with self._writing, self._translated(), self.engine.connect() as connection:
-            connection = connection.execution_options(writes=True)
+        with self._writing, self._translated(), self.engine.connect() as opened:
+            connection = opened.execution_options(writes=True)
             with connection.begin():
                 if not self._sqlite:
                     connection.execute(select(func.pg_advisory_xact_lock(_LOCK + 1)))
@@ -266,7 +266,7 @@ class Store:
         groups = self.rows(query.group_by(columns.decision, columns.said))
         decisions = dict.fromkeys(("ok", "review", "reject", "undecided"), 0)
         said = {"good_after_all": 0, "bad_after_all": 0, "said_good": 0, "said_bad": 0}
-        for decision, word, n in groups:
+        for decision, word, n in map(tuple, groups):
             decisions[decision or "undecided"] += n
             if word is not None:
                 said[f"said_{word}"] += n
@@ -279,7 +279,8 @@ class Store:
         previous, number, broken = "", 0, None
         with self._translated(), self.engine.connect() as connection:
             stream = connection.execution_options(yield_per=1000).execute(select(audit).order_by(audit.c.id))
-            for number, row in enumerate(stream, start=1):
+            for row in stream:
+                number += 1
                 if row.hash != _link(previous, row.at, row.kind, row.actor, row.body):
                     broken = {"row": row.id, "at": spoken_time(row.at), "why": "it does not follow from the row before"}
                     break
