@@ -17,9 +17,14 @@ Every message says what was given, what was needed and what to do next.
 """
 
 
+_EXTRAS = {"watchfiles": "watch", "cv2": "camera", "aiomqtt": "mqtt", "asyncua": "opcua", "psycopg": "postgresql"}
+_EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "starlette", "sqlalchemy", "alembic", "prometheus_client"), "server")
+
+
 def needed(error: ModuleNotFoundError) -> str:
-    """What to install for a package that is absent: one that learning needs, where this one only judges."""
-    return f"this needs {error.name}, which is not installed: pip install 'blemish[learn]'"
+    """What to install for a package that is absent: one of an extra, or one that learning needs."""
+    extra = _EXTRAS.get((error.name or "").partition(".")[0], "learn")
+    return f"this needs {error.name}, which is not installed: pip install 'blemish[{extra}]'"
 
 
 class BlemishWarning(UserWarning):

@@ -101,3 +101,22 @@ def good() -> bytes:
 @pytest.fixture(scope="session")
 def bad() -> bytes:
     return encoded(200, is_bad=True)
+
+
+@pytest.fixture(scope="session")
+def part() -> Callable[..., bytes]:
+    """``part(seed, is_bad=False)``: a photograph as PNG."""
+    return encoded
+
+
+@pytest.fixture(scope="session")
+def inspect() -> Callable[..., dict[str, Any]]:
+    """``inspect(client, content, **query)``: its one verdict."""
+
+    def inspected(client: TestClient, content: bytes, model: str = "parts", **query: Any) -> dict[str, Any]:
+        answer = client.post(f"/v1/models/{model}/inspect", content=content, params=query)
+        assert answer.status_code == 200, answer.text
+        (verdict,) = answer.json()["verdicts"]
+        return verdict
+
+    return inspected

@@ -2,9 +2,7 @@
 
 import asyncio
 import io
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,8 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, StreamingResponse
 
-from blemish.errors import ModelFileError
-from blemish.inspection.exported_file import is_exported
 from blemish.inspection.overlay import data_uri
 from blemish.server.access import COOKIE, SESSION_SECONDS, Person, needs
 from blemish.server.judging import Full, JudgeQueue, Photograph
@@ -266,44 +262,6 @@ def replay(here: Here, person: Viewer, number: BigId) -> dict[str, Any]:
 def count(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dict[str, Any]:
     """How many verdicts of each decision, and what people said of them."""
     return here.store.count(search)
-
-
-# Models
-
-
-@router.get("/models")
-def list_models(here: Here, person: Viewer) -> dict[str, Any]:
-    """What judges here."""
-    return {"models": [here.describe(name) for name in [*here.judges]]}
-
-
-@router.get("/models/{model}")
-def show_model(here: Here, person: Viewer, model: ModelName) -> dict[str, Any]:
-    """One model, with all that `blemish info` says under `info`."""
-    return {**here.describe(model), "info": here.judge(model).model.inspector.info()}
-
-
-@router.put("/models/{model}")
-async def put_model(request: Request, here: Here, person: Admin, model: ModelName) -> dict[str, Any]:
-    """Load the model file in the body, or swap it for the one of that name; no request is lost by it."""
-    with tempfile.TemporaryDirectory(dir=here.pictures.models) as folder:
-        file = Path(folder) / "uploaded.blemish"
-        with file.open("wb") as stream:
-            async for chunk in request.stream():
-                await run_in_threadpool(stream.write, chunk)
-        if is_exported(file):
-            file = file.rename(file.with_suffix(".onnx"))
-        try:
-            await run_in_threadpool(here.put_model, model, file, "uploaded", person.name)
-        except ModelFileError as error:
-            raise HTTPException(422, str(error).replace(str(file), "the file")) from error
-    return await run_in_threadpool(here.describe, model)
-
-
-@router.delete("/models/{model}", status_code=204)
-def drop_model(here: Here, person: Admin, model: ModelName) -> None:
-    """Unload a model; what waits for it is still judged."""
-    here.drop_model(model, person.name)
 
 
 # People

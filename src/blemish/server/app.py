@@ -6,27 +6,32 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
 
 from blemish import __version__
 from blemish.errors import StoreError
-from blemish.server import api, pages
+from blemish.server import api, api_models, pages
 from blemish.server.access import Guard
 from blemish.server.api import PROBLEMS, Here, Viewer
+from blemish.server.care import Caretaker
 from blemish.server.problems import answer_problems, problem
 from blemish.server.settings import Settings
 from blemish.server.station import Station
+from blemish.server.teaching import Teacher
 
 
 def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
     """The application; its station is opened at once, and closed when the application ends."""
     station = station or Station(settings)
+    teacher = Teacher(station)
+    caretaker = Caretaker(station)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            station.close()
+            await run_in_threadpool(_close, caretaker, teacher, station)
 
     app = FastAPI(
         title="Blemish: the inspection station",
@@ -37,10 +42,11 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
         max_body_size=settings.max_bytes,
         responses=PROBLEMS,
     )
-    app.state.station = station
+    app.state.station, app.state.teacher = station, teacher
     app.add_middleware(Guard, settings=settings)
     answer_problems(app)
     app.include_router(api.router)
+    app.include_router(api_models.router)
     app.include_router(pages.router)
 
     @app.get("/healthz")
@@ -63,3 +69,8 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
         return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
+
+
+def _close(*parts: Caretaker | Teacher | Station) -> None:
+    for part in parts:
+        part.close()

@@ -87,8 +87,11 @@ class Station:
             raise HTTPException(404, f"there is no model {name[:64]!r} here; there are: {known}")
         return judge
 
-    def put_model(self, name: str, file: Path, why: str, actor: str) -> Model:
-        """Load a file under a name; where there is one of it, what waits is judged by the new one from now on."""
+    def put_model(self, name: str, file: Path, why: str, actor: str, same_scores_as: str | None = None) -> Model:
+        """Load a file under a name; where there is one of it, what waits is judged by the new one from now on.
+
+        ``same_scores_as`` is the digest of a model that differs in its threshold alone.
+        """
         inspector = self.load(file)
         digest = digest_of_file(file)
         kept = self.pictures.keep_model(file, digest)
@@ -97,7 +100,7 @@ class Station:
             current = self.judges.get(name)
             before = current.model.digest if current else None
             if before != digest:
-                self.note_model(name, digest, kept.suffix, "active", why, actor, before)
+                self._note_model(name, model, "active", why, actor, same_scores_as)
             if current is not None:
                 current.model = model
             else:
@@ -107,25 +110,40 @@ class Station:
             self.events.publish("model", {"model": name, "digest": digest, "why": why})
         return model
 
-    def note_model(
-        self, name: str, digest: str, suffix: str, state: str, why: str, actor: str, before: str | None = None
+    def _note_model(
+        self, name: str, model: Model, state: str, why: str, actor: str, same_scores_as: str | None = None
     ) -> None:
-        """Keep in the store which model has which state; an active one retires those before it."""
-        row = {"digest": digest, "name": name, "suffix": suffix, "state": state, "at": time.time(), "why": why}
+        """Keep in the store which model has which state; an active one retires the one before it."""
+        first = select(models.c.scores).where(models.c.digest == (same_scores_as or model.digest))
+        row = {
+            "digest": model.digest,
+            "name": name,
+            "suffix": model.suffix,
+            "state": state,
+            "at": time.time(),
+            "why": why,
+        }
         with self.store.write() as connection:
+            row["scores"] = connection.scalar(first) or same_scores_as or model.digest
             if state == "active":
                 same = (models.c.name == name, models.c.state == "active")
                 connection.execute(update(models).where(*same).values(state="retired", at=row["at"]))
-            if connection.execute(update(models).where(models.c.digest == digest).values(**row)).rowcount == 0:
+            own = (models.c.name == name, models.c.digest == model.digest)
+            if connection.execute(update(models).where(*own).values(**row)).rowcount == 0:
                 connection.execute(models.insert(), row)
-            self.store.note(connection, f"model {state}", actor, {**row, "before": before})
+            self.store.note(connection, f"model {state}", actor, row)
+
+    def same_scores(self, name: str) -> list[str]:
+        """Digests of all models that give the scores of today's: they differ in their thresholds."""
+        own = select(models.c.scores).where(models.c.digest == self.judge(name).model.digest).scalar_subquery()
+        return [row.digest for row in self.store.rows(select(models.c.digest).where(models.c.scores == own))]
 
     def drop_model(self, name: str, actor: str) -> None:
         """Unload: what waits is still judged, by threads that then end."""
         with self._swapping:
             judge = self.judge(name)
             del self.judges[name]
-            self.note_model(name, judge.model.digest, judge.model.suffix, "retired", "unloaded", actor)
+            self._note_model(name, judge.model, "retired", "unloaded", actor)
         judge.close()
         self.events.publish("model", {"model": name, "digest": None, "why": "unloaded"})
 
@@ -133,7 +151,7 @@ class Station:
         """A model as answers have it."""
         judge = self.judge(name)
         info, model = judge.model.inspector.info(), judge.model
-        row = self.store.rows(select(models).where(models.c.digest == model.digest))[0]
+        row = self.store.rows(select(models).where(models.c.digest == model.digest, models.c.name == name))[0]
         named = {
             key: info.get(key) for key in ("promise", "method", "threshold", "review_threshold", "pixel_threshold")
         }

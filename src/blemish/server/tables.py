@@ -52,12 +52,13 @@ labels = Table(
 models = Table(
     "models",
     metadata,
+    Column("name", String(64), primary_key=True),
     Column("digest", String(64), primary_key=True),  # of the file, which is kept below that name
-    Column("name", String(64), nullable=False),
     Column("suffix", String(16), nullable=False),
-    Column("state", String(10), nullable=False),  # active, candidate or retired
+    Column("state", String(10), nullable=False),  # active or retired
     Column("at", Float, nullable=False),  # since when it has that state
     Column("why", Text, nullable=False),
+    Column("scores", String(64), nullable=False),  # digest of the first model that gave the same scores
 )
 audit = Table(
     "audit",
@@ -86,6 +87,22 @@ sessions = Table(
     Column("token", String(64), nullable=False),
     Column("csrf", String(64), nullable=False),
     Column("expires", Float, nullable=False),
+)
+windows = Table(  # of consecutive parts, each tested once against the promise
+    "windows",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("model", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("last", Integer, nullable=False),  # inspection
+    Column("since", Float, nullable=False),
+    Column("until", Float, nullable=False),
+    Column("parts", Integer, nullable=False),
+    Column("rejected", Integer, nullable=False),
+    Column("p_rejected", Float, nullable=False),
+    Column("p_scores", Float, nullable=False),
+    Column("alarm", Boolean, nullable=False),  # until a person has acknowledged it
+    Index("ix_windows_model", "model", "digest", "id"),
 )
 outbox = Table(
     "outbox",
