@@ -123,6 +123,29 @@ def audit_log(
         raise typer.Exit(FAILED)
 
 
+def serve_demo(output: Path, names: list[str], port: int, threads: int | None) -> None:
+    """A station of the demo's models, whose test images come round, and its page in the browser."""
+    import webbrowser
+
+    from blemish.server.run import serve as run
+
+    places = {"store": str(output / "station.db"), "images": output / "station-images", "port": port}
+    data = {name: output / "data" / name for name in names}
+    settings = make_settings(
+        models={name: output / f"{name}.blemish" for name in names},
+        training=data,
+        simulated={name: folder / "test" for name, folder in data.items()},
+        threads=threads,
+        **places,
+    )
+
+    def ready(address: str, _: Any) -> None:
+        say(f"the station is ready: {address} (Ctrl-C ends it)")
+        webbrowser.open(address)
+
+    run(settings, ready)
+
+
 def make_settings(**given: Any) -> Any:
     """Settings, or a ConfigError in the words of the first thing wrong with them."""
     from pydantic import ValidationError

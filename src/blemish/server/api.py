@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, StreamingResponse
 
 from blemish.inspection.overlay import data_uri
+from blemish.run.progress import printable
 from blemish.server.access import COOKIE, SESSION_SECONDS, Person, needs
 from blemish.server.judging import Full, JudgeQueue, Photograph
 from blemish.server.problems import problem, problem_of
@@ -28,6 +29,7 @@ Viewer = Annotated[Person, Depends(needs("viewer"))]
 Operator = Annotated[Person, Depends(needs("operator"))]
 Admin = Annotated[Person, Depends(needs("admin"))]
 ModelName = Annotated[str, InPath(pattern=MODEL_NAME)]
+PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 WORST = {"ok": 0, None: 1, "review": 2, "reject": 3}
 KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"BM": "image/bmp"}
 """How files begin that every browser shows; the rest is sent as PNG."""
@@ -87,7 +89,7 @@ async def inspect(
     here: Here,
     person: Operator,
     overlay: bool = False,
-    part: Annotated[str | None, Query(max_length=200, min_length=1)] = None,
+    part: Annotated[str | None, Query(max_length=200, pattern=PRINTABLE)] = None,
 ) -> Response:
     """JudgeQueue one image (raw bytes) or several (multipart), and remember the verdicts.
 
@@ -132,7 +134,7 @@ async def _sent(request: Request, here: Station) -> list[tuple[str, bytes]]:
         return [("", content)]
     async with request.form(max_files=here.settings.max_images, max_fields=16) as form:
         files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
-        sent = [((file.filename or "")[:500], await file.read()) for file in files]
+        sent = [(printable(file.filename or "")[:500], await file.read()) for file in files]
     if not sent:
         raise HTTPException(422, "no file was sent: send images as files of a form, under any name")
     return sent
@@ -262,6 +264,15 @@ def replay(here: Here, person: Viewer, number: BigId) -> dict[str, Any]:
 def count(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dict[str, Any]:
     """How many verdicts of each decision, and what people said of them."""
     return here.store.count(search)
+
+
+@router.get("/cameras/{model}")
+def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
+    """The last picture of a model's camera, as JPEG; 404 without one."""
+    picture = getattr(getattr(here.feeds.get(model), "source", None), "picture", b"")
+    if not picture:
+        raise HTTPException(404, f"{model} has no camera, or it has sent nothing yet")
+    return Response(picture, media_type="image/jpeg")
 
 
 # People

@@ -1,7 +1,7 @@
 """The web application of a station."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -14,6 +14,7 @@ from blemish.server import api, api_models, pages
 from blemish.server.access import Guard
 from blemish.server.api import PROBLEMS, Here, Viewer
 from blemish.server.care import Caretaker
+from blemish.server.lines import connect
 from blemish.server.problems import answer_problems, problem
 from blemish.server.settings import Settings
 from blemish.server.station import Station
@@ -24,14 +25,14 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
     """The application; its station is opened at once, and closed when the application ends."""
     station = station or Station(settings)
     teacher = Teacher(station)
-    caretaker = Caretaker(station)
+    parts = [*connect(station, settings), Caretaker(station), teacher, station]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            await run_in_threadpool(_close, caretaker, teacher, station)
+            await run_in_threadpool(_close, parts)
 
     app = FastAPI(
         title="Blemish: the inspection station",
@@ -71,6 +72,6 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
     return app
 
 
-def _close(*parts: Caretaker | Teacher | Station) -> None:
+def _close(parts: Iterable[Any]) -> None:
     for part in parts:
         part.close()

@@ -44,6 +44,7 @@ class Settings(BaseModel):
     watch: dict[str, Path] = {}  # folders by the model that judges what appears in them
     move: bool = False  # files of watched folders go to ok/, review/ or reject/
     cameras: dict[str, str] = {}  # OpenCV's number, address or file by model
+    simulated: dict[str, Path] = {}  # folders whose images come round by model, for the demo
     webhooks: tuple[str, ...] = ()
     webhook_secret: str = ""
     mqtt: tuple[str, ...] = ()  # mqtt://host:port/topic

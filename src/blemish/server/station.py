@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Station:
         self.events, self.metrics = Events(), Metrics()
         self.judges: dict[str, JudgeQueue] = {}
         self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict
+        self.feeds: Mapping[str, Any] = {}  # what brings images besides HTTP, by model
         self._swapping = threading.Lock()
         self._recent: OrderedDict[int, Verdict] = OrderedDict()
         self._earlier: OrderedDict[str, Judge] = OrderedDict()  # inspectors of models that judge no more, by digest

@@ -19,7 +19,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Row, Select, create_engine, delete, event, func, insert, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -30,11 +30,18 @@ from blemish.server.tables import audit, inspections, labels, outbox
 
 CHAINED = ("id", "model", "digest", "image", "name", "part", "decision", "score", "p_value", "batch", "position")
 """What the audit trail says of a verdict, and ``verify`` compares with its row."""
+BUSY = 5000  # milliseconds that a writer waits for another program's transaction
 _LOCK = 0x626C656D  # the number of PostgreSQL's advisory lock
 
 Record = Mapping[str, Any]
 BigId = Annotated[int, Field(ge=1, lt=2**31)]
 Score = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _plausible(at: Any) -> Any:
+    if not 1971 <= at.year <= 9000:  # beyond, not every machine can compute with it
+        raise ValueError("a year from 1971 to 9000 is needed")
+    return at
 
 
 class Search(BaseModel):
@@ -46,9 +53,9 @@ class Search(BaseModel):
     decision: Literal["ok", "review", "reject"] | None = None
     said: Annotated[Literal["good", "bad", "something", "nothing"] | None, Field(description="by a person")] = None
     part: Annotated[str | None, Field(max_length=200)] = None
-    day: Annotated[date | None, Field(description="in the station's time zone")] = None
-    since: datetime | None = None
-    until: datetime | None = None
+    day: Annotated[date, AfterValidator(_plausible), Field(description="in the station's time zone")] | None = None
+    since: Annotated[datetime, AfterValidator(_plausible)] | None = None
+    until: Annotated[datetime, AfterValidator(_plausible)] | None = None
     min_score: Score | None = None
     max_score: Score | None = None
     cursor: Annotated[BigId | None, Field(description="`next` of the page before")] = None
@@ -75,10 +82,7 @@ class Search(BaseModel):
 
 def midnight(day: date) -> float:
     """When a day begins where the station stands."""
-    try:
-        return datetime(day.year, day.month, day.day).astimezone().timestamp()
-    except (OverflowError, ValueError, OSError):  # the first and the last days that there are
-        return -1e11 if day.year < 1970 else 1e12
+    return datetime(day.year, day.month, day.day).astimezone().timestamp()
 
 
 def spoken_time(at: float) -> str:
@@ -303,7 +307,7 @@ def _link(previous: str, at: float, kind: str, actor: str, body: str) -> str:
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy begins transactions, see _begin_sqlite
     # FULL: what was committed survives a power cut, not only the end of this process.
-    for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL"):
+    for pragma in (f"busy_timeout={BUSY}", "journal_mode=WAL", "synchronous=FULL"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
