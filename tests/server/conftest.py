@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,17 +76,18 @@ def settings(model: Path, tmp_path: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def serve(settings: Callable[..., Settings]) -> Iterator[Callable[..., TestClient]]:
-    """``serve(**changes)``: a client of a station with those settings, closed at the end."""
-    opened: list[TestClient] = []
+    """``serve(**changes)``: a client of a station with those settings; ``close`` ends it, as does the test's end."""
+    with contextlib.ExitStack() as opened:
 
-    def served(**changes: Any) -> TestClient:
-        client = TestClient(create_app(settings(**changes)), base_url="http://127.0.0.1:8000")
-        opened.append(client)
-        return client.__enter__()
+        def served(**changes: Any) -> TestClient:
+            client = TestClient(create_app(settings(**changes)), base_url="http://127.0.0.1:8000")
+            own = contextlib.ExitStack()
+            own.enter_context(client)
+            client.close = own.close  # type: ignore[method-assign]
+            opened.callback(own.close)
+            return client
 
-    yield served
-    for client in opened:
-        client.__exit__(None, None, None)
+        yield served
 
 
 @pytest.fixture

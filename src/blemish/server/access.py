@@ -161,7 +161,7 @@ def needs(role: Role) -> Callable[[Request], Awaitable[Person]]:
 
 
 class Guard:
-    """Middleware before everything else: bounds on headers and on the time a body takes, and other sites kept out.
+    """Middleware before everything else: bounds on headers, on a body and on its time, and other sites kept out.
 
     A page of another site can make a browser send things here. What changes something is refused where the browser
     says that it comes from elsewhere; a station on loopback also answers to its own names alone, so that no other name
@@ -176,17 +176,24 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
-        deadline, is_whole = time.monotonic() + self._settings.seconds, False
+        # A model's file may be large; whoever sends one is an admin, and its body is not read before that is known.
+        is_model = scope["method"] == "PUT" and scope["path"].startswith("/v1/models/")
+        limit = self._settings.max_model_bytes if is_model else self._settings.max_bytes
+        seconds = (20 if is_model else 1) * self._settings.seconds
+        deadline, is_whole, size = time.monotonic() + seconds, False, 0
 
-        async def receive_in_time() -> Message:
-            nonlocal is_whole
+        async def receive_bounded() -> Message:
+            nonlocal is_whole, size
             if is_whole:
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), max(0.01, deadline - time.monotonic()))
             except TimeoutError:
-                raise HTTPException(408, f"the body did not arrive in {self._settings.seconds:g} seconds") from None
+                raise HTTPException(408, f"the body did not arrive in {seconds:g} seconds") from None
             is_whole = not message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise HTTPException(413, f"the body is larger than the {limit:,} bytes that are taken")
             return message
 
         async def send_marked(message: Message) -> None:
@@ -201,7 +208,7 @@ class Guard:
         if (refusal := self._refusal(scope)) is not None:
             await problem(*refusal)(scope, receive, send_marked)
         else:
-            await self._app(scope, receive_in_time, send_marked)
+            await self._app(scope, receive_bounded, send_marked)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)

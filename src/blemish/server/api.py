@@ -231,7 +231,7 @@ class Said(Strict):
     """What a person says of a verdict."""
 
     said: Literal["good", "bad"]
-    kind: Annotated[str, Field(max_length=100, description="of defect")] = ""
+    kind: Annotated[str, Field(max_length=100, pattern=PRINTABLE.replace("+", "*"), description="of defect")] = ""
 
 
 @router.put("/inspections/{number}/said")

@@ -40,7 +40,6 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # it would load scripts from elsewhere
         redoc_url=None,
-        max_body_size=settings.max_bytes,
         responses=PROBLEMS,
     )
     app.state.station, app.state.teacher = station, teacher

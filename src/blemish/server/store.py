@@ -150,7 +150,7 @@ class Store:
     def hold(self) -> None:
         """Keep other stations off this store until this process ends; a StoreError where one is at work."""
         if self._sqlite:
-            lock = FileLock(f"{self.url.database}.lock")
+            lock = FileLock(f"{self.url.database}.lock", thread_local=False)
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=0)
                 self._held = lock
