@@ -80,11 +80,16 @@ def let_go(here: Station, now: float | None = None) -> dict[str, int]:
         excess: float = sum(sizes.values()) - settings.max_disk
         excess += (1 - FULL) * settings.max_disk if excess > 0 else 0
         while excess > 0:
-            query = select(inspections).where(columns.image_kept).order_by(columns.id).limit(BATCH // 10)
-            if not (rows := here.store.rows(query)):
+            query = select(inspections).where(columns.image_kept).order_by(columns.id).limit(BATCH)
+            rows, freed = [], 0
+            for row in here.store.rows(query):
+                rows, freed = [*rows, row], freed + sizes.get(row.image, 0)
+                if freed >= excess:
+                    break
+            if not rows:
                 break
             gone["photographs"] += _drop_photographs(here, rows, "above --max-disk")
-            excess -= sum(sizes.pop(row.image, 0) for row in rows)
+            excess -= sum(sizes.pop(row.image, 0) for row in rows if not here.pictures.path(row.image).exists())
     with here.store.write() as connection:
         connection.execute(delete(sessions).where(sessions.c.expires < now))
     return dict(gone)

@@ -21,6 +21,7 @@ from scipy.stats import betabinom, mannwhitneyu
 from sqlalchemy import insert, select, update
 
 from blemish.inspection.calibration import Calibration
+from blemish.inspection.thresholds import gaps_above
 from blemish.server.pictures import Pictures
 from blemish.server.station import Station
 from blemish.server.store import spoken_time
@@ -42,7 +43,7 @@ def test_window(calibration: Calibration, scores: NDArray[np.float64]) -> tuple[
         return 0, 1.0, 1.0
     below = scores[scores <= threshold]
     rejected = len(scores) - len(below)
-    weight = rate * (n + 1)
+    weight = gaps_above(rate, n) if calibration.kind == "holdout" else rate * (n + 1)
     p_rejected = float(betabinom.sf(rejected - 1, len(scores), weight, n + 1 - weight))
     known = calibration.scores[calibration.scores <= threshold]
     if min(len(below), len(known)) < 5:
