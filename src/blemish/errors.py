@@ -16,7 +16,6 @@
 Every message says what was given, what was needed and what to do next.
 """
 
-
 _EXTRAS = {"watchfiles": "watch", "cv2": "camera", "aiomqtt": "mqtt", "asyncua": "opcua", "psycopg": "postgresql"}
 _EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "starlette", "sqlalchemy", "alembic", "prometheus_client"), "server")
 

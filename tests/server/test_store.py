@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import sqlite3
+import subprocess
+import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +24,8 @@ pytest.importorskip("sqlalchemy", reason="the extra [server] is not installed")
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
 from sqlalchemy import inspect as look_into
-from sqlalchemy import text
 
 from blemish.errors import ConfigError, StoreError
 from blemish.server.store import Search, Store, midnight
@@ -31,9 +38,45 @@ ROW: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL server's databases: a server of our own, on a socket in its folder."""
+    pytest.importorskip("psycopg", reason="the extra [postgresql] is not installed")
+    programs = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/usr/local/pgsql").glob("bin")]
+    if not programs:
+        pytest.skip("no PostgreSQL server is installed")
+    user = {"user": "postgres"} if os.getuid() == 0 else {}  # it does not run as root
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short, as a socket's path must be
+    if user:
+        shutil.chown(folder, **user)
+    run = partial(subprocess.run, check=True, capture_output=True, cwd=folder, **user)
+    data, options = folder / "data", f"-k {folder} -c listen_addresses= -c fsync=off"
+    run([programs[-1] / "initdb", "-D", data, "-U", "blemish", "-A", "trust", "--locale=C.UTF-8"])
+    run([programs[-1] / "pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start"])
+    yield f"postgresql+psycopg://blemish@/{{name}}?host={folder}"
+    run([programs[-1] / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop"])
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty store."""
+    if request.param == "sqlite":
+        return str(tmp_path / "station.db")
+    server: str = request.getfixturevalue("postgresql")
+    name = f"t{time.monotonic_ns()}"
+    engine = create_engine(server.format(name="postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return server.format(name=name)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "station.db"))
+def store(address: str) -> Iterator[Store]:
+    opened = Store(address)
+    yield opened
+    opened.close()
 
 
 def test_migrations_lead_to_the_tables_of_today(store: Store) -> None:
@@ -41,26 +84,25 @@ def test_migrations_lead_to_the_tables_of_today(store: Store) -> None:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_a_store_of_the_first_version_opens_and_keeps_its_rows(tmp_path: Path) -> None:
-    path = tmp_path / "station.db"
-    first = Store(str(path))
-    first.record([ROW])
-    with first.write() as connection:  # as the first version left it
+def test_a_store_of_the_first_version_opens_and_keeps_its_rows(store: Store, address: str) -> None:
+    store.record([ROW])
+    with store.write() as connection:  # as the first version left it
         connection.execute(text("DROP TABLE windows"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    first.close()
-    again = Store(str(path))
+    store.close()
+    again = Store(address)
     assert "windows" in look_into(again.engine).get_table_names()
     assert [one["score"] for one in again.find(Search())["inspections"]] == [1.5]
     assert again.verify()["whole"]
+    again.close()
 
 
-def test_a_store_of_a_newer_version_is_refused_in_words(store: Store) -> None:
+def test_a_store_of_a_newer_version_is_refused_in_words(store: Store, address: str) -> None:
     with store.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     store.close()
     with pytest.raises(StoreError, match=r"another version of Blemish.*update Blemish"):
-        Store(str(store.url.database))
+        Store(address)
 
 
 def test_what_is_no_store_is_refused_in_words(tmp_path: Path) -> None:
@@ -73,15 +115,18 @@ def test_what_is_no_store_is_refused_in_words(tmp_path: Path) -> None:
         Store(str(tmp_path / "missing" / "station.db"))
 
 
-def test_one_station_a_store(store: Store) -> None:
+def test_one_station_a_store(store: Store, address: str) -> None:
     store.hold()
+    other = Store(address)
     with pytest.raises(StoreError, match="another station works on"):
-        Store(str(store.url.database)).hold()
+        other.hold()
     store.close()
-    Store(str(store.url.database)).hold()
+    other.hold()
+    other.close()
 
 
-def test_a_locked_store_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path / "station.db"))
     monkeypatch.setattr("blemish.server.store.BUSY", 10)
     other = sqlite3.connect(str(store.url.database), timeout=0)
     other.execute("BEGIN EXCLUSIVE")

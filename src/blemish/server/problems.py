@@ -7,7 +7,8 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
 
 from blemish.errors import BlemishError, ModelFileError, OutputError, StoreError
 from blemish.server.judging import Closed, Full
@@ -47,6 +48,10 @@ def answer_problems(app: FastAPI) -> None:
         said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems[:5])
         return problem(422, said)
 
+    async def as_nothing(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # the client has gone
+
+    app.add_exception_handler(ClientDisconnect, as_nothing)
     for kind in (BlemishError, HTTPException, MemoryError, Exception):
         app.add_exception_handler(kind, as_problem)
     app.add_exception_handler(RequestValidationError, as_invalid)
