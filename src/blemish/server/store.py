@@ -156,9 +156,12 @@ class Store:
                 self._held = lock
         else:
             held = self.engine.connect()
-            if held.scalar(select(func.pg_try_advisory_lock(_LOCK))):
-                held.commit()
+            is_free = held.scalar(select(func.pg_try_advisory_lock(_LOCK)))
+            held.commit()
+            if is_free:
                 self._held = held
+            else:
+                held.close()
         if self._held is None:
             raise StoreError(f"another station works on {self.name}: stop it, or give this one its own --store")
 
@@ -280,23 +283,24 @@ class Store:
 
     def verify(self) -> dict[str, Any]:
         """Whether the audit trail is whole: its length, its last hash, and the first broken link with the reason."""
-        previous, number, broken = "", 0, None
-        with self._translated(), self.engine.connect() as connection:
-            stream = connection.execution_options(yield_per=1000).execute(select(audit).order_by(audit.c.id))
-            for row in stream:
-                number += 1
+        previous, number, last, broken = "", 0, 0, None
+        query, columns = select(audit).order_by(audit.c.id).limit(1000), inspections.c
+        while broken is None and (page := self.rows(query.where(audit.c.id > last))):
+            said = {row.id: json.loads(row.body) for row in page if row.kind == "verdict"}
+            wanted = columns.id.in_([one.get("id") for one in said.values()])
+            stored = {row.id: row for row in self.rows(select(inspections).where(wanted))}
+            for row in page:
+                why = ""
                 if row.hash != _link(previous, row.at, row.kind, row.actor, row.body):
-                    broken = {"row": row.id, "at": spoken_time(row.at), "why": "it does not follow from the row before"}
+                    why = "it does not follow from the row before"
+                noted = said.get(row.id, {})
+                own = stored.get(noted.get("id"))
+                if own is not None and any(getattr(own, name) != noted[name] for name in CHAINED):
+                    why = why or f"inspection {own.id} is not what was noted of it"
+                if why:
+                    broken = {"row": row.id, "at": spoken_time(row.at), "why": why}
                     break
-                previous = row.hash
-            links = connection.execute(select(audit.c.id, audit.c.body).where(audit.c.kind == "verdict"))
-            for link, body in () if broken else links:
-                said = json.loads(body)
-                own = connection.execute(select(inspections).where(inspections.c.id == said["id"])).first()
-                if own is not None and any(getattr(own, name) != said[name] for name in CHAINED):
-                    why = f"inspection {own.id} is not what was noted of it"
-                    broken = {"row": link, "at": spoken_time(own.at), "why": why}
-                    break
+                previous, number, last = row.hash, number + 1, row.id
         return {"whole": broken is None, "rows": number, "head": previous, "broken": broken}
 
 
