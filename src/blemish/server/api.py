@@ -65,6 +65,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def sends(*kinds: str) -> dict[str, Any]:
+    """For a route: the kinds of content that it answers with."""
+    return {"response_class": Response, "responses": {200: {"content": {kind: {} for kind in kinds}}}}
+
+
 def station_of(request: Request) -> Station:
     """The station behind a request."""
     return request.app.state.station  # type: ignore[no-any-return]
@@ -184,7 +189,7 @@ def show_inspection(here: Here, person: Viewer, number: BigId) -> dict[str, Any]
     return as_json(here.inspection(number))
 
 
-@router.get("/inspections/{number}/image")
+@router.get("/inspections/{number}/image", **sends(*KINDS.values()))
 def show_image(here: Here, person: Viewer, number: BigId) -> Response:
     """The photograph: as it was sent where browsers show such files, else as PNG."""
     row = here.inspection(number)
@@ -195,13 +200,13 @@ def show_image(here: Here, person: Viewer, number: BigId) -> Response:
     return Response(content, media_type=kind, headers=_lasting)
 
 
-@router.get("/inspections/{number}/overlay")
+@router.get("/inspections/{number}/overlay", **sends("image/png"))
 def show_overlay(here: Here, person: Viewer, number: BigId) -> Response:
     """The photograph with what is wrong coloured and outlined, as PNG."""
     return _png(here.verdict(here.inspection(number)).overlay())
 
 
-@router.get("/inspections/{number}/map")
+@router.get("/inspections/{number}/map", **sends("image/png", "image/tiff"))
 def show_map(
     here: Here, person: Viewer, number: BigId, format: Annotated[Literal["png", "tiff"], Query()] = "png"
 ) -> Response:
@@ -266,7 +271,7 @@ def count(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dic
     return here.store.count(search)
 
 
-@router.get("/cameras/{model}")
+@router.get("/cameras/{model}", **sends("image/jpeg"))
 def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
     """The last picture of a model's camera, as JPEG; 404 without one."""
     picture = getattr(getattr(here.feeds.get(model), "source", None), "picture", b"")
@@ -319,7 +324,7 @@ def show_me(here: Here, person: Viewer) -> dict[str, Any]:
 # What happens
 
 
-@router.get("/events", response_class=StreamingResponse)
+@router.get("/events", **sends("text/event-stream"))
 async def listen(here: Here, person: Viewer) -> StreamingResponse:
     """Server-sent events: `inspection`, `said`, `model`, `relearn`, `promise`, each with a JSON object."""
     if here.events.is_crowded:

@@ -133,7 +133,7 @@ def acknowledge(here: Here, person: Operator, model: ModelName) -> dict[str, Any
     return health.acknowledge(here, model, person.name)
 
 
-@router.get("/report", response_model=None)
+@router.get("/report", response_model=None, responses={200: {"content": {"text/csv": {}}}})
 def report(
     here: Here,
     person: Viewer,

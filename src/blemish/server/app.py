@@ -9,13 +9,12 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from blemish import __version__
-from blemish.errors import StoreError
 from blemish.server import api, api_models, pages
 from blemish.server.access import Guard
-from blemish.server.api import PROBLEMS, Here, Viewer
+from blemish.server.api import PROBLEMS, Here, Viewer, sends
 from blemish.server.care import Caretaker
 from blemish.server.lines import connect
-from blemish.server.problems import answer_problems, problem
+from blemish.server.problems import answer_problems
 from blemish.server.settings import Settings
 from blemish.server.station import Station
 from blemish.server.teaching import Teacher
@@ -55,15 +54,12 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
         return {"alive": True, "version": __version__}
 
     @app.get("/readyz")
-    def readyz() -> Response:
+    def readyz() -> dict[str, Any]:
         """Models are loaded and the store answers; else 503."""
-        try:
-            station.store.rows(select(1))
-        except StoreError as error:
-            return problem(503, str(error), {"Retry-After": "5"})
-        return Response("ready\n", media_type="text/plain")
+        station.store.rows(select(1))
+        return {"ready": True, "models": [*station.judges]}
 
-    @app.get("/metrics")
+    @app.get("/metrics", **sends("text/plain"))
     def metrics(here: Here, person: Viewer) -> Response:
         """For Prometheus."""
         return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
