@@ -16,8 +16,14 @@ Every message says what was given, what was needed and what to do next.
 """
 
 
+LEARN = {"torch", "torchvision", "timm", "safetensors", "geomloss", "filelock", "matplotlib"}
+"""Packages of the extra ``learn``, which judging exported files needs none of."""
+
+
 def needed(error: ModuleNotFoundError) -> str:
-    """What to install for a package that is absent: one that learning needs, where this one only judges."""
+    """What to install for a package of ``LEARN`` that is absent; any other absence is raised again."""
+    if error.name not in LEARN:
+        raise error
     return f"this needs {error.name}, which is not installed: pip install 'blemish[learn]'"
 
 
