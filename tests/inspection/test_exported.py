@@ -26,10 +26,9 @@ onnx = pytest.importorskip("onnx", reason="needs pip install 'blemish[export]'")
 pytest.importorskip("onnxruntime", reason="needs pip install 'blemish[runtime]'")
 
 GOOD = [0.5 + i / 1000 for i in range(120)]  # rejected are scores above the highest of 120: .619
-HIDDEN = 'torch torchvision timm safetensors geomloss filelock matplotlib onnx pandas'
+ROOT = Path(__file__).parents[2]
+HIDDEN = "torch torchvision timm safetensors geomloss filelock matplotlib onnx pandas"
 HIDING = f"import sys\nfor name in {HIDDEN.split()}: sys.modules[name] = None\n"
-    "import sys\nfor name in 'torch torchvision timm safetensors geomloss filelock matplotlib onnx pandas'.split():\n"
-)
 
 
 def graph(white: int = 255, maps: bool = True, name: str = "image", score: str = "both", kind: str | None = None):
@@ -249,7 +248,7 @@ def test_an_exported_file_is_measured_at_the_images_own_size_and_not_calibrated(
 
 
 def test_without_torch_it_judges_and_says_what_learning_needs(exported, tmp_path):
-    """The packages are hidden; ``test_runtime.py`` installs an environment that lacks them."""
+    """The packages are hidden; the next test installs an environment that lacks them."""
     image, table = tmp_path / "bad.png", tmp_path / "t.csv"
     Image.fromarray(part(100, 240)).save(image)
     cases = (
@@ -272,3 +271,24 @@ def test_without_torch_it_judges_and_says_what_learning_needs(exported, tmp_path
         assert (code, expected[1] in out, expected[2] in err) == (expected[0], True, True), line
         assert len(err.splitlines()) == bool(expected[2])
     assert "20,5,30,15,100" in table.read_text() and (tmp_path / "out" / "bad.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_environment_made_from_nothing_judges_alike(tmp_path):
+    """Through Python and the command line, by the script that measures it."""
+    model, images = write(tmp_path / "part.onnx"), [tmp_path / f"{grey}.png" for grey in (100, 240)]
+    for path in images:
+        Image.fromarray(part(100, int(path.stem))).save(path)
+    command = [sys.executable, ROOT / "benchmarks" / "runtime.py", model, *images, "--runs", "1"]
+    done = subprocess.run([*command, "--into", tmp_path / "made"], capture_output=True, text=True, check=False)
+    if done.returncode and ("'pip', 'install'" in done.stderr or "'venv'" in done.stderr):
+        pytest.skip("pip cannot install here: no package index, or no venv module")
+    assert done.returncode == 0, done.stderr
+    result, inspector = json.loads(done.stdout), blemish.load(model)
+    assert result["torch"] is False and not {"torch", "timm", "matplotlib", "safetensors"} & result["mb"].keys()
+    assert result["mb"]["all but pip"] < 400
+    for path, said in zip(images, result["verdicts"], strict=True):
+        ours = inspector(path).as_dict()
+        assert said == json.loads(json.dumps(ours))
+    assert [said["decision"] for said in result["verdicts"]] == ["ok", "reject"]
