@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # what is installed, not this source
+# What is installed is measured, not this source.
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 FIRST = """
 import json, resource, sys, time
 began = time.perf_counter()
