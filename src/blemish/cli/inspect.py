@@ -80,9 +80,6 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
-    from blemish.inspection.inspector import load
-
-    run = machine.run()
-    fresh = load(model, machine.device, machine.precision, weights).calibrated(good, false_reject, run, review)
+    fresh = machine.load_learned(model, weights).calibrated(good, false_reject, machine.run(), review)
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.promise}")

@@ -80,6 +80,14 @@ class Machine:
 
         return load(model, self.device, self.precision, weights, engine, self.threads)
 
+    def load_learned(self, model: Path, weights: str | None) -> Inspector:
+        """The inspector in a file that learned, not one exported, on the device asked for."""
+        from blemish.inspection.inspector import load
+        from blemish.run import set_threads
+
+        set_threads(self.threads)
+        return load(model, self.device, self.precision, weights)
+
 
 @dataclass(frozen=True)
 class Learning:

@@ -30,7 +30,7 @@ class ExportedInspector(Judge):
 
     Attributes:
         session: the graph, ready to run.
-        description: what the file says of itself.
+        about: what the file says of itself.
         name: the method's name.
         preparation: how the graph brings an image to what the network sees.
         calibration: what scores mean.
@@ -39,7 +39,7 @@ class ExportedInspector(Judge):
     """
 
     session: Session
-    description: Exported
+    about: Exported
     name: str
     preparation: Preprocessing
     calibration: Calibration
@@ -48,12 +48,12 @@ class ExportedInspector(Judge):
 
     def recipe(self) -> dict[str, Any]:
         """Method and config, backbone and preparation, as the file has them."""
-        recipe = self.description.model_dump(include={"method", "config", "backbone"})
+        recipe = self.about.model_dump(include={"method", "config", "backbone"})
         return recipe | {"preparation": self.preparation.to_dict()}
 
     def facts(self) -> dict[str, Any]:
         """How it was exported, and what runs it."""
-        return {"engine": self.session.engine, "export": self.description.export}
+        return {"engine": self.session.engine, "export": self.about.export}
 
     def prepared(self, image: DecodedImage) -> NDArray[Any]:
         """``h w 3`` pixels of the type and scale that the graph takes."""
