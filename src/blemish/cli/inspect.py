@@ -14,7 +14,7 @@ from blemish.cli.options import AsJson, Engine, FailOn, FalseReject, Machine, Mo
 def inspect(
     model: ModelFile,
     images: Annotated[list[Path], typer.Argument(help="Images or folders of images.", show_default=False)],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for overlays.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for overlays and a page, index.html.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps, 32-bit TIFF.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for regions, one row each.")] = None,
     fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = "never",
@@ -27,7 +27,7 @@ def inspect(
 ) -> None:
     """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
     from blemish.errors import CalibrationError, OutputError
-    from blemish.inspection.output import deliver
+    from blemish.inspection.output import deliver, summary
 
     del as_json  # taken because every other command takes it
     if csv is not None and csv.resolve() == model.resolve():
@@ -37,11 +37,21 @@ def inspect(
         inspector = dataclasses.replace(inspector, smallest_area=smallest_area)
     if fail_on != "never" and inspector.calibration.kind == "none":
         raise CalibrationError(f"--fail-on {fail_on} needs decisions. {inspector.calibration.sentence()}")
-    decisions, unreadable = deliver(inspector, images, typer.echo, machine.progress, output, maps, csv)
-    failing = {"never": set(), "review": {"review", "reject"}, "reject": {"reject"}}[fail_on]
+    progress, gallery = machine.progress, None
+    if output is not None:
+        from blemish.report.inspection import Gallery, write_inspection
+
+        gallery = Gallery(output, inspector)
+    decisions, unreadable = deliver(
+        inspector, images, typer.echo, progress, output, maps, csv, gallery and gallery.add
+    )
+    if gallery is not None:
+        progress.note(f"the page: {write_inspection(gallery, decisions, unreadable)}")
+    progress.note(summary(decisions))
+    failing = {"never": (), "review": ("review", "reject"), "reject": ("reject",)}[fail_on]
     if unreadable:
         raise typer.Exit(FAILED)
-    if failing & decisions:
+    if any(decisions[decision] for decision in failing):
         raise typer.Exit(REJECTED)
 
 
@@ -51,6 +61,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="A set with test images and, for pixel metrics, masks.")],
     at: Annotated[Resolution, typer.Option(help="Where pixel metrics are measured.")] = "input",
     per_image_pro: Annotated[bool, typer.Option("--per-image-pro", help="Also AU-PRO as the RD family does.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for a page, index.html.")] = None,
     weights: Weights = None,
     engine: Engine = "auto",
     *,
@@ -63,7 +74,12 @@ def evaluate(
     from blemish.training.evaluate import evaluate as measure
 
     inspector = machine.load(model, weights, engine)
-    result = measure(inspector, open_test_set(data), machine.run(), at, per_image_pro)
+    test, run = open_test_set(data), machine.run()
+    result = measure(inspector, test, run, at, per_image_pro)
+    if output is not None:
+        from blemish.report.evaluation import write_evaluation
+
+        run.progress.note(f"the page: {write_evaluation(inspector, result, test.name, output)}")
     print_result(result.as_dict(), as_json, as_text(result))
 
 

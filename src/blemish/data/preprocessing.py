@@ -96,7 +96,9 @@ class Preprocessing:
         """
         self.check(image)
         pixels = image.pixels[..., :1] if image.grey else image.pixels
-        if image.bits == 16:
+        if image.bits == 16 and self.white_level == 255:
+            pixels = pixels.astype(np.uint8)  # it holds no more than 8 bits: resized as those are
+        elif image.bits == 16:
             pixels = np.minimum(pixels.astype(np.float32) / np.float32(self.white_level), np.float32(1))
         if self.resize == "opencv":  # pixel centres at half-integers, no antialiasing, float64 in between
             import torch

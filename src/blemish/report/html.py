@@ -6,6 +6,7 @@ A template says what a report holds, by the macros of ``html.j2`` or ``markdown.
 import re
 from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from blemish.bench.eta import spoken
-from blemish.bench.recipe import METRICS
-from blemish.bench.summary import signed
 from blemish.inspection.overlay import RAMP, Scale, data_uri
-from blemish.report.charts import svg
 from blemish.run import written_atomically
 
 
-def write_page(path: Path, title: str, template: str, **context: Any) -> Path:
-    """Write a whole HTML document, or nothing; its path."""
+def write_page(path: Path, title: str, template: str, beside: bool = False, **context: Any) -> Path:
+    """Write a whole HTML document, or nothing; its path. ``beside``: it may show pictures that lie beside it."""
     content = environment(True).get_template(template).render(macros="html.j2", **context)
-    document = environment(True).get_template("page.j2").render(title=title, content=Markup(content))
+    document = environment(True).get_template("page.j2").render(title=title, content=Markup(content), beside=beside)
     return _write(path, document)
 
 
@@ -57,6 +54,11 @@ def _write(path: Path, text: str) -> Path:
 
 @cache
 def environment(escape: bool) -> Environment:
+    """Where templates are found; what draws charts or knows the bench is imported by those that use it alone."""
+
+    def imported(module: str, name: str) -> Any:
+        return getattr(import_module(f"blemish.{module}"), name)
+
     environment = Environment(
         loader=PackageLoader("blemish.report"),
         autoescape=escape,
@@ -64,7 +66,10 @@ def environment(escape: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = lambda figure: Markup(svg(figure))
-    environment.filters |= {"spoken": spoken, "signed": signed}
-    environment.globals["metrics"] = METRICS
+    environment.filters |= {
+        "svg": lambda figure: Markup(imported("report.charts", "svg")(figure)),
+        "spoken": lambda seconds: imported("bench.eta", "spoken")(seconds),
+        "signed": lambda value: imported("bench.summary", "signed")(value),
+        "metric": lambda name: imported("bench.recipe", "METRICS")[name],
+    }
     return environment

@@ -1,0 +1,149 @@
+"""The page that judging ends in: worst first, where the thresholds lie, what the map thought of each image.
+
+Its pictures are files beside it, in ``page/``, so that thousands of images do not make one page of a gigabyte.
+"""
+
+import heapq
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from blemish.data.readers import MADE_BY
+from blemish.inspection.inspector import Inspector
+from blemish.inspection.output import summary
+from blemish.inspection.overlay import Scale, overlay
+from blemish.inspection.verdict import Verdict
+from blemish.report.html import colour_scale, write_page
+from blemish.run.files import written_atomically
+
+SHOWN, SIDE = 400, 360  # images of a page, the worst; pixels of a picture's longer side
+BINS = 40
+Pictures = list[tuple[float, int, dict[str, Any]]]  # score, less the place in order, what the page shows
+
+
+class Gallery:
+    """What a page shows, collected while images are judged: figures of all, small pictures of the worst alone."""
+
+    def __init__(self, folder: Path, inspector: Inspector, shown: int = SHOWN) -> None:
+        self.folder, self.inspector, self.shown = folder, inspector, shown
+        self.scores: list[float] = []
+        self._worst: dict[str, Pictures] = {}
+        self._written = 0
+
+    def add(
+        self, verdict: Verdict, drawn: Image.Image, link: str = "", title: str = "", css: str = "", section: str = ""
+    ) -> None:
+        """Take in an image with its overlay, which lies in the folder as ``link``, where it does.
+
+        ``css`` are further words that the page can be filtered by; a ``section`` shows its ``shown`` worst images.
+        """
+        self.scores.append(verdict.score)
+        worst, score = self._worst.setdefault(section, []), verdict.score if math.isfinite(verdict.score) else math.inf
+        place = (score, -len(self.scores))
+        if len(worst) >= self.shown and place < worst[0][:2]:
+            return
+        count = len(verdict.regions)
+        p_value = "" if verdict.p_value is None else f", p {verdict.p_value:.2g}"
+        picture = {
+            "title": title or Path(verdict.source or link).name,
+            "caption": f"{verdict.decision or 'no decision'}: score {score:.4g}{p_value}, "
+            f"{count} region{'s' * (count != 1)}",
+            "css": f"{verdict.decision or ''} {css}".strip(),
+            "link": quote(os.fsencode(link)),
+            "small": _small(drawn),
+            "seen": None if verdict.regions else self._seen(verdict),
+        }
+        (heapq.heappush if len(worst) < self.shown else heapq.heappushpop)(worst, (*place, picture))
+
+    def _seen(self, verdict: Verdict) -> bytes | None:
+        """The map of an image that nothing is coloured on: the same colours, from as far below the threshold."""
+        if verdict.heatmap is None or verdict.scale is None:
+            return None
+        low = 2 * verdict.scale.threshold - verdict.scale.top
+        return _small(overlay(verdict.pixels, verdict.heatmap, Scale(low, verdict.scale.threshold)))
+
+    def sections(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """Headings with their pictures, worst first; writes these as files."""
+        sections = []
+        for section, worst in self._worst.items():
+            pictures = [picture for *_, picture in sorted(worst, key=lambda entry: entry[:2], reverse=True)]
+            for picture in pictures:
+                self._written += 1
+                for key, ending in (("small", ""), ("seen", "-map")):
+                    if content := picture[key]:
+                        picture[key] = f"page/{self._written:04}{ending}.jpg"
+                        with written_atomically(self.folder / picture[key]) as temporary:
+                            temporary.write_bytes(content)
+            sections.append((section, pictures))
+        return sections
+
+
+def write_inspection(gallery: Gallery, decisions: Counter[str], unreadable: Iterable[tuple[str, str]]) -> Path:
+    """Write ``index.html`` of images whose truth nobody knows; its path."""
+    calibration, scores = gallery.inspector.calibration, np.array(gallery.scores)
+    limits = limits_of(gallery.inspector)
+    rows = [(name, f"{value:.4g}", f"{int((scores > value).sum())} of {len(scores)}") for name, value in limits.items()]
+    more = len(gallery.scores) - gallery.shown
+    return write_gallery(
+        gallery,
+        "Judged images",
+        summary(decisions),
+        notes=[f"The {gallery.shown} worst are shown; {more} more are in the JSON lines."] if more > 0 else [],
+        tables=[(("threshold", "score", "images above it"), rows)] if calibration.kind != "none" else [],
+        histogram=histogram(gallery.scores, [], limits, ("images", "")),
+        filters=[(word, f"{word} ({decisions[word]})") for word in ("reject", "review", "ok") if decisions[word]],
+        unreadable=list(unreadable),
+    )
+
+
+def write_gallery(gallery: Gallery, title: str, said: str, **context: Any) -> Path:
+    """Write the page itself, whole or not at all; its path."""
+    scale, page = gallery.inspector.scale, gallery.folder / "index.html"
+    legend = None if scale is None else colour_scale(scale)
+    facts = {"about": title, "summary": said, "promise": gallery.inspector.promise, "scale": legend}
+    context = {"truth": False, "unreadable": [], "sections": gallery.sections()} | facts | context
+    return write_page(page, f"{title}: {said}", "inspection.j2", beside=True, **context)
+
+
+def limits_of(inspector: Inspector) -> dict[str, float]:
+    """The finite thresholds of a model, by name."""
+    calibration = inspector.calibration
+    limits = {"reject above": calibration.threshold, "review above": calibration.review_threshold}
+    return {name: value for name, value in limits.items() if value is not None and math.isfinite(value)}
+
+
+def histogram(
+    above: Iterable[float], below: Iterable[float], marks: Mapping[str, float], names: tuple[str, str]
+) -> dict[str, Any]:
+    """Scores as bars up and down, in a picture of 100 by 100, with named lines; what ``histogram`` of html.j2 takes."""
+    sides = [values[np.isfinite(values)] for values in (np.array([*above], float), np.array([*below], float))]
+    joined = np.concatenate([*sides, np.array([*marks.values()], float)])
+    edges = np.histogram_bin_edges(joined if joined.size else [0.0, 1.0], BINS)
+    low, width = float(edges[0]), float(edges[-1] - edges[0])
+    counts = [np.histogram(values, edges)[0] for values in sides]
+    tallest, middle = max(1, *(int(side.max()) for side in counts)), 50 if names[1] else 92
+    height = [side * (middle - 12) / tallest for side in counts]
+    return {
+        "names": names,
+        "ends": (f"{low:.4g}", f"{low + width:.4g}"),
+        "tallest": tallest,
+        "middle": middle,
+        "bars": [(100 * i / BINS, 90 / BINS, float(up), float(down)) for i, (up, down) in enumerate(zip(*height))],
+        "marks": [(round(100 * (value - low) / width, 2), name) for name, value in marks.items()],
+    }
+
+
+def _small(image: Image.Image) -> bytes:
+    """A picture of at most ``SIDE`` pixels, with a mark that keeps it from being judged the next day."""
+    image, file = image.convert("RGB"), io.BytesIO()
+    image.thumbnail((SIDE, SIDE))
+    image.save(file, "JPEG", quality=85, subsampling=0, comment=MADE_BY)
+    return file.getvalue()
