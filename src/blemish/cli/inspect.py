@@ -14,7 +14,9 @@ from blemish.cli.options import AsJson, Engine, FailOn, FalseReject, Machine, Mo
 def inspect(
     model: ModelFile,
     images: Annotated[list[Path], typer.Argument(help="Images or folders of images.", show_default=False)],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for overlays and a page, index.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for overlays and a page, index.html.")
+    ] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps, 32-bit TIFF.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for regions, one row each.")] = None,
     fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = "never",
@@ -42,9 +44,8 @@ def inspect(
         from blemish.report.inspection import Gallery, write_inspection
 
         gallery = Gallery(output, inspector)
-    decisions, unreadable = deliver(
-        inspector, images, typer.echo, progress, output, maps, csv, gallery and gallery.add
-    )
+    show = None if gallery is None else gallery.add
+    decisions, unreadable = deliver(inspector, images, typer.echo, progress, output, maps, csv, show)
     if gallery is not None:
         progress.note(f"the page: {write_inspection(gallery, decisions, unreadable)}")
     progress.note(summary(decisions))

@@ -38,7 +38,9 @@ def write_evaluation(inspector: Inspector, evaluation: Evaluation, name: str, fo
         np.array([image.score for image in evaluation.judged if image.sample.anomalous == anomalous])
         for anomalous in (False, True)
     )
-    limits |= {f"above {1 - rate:.0%} of the good ones": float(np.quantile(good, 1 - rate)) for rate in RATES if good.size}
+    limits |= {
+        f"above {1 - rate:.0%} of the good ones": float(np.quantile(good, 1 - rate)) for rate in RATES if good.size
+    }
     rows = [
         (text, f"{value:.4g}", f"{(good > value).sum()} of {good.size}", f"{(bad > value).sum()} of {bad.size}")
         for text, value in limits.items()

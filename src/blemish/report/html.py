@@ -68,8 +68,8 @@ def environment(escape: bool) -> Environment:
     )
     environment.filters |= {
         "svg": lambda figure: Markup(imported("report.charts", "svg")(figure)),
-        "spoken": lambda seconds: imported("bench.eta", "spoken")(seconds),
-        "signed": lambda value: imported("bench.summary", "signed")(value),
+        "spoken": lambda seconds: str(imported("bench.eta", "spoken")(seconds)),
+        "signed": lambda value: str(imported("bench.summary", "signed")(value)),
         "metric": lambda name: imported("bench.recipe", "METRICS")[name],
     }
     return environment
