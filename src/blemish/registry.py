@@ -73,12 +73,12 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "deepsad": MethodEntry(
         "blemish.methods.deepsad:DeepSAD", "weak",
-        "good images are drawn to one point, known-bad ones pushed away from it; no map",
+        "a head on frozen features: good images are drawn to one point, known-bad ones pushed away; no map",
         "Ruff et al., Deep Semi-Supervised Anomaly Detection, ICLR 2020",
     ),
     "devnet": MethodEntry(
         "blemish.methods.devnet:DevNet", "weak",
-        "scores of good images stay near zero, known-bad ones stand several deviations above",
+        "a head on frozen features: good scores stay near zero, known-bad ones several deviations above",
         "Pang et al., Explainable Deep Few-shot Anomaly Detection with Deviation Networks, 2021",
     ),
 }

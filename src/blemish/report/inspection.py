@@ -53,7 +53,7 @@ class Gallery:
         count = len(verdict.regions)
         p_value = "" if verdict.p_value is None else f", p {verdict.p_value:.2g}"
         picture = {
-            "title": title or Path(verdict.source or link).name,
+            "title": title or "/".join(Path(verdict.source or link).parts[-2:]),
             "caption": f"{verdict.decision or 'no decision'}: score {score:.4g}{p_value}, "
             f"{count} region{'s' * (count != 1)}",
             "css": f"{verdict.decision or ''} {css}".strip(),
