@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from blemish.data.readers import MADE_BY
-from blemish.inspection.inspector import Inspector
+from blemish.inspection.judge import Judge
 from blemish.inspection.output import summary
 from blemish.inspection.overlay import Scale, overlay
 from blemish.inspection.verdict import Verdict
@@ -32,7 +32,7 @@ Pictures = list[tuple[float, int, dict[str, Any]]]  # score, less the place in o
 class Gallery:
     """What a page shows, collected while images are judged: figures of all, small pictures of the worst alone."""
 
-    def __init__(self, folder: Path, inspector: Inspector, shown: int = SHOWN) -> None:
+    def __init__(self, folder: Path, inspector: Judge, shown: int = SHOWN) -> None:
         self.folder, self.inspector, self.shown = folder, inspector, shown
         self.scores: list[float] = []
         self._worst: dict[str, Pictures] = {}
@@ -113,7 +113,7 @@ def write_gallery(gallery: Gallery, title: str, said: str, **context: Any) -> Pa
     return write_page(page, f"{title}: {said}", "inspection.j2", beside=True, **context)
 
 
-def limits_of(inspector: Inspector) -> dict[str, float]:
+def limits_of(inspector: Judge) -> dict[str, float]:
     """The finite thresholds of a model, by name."""
     calibration = inspector.calibration
     limits = {"reject above": calibration.threshold, "review above": calibration.review_threshold}
