@@ -8,7 +8,7 @@ import numpy as np
 
 from blemish.data.testset import load_mask
 from blemish.errors import DataError
-from blemish.inspection.inspector import Inspector
+from blemish.inspection.judge import Judge
 from blemish.inspection.output import summary
 from blemish.report.inspection import Gallery, histogram, limits_of, write_gallery
 from blemish.training.evaluate import Evaluation, Judged, as_figures
@@ -27,7 +27,7 @@ SECTIONS = {
 }
 
 
-def write_evaluation(inspector: Inspector, evaluation: Evaluation, name: str, folder: Path) -> Path:
+def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder: Path) -> Path:
     """Write ``index.html`` and its pictures into ``folder``; the page's path. Judges what it shows once more."""
     calibration, limits = inspector.calibration, limits_of(inspector)
     decisions = ["" if calibration.kind == "none" else calibration.decide(image.score) for image in evaluation.judged]
