@@ -97,15 +97,18 @@ class Inspector(Judge):
         tensors = {f"method.{name}": t for name, t in state.items() if with_backbone or not name.startswith(BACKBONE)}
         for name, values in self.calibration.to_tensors().items():
             tensors[f"calibration.{name}"] = torch.from_numpy(values)
-        description = {
+        write_model(Path(path), tensors, self.description(with_backbone))
+        return Path(path)
+
+    def description(self, with_backbone: bool = True) -> dict[str, Any]:
+        """What a file of this model says of it beside its tensors, JSON-able."""
+        return {
             **self.recipe(),
             "with_backbone": with_backbone,
             "calibration": self.calibration.meta(),
             "smallest_area": self.smallest_area,
             "provenance": dict(self.provenance),
         }
-        write_model(Path(path), tensors, description)
-        return Path(path)
 
     def calibrated(
         self,
