@@ -6,6 +6,8 @@ numbers: to 22 bits, as Pillow has them, in two halves of 11, whose products wit
 Where pixels are given, ``position`` of an output counts in ``length`` outputs for all ``given`` of the image's pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +29,28 @@ class Prepare(nn.Module):
 
     def forward(self, images: Tensor, white: Tensor) -> Tensor:
         antialias = self.preparation.resize != "opencv"
-        rows, columns = placings(self.preparation, images)
-        # Rows of pixels are gathered, so the axis in work comes first: n h w 3 -> w n h 3 -> y n x 3.
-        x = _resized(images.permute(2, 0, 1, 3), columns, self.preparation.input_size[1], white, antialias)
-        y = _resized(x.permute(2, 1, 0, 3), rows, self.preparation.input_size[0], white, antialias)
-        return (y.permute(1, 3, 0, 2) / white).clamp(0, 1)
+        places = placings(self.preparation, images)
+        (rows, columns), (height, width) = places, self.preparation.input_size
+        down, across = (_bands(*axis, antialias) for axis in ((*rows, height), (*columns, width)))
+        white_is_255 = white == 255
+        # Pillow takes the axis first that leaves less to do for the other: this is its rule, as of 12.
+        removed = [given - length for given, length, _ in places]
+        is_vertical_first = (removed[0] > 0) & (removed[0] > 2 * removed[1])
+
+        def vertical_first(images: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
+            x = _resized(images.permute(1, 0, 2, 3), bands[:3], height, rounds)  # h n w 3 to y n w 3
+            return _resized(x.permute(2, 1, 0, 3), bands[3:], width, rounds).permute(1, 3, 2, 0).contiguous()
+
+        def horizontal_first(images: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
+            x = _resized(images.permute(2, 0, 1, 3), bands[3:], width, rounds)  # w n h 3 to x n h 3
+            return _resized(x.permute(2, 1, 0, 3), bands[:3], height, rounds).permute(1, 3, 0, 2).contiguous()
+
+        operands = (images, white_is_255 & antialias, *down, *across)
+        if torch.compiler.is_compiling():
+            resized: Tensor = torch.cond(is_vertical_first, vertical_first, horizontal_first, operands)
+        else:
+            resized = (vertical_first if is_vertical_first else horizontal_first)(*operands)
+        return (resized / white).clamp(0, 1)
 
 
 def placings(preparation: Preprocessing, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -53,33 +72,41 @@ def placings(preparation: Preprocessing, images: Tensor) -> list[tuple[Tensor, T
     return [(given, side, zero) for given, side in zip(sides, wanted)]
 
 
-def _resized(pixels: Tensor, placing: tuple[Tensor, Tensor, Tensor], side: int, white: Tensor, antialias: bool) -> Tensor:
-    """``pixels``, given along the first of their four axes, at ``side`` positions."""
-    given, length, offset = placing
+def _bands(given: Tensor, length: Tensor, offset: Tensor, side: int, antialias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """For blocks of outputs: the pixels in their windows, and weights in two halves (blocks, outputs, window)."""
     blocks = -(-side // BLOCK)
     positions = (torch.arange(blocks * BLOCK).clamp(max=side - 1) - offset).clamp(torch.zeros_like(length), length - 1)
     centres = ((2 * positions + 1) * given).view(blocks, BLOCK)  # of each output, in 1 / (2 * length) of a pixel
     reach = torch.maximum(given, length) if antialias else length
     if not antialias:
         centres = torch.minimum(torch.maximum(centres, length), (2 * given - 1) * length)
-    start = (centres[:, 0] - 2 * reach) // (2 * length)
-    size = ((centres[:, -1] + 2 * reach) // (2 * length) - start).max().item() + 1
+    # A weight is positive within 2 * reach of the centre.
+    first = _divided((centres[:, 0] - 2 * reach).clamp(min=0), 2 * length)
+    last = _divided(centres[:, -1] + 2 * reach, 2 * length)
+    size = (last - first).max().item() + 1
     torch._check(size >= 1)
-    window = start[:, None] + torch.arange(size)
+    window = first[:, None] + torch.arange(size)
     distances = ((2 * window + 1) * length)[:, None] - centres[..., None]
-    weights = (2 * reach - distances.abs()).clamp(min=0) * ((window >= 0) & (window < given))[:, None]
+    weights = (2 * reach - distances.abs()).clamp(min=0) * (window < given)[:, None]
     total = weights.sum(dim=2, keepdim=True)
-    high = weights * HALF // total
-    rest = weights * HALF - high * total
-    low = (2 * HALF * rest + total) // (2 * total)
-    near = torch.minimum(window.clamp(min=0), given - 1)
-    shape = pixels.shape
+    high = _divided(weights * HALF, total)
+    low = _divided(2 * HALF * (weights * HALF - high * total) + total, 2 * total)
+    return torch.minimum(window, given - 1), high.float(), low.float()
+
+
+def _divided(number: Tensor, by: Tensor) -> Tensor:
+    """Whole parts of quotients of whole numbers that are not negative."""
+    return torch.div(number, by, rounding_mode="trunc")
+
+
+def _resized(pixels: Tensor, bands: Sequence[Tensor], side: int, rounds: Tensor) -> Tensor:
+    """``pixels``, given along the first of their four axes, at ``side`` positions."""
+    near, high, low = bands
     rows = pixels.flatten(1)[near].float()  # blocks, window, the other axes
-    sums = [(half.float() @ rows).flatten(0, 1)[:side] for half in (high, low)]
-    exact = ((sums[0] + (sums[1] / HALF).floor() + HALF / 2) / HALF).floor()
-    plain = (sums[0] + sums[1] / HALF) / HALF
-    whole = torch.where(white == 255, exact, plain) if antialias else plain
-    return whole.view(side, *shape[1:])
+    highs, lows = ((half @ rows).flatten(0, 1)[:side] for half in (high, low))
+    exact = ((highs + (lows / HALF).floor() + HALF / 2) / HALF).floor()
+    resized = torch.where(rounds, exact, (highs + lows / HALF) / HALF)
+    return resized.view(side, *pixels.shape[1:])
 
 
 class ToOriginal(nn.Module):
