@@ -4,20 +4,23 @@ import importlib.metadata
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.overrides import TorchFunctionMode
 
 from blemish import __version__
 from blemish.backbones.catalogue import BACKBONES
 from blemish.data.images import DecodedImage
 from blemish.deploy.graph import Deployed
 from blemish.deploy.parity import Parity, compare
-from blemish.errors import BlemishError, ConfigError, OutputError
+from blemish.errors import ConfigError, OutputError
 from blemish.inspection.inspector import Inspector
 from blemish.run.files import check_writable, written_atomically
 
@@ -71,7 +74,7 @@ def export(
     return parity
 
 
-def to_onnx(deployed: Deployed, pixels: Pixels) -> Any:
+def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
     """The graph as an ``onnx.ModelProto``; an OutputError names the operator that has no counterpart."""
     import onnx
 
@@ -81,15 +84,19 @@ def to_onnx(deployed: Deployed, pixels: Pixels) -> Any:
             "memory or backbone"
         )
     count, height, width = (torch.export.Dim(name) for name in ("n", "h", "w"))
+    shape = {0: count, 1: height, 2: width} if any_size else {0: count}
     example = torch.zeros(EXAMPLE, dtype=getattr(torch, pixels))
     options = tuple(torch.tensor(value) for value in deployed.inputs.values())
+    constants = Constants()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), constants:
+            deployed(torch.zeros_like(example), *options)
+            constants.are_known = True
             program = torch.onnx.export(
                 deployed,
                 (example, *options),
                 dynamo=True,
-                dynamic_shapes=({0: count, 1: height, 2: width}, tuple({} for _ in options)),
+                dynamic_shapes=(shape, tuple({} for _ in options)) if options else (shape,),
                 input_names=["image", *deployed.inputs],
                 output_names=deployed.outputs,
                 opset_version=OPSET,
@@ -106,6 +113,28 @@ def to_onnx(deployed: Deployed, pixels: Pixels) -> Any:
     for name, value in deployed.inputs.items():  # inputs that have a value need not be given
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), name))
     return model
+
+
+class Constants(TorchFunctionMode):
+    """Antialiased resizing of what does not depend on the image, such as the positions of a ViT's patches.
+
+    No engine is trusted with it, and torch's own exporter has no form of it: what is resized in a first call is kept,
+    in order, and given back in later calls. Images come in batches of more than one; of these, nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+        self.are_known, self.calls = False, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D105
+        kwargs = kwargs or {}
+        if func is not interpolate or not kwargs.get("antialias") or len(args[0]) > 1:
+            return func(*args, **kwargs)
+        if not self.are_known:
+            self.kept.append(func(*args, **kwargs).clone())
+        self.calls += 1
+        return self.kept[(self.calls - 1) % len(self.kept)]
 
 
 def describe(inspector: Inspector, made_from: str, pixels: Pixels) -> dict[str, Any]:

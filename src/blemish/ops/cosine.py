@@ -36,7 +36,7 @@ def image_cosines(one: Tensor, other: Tensor) -> Tensor:
 def location_cosines(one: Tensor, other: Tensor) -> Tensor:
     """``b y x``, float32: the cosine over channels at every location of two maps ``b c y x``."""
     rows = [map_.permute(0, 2, 3, 1).flatten(0, 2) for map_ in (one, other)]
-    return cosines(*rows).view(len(one), *one.shape[2:])
+    return cosines(*rows).view(one.shape[0], *one.shape[2:])
 
 
 def layer_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
