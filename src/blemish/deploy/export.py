@@ -92,16 +92,11 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
         with torch.no_grad(), constants:
             deployed(torch.zeros_like(example), *options)
             constants.are_known = True
-            program = torch.onnx.export(
-                deployed,
-                (example, *options),
-                dynamo=True,
-                dynamic_shapes=(shape, tuple({} for _ in options)) if options else (shape,),
-                input_names=["image", *deployed.inputs],
-                output_names=deployed.outputs,
-                opset_version=OPSET,
-                verbose=False,
-            )
+            shapes = (shape, tuple({} for _ in options)) if options else (shape,)
+            # Strict: torch.onnx would go on with a graph for the example's size alone.
+            traced = torch.export.export(deployed, (example, *options), dynamic_shapes=shapes, strict=False)
+            names = {"input_names": ["image", *deployed.inputs], "output_names": deployed.outputs}
+            program = torch.onnx.export(traced, dynamo=True, opset_version=OPSET, verbose=False, **names)
     except Exception as error:  # the exporter's own kinds, and what its parts raise
         causes = [str(error)] + [str(cause) for cause in (error.__cause__, error.__context__) if cause]
         named = re.search(r"(aten|prims|torchvision|_operator)[.:]+[\w.]+", " ".join(reversed(causes)))
@@ -118,8 +113,8 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
 class Constants(TorchFunctionMode):
     """Antialiased resizing of what does not depend on the image, such as the positions of a ViT's patches.
 
-    No engine is trusted with it, and torch's own exporter has no form of it: what is resized in a first call is kept,
-    in order, and given back in later calls. Images come in batches of more than one; of these, nothing is kept.
+    No engine is trusted with it: what is resized in a first call is kept, in order, and given back in later calls.
+    Images come in batches of more than one, and of these nothing is kept.
     """
 
     def __init__(self) -> None:
@@ -129,7 +124,7 @@ class Constants(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D105
         kwargs = kwargs or {}
-        if func is not interpolate or not kwargs.get("antialias") or len(args[0]) > 1:
+        if func is not interpolate or not kwargs.get("antialias") or args[0].shape[:1] != (1,):
             return func(*args, **kwargs)
         if not self.are_known:
             self.kept.append(func(*args, **kwargs).clone())

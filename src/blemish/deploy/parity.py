@@ -132,7 +132,7 @@ def run_session(session: Any, image: DecodedImage, white_level: int) -> dict[str
     """The file's outputs by name, of one image."""
     given: dict[str, Any] = {"image": image.pixels[None]}
     if white_level > 255:
-        given["image"] = np.minimum(image.pixels, white_level).astype(np.uint16)[None]
+        given["image"] = image.pixels.astype(np.uint16)[None]
         given["white"] = np.array(white_level if image.bits == 16 else 255, np.float32)
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, given)))
 

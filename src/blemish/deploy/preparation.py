@@ -20,7 +20,8 @@ BLOCK = 16  # outputs that share a window of inputs: more waste products with ze
 class Prepare(nn.Module):
     """Images ``n h w 3`` of whole numbers and the number that is white, to ``n 3 y x`` in [0, 1] at the input size.
 
-    Numbers are rounded to whole ones after each axis where ``white`` is 255, as 8-bit images are.
+    Numbers above ``white`` count as that. They are rounded to whole ones after each axis where it is 255, as 8-bit
+    images are.
     """
 
     def __init__(self, preparation: Preprocessing) -> None:
@@ -32,25 +33,24 @@ class Prepare(nn.Module):
         places = placings(self.preparation, images)
         (rows, columns), (height, width) = places, self.preparation.input_size
         down, across = (_bands(*axis, antialias) for axis in ((*rows, height), (*columns, width)))
-        white_is_255 = white == 255
         # Pillow takes the axis first that leaves less to do for the other: this is its rule, as of 12.
         removed = [given - length for given, length, _ in places]
         is_vertical_first = (removed[0] > 0) & (removed[0] > 2 * removed[1])
 
-        def vertical_first(images: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
-            x = _resized(images.permute(1, 0, 2, 3), bands[:3], height, rounds)  # h n w 3 to y n w 3
-            return _resized(x.permute(2, 1, 0, 3), bands[3:], width, rounds).permute(1, 3, 2, 0).contiguous()
+        def vertical_first(images: Tensor, most: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
+            x = _resized(images.permute(1, 0, 2, 3), bands[:3], height, most, rounds)  # h n w 3 to y n w 3
+            return _resized(x.permute(2, 1, 0, 3), bands[3:], width, most, rounds).permute(1, 3, 2, 0).contiguous()
 
-        def horizontal_first(images: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
-            x = _resized(images.permute(2, 0, 1, 3), bands[3:], width, rounds)  # w n h 3 to x n h 3
-            return _resized(x.permute(2, 1, 0, 3), bands[:3], height, rounds).permute(1, 3, 0, 2).contiguous()
+        def horizontal_first(images: Tensor, most: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
+            x = _resized(images.permute(2, 0, 1, 3), bands[3:], width, most, rounds)  # w n h 3 to x n h 3
+            return _resized(x.permute(2, 1, 0, 3), bands[:3], height, most, rounds).permute(1, 3, 0, 2).contiguous()
 
-        operands = (images, white_is_255 & antialias, *down, *across)
+        operands = (images, white, (white == 255) & antialias, *down, *across)
         if torch.compiler.is_compiling():
             resized: Tensor = torch.cond(is_vertical_first, vertical_first, horizontal_first, operands)
         else:
             resized = (vertical_first if is_vertical_first else horizontal_first)(*operands)
-        return (resized / white).clamp(0, 1)
+        return resized / white
 
 
 def placings(preparation: Preprocessing, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -99,10 +99,10 @@ def _divided(number: Tensor, by: Tensor) -> Tensor:
     return torch.div(number, by, rounding_mode="trunc")
 
 
-def _resized(pixels: Tensor, bands: Sequence[Tensor], side: int, rounds: Tensor) -> Tensor:
-    """``pixels``, given along the first of their four axes, at ``side`` positions."""
+def _resized(pixels: Tensor, bands: Sequence[Tensor], side: int, most: Tensor, rounds: Tensor) -> Tensor:
+    """``pixels`` up to ``most``, given along the first of their four axes, at ``side`` positions."""
     near, high, low = bands
-    rows = pixels.flatten(1)[near].float()  # blocks, window, the other axes
+    rows = torch.minimum(pixels.flatten(1)[near].float(), most)  # blocks, window, the other axes
     highs, lows = ((half @ rows).flatten(0, 1)[:side] for half in (high, low))
     exact = ((highs + (lows / HALF).floor() + HALF / 2) / HALF).floor()
     resized = torch.where(rounds, exact, (highs + lows / HALF) / HALF)
