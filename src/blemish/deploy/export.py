@@ -145,6 +145,11 @@ def describe(inspector: Inspector, made_from: str, pixels: Pixels) -> dict[str, 
             "sha256": made_from,
             "licence": entry.licence if entry else "unknown: see the backbone's own",
             "input": pixels,
+            "for_people": {
+                "promise": inspector.promise,
+                "classes": "of decision: 0 ok, 1 review, 2 reject",
+                "units": "score and map: the method's own, higher is more anomalous; p_value: share of good parts",
+            },
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     }
@@ -153,7 +158,6 @@ def describe(inspector: Inspector, made_from: str, pixels: Pixels) -> dict[str, 
 def _save(model: Any, path: Path, description: dict[str, Any]) -> None:
     import onnx
 
-    units = "score and map: of the method's own; p_value: share of good parts; decision: 0 ok, 1 review, 2 reject"
-    properties = {"blemish": json.dumps(description, sort_keys=True), "method": description["method"], "units": units}
-    onnx.helper.set_model_props(model, properties | {"classes": "ok, review, reject"})
+    properties = {"blemish": json.dumps(description, sort_keys=True), "method": description["method"]}
+    onnx.helper.set_model_props(model, properties | description["export"]["for_people"])
     path.write_bytes(model.SerializeToString())

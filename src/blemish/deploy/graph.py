@@ -98,4 +98,5 @@ def below(number: float | None) -> float:
         return math.inf
     with np.errstate(over="ignore"):
         rounded = np.float32(number)
-    return float(rounded if rounded <= number else np.nextafter(rounded, np.float32(-math.inf)))
+    # As Python's numbers: NumPy would compare in float32.
+    return float(rounded if float(rounded) <= number else np.nextafter(rounded, np.float32(-math.inf)))
