@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 import blemish
 from blemish.cli import app
 from blemish.data.images import read_image
-from blemish.data.preprocessing import Preprocessing
 from blemish.deploy import parity
 from blemish.deploy.export import export
 from blemish.deploy.graph import Judge, below
@@ -165,7 +164,7 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
     assert path.read_bytes() == content
     path.unlink()
     offset["score"] = -2 * max(verdict.score for verdict in precise.values())
-    with pytest.raises(OutputError, match=r"not kept.*Decisions differ: \w+ is ok in the file and reject in the model"):
+    with pytest.raises(OutputError, match=r"not kept.*Decisions differ: \w+ is ok in the file, reject in the model"):
         export(model, path, pictures)
 
     def full(*_):

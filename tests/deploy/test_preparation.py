@@ -1,4 +1,4 @@
-"""What a graph makes of pixels and of maps, against what the model itself does: to the bit where grey levels are whole."""
+"""What a graph makes of pixels and of maps, against what the model itself does: grey levels are the same."""
 
 import numpy as np
 import pytest

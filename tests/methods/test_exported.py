@@ -32,7 +32,7 @@ class AsGiven(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda case: str(case))
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
 def test_every_method_s_graph_gives_its_scores_maps_and_decisions(name, settings, learned, tiny_images, monkeypatch):
     method = learned(name, settings, bad=tiny_images(4, seed=3))
     images = (tiny_images(24, seed=5).images.permute(0, 2, 3, 1) * 255).byte()

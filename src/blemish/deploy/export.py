@@ -95,8 +95,14 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
             shapes = (shape, tuple({} for _ in options)) if options else (shape,)
             # Strict: torch.onnx would go on with a graph for the example's size alone.
             traced = torch.export.export(deployed, (example, *options), dynamic_shapes=shapes, strict=False)
-            names = {"input_names": ["image", *deployed.inputs], "output_names": deployed.outputs}
-            program = torch.onnx.export(traced, dynamo=True, opset_version=OPSET, verbose=False, **names)
+            program: Any = torch.onnx.export(
+                traced,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=["image", *deployed.inputs],
+                output_names=deployed.outputs,
+            )
     except Exception as error:  # the exporter's own kinds, and what its parts raise
         causes = [str(error)] + [str(cause) for cause in (error.__cause__, error.__context__) if cause]
         named = re.search(r"(aten|prims|torchvision|_operator)[.:]+[\w.]+", " ".join(reversed(causes)))
@@ -106,7 +112,7 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
         ) from error
     model = program.model_proto
     for name, value in deployed.inputs.items():  # inputs that have a value need not be given
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), name))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
     return model
 
 
@@ -122,7 +128,7 @@ class Constants(TorchFunctionMode):
         self.kept: list[Tensor] = []
         self.are_known, self.calls = False, 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D105
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not interpolate or not kwargs.get("antialias") or args[0].shape[:1] != (1,):
             return func(*args, **kwargs)

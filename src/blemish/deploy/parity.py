@@ -67,17 +67,16 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
     session = open_session(file)
     precise = replace(inspector, method=in_float32(inspector.method))
     names, images = list(pictures), list(pictures.values())
-    own, exact = (
-        [*judge.stream(images, lambda image: image, batch_size=1)] for judge in (inspector, precise)
-    )
+    own, exact = ([*judge.stream(images, lambda image: image, batch_size=1)] for judge in (inspector, precise))
     calibration, scores = inspector.calibration, np.array([scored.score for scored in exact])
     spread = float(np.std(calibration.scores if calibration.n else scores)) or 1.0
-    limits = (math.inf, math.inf) if calibration.threshold is None else (calibration.threshold, calibration.review_limit)
+    threshold = math.inf if calibration.threshold is None else calibration.threshold
+    limits = threshold, calibration.review_limit if calibration.n else math.inf
     differ: dict[str, list[float]] = {"score": [], "map": [], "p_value": [], "own_score": []}
     borderline, wrong = 0, []
     for name, image, ours, scored in zip(names, images, own, exact):
         found = run_session(session, image, inspector.preparation.white_level)
-        unit = spread * max(1.0, scored.score / limits[0])
+        unit = spread * max(1.0, scored.score / threshold)
         for key, reference in (("score", scored), ("own_score", ours)):
             differ[key].append(abs(float(found["score"][0]) - reference.score) / unit)
         if scored.map is not None:
@@ -89,7 +88,7 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
             if expected != {decided}:
                 is_near = min(abs(scored.score - limit) for limit in limits) <= WORST * spread
                 borderline += is_near
-                wrong += [] if is_near else [f"{name} is {decided} in the file and {' or '.join(expected)} in the model"]
+                wrong += [] if is_near else [f"{name} is {decided} in the file, {' or '.join(expected)} in the model"]
     judge = inspector.method
     dtypes = {judge.backbone.precision.name}
     if judge.precision is not None and any(not name.startswith(BACKBONE) for name, _ in judge.named_parameters()):
@@ -110,7 +109,7 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
         decisions = f" Decisions differ: {'; '.join(wrong[:3])}." if wrong else ""
         if wrong and parity.own_precision != "fp32":
             decisions += " The file computes in fp32: calibrate the model so, with blemish calibrate --precision fp32."
-        raise OutputError(f"the exported file does not judge as the model does, so it was not kept. {parity}.{decisions}")
+        raise OutputError(f"the file does not judge as the model does, so it was not kept. {parity}.{decisions}")
     return parity
 
 

@@ -124,7 +124,7 @@ class ToOriginal(nn.Module):
 
 
 def _spread(maps: Tensor, smallest: Tensor, given: Tensor, length: Tensor, offset: Tensor, side: int) -> Tensor:
-    """The second axis of ``n y x`` read linearly at the centres of ``given`` pixels; the last two axes change places."""
+    """``n y x`` read linearly, along y, at the centres of ``given`` pixels; y and x change places."""
     unit = 2 * given  # of which whole numbers count positions
     centres = (2 * torch.arange(given) + 1) * length - given + unit * offset
     last = torch.minimum(length + offset, torch.full_like(length, side)) - 1
