@@ -1,7 +1,7 @@
 """What resizing inside an exported graph costs, by how many outputs share a window of inputs.
 
 All of them give the same numbers: 1 gathers the pixels of each output alone, the input's whole side is a plain product
-of matrices. Run with nothing else going on: ``python benchmarks/resize.py [SIDE of the image, default 1024] [THREADS]``.
+of matrices. Run with nothing else going on: ``python benchmarks/resize.py [SIDE of the image] [THREADS]``.
 """
 
 import statistics
@@ -22,13 +22,15 @@ SIZE = 256
 
 
 class Resize(nn.Module):
+    """``uint8 n h w 3`` to what a network sees."""
+
     inputs, outputs = {}, ["prepared"]
 
     def __init__(self):
         super().__init__()
         self.prepare = preparation.Prepare(Preprocessing(size=SIZE))
 
-    def forward(self, image):
+    def forward(self, image):  # noqa: D102
         return (self.prepare(image, torch.full((), 255.0)),)
 
 

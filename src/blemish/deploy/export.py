@@ -92,7 +92,7 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
         with torch.no_grad(), constants:
             deployed(torch.zeros_like(example), *options)
             constants.are_known = True
-            shapes = (shape, tuple({} for _ in options)) if options else (shape,)
+            shapes: tuple[Any, ...] = (shape, tuple({} for _ in options)) if options else (shape,)
             # Strict: torch.onnx would go on with a graph for the example's size alone.
             traced = torch.export.export(deployed, (example, *options), dynamic_shapes=shapes, strict=False)
             program: Any = torch.onnx.export(

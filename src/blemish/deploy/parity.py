@@ -164,8 +164,9 @@ def pictures(folder: Path | None, white_level: int) -> dict[str, DecodedImage]:
 def texture(name: str) -> NDArray[np.uint8]:
     """A photograph of the demo set, or noise of several scales where scikit-image, which holds it, is not installed."""
     try:
-        return np.rint(read_photograph(name) * 255).astype(np.uint8)
+        values = read_photograph(name)
     except DataError:
         rng = np.random.default_rng(len(name))
         scales = [np.kron(rng.random((512 // k, 512 // k, 3)), np.ones((k, k, 1))) for k in (1, 4, 16, 64)]
-        return np.rint(np.mean(scales, axis=0) * 255).astype(np.uint8)
+        values = np.mean(scales, axis=0)
+    return (values * 255).round().astype(np.uint8)

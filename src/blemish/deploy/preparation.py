@@ -118,15 +118,18 @@ class ToOriginal(nn.Module):
 
     def forward(self, maps: Tensor, images: Tensor) -> Tensor:
         smallest = maps.amin(dim=(1, 2), keepdim=True)
-        for (given, length, offset), side in zip(placings(self.preparation, images), self.preparation.input_size):
-            maps, smallest = _spread(maps, smallest, given, length, offset, side), smallest.mT
+        sides = zip(images.shape[1:3], placings(self.preparation, images), self.preparation.input_size)
+        for pixels, placing, side in sides:
+            maps = _spread(maps, smallest, torch.arange(pixels), *placing, side)
         return maps
 
 
-def _spread(maps: Tensor, smallest: Tensor, given: Tensor, length: Tensor, offset: Tensor, side: int) -> Tensor:
+def _spread(
+    maps: Tensor, smallest: Tensor, pixels: Tensor, given: Tensor, length: Tensor, offset: Tensor, side: int
+) -> Tensor:
     """``n y x`` read linearly, along y, at the centres of ``given`` pixels; y and x change places."""
     unit = 2 * given  # of which whole numbers count positions
-    centres = (2 * torch.arange(given) + 1) * length - given + unit * offset
+    centres = (2 * pixels + 1) * length - given + unit * offset
     last = torch.minimum(length + offset, torch.full_like(length, side)) - 1
     held = torch.minimum(torch.maximum(centres, unit * offset.clamp(min=0)), unit * last)
     below = held // unit

@@ -106,6 +106,7 @@ class Calibration:
 
     @property
     def review_limit(self) -> float:
+        """As ``review_threshold``, also where no score lies between it and the threshold; -inf: all are reviewed."""
         rate = self.rate or 0
         return exceeded_by(_OLD_REVIEW * rate if self.review is None else rate + self.review, self.scores, self.tail)
 
