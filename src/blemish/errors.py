@@ -15,7 +15,6 @@
 Every message says what was given, what was needed and what to do next.
 """
 
-
 LEARN = {"torch", "torchvision", "timm", "safetensors", "geomloss", "filelock", "matplotlib"}
 """Packages of the extra ``learn``, which judging exported files needs none of."""
 

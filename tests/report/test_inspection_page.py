@@ -10,9 +10,11 @@ from PIL import Image
 from blemish.data.readers import find_images
 from blemish.inspection.calibration import calibrate
 from blemish.inspection.inspector import Inspector
+from blemish.inspection.output import summary
 from blemish.inspection.overlay import Scale
 from blemish.inspection.verdict import Verdict
-from blemish.report.inspection import Gallery, histogram, limits_of, summary, write_inspection
+from blemish.report.html import histogram, limits_of
+from blemish.report.inspection import Gallery, write_inspection
 
 
 def verdict(score: float, decision: str = "ok", name: str = "a.png") -> Verdict:

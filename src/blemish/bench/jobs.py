@@ -31,6 +31,7 @@ from blemish.registry import make_config, method_class, method_entry
 from blemish.run import written_atomically
 
 VARIABLE = "BLEMISH_DATA"
+DRAW = ("contaminate", "overlap", "reveal", "kinds", "hold_out")  # in a configuration: who is learned from
 EVIDENCE, LOCK, CURVES, CHECKPOINTS, LOG = "evidence.npz", "lock", "curves.json", "checkpoints", "log.txt"
 """In a job's folder; scores and pictures in that of each row."""
 
@@ -151,8 +152,8 @@ def open_sets(folder: Path, configuration: Configuration) -> tuple[TrainingSet, 
         planted = frozenset(sample.path for sample in dealt.drawn)
     elif configuration.get("reveal") is not None:
         share, kinds = configuration["reveal"], configuration["kinds"]
-        validate = configuration.get("hold_out", True)
-        dealt = label_anomalies(training, test, share, kinds, configuration["seed"], validate=validate)
+        hold_out, seed = configuration.get("hold_out", True), configuration["seed"]
+        dealt = label_anomalies(training, test, share, kinds, seed, validate=hold_out)
         training, test = dealt.training, dealt.test
     return training, test, planted
 
@@ -198,9 +199,7 @@ def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> list[Job
     groups: dict[str, list[Experiment]] = {}
     for cell in cells:
         asked = cell.configuration
-        draw = {
-            name: asked[name] for name in ("contaminate", "overlap", "reveal", "kinds", "hold_out") if name in asked
-        }
+        draw = {name: asked[name] for name in DRAW if name in asked}
         images = digest({**draw, "seed": asked["seed"] if draw else None})
         if images not in digests:
             digests[images] = data_digest(*open_sets(folder, asked)[:2])

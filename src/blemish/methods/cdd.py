@@ -26,11 +26,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.agreement import PreviousStudent, consensus, jitter_deviations, jittered, outputs
-from blemish.ops.config import LATER, Count, DistillationLoss, Share, StudentConfig, Weight
+from blemish.ops.config import Count, DistillationLoss, Share, StudentConfig, Weight
 from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
@@ -70,13 +69,6 @@ class CDDConfig(StudentConfig):
     perturbation: Annotated[
         Weight, Field(description="standard deviation of the noise for ResNets; elsewhere scaled with the levels' own")
     ] = 0.2
-    settle: Annotated[
-        bool,
-        Field(
-            description="before they teach, the domains' students take BatchNorm's statistics anew over their domain"
-        ),
-        LATER,
-    ] = False
     reset_optimisers: Annotated[bool, Field(description="a fresh Adam for the domains' students each epoch")] = False
     memory: Annotated[
         Weight, Field(description="gigabytes for the last global student's features; beyond it they are recomputed")
@@ -174,10 +166,6 @@ class DomainTrainer:
             if config.reset_optimisers:
                 student.optimiser.state.clear()
             self._from_teacher(epoch, "domain", student, batches, self.weight)
-            if config.settle:
-                with torch.no_grad(), self.run.precision.autocast(self.run.device):
-                    update_bn(((self.teacher(self.images.batch(batch)),) for batch in batches), student.network)
-                student.network.eval()
         for place in epoch.permutation(len(mixed), "order of domains"):
             self._from_others(epoch, *mixed[place], noise)
         self._from_teacher(epoch, "confident", self.whole, last)

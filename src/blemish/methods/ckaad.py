@@ -80,10 +80,7 @@ class CKAADConfig(StudentConfig):
         Literal["top", "mean"], Field(description="an image's: the mean of its map's highest values, or of all")
     ] = "top"  # type: ignore[assignment]  # StudentConfig's have no mean of the highest
     top: Annotated[Count, Field(description="how many highest values")] = 100
-    elastic_strength: Annotated[Rate, Field(description="pixels that elastic moves by, before smoothing"), LATER] = (
-        200.0
-    )
-    elastic_sigma: Annotated[Rate, Field(description="of that smoothing, in pixels"), LATER] = 5.0
+    elastic_strength: Annotated[Rate, Field(description="pixels it moves by, before smoothing"), LATER] = 200.0
     alpha: Annotated[
         Share | None,
         Field(description="weight of the good among what is made of both; by itself their share of the batch"),
@@ -149,9 +146,6 @@ class CKAAD(Method):
             values = values.topk(min(self.config.top, values.shape[1]), dim=1).values
         return Prediction(map_, values.mean(dim=1))
 
-    def _twins(self, images: Tensor) -> Tensor:
-        return elastic_twins(images, self.config.elastic_strength, self.config.elastic_sigma)
-
     def _strategy(self, training: TrainingImages, run: Run) -> Strategy:
         """What can be done with the images at hand; said where it is not what was asked for."""
         strategy = self.config.strategy
@@ -170,7 +164,7 @@ class CKAAD(Method):
     ) -> Iterator[tuple[list[Tensor], list[Tensor] | None]]:
         """Each step's features of good images and of bad ones, None where none take part."""
         order = epoch.permutation(len(training.normal), "order of images")
-        anomalous = training.anomalous
+        anomalous, strength = training.anomalous, self.config.elastic_strength
         bad = epoch.cycle(len(anomalous), size, "order of bad images") if len(anomalous) else None
         for step in epoch.steps():
             batch = training.normal.batch(order[step * size : (step + 1) * size])
@@ -178,7 +172,7 @@ class CKAAD(Method):
             if strategy == "recon":
                 yield clean, None
             else:
-                yield clean, teacher(anomalous.batch(next(bad)) if bad else self._twins(batch.images))
+                yield clean, teacher(anomalous.batch(next(bad)) if bad else elastic_twins(batch.images, strength))
 
     def _loss(
         self, clean: list[Tensor], bad: list[Tensor] | None, adversary: Adversary | None, run: Run, epoch: Epoch
@@ -189,8 +183,7 @@ class CKAAD(Method):
         config, loss_of = self.config, LOSSES[self.config.loss]
         with run.precision.autocast(run.device):
             if bad is not None and config.norm == "batch":
-                apart_made = zip(self.student(clean), self.student(bad), strict=True)
-                made = [torch.cat(pair) for pair in apart_made]
+                made = [torch.cat(pair) for pair in zip(self.student(clean), self.student(bad), strict=True)]
             else:
                 made = self.student(given)
         recon = loss = loss_of(clean, made if bad is None else [map_[:count] for map_ in made])

@@ -43,10 +43,9 @@ def paired_transport(
 
 
 def transport_of_all(maps: Sequence[Tensor], generator: torch.Generator, locations: int = 64) -> Tensor:
-    """A scalar, RD++'s Eq. 6: the divergences of all pairs of m images, each both ways, summed and divided by m.
+    """RD++'s Eq. 6, a scalar: the divergences of all pairs of m images, both ways, over m; the mean over levels.
 
-    The mean over levels. A cloud is the softmax over the channels at each of ``locations`` random cells of ``b c y x``:
-    the paper has a softmax and does not say over what.
+    A cloud is the softmax over the channels at each of ``locations`` random cells: over what, the paper does not say.
     """
     levels = []
     for vectors in _vectors(maps, generator, locations):

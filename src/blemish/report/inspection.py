@@ -5,10 +5,11 @@ Its pictures are files beside it, in ``page/``, so that thousands of images do n
 
 import heapq
 import io
+import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,12 +22,10 @@ from blemish.inspection.judge import Judge
 from blemish.inspection.output import summary
 from blemish.inspection.overlay import Scale, overlay
 from blemish.inspection.verdict import Verdict
-from blemish.report.html import colour_scale, write_page
+from blemish.report.html import colour_scale, histogram, limits_of, write_page
 from blemish.run.files import written_atomically
 
 SHOWN, SIDE = 400, 360  # images of a page, the worst; pixels of a picture's longer side
-BINS = 40
-Pictures = list[tuple[float, int, dict[str, Any]]]  # score, less the place in order, what the page shows
 
 
 class Gallery:
@@ -35,8 +34,7 @@ class Gallery:
     def __init__(self, folder: Path, inspector: Judge, shown: int = SHOWN) -> None:
         self.folder, self.inspector, self.shown = folder, inspector, shown
         self.scores: list[float] = []
-        self._worst: dict[str, Pictures] = {}
-        self._written = 0
+        self._worst: dict[str, list[tuple[float, int, dict[str, Any]]]] = {}  # score, less the place in order
 
     def add(
         self, verdict: Verdict, drawn: Image.Image, link: str = "", title: str = "", css: str = "", section: str = ""
@@ -72,14 +70,14 @@ class Gallery:
 
     def sections(self) -> list[tuple[str, list[dict[str, Any]]]]:
         """Headings with their pictures, worst first; writes these as files."""
-        sections = []
+        sections, number = [], itertools.count(1)
         for section, worst in self._worst.items():
             pictures = [picture for *_, picture in sorted(worst, key=lambda entry: entry[:2], reverse=True)]
             for picture in pictures:
-                self._written += 1
-                for key, ending in (("small", ""), ("seen", "-map")):
+                name = f"page/{next(number):04}"
+                for key, ending in (("small", ".jpg"), ("seen", "-map.jpg")):
                     if content := picture[key]:
-                        picture[key] = f"page/{self._written:04}{ending}.jpg"
+                        picture[key] = name + ending
                         with written_atomically(self.folder / picture[key]) as temporary:
                             temporary.write_bytes(content)
             sections.append((section, pictures))
@@ -88,8 +86,7 @@ class Gallery:
 
 def write_inspection(gallery: Gallery, decisions: Counter[str], unreadable: Iterable[tuple[str, str]]) -> Path:
     """Write ``index.html`` of images whose truth nobody knows; its path."""
-    calibration, scores = gallery.inspector.calibration, np.array(gallery.scores)
-    limits = limits_of(gallery.inspector)
+    limits, scores = limits_of(gallery.inspector), np.array(gallery.scores)
     rows = [(name, f"{value:.4g}", f"{int((scores > value).sum())} of {len(scores)}") for name, value in limits.items()]
     more = len(gallery.scores) - gallery.shown
     return write_gallery(
@@ -97,7 +94,7 @@ def write_inspection(gallery: Gallery, decisions: Counter[str], unreadable: Iter
         "Judged images",
         summary(decisions),
         notes=[f"The {gallery.shown} worst are shown; {more} more are in the JSON lines."] if more > 0 else [],
-        tables=[(("threshold", "score", "images above it"), rows)] if calibration.kind != "none" else [],
+        tables=[(("threshold", "score", "images above it"), rows)] if rows else [],
         histogram=histogram(gallery.scores, [], limits, ("images", "")),
         filters=[(word, f"{word} ({decisions[word]})") for word in ("reject", "review", "ok") if decisions[word]],
         unreadable=list(unreadable),
@@ -106,39 +103,10 @@ def write_inspection(gallery: Gallery, decisions: Counter[str], unreadable: Iter
 
 def write_gallery(gallery: Gallery, title: str, said: str, **context: Any) -> Path:
     """Write the page itself, whole or not at all; its path."""
-    scale, page = gallery.inspector.scale, gallery.folder / "index.html"
-    legend = None if scale is None else colour_scale(scale)
+    legend = gallery.inspector.scale and colour_scale(gallery.inspector.scale)
     facts = {"about": title, "summary": said, "promise": gallery.inspector.promise, "scale": legend}
     context = {"truth": False, "unreadable": [], "sections": gallery.sections()} | facts | context
-    return write_page(page, f"{title}: {said}", "inspection.j2", beside=True, **context)
-
-
-def limits_of(inspector: Judge) -> dict[str, float]:
-    """The finite thresholds of a model, by name."""
-    calibration = inspector.calibration
-    limits = {"reject above": calibration.threshold, "review above": calibration.review_threshold}
-    return {name: value for name, value in limits.items() if value is not None and math.isfinite(value)}
-
-
-def histogram(
-    above: Iterable[float], below: Iterable[float], marks: Mapping[str, float], names: tuple[str, str]
-) -> dict[str, Any]:
-    """Scores as bars up and down, in a picture of 100 by 100, with named lines; what ``histogram`` of html.j2 takes."""
-    sides = [values[np.isfinite(values)] for values in (np.array([*above], float), np.array([*below], float))]
-    joined = np.concatenate([*sides, np.array([*marks.values()], float)])
-    edges = np.histogram_bin_edges(joined if joined.size else [0.0, 1.0], BINS)
-    low, width = float(edges[0]), float(edges[-1] - edges[0])
-    counts = [np.histogram(values, edges)[0] for values in sides]
-    tallest, middle = max(1, *(int(side.max()) for side in counts)), 50 if names[1] else 92
-    height = [side * (middle - 12) / tallest for side in counts]
-    return {
-        "names": names,
-        "ends": (f"{low:.4g}", f"{low + width:.4g}"),
-        "tallest": tallest,
-        "middle": middle,
-        "bars": [(100 * i / BINS, 90 / BINS, float(up), float(down)) for i, (up, down) in enumerate(zip(*height))],
-        "marks": [(round(100 * (value - low) / width, 2), name) for name, value in marks.items()],
-    }
+    return write_page(gallery.folder / "index.html", f"{title}: {said}", "inspection.j2", beside=True, **context)
 
 
 def _small(image: Image.Image) -> bytes:

@@ -29,16 +29,6 @@ OnEpoch = Callable[[int, dict[str, float], Inspector], None]
 """Told at the end of each epoch of its number (from 1), its mean logged values, and the model that still learns."""
 
 
-class _Unnamed:
-    """Images without what else is known of them: implements ``contract.Images``."""
-
-    def __init__(self, images: Images) -> None:
-        self.batch, self.__len = images.batch, images.__len__
-
-    def __len__(self) -> int:
-        return self.__len()
-
-
 @dataclass(frozen=True)
 class Learner:
     """Learns a method, ``name`` in the registry, from some of a set's images."""
@@ -77,8 +67,8 @@ class Learner:
         run = dataclasses.replace(run, work=self.work(indices))
         normal = self.normal.subset(indices)
         posed = PosedImages(normal, self.poses)
-        # No method sees a path: it may name what nobody is to know of a pile.
-        training = TrainingImages(_Unnamed(posed), _Unnamed(self.anomalous or normal.subset(())), self.regime)
+        # No method sees a path, which may name what nobody is to know of a pile: these show images and keys alone.
+        training = TrainingImages(posed, PosedImages(self.anomalous or normal.subset(())), self.regime)
         # What a method draws without a generator of its own, such as first weights, depends on the seed too.
         with torch_seeded(derive_seed(run.seed, "first weights")), run.timer.stage("fit"):
             method = self.cls(backbone, preparation.input_size, self.config).to(run.device)
