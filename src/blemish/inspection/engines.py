@@ -112,7 +112,7 @@ def _openvino(path: Path, threads: int) -> Session:
     @lru_cache(SIZES)
     def compiled(shape: tuple[int, ...]) -> Any:
         # With sizes left open, OpenVINO 2026.4.1 scored the first image of each size up to three times too high and
-        # all others only to a thousandth; with sizes fixed, to a millionth.
+        # all others only to a thousandth; with sizes fixed, to a hundred-thousandth.
         fixed = graph.clone()
         fixed.reshape({"image": [1, *shape]})
         return core.compile_model(fixed, "CPU", {**hints, "INFERENCE_NUM_THREADS": threads})

@@ -27,19 +27,10 @@ class ExportedInspector(Judge):
 
     It judges as the inspector that it was exported from, and has its calibration, promise and provenance; a threshold
     is set in the file that learned, which is then exported again. Float images are rounded to the depth it takes.
-
-    Attributes:
-        session: the graph, ready to run.
-        about: what the file says of itself.
-        name: the method's name.
-        preparation: how the graph brings an image to what the network sees.
-        calibration: what scores mean.
-        provenance: what it was learned from and by, JSON-able, without paths.
-        smallest_area: regions of fewer pixels are not reported.
     """
 
     session: Session
-    about: Exported
+    about: Exported  # what the file says of itself
     name: str
     preparation: Preprocessing
     calibration: Calibration

@@ -141,8 +141,8 @@ class Inspector(Judge):
 
     def facts(self) -> dict[str, Any]:
         """How many numbers it learned."""
-        state = self.method.state_dict()
-        return {"learned_numbers": sum(t.numel() for name, t in state.items() if not name.startswith(BACKBONE))}
+        learned = [t.numel() for name, t in self.method.state_dict().items() if not name.startswith(BACKBONE)]
+        return {"learned_numbers": sum(learned)}
 
     def recipe(self) -> dict[str, Any]:
         """Method and config, backbone and preparation, as the model file has them."""
@@ -157,19 +157,7 @@ class Inspector(Judge):
 def load(
     path: str | Path, device: str = "auto", precision: PrecisionName = "auto", weights: str | None = None
 ) -> Inspector:
-    """The inspector in a model file.
-
-    Args:
-        path: written by ``Inspector.save``.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        weights: for a file saved without its backbone: a file, or ``pretrained``, which may download them. By itself
-            they are looked for on this machine alone.
-
-    Raises:
-        ModelFileError: the file is missing, damaged, no model, or from a newer version.
-        WeightsError: the backbone's weights are absent or not the ones it learned with.
-    """
+    """The inspector in a file that ``Inspector.save`` wrote; ``blemish.load`` says more and takes exported ones too."""
     chosen = choose_device(device)
     choose_precision(chosen, precision)  # refuses an unknown one
     tensors, description = read_model(Path(path))

@@ -49,17 +49,9 @@ class Scored(Generic[T]):
 
 
 class Judge(ABC):
-    """All that is needed to judge images. Thread-safe: judging changes nothing.
+    """All that is needed to judge images. Thread-safe: judging changes nothing."""
 
-    Attributes:
-        name: the method's name in the registry.
-        preparation: how an image becomes what the network sees.
-        calibration: what scores mean.
-        provenance: what it was learned from and by, JSON-able, without paths.
-        smallest_area: regions of fewer original pixels are not reported.
-    """
-
-    name: str
+    name: str  # the method's, in the registry
     preparation: Preprocessing
     calibration: Calibration
     provenance: Mapping[str, Any]
