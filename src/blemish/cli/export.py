@@ -33,7 +33,7 @@ def export(
     from blemish.run import check_writable
 
     check_writable(output)
-    inspector = machine.load(model, weights)
+    inspector = machine.load_learned(model, weights)
     with model.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     images = pictures(check, inspector.preparation.white_level)

@@ -19,8 +19,12 @@ def inspect(
     ] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps, 32-bit TIFF.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for regions, one row each.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="File for regions as COCO detection JSON.")] = None,
     fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = "never",
-    smallest_area: Annotated[int | None, typer.Option(min=0, help="Ignore regions of fewer original pixels.")] = None,
+    smallest_area: Annotated[
+        str | None, typer.Option(help="Ignore smaller regions, such as 30px or 0.2mm2; original pixels without a unit.")
+    ] = None,
+    pixel: Annotated[str | None, typer.Option(help="Width of a pixel on the part, in place of the model's.")] = None,
     weights: Weights = None,
     engine: Engine = "auto",
     *,
@@ -28,15 +32,21 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Standard output is JSON with or without it.")] = True,
 ) -> None:
     """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
+    from blemish.data.units import in_pixels, parse_pixel
     from blemish.errors import CalibrationError, OutputError
     from blemish.inspection.output import deliver, summary
 
     del as_json  # taken because every other command takes it
-    if csv is not None and csv.resolve() == model.resolve():
-        raise OutputError(f"{csv} is the model and would be replaced: choose another name")
+    for path in filter(None, (csv, coco)):
+        if path.resolve() == model.resolve():
+            raise OutputError(f"{path} is the model and would be replaced: choose another name")
+    if csv is not None and coco is not None and csv.resolve() == coco.resolve():
+        raise OutputError(f"{csv} cannot hold both the table and COCO JSON: choose another name for one of them")
     inspector = machine.load(model, weights, engine)
+    if pixel is not None:
+        inspector = dataclasses.replace(inspector, pixel=parse_pixel(pixel))
     if smallest_area is not None:
-        inspector = dataclasses.replace(inspector, smallest_area=smallest_area)
+        inspector = dataclasses.replace(inspector, smallest_area=in_pixels(smallest_area, inspector.pixel, 2))
     if fail_on != "never" and inspector.calibration.kind == "none":
         raise CalibrationError(f"--fail-on {fail_on} needs decisions. {inspector.calibration.sentence()}")
     progress, gallery = machine.progress, None
@@ -45,7 +55,7 @@ def inspect(
 
         gallery = Gallery(output, inspector)
     show = None if gallery is None else gallery.add
-    decisions, unreadable = deliver(inspector, images, typer.echo, progress, output, maps, csv, show)
+    decisions, unreadable = deliver(inspector, images, typer.echo, progress, output, maps, csv, coco, show)
     if gallery is not None:
         progress.note(f"the page: {write_inspection(gallery, decisions, unreadable)}")
     progress.note(summary(decisions))

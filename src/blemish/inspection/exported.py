@@ -36,10 +36,11 @@ class ExportedInspector(Judge):
     calibration: Calibration
     provenance: Mapping[str, Any]
     smallest_area: float = 1
+    pixel: float | None = None
 
     def recipe(self) -> dict[str, Any]:
         """Method and config, backbone and preparation, as the file has them."""
-        recipe = self.about.model_dump(include={"method", "config", "backbone"})
+        recipe = self.about.model_dump(include={"method", "config", "backbone", "pixel"})
         return recipe | {"preparation": self.preparation.to_dict()}
 
     def facts(self) -> dict[str, Any]:
@@ -80,4 +81,5 @@ def load_exported(path: Path, engine: EngineName = "auto", threads: int | None =
     except (BlemishError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path} does not hold what this Blemish expects ({error}): export it again") from error
     made, smallest = description.provenance.model_dump(exclude_unset=True), description.smallest_area
-    return ExportedInspector(session, description, description.method, preparation, calibration, made, smallest)
+    rest = (preparation, calibration, made, smallest, description.pixel)
+    return ExportedInspector(session, description, description.method, *rest)

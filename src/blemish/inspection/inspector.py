@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blemish.backbones.backbone import rebuild
-from blemish.contract import Images, Method, Prediction
+from blemish.contract import Method, Prediction
 from blemish.data.images import DecodedImage
 from blemish.data.loading import PreparedImages
 from blemish.data.preprocessing import Preprocessing
@@ -40,6 +40,7 @@ class Inspector(Judge):
         calibration: what scores mean.
         provenance: what it was learned from and by, JSON-able, without paths.
         smallest_area: regions of fewer original pixels are not reported.
+        pixel: millimetres of the part that a pixel is wide; None where nobody said.
     """
 
     method: Method
@@ -48,6 +49,7 @@ class Inspector(Judge):
     calibration: Calibration = field(default_factory=Calibration)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     smallest_area: float = 1
+    pixel: float | None = None
 
     def prepared(self, image: DecodedImage) -> Tensor:
         """``3 h w`` in [0, 1], as the method takes it."""
@@ -77,14 +79,14 @@ class Inspector(Judge):
         return Prediction(map_, prediction.score.float().cpu())
 
     def scores(
-        self, images: Images, run: Run, title: str = "scoring"
+        self, images: PreparedImages, run: Run, title: str = "scoring"
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Raw score and largest map value of every image; the latter None for a method without maps."""
         indices = run.progress.track(range(len(images)), title)
         scores, maxima = [], []
-        for scored in self.stream(indices, lambda index: images.batch([index]).images[0]):
+        for scored in self.stream(indices, images.to_judge):
             scores.append(scored.score)
-            maxima += [] if scored.map is None else [float(scored.map.max())]
+            maxima += [] if scored.map is None else [self.preparation.highest(scored.map)]
         return np.array(scores), np.array(maxima) if maxima else None
 
     def save(self, path: str | Path, with_backbone: bool = True) -> Path:
@@ -151,6 +153,7 @@ class Inspector(Judge):
             "config": dataclasses.asdict(self.method.config),
             "backbone": self.method.backbone.spec(),
             "preparation": self.preparation.to_dict(),
+            "pixel": self.pixel,
         }
 
 
@@ -191,7 +194,8 @@ def load(
         arrays = {name: tensor.numpy() for name, tensor in scores.items()}
         calibration = Calibration.from_tensors(arrays, description.calibration)
         method, provenance = method.to(chosen).eval(), made.model_dump(exclude_unset=True)
-        return Inspector(method, description.method, preparation, calibration, provenance, description.smallest_area)
+        area, pixel = description.smallest_area, description.pixel
+        return Inspector(method, description.method, preparation, calibration, provenance, area, pixel)
     except (WeightsError, ModelFileError):
         raise
     except (BlemishError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:

@@ -1,4 +1,4 @@
-"""Verdicts to where people and machines read them: JSON lines, overlays, raw maps, a table of regions."""
+"""Verdicts to where people and machines read them: JSON lines, overlays, raw maps, regions as a table or as COCO."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 from blemish.data.manifest import beside
 from blemish.data.readers import MADE_BY, find_images
 from blemish.errors import ImageError, OutputError
+from blemish.inspection.coco import regions_coco
 from blemish.inspection.regions import checked_map, regions_csv
 from blemish.run.files import check_writable, written_atomically
 
@@ -30,6 +31,7 @@ def deliver(
     overlays: Path | None = None,
     maps: Path | None = None,
     table: Path | None = None,
+    coco: Path | None = None,
     show: Callable[[Verdict, Image.Image, str], None] | None = None,
 ) -> tuple[Counter[str], list[tuple[str, str]]]:
     """Judge images and write what was asked for; how often each decision occurred, and what could not be read and why.
@@ -39,15 +41,20 @@ def deliver(
     """
     images = find_images(paths)
     names = _distinct_names(images)
-    written = [] if table is None else [table]
+    listings = {
+        path: listed
+        for path, listed in ((table, regions_csv), (coco, lambda rows: json.dumps(regions_coco(rows))))
+        if path is not None
+    }
+    written = list(listings)
     for folder, suffix in ((overlays, ".png"), (maps, ".tiff")):
         written += [] if folder is None else [folder / f"{name}{suffix}" for name in names.values()]
     originals = {path.resolve() for path in images}
     for path in written:
         if path.resolve() in originals:
             raise OutputError(f"{path} is an image to be judged and would be written over: choose another place")
-    if table is not None:
-        check_writable(table)
+    for path in listings:
+        check_writable(path)
     decisions = Counter[str]()
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", MADE_BY)
@@ -61,7 +68,7 @@ def deliver(
     for verdict in inspector.many(progress.track(images, "inspecting"), on_error=refuse):
         decisions[verdict.decision or ""] += 1
         line, name = verdict.as_dict(), names[Path(verdict.source or "")]
-        if table is not None:
+        if listings:
             rows.append(line | {"path": beside(line["path"])})
         if overlays is not None:
             line["overlay"], drawn = str(overlays / f"{name}.png"), verdict.overlay()
@@ -75,9 +82,9 @@ def deliver(
                 values = Image.fromarray(checked_map(verdict.heatmap))  # 32-bit float, for ImageJ
                 values.save(temporary, format="TIFF", tiffinfo={305: MADE_BY})
         say(json.dumps(line))
-    if table is not None:
-        with written_atomically(table) as temporary:
-            temporary.write_text(regions_csv(rows), encoding="utf-8", errors="backslashreplace")
+    for path, listed in listings.items():
+        with written_atomically(path) as temporary:
+            temporary.write_text(listed(rows), encoding="utf-8", errors="backslashreplace")
     return decisions, unreadable
 
 
