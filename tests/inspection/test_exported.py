@@ -242,7 +242,7 @@ def test_an_exported_file_is_measured_at_the_images_own_size_and_not_calibrated(
             Image.fromarray(pixels).save(tmp_path / "test" / kind / f"{i}.png")
     measured = evaluate(blemish.load(exported), tmp_path)
     assert (measured.at, measured.metrics["image_auroc"], measured.decisions["escape_count"]) == ("original", 1, 0)
-    assert any("an exported file gives its maps" in note for note in measured.notes)
+    assert any("at which exported files and tiles give maps" in note for note in measured.notes)
     done = CliRunner().invoke(app, ["calibrate", str(exported), str(tmp_path), "-o", str(tmp_path / "new.onnx")])
     assert done.exit_code == 1 and "give the file that it was exported from" in done.stderr
 
