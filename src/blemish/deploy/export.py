@@ -21,6 +21,7 @@ from blemish.data.images import DecodedImage
 from blemish.deploy.graph import Deployed
 from blemish.deploy.parity import Parity, compare
 from blemish.errors import ConfigError, OutputError
+from blemish.inspection.exported_file import sealed
 from blemish.inspection.inspector import Inspector
 from blemish.run.files import check_writable, written_atomically
 
@@ -166,4 +167,4 @@ def _save(model: Any, path: Path, description: dict[str, Any]) -> None:
 
     properties = {"blemish": json.dumps(description, sort_keys=True), "method": description["method"]}
     onnx.helper.set_model_props(model, properties | description["export"]["for_people"])
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(sealed(model.SerializeToString()))
