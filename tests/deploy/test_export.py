@@ -159,7 +159,7 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
     monkeypatch.setattr(parity, "run_session", run)
     monkeypatch.setattr(parity, "open_session", lambda file: None)
     monkeypatch.setattr("blemish.deploy.export.to_onnx", lambda deployed, pixels: None)
-    monkeypatch.setattr("blemish.deploy.export._save", lambda model, file, description: file.write_bytes(content))
+    monkeypatch.setattr("blemish.deploy.export._save", lambda model, file, *_: file.write_bytes(content))
     assert export(model, path, pictures).score < 1e-3
     assert path.read_bytes() == content
     path.unlink()

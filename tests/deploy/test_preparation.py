@@ -27,12 +27,13 @@ def test_pixels_are_pillow_s_and_maps_come_back_alike(preparation, size):
     picture = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
     deep = RNG.integers(0, 5000, (*size, 3)).astype(np.uint16)
     model = Preprocessing(preparation.resize, preparation.size, preparation.crop, white_level=4095)
-    given, white = torch.from_numpy(picture)[None], torch.tensor(255.0)
+    other = np.ascontiguousarray(picture[::-1, :, ::-1])
+    given, white = torch.from_numpy(np.stack([picture, other])), torch.tensor(255.0)
     with torch.no_grad():
-        found = Prepare(preparation)(given, white)[0]
-        found_8_of_16 = Prepare(model)(given.int(), white)[0]
+        found = Prepare(preparation)(given, white)
+        found_8_of_16 = Prepare(model)(given.int(), white)
         found_16 = Prepare(model)(torch.from_numpy(deep.astype(np.int32))[None], torch.tensor(4095.0))[0]
-    expected = preparation.prepare(DecodedImage(picture, 8, grey=False))
+    expected = torch.stack([preparation.prepare(DecodedImage(one, 8, grey=False)) for one in (picture, other)])
     tolerance = 2e-7 if preparation.resize == "opencv" else 0.0
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     torch.testing.assert_close(found_8_of_16, expected, rtol=0, atol=tolerance)

@@ -68,10 +68,10 @@ def export(
     model = to_onnx(deployed, pixels)
     description = describe(inspector, made_from, pixels)
     with written_atomically(path) as temporary:
-        _save(model, temporary, description)
+        _save(model, temporary, description, inspector.promise)
         parity = compare(inspector, temporary, pictures)
         description["export"]["parity"] = asdict(parity)
-        _save(model, temporary, description)
+        _save(model, temporary, description, inspector.promise)
     return parity
 
 
@@ -152,19 +152,20 @@ def describe(inspector: Inspector, made_from: str, pixels: Pixels) -> dict[str, 
             "sha256": made_from,
             "licence": entry.licence if entry else "unknown: see the backbone's own",
             "input": pixels,
-            "for_people": {
-                "promise": inspector.promise,
-                "classes": "of decision: 0 ok, 1 review, 2 reject",
-                "units": "score and map: the method's own, higher is more anomalous; p_value: share of good parts",
-            },
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     }
 
 
-def _save(model: Any, path: Path, description: dict[str, Any]) -> None:
+def _save(model: Any, path: Path, description: dict[str, Any], promise: str) -> None:
     import onnx
 
-    properties = {"blemish": json.dumps(description, sort_keys=True), "method": description["method"]}
-    onnx.helper.set_model_props(model, properties | description["export"]["for_people"])
+    properties = {
+        "blemish": json.dumps(description, sort_keys=True),
+        "method": description["method"],
+        "promise": promise,
+        "classes": "of decision: 0 ok, 1 review, 2 reject",
+        "units": "score and map: the method's own, higher is more anomalous; p_value: share of good parts",
+    }
+    onnx.helper.set_model_props(model, properties)
     path.write_bytes(sealed(model.SerializeToString()))

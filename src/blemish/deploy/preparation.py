@@ -37,13 +37,20 @@ class Prepare(nn.Module):
         removed = [given - length for given, length, _ in places]
         is_vertical_first = (removed[0] > 0) & (removed[0] > 2 * removed[1])
 
+        count, given_height, given_width, _ = images.shape
+
+        # Pixels are gathered by rows, so the axis in work comes first. Engines are quick at turning whole matrices only.
         def vertical_first(images: Tensor, most: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
-            x = _resized(images.permute(1, 0, 2, 3), bands[:3], height, most, rounds)  # h n w 3 to y n w 3
-            return _resized(x.permute(2, 1, 0, 3), bands[3:], width, most, rounds).permute(1, 3, 2, 0).contiguous()
+            y = _resized(images.permute(1, 0, 2, 3).flatten(1), bands[:3], most, rounds)[:height]
+            turned = y.reshape(height * count, given_width * 3).T.reshape(given_width, -1)
+            x = _resized(turned, bands[3:], most, rounds)[:width]
+            return x.reshape(width, 3, height, count).permute(3, 1, 2, 0).contiguous()
 
         def horizontal_first(images: Tensor, most: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
-            x = _resized(images.permute(2, 0, 1, 3), bands[3:], width, most, rounds)  # w n h 3 to x n h 3
-            return _resized(x.permute(2, 1, 0, 3), bands[:3], height, most, rounds).permute(1, 3, 0, 2).contiguous()
+            turned = images.reshape(count * given_height, given_width * 3).T.reshape(given_width, -1)
+            x = _resized(turned, bands[3:], most, rounds)[:width]
+            y = _resized(x.reshape(width * 3 * count, given_height).T, bands[:3], most, rounds)[:height]
+            return y.reshape(height, width, 3, count).permute(3, 2, 0, 1).contiguous()
 
         operands = (images, white, (white == 255) & antialias, *down, *across)
         if torch.compiler.is_compiling():
@@ -99,14 +106,13 @@ def _divided(number: Tensor, by: Tensor) -> Tensor:
     return torch.div(number, by, rounding_mode="trunc")
 
 
-def _resized(pixels: Tensor, bands: Sequence[Tensor], side: int, most: Tensor, rounds: Tensor) -> Tensor:
-    """``pixels`` up to ``most``, given along the first of their four axes, at ``side`` positions."""
+def _resized(pixels: Tensor, bands: Sequence[Tensor], most: Tensor, rounds: Tensor) -> Tensor:
+    """``pixels`` up to ``most``, given along the first of two axes, at the bands' positions."""
     near, high, low = bands
-    rows = torch.minimum(pixels.flatten(1)[near].float(), most)  # blocks, window, the other axes
-    highs, lows = ((half @ rows).flatten(0, 1)[:side] for half in (high, low))
+    rows = torch.minimum(pixels[near].float(), most)  # blocks, window, the other axis
+    highs, lows = ((half @ rows).flatten(0, 1) for half in (high, low))
     exact = ((highs + (lows / HALF).floor() + HALF / 2) / HALF).floor()
-    resized = torch.where(rounds, exact, (highs + lows / HALF) / HALF)
-    return resized.view(side, *pixels.shape[1:])
+    return torch.where(rounds, exact, (highs + lows / HALF) / HALF)
 
 
 class ToOriginal(nn.Module):
