@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blemish.data.preprocessing import Preprocessing
 
 HALF = 2**11  # each weight is high / 2^11 + low / 2^22
-BLOCK = 16  # outputs that share a window of inputs: more waste products with zeros, fewer read pixels more often
+BLOCK = 8  # outputs that share a window of inputs: more waste products with zeros, fewer read pixels more often
 
 
 class Prepare(nn.Module):
@@ -39,7 +39,7 @@ class Prepare(nn.Module):
 
         count, given_height, given_width, _ = images.shape
 
-        # Pixels are gathered by rows, so the axis in work comes first. Engines are quick at turning whole matrices only.
+        # Pixels are gathered by rows: the axis in work comes first. Engines are quick at turning whole matrices only.
         def vertical_first(images: Tensor, most: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
             y = _resized(images.permute(1, 0, 2, 3).flatten(1), bands[:3], most, rounds)[:height]
             turned = y.reshape(height * count, given_width * 3).T.reshape(given_width, -1)
@@ -109,7 +109,9 @@ def _divided(number: Tensor, by: Tensor) -> Tensor:
 def _resized(pixels: Tensor, bands: Sequence[Tensor], most: Tensor, rounds: Tensor) -> Tensor:
     """``pixels`` up to ``most``, given along the first of two axes, at the bands' positions."""
     near, high, low = bands
-    rows = torch.minimum(pixels[near].float(), most)  # blocks, window, the other axis
+    rows = pixels[near].float()  # blocks, window, the other axis
+    if pixels.dtype != torch.uint8:
+        rows = torch.minimum(rows, most)
     highs, lows = ((half @ rows).flatten(0, 1) for half in (high, low))
     exact = ((highs + (lows / HALF).floor() + HALF / 2) / HALF).floor()
     return torch.where(rounds, exact, (highs + lows / HALF) / HALF)
