@@ -51,7 +51,8 @@ def export(
         made_from: SHA-256 of the model file, for the file's own description.
 
     Raises:
-        ConfigError: a package is missing (they are of the extra ``export``), or ``pixels`` does not fit the model.
+        ConfigError: a package is missing (they are of the extra ``export``), ``pixels`` does not fit the model, or it
+            judges tiles or a region of interest alone.
         OutputError: the file cannot be written, has no operator for what the model does, or judges otherwise.
     """
     path = Path(path)
@@ -63,6 +64,9 @@ def export(
     if (pixels == "uint16") != deep:
         known = f"up to {inspector.preparation.white_level}" if deep else "8 bits"
         raise ConfigError(f"an input of {pixels} was asked for, but the model learned from images of {known}")
+    if inspector.preparation.tiling is not None or inspector.preparation.roi is not None:
+        what = "tiles" if inspector.preparation.tiling is not None else "a region of interest"
+        raise ConfigError(f"this model judges {what}, and an exported graph whole images: use the model file itself")
     check_writable(path)
     deployed = Deployed(inspector, with_white=deep).eval()
     model = to_onnx(deployed, pixels)
