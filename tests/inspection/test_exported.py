@@ -5,6 +5,7 @@ Its map is the mean of a pixel's channels as a share of white, its score the lar
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 
 import blemish
 from blemish.cli import app
+from blemish.data.roi import Roi
+from blemish.data.tiles import Tiling
 from blemish.errors import ConfigError, ImageError, ModelFileError
 from blemish.inspection.exported_file import sealed
 from blemish.training.evaluate import evaluate
@@ -233,6 +236,19 @@ def test_what_is_not_installed_is_named_with_its_extra(exported, monkeypatch):
 def test_options_that_do_not_go_with_it_are_refused(exported, options, words):
     with pytest.raises(ConfigError, match=words):
         blemish.load(exported, **options)
+
+
+def test_an_exported_file_judges_tiles_and_regions_by_the_same_graph(exported):
+    whole, pixels = blemish.load(exported), part(100, 240, (120, 150))
+    mask = np.arange(150) < np.full((120, 1), 25)
+    # Without the spot the grey outside is the brightest: this graph has not learned that it is normal.
+    for roi, highest in ((None, 240), (Roi.of(mask), 240), (Roi.of(np.arange(150) >= 40 + 0 * mask), 128)):
+        preparation = dataclasses.replace(whole.preparation, tiling=Tiling(64, 16), roi=roi)
+        verdict = dataclasses.replace(whole, preparation=preparation)(pixels)
+        assert verdict.score == np.float32(highest / 255)
+        inside = np.ones_like(mask) if roi is None else roi.mask
+        expected = np.where(inside, pixels[..., 0] / 255, 100 / 255)  # the smallest inside
+        np.testing.assert_allclose(verdict.heatmap, expected, atol=1e-6)
 
 
 def test_an_exported_file_is_measured_at_the_images_own_size_and_not_calibrated(exported, tmp_path):
