@@ -95,7 +95,7 @@ def evaluate(
     by_itself = isinstance(inspector, ExportedInspector) or preparation.tiling is not None
     if by_itself and at != "original":
         at = "original"
-        notes.append("pixel metrics are measured at the images' own sizes: an exported file gives its maps there, tiles too")
+        notes.append("pixel metrics are measured at the images' own sizes, at which exported files and tiles give maps")
     inside = None if preparation.roi is None else preparation.roi.mask
     inside = inside if inside is None or at == "original" else preparation.prepare_mask(inside)
 
