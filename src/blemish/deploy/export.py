@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ def export(
     pixels: Pixels | None = None,
     made_from: str = "",
 ) -> Parity:
-    """Write ``inspector`` as an ONNX file; what comparing both on ``pictures`` gave.
+    """Write ``inspector`` as an ONNX file; what comparing both on ``pictures`` gave. Of tiles, the graph judges one.
 
     Args:
         inspector: on any device and in any precision: the file computes in float32.
@@ -52,7 +52,7 @@ def export(
 
     Raises:
         ConfigError: a package is missing (they are of the extra ``export``), ``pixels`` does not fit the model, or it
-            judges tiles or a region of interest alone.
+            judges a region of interest without tiles.
         OutputError: the file cannot be written, has no operator for what the model does, or judges otherwise.
     """
     path = Path(path)
@@ -64,16 +64,18 @@ def export(
     if (pixels == "uint16") != deep:
         known = f"up to {inspector.preparation.white_level}" if deep else "8 bits"
         raise ConfigError(f"an input of {pixels} was asked for, but the model learned from images of {known}")
-    if inspector.preparation.tiling is not None or inspector.preparation.roi is not None:
-        what = "tiles" if inspector.preparation.tiling is not None else "a region of interest"
-        raise ConfigError(f"this model judges {what}, and an exported graph whole images: use the model file itself")
+    if inspector.preparation.roi is not None and inspector.preparation.tiling is None:
+        raise ConfigError(
+            "this model judges a region of interest, and an exported graph whole images: use the model file"
+        )
+    of_tiles = replace(inspector, preparation=replace(inspector.preparation, tiling=None, roi=None))
     check_writable(path)
-    deployed = Deployed(inspector, with_white=deep).eval()
+    deployed = Deployed(of_tiles, with_white=deep).eval()
     model = to_onnx(deployed, pixels)
     description = describe(inspector, made_from, pixels)
     with written_atomically(path) as temporary:
         _save(model, temporary, description, inspector.promise)
-        parity = compare(inspector, temporary, pictures)
+        parity = compare(of_tiles, temporary, pictures)
         description["export"]["parity"] = asdict(parity)
         _save(model, temporary, description, inspector.promise)
     return parity
