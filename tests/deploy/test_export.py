@@ -3,7 +3,6 @@
 import errno
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from typer.testing import CliRunner
 import blemish
 from blemish.cli import app
 from blemish.data.images import read_image
-from blemish.data.roi import Roi
 from blemish.deploy import parity
 from blemish.deploy.export import export
 from blemish.deploy.graph import Judge, below
@@ -118,9 +116,6 @@ def test_what_cannot_be_exported_leaves_nothing_behind(model, tmp_path, monkeypa
     path, pictures = tmp_path / "parts.onnx", parity.pictures(None, 255)
     with pytest.raises(ConfigError, match="uint16 was asked for, but the model learned from images of 8 bits"):
         export(model, path, pictures, pixels="uint16")
-    partial = replace(model, preparation=replace(model.preparation, roi=Roi.of(np.arange(70) < np.full((90, 1), 35))))
-    with pytest.raises(ConfigError, match="judges a region of interest"):
-        export(partial, path, pictures)
     with pytest.raises(OutputError, match="is a folder"):
         export(model, tmp_path, pictures)
     with monkeypatch.context() as patch:

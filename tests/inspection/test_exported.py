@@ -242,6 +242,10 @@ def test_an_exported_file_judges_tiles_and_regions_by_the_same_graph(exported):
     whole, pixels = blemish.load(exported), part(100, 240, (120, 150))
     mask = np.arange(150) < np.full((120, 1), 25)
     # Without the spot the grey outside is the brightest: this graph has not learned that it is normal.
+    whole_roi = dataclasses.replace(whole, preparation=dataclasses.replace(whole.preparation, roi=Roi.of(mask, 9)))
+    np.testing.assert_allclose(whole_roi(pixels).heatmap, np.where(mask, pixels[..., 0], 100) / 255, atol=1e-6)
+    with pytest.raises(ImageError, match="50 x 40 pixels, the region of interest 150 x 120"):
+        whole_roi(part(100))
     for roi, highest in ((None, 240), (Roi.of(mask), 240), (Roi.of(np.arange(150) >= 40 + 0 * mask), 128)):
         preparation = dataclasses.replace(whole.preparation, tiling=Tiling(64, 16), roi=roi)
         verdict = dataclasses.replace(whole, preparation=preparation)(pixels)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import blemish
+from blemish import load as load_any
 from blemish.contract import in_batches
 from blemish.data.loading import PreparedImages
 from blemish.data.readers import read_globs, read_training
@@ -182,6 +183,21 @@ def test_tiles_follow_from_the_smallest_defect(folder, defect, size, tile):
     """It becomes 8 pixels wide for the network; images no larger than such a tile are judged whole."""
     settings = FitSettings("patchcore", size=size, smallest_defect=defect)
     assert settle(read_training(folder), settings, Run()).tile == tile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiled", "masked"])
+def test_exported_files_judge_tiles_and_regions_as_the_model_does(name, request, tmp_path, folder, blemish):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs pip install 'blemish[export]'")
+    model = request.getfixturevalue(name)
+    done = blemish("export", model.save(tmp_path / "a.blemish"), "-o", tmp_path / "a.onnx")
+    assert done.exit_code == 0, done.stderr
+    exported = load_any(tmp_path / "a.onnx")
+    for image in sorted(folder.glob("test/*/0.png")):
+        ours, theirs = model(image), exported(image)
+        assert (theirs.decision, len(theirs.regions)) == (ours.decision, len(ours.regions))
+        assert theirs.score == pytest.approx(ours.score, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -51,8 +51,7 @@ def export(
         made_from: SHA-256 of the model file, for the file's own description.
 
     Raises:
-        ConfigError: a package is missing (they are of the extra ``export``), ``pixels`` does not fit the model, or it
-            judges a region of interest without tiles.
+        ConfigError: a package is missing (they are of the extra ``export``), or ``pixels`` does not fit the model.
         OutputError: the file cannot be written, has no operator for what the model does, or judges otherwise.
     """
     path = Path(path)
@@ -64,18 +63,15 @@ def export(
     if (pixels == "uint16") != deep:
         known = f"up to {inspector.preparation.white_level}" if deep else "8 bits"
         raise ConfigError(f"an input of {pixels} was asked for, but the model learned from images of {known}")
-    if inspector.preparation.roi is not None and inspector.preparation.tiling is None:
-        raise ConfigError(
-            "this model judges a region of interest, and an exported graph whole images: use the model file"
-        )
-    of_tiles = replace(inspector, preparation=replace(inspector.preparation, tiling=None, roi=None))
     check_writable(path)
-    deployed = Deployed(of_tiles, with_white=deep).eval()
+    # Whoever runs the graph cuts tiles and covers what is not judged: it is compared on whole images without either.
+    bare = replace(inspector, preparation=replace(inspector.preparation, tiling=None, roi=None))
+    deployed = Deployed(bare, with_white=deep).eval()
     model = to_onnx(deployed, pixels)
     description = describe(inspector, made_from, pixels)
     with written_atomically(path) as temporary:
         _save(model, temporary, description, inspector.promise)
-        parity = compare(of_tiles, temporary, pictures)
+        parity = compare(bare, temporary, pictures)
         description["export"]["parity"] = asdict(parity)
         _save(model, temporary, description, inspector.promise)
     return parity

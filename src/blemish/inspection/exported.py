@@ -50,6 +50,8 @@ class ExportedInspector(Judge):
     def prepared(self, image: DecodedImage) -> NDArray[Any]:
         """``h w 3`` pixels of the type and scale that the graph takes."""
         self.preparation.check(image)
+        if (roi := self.preparation.roi) is not None and self.preparation.tiling is None:
+            image = roi.cover(image, self.preparation.white_level)
         white = self.preparation.white_level
         its_white = {8: 255, 16: white, 32: 1}[image.bits]
         scaled = image.pixels if its_white == white else np.rint(image.pixels * (white / its_white))
@@ -64,8 +66,9 @@ class ExportedInspector(Judge):
                 yield from zip(*judged(self.session, np.stack(same[start : start + each])))
 
     def at_original(self, map_: Map, size: tuple[int, int]) -> Map:
-        """The map itself: the graph gives it at the image's own size."""
-        return map_
+        """The map itself, as the graph gives it at the image's own size, with the region of interest respected."""
+        roi = self.preparation.roi
+        return map_ if roi is None or self.preparation.tiling is not None else roi.clear(map_)
 
 
 def load_exported(path: Path, engine: EngineName = "auto", threads: int | None = None) -> ExportedInspector:
