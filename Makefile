@@ -1,8 +1,11 @@
 # `make demo` and `make test` do all the set-up they need, in .venv. Another environment: make VENV=path test
+# The demo needs no development tools. A smaller torch, without CUDA:
+#     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.blemish-ready
+RUNS := $(VENV)/.blemish-runs
 
 .PHONY: demo test test-slow test-avx2 lint docs clean
 .DEFAULT_GOAL := demo
@@ -10,9 +13,14 @@ READY := $(VENV)/.blemish-ready
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
-	touch $(READY)
+	touch $(READY) $(RUNS)
 
-demo: $(READY)   ## PatchCore learns real textures and finds painted defects, offline
+$(RUNS): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	touch $(RUNS)
+
+demo: $(RUNS)   ## PatchCore learns real textures and finds painted defects, offline
 	$(BIN)/blemish demo
 
 # Two processes of one thread each: small tensors gain nothing from a second thread.

@@ -40,9 +40,8 @@ def __getattr__(name: str) -> Any:
         try:
             return getattr(import_module(f"blemish.{_HOME[name]}"), name)
         except ModuleNotFoundError as error:
-            from blemish.errors import needed
-
-            raise ModuleNotFoundError(f"blemish.{name}: {needed(error)}", name=error.name) from None
+            needed = import_module("blemish.errors").needed(error)
+            raise ModuleNotFoundError(f"blemish.{name}: {needed}", name=error.name) from None
     raise AttributeError(f"module 'blemish' has no attribute {name!r}")
 
 

@@ -16,13 +16,17 @@
 Every message says what was given, what was needed and what to do next.
 """
 
+LEARN = {"torch", "torchvision", "timm", "safetensors", "geomloss", "filelock", "matplotlib"}
+"""Packages of the extra ``learn``, which judging exported files needs none of."""
 _EXTRAS = {"watchfiles": "watch", "cv2": "camera", "aiomqtt": "mqtt", "asyncua": "opcua", "psycopg": "postgresql"}
 _EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "starlette", "sqlalchemy", "alembic", "prometheus_client"), "server")
 
 
 def needed(error: ModuleNotFoundError) -> str:
-    """What to install for a package that is absent: one of an extra, or one that learning needs."""
-    extra = _EXTRAS.get((error.name or "").partition(".")[0], "learn")
+    """What to install for a package of an extra that is absent; any other absence is raised again."""
+    extra = "learn" if error.name in LEARN else _EXTRAS.get(error.name or "")
+    if extra is None:
+        raise error
     return f"this needs {error.name}, which is not installed: pip install 'blemish[{extra}]'"
 
 

@@ -29,66 +29,56 @@ class MethodEntry:
 
 METHODS: dict[str, MethodEntry] = {
     "patchcore": MethodEntry(
-        "blemish.methods.patchcore:PatchCore",
-        "clean",
+        "blemish.methods.patchcore:PatchCore", "clean",
         "a memory of normal patches; an image is as bad as its strangest patch",
         "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022",
     ),
     "nkd": MethodEntry(
-        "blemish.methods.nkd:NKD",
-        "clean",
+        "blemish.methods.nkd:NKD", "clean",
         "a student of the teacher's architecture agrees with it on normal images only",
         "the baseline of FMAM's supplement; cf. Wang et al., Student-Teacher Feature Pyramid Matching, BMVC 2021",
         version=2,
     ),
     "rd": MethodEntry(
-        "blemish.methods.rd:RD",
-        "clean",
+        "blemish.methods.rd:RD", "clean",
         "a student decodes the teacher's features from a narrow code, and only normal ones well",
         "Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022",
     ),
     "rdpp": MethodEntry(
-        "blemish.methods.rdpp:RDPP",
-        "clean",
+        "blemish.methods.rdpp:RDPP", "clean",
         "rd behind projections that learn to undo pretended defects made of noise",
         "Tien et al., Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023",
     ),
     "fmam": MethodEntry(
-        "blemish.methods.fmam:FMAM",
-        "clean",
+        "blemish.methods.fmam:FMAM", "clean",
         "rd or nkd with a learned mapping on the student's features (its inside is our reading)",
         "the supplement on FMAM; neither its main text nor code was found",
     ),
     "cdd": MethodEntry(
-        "blemish.methods.cdd:CDD",
-        "contaminated",
+        "blemish.methods.cdd:CDD", "contaminated",
         "students of random parts of the pile teach a global one what none of them saw go wrong",
         "Liu et al., Fence off Anomaly Interference: Cross-Domain Distillation for Fully Unsupervised Anomaly "
         "Detection, 2025",
     ),
     "softpatch": MethodEntry(
-        "blemish.methods.softpatch:SoftPatch",
-        "contaminated",
+        "blemish.methods.softpatch:SoftPatch", "contaminated",
         "patchcore whose memory leaves out patches that stand off from other images' at their place",
         "Jiang et al., SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022",
     ),
     "ckaad": MethodEntry(
-        "blemish.methods.ckaad:CKAAD",
-        "weak",
+        "blemish.methods.ckaad:CKAAD", "weak",
         "rd kept normal by a discriminator that a few known-bad images sharpen",
         "Fang et al., Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial "
         "Learning, AAAI 2025",
     ),
     "deepsad": MethodEntry(
-        "blemish.methods.deepsad:DeepSAD",
-        "weak",
-        "good images are drawn to one point, known-bad ones pushed away from it; no map",
+        "blemish.methods.deepsad:DeepSAD", "weak",
+        "a head on frozen features: good images are drawn to one point, known-bad ones pushed away; no map",
         "Ruff et al., Deep Semi-Supervised Anomaly Detection, ICLR 2020",
     ),
     "devnet": MethodEntry(
-        "blemish.methods.devnet:DevNet",
-        "weak",
-        "scores of good images stay near zero, known-bad ones stand several deviations above",
+        "blemish.methods.devnet:DevNet", "weak",
+        "a head on frozen features: good scores stay near zero, known-bad ones several deviations above",
         "Pang et al., Explainable Deep Few-shot Anomaly Detection with Deviation Networks, 2021",
     ),
 }
@@ -115,10 +105,7 @@ _TURNED = Profile("small network", _SMALL, (384, 512), {**_LAYERS, "memory": 20_
 _TRANSFORMER = {"layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3}
 PROFILES: dict[ProfileName, Profile] = {
     "fast": Profile(
-        "small network",
-        _SMALL,
-        (256, 256),
-        {**_LAYERS, "memory": 10_000, "top": 0.01},
+        "small network", _SMALL, (256, 256), {**_LAYERS, "memory": 10_000, "top": 0.01},
         turned=Profile("small network", _SMALL, (256, 384), {**_LAYERS, "memory": 10_000}),
     ),
     "balanced": Profile("transformer", _FOCUS, (448, 448), _TRANSFORMER, turned=_TURNED),

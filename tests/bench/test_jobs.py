@@ -72,6 +72,30 @@ def test_a_label_or_title_changes_no_signature(tmp_path):
     assert before == renamed != other
 
 
+def test_a_sweep_is_a_variant_a_value_and_a_category_may_have_options_of_its_own(tmp_path):
+    text = CLEAN.replace(
+        'method = "rd"',
+        'method = "rd"\nsweep = { sigma = [2.0, 4.0], score = ["max", "mean"] }\nby_category = { a = { epochs = 7 } }',
+    )
+    cells = experiments(recipe_of(tmp_path, text.replace("[3, 5]", "[3]") + 'categories = ["a", "b"]\n'))
+    found = [
+        (c.label, c.configuration["options"].get("epochs"), c.configuration["options"].get("score")) for c in cells
+    ]
+    labels = [f"RD sigma={sigma} score={score}" for sigma in ("2.0", "4.0") for score in ("max", "mean")]
+    assert [row for row in found if row[0] != "PatchCore"] == [
+        (label, epochs, "mean" if "mean" in label else None) for epochs in (7, 200) for label in labels
+    ], "an option that came later is left out while it has its default"
+
+
+def test_a_ratio_of_nothing_is_a_protocol_too(data, tmp_path):
+    pile = recipe_of(tmp_path, PILE.replace("0.2", "0.0"))
+    few = recipe_of(tmp_path, HEAD + METHODS + '[[data]]\nset = "weave"\nreveal = 0.0\nkinds = ["blot"]\n')
+    for recipe, regime in ((pile, "contaminated"), (few, "clean")):
+        training, test, planted = open_sets(data / "weave", experiments(recipe)[0].configuration)
+        assert (training.regime, len(training.samples), len(planted)) == (regime, 12, 0)
+        assert sum(sample.anomalous for sample in test.samples) == 10
+
+
 def test_an_unknown_option_names_recipe_and_label(tmp_path):
     recipe = recipe_of(tmp_path, CLEAN.replace("fraction", "fractoin"))
     with pytest.raises(ConfigError, match=r"recipe mine, method 'PatchCore': .*'fractoin'.*'fraction'"):

@@ -90,6 +90,12 @@ def test_16_bit_values_above_white_are_clipped_and_refused_after_8_bit_training(
     assert prepared(deep // 39, size=16).mean() == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_16_bits_that_hold_8_are_prepared_as_8_bits_are(order):
+    pixels = RNG.integers(0, 256, (41, 53, 3), dtype=np.uint8)
+    assert np.array_equal(prepared(pixels.astype(order), size=16), prepared(pixels, size=16))
+
+
 @pytest.mark.parametrize("resize", RESIZES)
 def test_grey_equals_its_colour_copy_and_a_stack_its_images(resize):
     preparation = Preprocessing(resize, 48, white_level=4095)

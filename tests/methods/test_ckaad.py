@@ -13,6 +13,7 @@ from blemish.methods import ckaad
 from blemish.methods.ckaad import CKAAD, Adversary, CKAADConfig
 from blemish.ops.cosine import anomaly_map, layer_loss
 from blemish.ops.residual import initialise
+from blemish.ops.simplex import elastic_twins
 from blemish.run import Lines, Run
 
 
@@ -70,7 +71,7 @@ def test_each_step_leaves_the_other_network_untouched(strategy, tiny_backbone):
 
     theirs = copy.deepcopy(adversary.network.state_dict())
     adversary.optimiser.zero_grad(set_to_none=True)
-    adversary.energy(made).backward()
+    adversary.energy(made, 3).backward()
     assert same(adversary.network.state_dict(), theirs)
     assert all(parameter.grad is None for parameter in adversary.network.parameters())
     assert all(parameter.requires_grad for parameter in adversary.network.parameters())
@@ -118,10 +119,54 @@ def test_reconsub_pushes_the_bad_apart_up_to_a_limit(fitted, monkeypatch):
     for epoch in fitted(bad=2, strategy="reconsub").curve:
         pushed = min(epoch["recon_anomalous"], 2.0)
         assert epoch["loss"] == pytest.approx(epoch["recon"] - 0.1 * pushed, rel=1e-3)
-    monkeypatch.setattr(ckaad, "layer_loss", lambda one, other: 30.0 * layer_loss(one, other))
-    (epoch,) = fitted(bad=2, strategy="reconsub", steps=1).curve
-    assert epoch["recon_anomalous"] > 2
-    assert epoch["loss"] == pytest.approx(epoch["recon"] - 0.2, rel=1e-4)
+    monkeypatch.setitem(ckaad.LOSSES, "layer", lambda one, other: 30.0 * layer_loss(one, other))
+    for limit in ("sum", "level"):
+        (epoch,) = fitted(bad=2, strategy="reconsub", steps=1, sub_limit=limit).curve
+        assert epoch["recon_anomalous"] > 2
+        assert epoch["loss"] == pytest.approx(epoch["recon"] - 0.2, rel=1e-4)
+
+
+def test_a_limit_a_level_does_not_let_one_level_make_up_for_another(tiny_backbone):
+    bad = [torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2)]
+    made = [torch.tensor([[[[1.0, 1.0]]], [[[-1.0, -1.0]]]]), torch.ones(2, 1, 1, 2)]  # the first level points away
+    for limit, pushed in (("sum", 2.0), ("level", 1.0)):
+        method = CKAAD(tiny_backbone(), (64, 64), CKAADConfig(layers=(2, 3), strategy="reconsub", sub_limit=limit))
+        del method.student
+        method.student = lambda given: made
+        loss = method._loss(bad, bad, None, Run(), SimpleNamespace(log=lambda **_: None))
+        assert float(loss) == pytest.approx(-0.1 * pushed, abs=1e-6)
+
+
+def test_alpha_weighs_what_is_made_of_the_good(tiny_backbone):
+    _, adversary, given, made = game(tiny_backbone, alpha=0.8)
+    with torch.no_grad():
+        seen, of_made = ([np.abs(o.numpy()) for o in adversary.network(maps)] for maps in (given, made))
+    weighed = [0.8 * np.maximum(0, 5 - m[:3]).mean() + 0.2 * np.maximum(0, 5 - m[3:]).mean() for m in of_made]
+    loss = sum(e[:3].mean() + 0.5 * np.maximum(0, 5 - e[3:]).mean() + 0.5 * both for e, both in zip(seen, weighed))
+    assert float(adversary.energy(made, 3).detach()) == pytest.approx(
+        sum(0.8 * m[:3].mean() + 0.2 * m[3:].mean() for m in of_made), rel=1e-5
+    )
+    assert float(adversary.learn(given, made, 3)["discriminator"]) == pytest.approx(loss, rel=1e-5)
+
+
+def test_good_and_bad_pass_a_batch_norm_apart_as_released(tiny_backbone):
+    """What the good become does not depend on the bad; with an instance norm it never does."""
+    backbone, pages = tiny_backbone(), SimpleNamespace(log=lambda **_: None)
+    features, others = (backbone(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(i))) for i in (1, 2))
+    method = CKAAD(backbone, (64, 64), CKAADConfig(layers=(2, 3), strategy="reconsub", norm="batch", sub_weight=0.0))
+    initialise(method.student, torch.Generator().manual_seed(0))
+    method.student.train()
+    losses = [method._loss(features, bad, None, Run(), pages).item() for bad in (others, [9 * map_ for map_ in others])]
+    assert losses[0] == losses[1]
+
+
+def test_distorted_copies_are_of_the_strength_asked_for_and_left_out_where_bad_images_are_known(fitted, capsys):
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng():
+        assert float((elastic_twins(images, 1e-6) - images).abs().max()) < 1 / 255
+        assert float((elastic_twins(images, 200.0) - images).abs().mean()) > 0.01
+    fitted(bad=2, elastic=True, steps=1)
+    assert "makes no distorted copies" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strategy", ["gan", "ckaimg", "ckapatch"])

@@ -1,5 +1,6 @@
 """RD++: its loss against NumPy, its two optimisers, who sees noise; the twins and the pairs that SSOT compares."""
 
+from itertools import pairwise
 from math import factorial
 
 import numpy as np
@@ -11,7 +12,7 @@ from blemish.errors import ConfigError
 from blemish.methods import rdpp
 from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.cosine import layer_loss, vector_loss
-from blemish.ops.reverse import ReverseStudent
+from blemish.ops.reverse import Projection, ReverseStudent
 from blemish.ops.simplex import noise_field
 from blemish.ops.sinkhorn import paired_transport
 from blemish.run import Run
@@ -45,7 +46,10 @@ def test_con_is_a_hinge_on_whole_maps():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"ssot": "code"}, {"ssot": "none"}, {"loss": "vector", "margin": -1.0, "projection_weight": 0.5}],
+    [
+        *({}, {"ssot": "code"}, {"ssot": "none"}, {"loss": "vector", "margin": -1.0, "projection_weight": 0.5}),
+        {"ssot": "paper", "recon_weight": 0.5, "con_weight": 0.0},
+    ],
 )
 def test_every_term_is_logged_as_numpy_works_it_out(learned, listener, settings):
     method = learned("rdpp", {"steps": 1, **settings, **STILL}, 4, teacher=listener)
@@ -63,10 +67,15 @@ def test_every_term_is_logged_as_numpy_works_it_out(learned, listener, settings)
     assert logged["kd"] == pytest.approx(kd, rel=1e-4)
     assert logged["recon"] == pytest.approx(recon, rel=1e-3)
     assert logged["con"] == pytest.approx(con, rel=1e-4, abs=1e-6)
-    total = kd + settings.get("projection_weight", 0.2) * (logged["ssot"] + 0.01 * recon + 0.1 * con) / 1.11
+    total = (
+        kd
+        + settings.get("projection_weight", 0.2)
+        * (logged["ssot"] + settings.get("recon_weight", 0.01) * recon + settings.get("con_weight", 0.1) * con)
+        / 1.11
+    )
     assert logged["loss"] == pytest.approx(total, rel=1e-4)
     ssot = settings.get("ssot", "paired")
-    if ssot == "paired":
+    if ssot in ("paired", "paper"):
         assert logged["ssot"] > 1e-3
     else:
         assert abs(logged["ssot"]) < 1e-6
@@ -204,6 +213,21 @@ def test_the_field_of_its_seed_is_added_at_the_strength_asked_for_and_nowhere_el
         cut = field[:, : rows.stop - rows.start, : columns.stop - columns.start]
         image[:, rows, columns] += 0.35 * cut
         torch.testing.assert_close(twin, image, rtol=0, atol=1e-6)
+
+
+def test_gaussian_noise_is_white_and_of_the_strength_asked_for(learned, listener):
+    learned("rdpp", {**ONE_STEP, "batch_size": 8, "noise": 0.5, "pattern": "gaussian"}, teacher=listener)
+    batch, twins = listener.clean[0].images, listener.noisy[0]
+    for image, twin, (rows, columns) in zip(batch, twins, boxes(twins, batch)):
+        added = (twin - image)[:, rows, columns]
+        assert float(added.std()) == pytest.approx(0.5, rel=0.2)
+        assert abs(float((added[:, 1:] * added[:, :-1]).mean())) < 0.05  # neighbours have nothing in common
+
+
+@pytest.mark.parametrize(("depth", "widths"), [(1, (64, 64)), (2, (64, 32, 64)), (3, (64, 32, 32, 64))])
+def test_a_projection_halves_and_doubles_its_width(depth, widths):
+    expected = sum(9 * ins * outs + outs for ins, outs in pairwise(widths))
+    assert sum(values.numel() for values in Projection(64, depth).parameters()) == expected
 
 
 def test_ssot_is_the_divergence_between_the_projected_images(learned, listener, divergence_by_numpy):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from blemish.contract import Level
 from blemish.ops.discriminators import (
@@ -103,6 +104,14 @@ def test_the_discriminator_s_loss_is_numpy_s(gamma):
     found = discriminator_loss(as_tensors(normal), as_tensors(bad), as_tensors(generated), margin=4, gamma=gamma)
     assert float(found) == pytest.approx(expected)
     assert float(mean_energy(as_tensors(bad))) == pytest.approx(sum(b.mean() for b in bad))
+
+
+def test_the_released_image_discriminator_s_norms_have_no_scale_and_shift():
+    def scales(norm):
+        network = build_discriminator("image", levels_of(8, 16), (8, 8), torch.Generator(), norm)
+        return sum(module.weight is not None for module in network.modules() if isinstance(module, nn.InstanceNorm2d))
+
+    assert (scales("instance"), scales("plain")) == (3, 0)
 
 
 def test_the_gan_s_loss_is_cross_entropy():

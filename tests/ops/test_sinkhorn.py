@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blemish.ops.sinkhorn import paired_transport, released_transport, sinkhorn_divergence
+from blemish.ops.sinkhorn import paired_transport, released_transport, sinkhorn_divergence, transport_of_all
 
 
 def random(seed, *shape):
@@ -45,6 +45,18 @@ def test_paired_is_the_mean_divergence_of_unit_vectors_over_pairs_and_levels():
         expected.append([float(sinkhorn_divergence(clouds[[i]], clouds[[j]])) for i, j in enumerate(partners.tolist())])
     found = paired_transport(maps, partners, torch.Generator().manual_seed(0), locations=24)
     assert float(found) == pytest.approx(np.mean([np.mean(level) for level in expected]), rel=1e-4)
+
+
+def test_the_paper_s_form_sums_over_all_pairs_both_ways(divergence_by_numpy):
+    maps = [3 * random(7, 3, 5, 2, 3), 3 * random(8, 3, 4, 2, 2)]
+    expected = []
+    for map_ in maps:
+        vectors = map_.double().permute(0, 2, 3, 1).flatten(1, 2).numpy()
+        clouds = np.exp(vectors) / np.exp(vectors).sum(axis=-1, keepdims=True)
+        expected.append(sum(divergence_by_numpy(a, b, 0.05) for a in clouds for b in clouds) / 3)
+    found = transport_of_all(maps, torch.Generator().manual_seed(0), locations=24)
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-2)
+    assert float(transport_of_all([maps[0][:1]], torch.Generator())) == 0
 
 
 def unit_clouds(map_):

@@ -102,11 +102,11 @@ def quick_fit() -> list[str]:
     return ["--size", str(SIDE), "--backbone", "resnet18", "--weights", "random", "--poses", "none", "--threads", "1"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def texture() -> Callable[..., Pixels]:
     return woven
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save() -> Callable[[Path, NDArray[Any]], Path]:
     return write

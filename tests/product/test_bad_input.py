@@ -331,7 +331,7 @@ def test_a_model_of_another_version(blemish, model, tmp_path):
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for changed, words in (
-        ({"schema": "3"}, "Update Blemish"),
+        ({"schema": "4"}, "Update Blemish"),
         ({"schema": "0"}, "Fit anew"),
         ({"schema": "one"}, "Fit anew"),
         ({"format": "other"}, "not a Blemish model"),

@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -111,7 +112,24 @@ def test_inspect_writes_overlays_maps_and_a_table(blemish, parts, model, inspect
 def test_pictures_do_not_replace_each_other(blemish, model, texture, save, tmp_path):
     images = [save(tmp_path / "new" / name, texture(3)) for name in ("part.png", "part.bmp", "PART.png")]
     assert blemish("inspect", model, *images, "-o", tmp_path / "out", "-q").exit_code == 0
-    assert len({name.name.casefold() for name in (tmp_path / "out").iterdir()}) == 3
+    assert len({name.name.casefold() for name in (tmp_path / "out").glob("*.png")}) == 3
+
+
+def test_inspect_and_evaluate_write_a_page(blemish, parts, model, inspector, tmp_path):
+    tests = [*parts.good_tests, *parts.bad]
+    counts = Counter(inspector(path).decision for path in tests)
+    said = f"11 judged: {counts['ok']} ok, {counts['review']} review, {counts['reject']} reject"
+    assert counts["reject"] >= 6
+    done = blemish("inspect", model, parts.root / "test", "-o", tmp_path / "new")
+    assert done.exit_code == 0 and done.stderr.endswith(f"\n{said}\n")
+    assert said in (tmp_path / "new" / "index.html").read_text()
+    assert blemish("evaluate", model, parts.root, "-o", tmp_path / "test", "-q").exit_code == 0
+    page = (tmp_path / "test" / "index.html").read_text()
+    assert f"<h1>{said}</h1>" in page and "Found (6 of 6)" in page and "Missed" not in page
+    titles = re.findall(r"<b>(\w+): \d+\.png</b>", page)
+    assert sorted(titles) == ["good"] * 5 + ["scratch"] * 3 + ["square"] * 3
+    above = [inspector(path).score > inspector.calibration.threshold for path in parts.good_tests]
+    assert re.search(rf"reject above</td><td>[\d.]+</td><td>{sum(above)} of 5</td><td>6 of 6</td>", page)
 
 
 def test_fail_on(blemish, parts, model, inspector):

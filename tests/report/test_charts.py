@@ -2,11 +2,10 @@
 
 import re
 
-import numpy as np
 import pytest
 
 from blemish.report.bench import charts_over_epochs
-from blemish.report.charts import MARKERS, SERIES, curves, dot_plot, score_histogram, svg
+from blemish.report.charts import MARKERS, SERIES, curves, dot_plot, svg
 
 NAMES = ["RD", "NKD", "FMAM", "RD++"]
 LINE = ([1, 2], [0.5, 0.7])
@@ -33,14 +32,6 @@ def test_a_method_keeps_its_look_where_another_has_no_line():
 def test_what_is_no_number_is_left_out():
     (line,) = curves({"a": ([0, 1, 2], [0.0, float("nan"), 1.0])}, "t", "x", "y").axes[0].lines
     assert line.get_xydata().tolist() == [[0, 0], [2, 1]]
-
-
-def test_a_histogram_shows_normal_above_and_anomalous_below_the_axis():
-    chart = score_histogram([1.0, 1.1, 1.2], [3.0, np.inf], {"threshold": 2.0}, "Scores")
-    heights = [bar.get_height() for bar in chart.axes[0].patches]
-    assert sum(height for height in heights if height > 0) == 3
-    assert sum(height for height in heights if height < 0) == -1, "what has no place on the axis is left out"
-    assert svg(score_histogram([], [], {}, "Nothing"))
 
 
 def test_dots_and_their_spread():

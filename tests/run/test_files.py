@@ -33,3 +33,14 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="is a device or a pipe"), written_atomically(path):
             pass
     assert stat.S_ISFIFO(pipe.stat().st_mode) and not Path(os.devnull).is_file()
+
+
+def test_what_a_killed_process_left_is_swept_away_with_the_next_file_of_that_name(tmp_path: Path) -> None:
+    old, young, other = (tmp_path / f".{name}.part" for name in ("a.csv.abcdefgh", "a.csv.12345678", "b.csv.abcdefgh"))
+    for path in (old, young, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (1e9, 1e9))
+    with written_atomically(tmp_path / "a.csv") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", young.name, other.name}

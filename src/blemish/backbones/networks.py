@@ -289,11 +289,11 @@ class _Vit(nn.Module):
             square = positions[:, 1:].mT.reshape(1, -1, self.side, self.side)
             square = F.interpolate(square, grid, mode="bicubic", antialias=True)
             positions = torch.cat([positions[:, :1], square.flatten(2).mT], 1)
-        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).mT], 1) + positions
+        x = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches.flatten(2).mT], 1) + positions
         maps = []
         for block in self.blocks:
             x = block(x)
-            maps.append(x[:, 1:].mT.reshape(len(x), -1, *grid))
+            maps.append(x[:, 1:].mT.reshape(x.shape[0], -1, *grid))
         return [maps[stage - 1] for stage in self.stages]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from filelock import FileLock
 from pydantic import TypeAdapter
@@ -26,10 +26,12 @@ from blemish.data.readers import read_training
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, OutputError
+from blemish.ops.config import LATER
 from blemish.registry import make_config, method_class, method_entry
 from blemish.run import written_atomically
 
 VARIABLE = "BLEMISH_DATA"
+DRAW = ("contaminate", "overlap", "reveal", "kinds", "hold_out")  # in a configuration: who is learned from
 EVIDENCE, LOCK, CURVES, CHECKPOINTS, LOG = "evidence.npz", "lock", "curves.json", "checkpoints", "log.txt"
 """In a job's folder; scores and pictures in that of each row."""
 
@@ -150,7 +152,8 @@ def open_sets(folder: Path, configuration: Configuration) -> tuple[TrainingSet, 
         planted = frozenset(sample.path for sample in dealt.drawn)
     elif configuration.get("reveal") is not None:
         share, kinds = configuration["reveal"], configuration["kinds"]
-        dealt = label_anomalies(training, test, share, kinds, configuration["seed"])
+        hold_out, seed = configuration.get("hold_out", True), configuration["seed"]
+        dealt = label_anomalies(training, test, share, kinds, seed, validate=hold_out)
         training, test = dealt.training, dealt.test
     return training, test, planted
 
@@ -196,7 +199,7 @@ def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> list[Job
     groups: dict[str, list[Experiment]] = {}
     for cell in cells:
         asked = cell.configuration
-        draw = {name: asked[name] for name in ("contaminate", "overlap", "reveal", "kinds") if name in asked}
+        draw = {name: asked[name] for name in DRAW if name in asked}
         images = digest({**draw, "seed": asked["seed"] if draw else None})
         if images not in digests:
             digests[images] = data_digest(*open_sets(folder, asked)[:2])
@@ -215,32 +218,39 @@ def _cells(recipe: Recipe) -> Iterator[tuple[DataEntry, str, list[Experiment]]]:
             cells = []
             for seed, variant in itertools.product(recipe.seeds, built):
                 for name, overlap in recipe.protocol.test_sets(set_name).items():
-                    configuration = _configuration(recipe, variant, entry, overlap)
+                    configuration = _configuration(recipe, variant, entry, overlap, category)
                     configuration |= {"category": category, "seed": seed}
                     cells.append(Experiment(variant.label, name, configuration))
             yield entry, category, cells
 
 
-def _configuration(recipe: Recipe, variant: Variant, entry: DataEntry, overlap: bool | None) -> Configuration:
+def _configuration(
+    recipe: Recipe, variant: Variant, entry: DataEntry, overlap: bool | None, category: str
+) -> Configuration:
     cls, weights = method_class(variant.method), variant.weights or recipe.weights
     is_trained = {"epochs", "steps"} <= {field.name for field in dataclasses.fields(cls.Config)}
     length: dict[str, int | None] = {}
     if is_trained and (recipe.epochs or recipe.steps):  # one kind of length rules out the other
         length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs, "steps": None}
     try:
-        options = dataclasses.asdict(make_config(cls, length | variant.options))
+        config = make_config(cls, length | variant.options | variant.by_category.get(category, {}))
     except ConfigError as error:
         raise ConfigError(f"recipe {recipe.name}, method {variant.label!r}: {error}") from None
     if weights not in ("pretrained", "random"):  # a file stands by its content: its name and place do not matter
         if not Path(weights).is_file():
             raise ConfigError(f"weights {weights!r}: pretrained, random or an existing file is needed")
         weights = f"sha256:{_file_digest(Path(weights))}"
+    hints, options = get_type_hints(cls.Config, include_extras=True), dataclasses.asdict(config)
+    for option in dataclasses.fields(config):
+        if LATER in getattr(hints[option.name], "__metadata__", ()) and options[option.name] == option.default:
+            del options[option.name]  # rows from before there was such an option still stand
     protocol = recipe.protocol.model_dump(exclude={"contaminate", "overlap", "follow"})
     # What a protocol does not use is absent, so that rows from before there was such a protocol still stand.
     if overlap is not None:
         protocol |= {"contaminate": recipe.protocol.contaminate, "overlap": overlap}
     if entry.reveal is not None:
-        protocol |= {"regime": "weak", "reveal": entry.reveal, "kinds": entry.kinds}
+        protocol |= {"regime": "weak" if entry.reveal else recipe.protocol.regime}
+        protocol |= {"reveal": entry.reveal, "kinds": entry.kinds} | ({} if entry.hold_out else {"hold_out": False})
     if recipe.protocol.follow is not None and is_trained:
         protocol |= {"follow": recipe.protocol.follow}
     if protocol["selection"] == "last" or not is_trained:  # nothing is selected where nothing is trained

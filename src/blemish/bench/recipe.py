@@ -3,13 +3,14 @@
 It holds no path of a machine: sets are named, and the folder they lie in is given when the recipe is run.
 """
 
+import itertools
 import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.data.public import DEMO_CATEGORIES
@@ -69,6 +70,8 @@ class Variant(_Section):
     label: Text
     method: Annotated[str, _known("method", [*METHODS, *PLANNED])]
     options: dict[str, Any] = {}
+    by_category: dict[str, dict[str, Any]] = {}  # further options of a category's own, as some papers have
+    sweep: dict[str, list[Any]] = {}  # of an option, its values: a variant for each, ``label option=value``
     backbone: str | None = None
     weights: str | None = None
 
@@ -77,8 +80,9 @@ class DataEntry(_Section):
     set: Text  # a folder (or manifest) below the data folder, or ``demo``
     categories: tuple[str, ...] = ()  # its folders, each a set of its own; the demo set's default to all
     alt_split: str = ""  # a file in the set's folder that moves training images to the test set
-    reveal: Annotated[float, Field(gt=0, lt=1)] | None = None  # known-bad share of the training set, drawn by the seed
+    reveal: Annotated[float, Field(ge=0, lt=1)] | None = None  # known-bad share of the training set, drawn by the seed
     kinds: tuple[str, ...] = ()  # of defect that are known; an entry for each kind makes every kind in turn
+    hold_out: bool = True  # False: no part of 20 labels or more is set aside to validate on
     label: str = ""
     note: str = ""
 
@@ -110,7 +114,7 @@ class Preprocessing(_Section):
 
 class Protocol(_Section):
     regime: Literal["clean", "contaminated"] = "clean"
-    contaminate: Annotated[float, Field(gt=0, le=1)] | None = None  # bad test images drawn for each training image
+    contaminate: Annotated[float, Field(ge=0, le=1)] | None = None  # bad test images drawn for each training image
     overlap: Annotated[tuple[bool, ...], Field(min_length=1, max_length=2)] = (False,)  # judge their groups, too
     selection: Literal["last", "best_on_test"] = "last"
     select_by: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")  # the mean that best_on_test goes by
@@ -179,6 +183,17 @@ class Recipe(_Section):
     preparation: Preprocessing = Preprocessing()
     protocol: Protocol = Protocol()
     paper: Paper | None = None
+
+    @field_validator("methods", mode="after")
+    @classmethod
+    def _expand(cls, methods: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        variants = []
+        for variant in methods:
+            for values in itertools.product(*variant.sweep.values()):
+                chosen = dict(zip(variant.sweep, values))
+                label = " ".join([variant.label, *(f"{name}={value}" for name, value in chosen.items())])
+                variants.append(variant.model_copy(update={"label": label, "options": variant.options | chosen}))
+        return tuple(variants)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

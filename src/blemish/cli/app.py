@@ -22,7 +22,7 @@ from blemish.run.progress import printable
 FAILED, WRONG, REJECTED = 1, 2, 3
 
 ORDER = (
-    *("demo", "fit", "inspect", "evaluate", "calibrate", "info", "audit"),
+    *("demo", "fit", "inspect", "evaluate", "calibrate", "info", "audit", "export"),
     *("bench", "contaminate", "reveal", "methods", "backbones", "datasets"),
     *("serve", "token", "audit-log"),
 )

@@ -14,11 +14,17 @@ from blemish.cli.options import AsJson, Engine, FailOn, FalseReject, Machine, Mo
 def inspect(
     model: ModelFile,
     images: Annotated[list[Path], typer.Argument(help="Images or folders of images.", show_default=False)],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for overlays.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for overlays and a page, index.html.")
+    ] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder for raw anomaly maps, 32-bit TIFF.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for regions, one row each.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="File for regions as COCO detection JSON.")] = None,
     fail_on: Annotated[FailOn, typer.Option(help="Exit with code 3 if one is judged so.")] = "never",
-    smallest_area: Annotated[int | None, typer.Option(min=0, help="Ignore regions of fewer original pixels.")] = None,
+    smallest_area: Annotated[
+        str | None, typer.Option(help="Ignore smaller regions, such as 30px or 0.2mm2; original pixels without a unit.")
+    ] = None,
+    pixel: Annotated[str | None, typer.Option(help="Width of a pixel on the part, in place of the model's.")] = None,
     weights: Weights = None,
     engine: Engine = "auto",
     *,
@@ -26,22 +32,37 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Standard output is JSON with or without it.")] = True,
 ) -> None:
     """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
+    from blemish.data.units import in_pixels, parse_pixel
     from blemish.errors import CalibrationError, OutputError
-    from blemish.inspection.output import deliver
+    from blemish.inspection.output import deliver, summary
 
     del as_json  # taken because every other command takes it
-    if csv is not None and csv.resolve() == model.resolve():
-        raise OutputError(f"{csv} is the model and would be replaced: choose another name")
+    for path in filter(None, (csv, coco)):
+        if path.resolve() == model.resolve():
+            raise OutputError(f"{path} is the model and would be replaced: choose another name")
+    if csv is not None and coco is not None and csv.resolve() == coco.resolve():
+        raise OutputError(f"{csv} cannot hold both the table and COCO JSON: choose another name for one of them")
     inspector = machine.load(model, weights, engine)
+    if pixel is not None:
+        inspector = dataclasses.replace(inspector, pixel=parse_pixel(pixel))
     if smallest_area is not None:
-        inspector = dataclasses.replace(inspector, smallest_area=smallest_area)
+        inspector = dataclasses.replace(inspector, smallest_area=in_pixels(smallest_area, inspector.pixel, 2))
     if fail_on != "never" and inspector.calibration.kind == "none":
         raise CalibrationError(f"--fail-on {fail_on} needs decisions. {inspector.calibration.sentence()}")
-    decisions, unreadable = deliver(inspector, images, typer.echo, machine.progress, output, maps, csv)
-    failing = {"never": set(), "review": {"review", "reject"}, "reject": {"reject"}}[fail_on]
+    progress, gallery = machine.progress, None
+    if output is not None:
+        from blemish.report.inspection import Gallery, write_inspection
+
+        gallery = Gallery(output, inspector)
+    show = None if gallery is None else gallery.add
+    decisions, unreadable = deliver(inspector, images, typer.echo, progress, output, maps, csv, coco, show)
+    if gallery is not None:
+        progress.note(f"the page: {write_inspection(gallery, decisions, unreadable)}")
+    progress.note(summary(decisions))
+    failing = {"never": (), "review": ("review", "reject"), "reject": ("reject",)}[fail_on]
     if unreadable:
         raise typer.Exit(FAILED)
-    if failing & decisions:
+    if any(decisions[decision] for decision in failing):
         raise typer.Exit(REJECTED)
 
 
@@ -51,6 +72,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="A set with test images and, for pixel metrics, masks.")],
     at: Annotated[Resolution, typer.Option(help="Where pixel metrics are measured.")] = "input",
     per_image_pro: Annotated[bool, typer.Option("--per-image-pro", help="Also AU-PRO as the RD family does.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for a page, index.html.")] = None,
     weights: Weights = None,
     engine: Engine = "auto",
     *,
@@ -63,7 +85,12 @@ def evaluate(
     from blemish.training.evaluate import evaluate as measure
 
     inspector = machine.load(model, weights, engine)
-    result = measure(inspector, open_test_set(data), machine.run(), at, per_image_pro)
+    test, run = open_test_set(data), machine.run()
+    result = measure(inspector, test, run, at, per_image_pro)
+    if output is not None:
+        from blemish.report.evaluation import write_evaluation
+
+        run.progress.note(f"the page: {write_evaluation(inspector, result, test.name, output)}")
     print_result(result.as_dict(), as_json, as_text(result))
 
 
@@ -80,9 +107,6 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
-    from blemish.inspection.inspector import load
-
-    run = machine.run()
-    fresh = load(model, machine.device, machine.precision, weights).calibrated(good, false_reject, run, review)
+    fresh = machine.load_learned(model, weights).calibrated(good, false_reject, machine.run(), review)
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.promise}")

@@ -80,6 +80,14 @@ class Machine:
 
         return load(model, self.device, self.precision, weights, engine, self.threads)
 
+    def load_learned(self, model: Path, weights: str | None) -> Inspector:
+        """The inspector in a file that learned, not one exported, on the device asked for."""
+        from blemish.inspection.inspector import load
+        from blemish.run import set_threads
+
+        set_threads(self.threads)
+        return load(model, self.device, self.precision, weights)
+
 
 @dataclass(frozen=True)
 class Learning:
@@ -94,8 +102,13 @@ class Learning:
         Profile | None, typer.Option(help="fast, balanced or best; by default balanced, with -m the paper's settings.")
     ] = None
     smallest_defect: Annotated[
-        float | None, typer.Option(min=1, help="Pixels of the images that the smallest defect is wide.")
+        str | None, typer.Option(help="Width of the smallest defect to find: pixels of the images, or such as 0.3mm.")
     ] = None
+    pixel: Annotated[str | None, typer.Option(help="Width of a pixel on the part, such as 0.05mm.")] = None
+    tile: Annotated[int | None, typer.Option(help="Cut large images into tiles of so many pixels a side.")] = None
+    overlap: Annotated[int | None, typer.Option(help="Pixels by which tiles overlap; an eighth by default.")] = None
+    roi: Annotated[Path | None, typer.Option(help="Judge only here: a mask image, or polygons in JSON.")] = None
+    ignore: Annotated[Path | None, typer.Option(help="Do not judge here: a mask image, or polygons in JSON.")] = None
     poses: Annotated[
         Poses | None, typer.Option(help="In which parts lie: none, flips, turns or all; by default found out.")
     ] = None
@@ -110,9 +123,17 @@ class Learning:
 
     def settings(self, machine: Machine) -> FitSettings:
         """All of it as ``fit`` takes it."""
+        from blemish.data.units import in_pixels, parse_pixel
+        from blemish.errors import ConfigError
         from blemish.training.setup import FitSettings
 
+        pixel = None if self.pixel is None else parse_pixel(self.pixel)
+        smallest = None if self.smallest_defect is None else in_pixels(self.smallest_defect, pixel)
+        if smallest is not None and smallest < 1:
+            raise ConfigError(f"--smallest-defect {self.smallest_defect}: no image shows less than a pixel")
         parsed = {
+            "pixel": pixel,
+            "smallest_defect": smallest,
             "options": parse_options(self.options or []),
             "epochs": parse_epochs(self.epochs),
             "size": parse_size(self.size),

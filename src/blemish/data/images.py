@@ -286,6 +286,8 @@ def _unreadable(name: str, error: Exception, content: bytes | None = None) -> Im
     """What became of a file whose ``content`` cannot be decoded; None where it could not be read at all."""
     if isinstance(error, ImageError):
         return error
+    if isinstance(error, MemoryError):
+        raise error
     start = _STARTS.match(content or b"")
     kind, reason = ((start and start.lastgroup) or "").replace("_", " "), str(error) or type(error).__name__
     known = start is not None and (start.lastindex or 0) <= _STARTS.groupindex["DICOM"]

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from blemish.contract import Batch
-from blemish.data.images import decode, read_bytes, read_header, read_image, white_level
+from blemish.data.images import DecodedImage, decode, read_bytes, read_header, read_image, white_level
 from blemish.data.preprocessing import Preprocessing, stacked
+from blemish.data.roi import Roi, read_roi
 from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError
 from blemish.run import Progress, Silent
@@ -27,6 +29,7 @@ BUDGET = 2 * 1024**3
 """Bytes of prepared pixels kept: some 11,000 colour images of 256 px, or three times as many grey ones."""
 
 LOOKED_AT = 200  # images at most whose sizes decide what size they are brought to
+FOR_LEVEL = 20  # images whose mean takes the place of what lies outside a region of interest
 SEEN = 8  # pixels: the width of a backbone's cell, in which a defect has to be seen
 
 T = TypeVar("T")
@@ -36,8 +39,9 @@ R = TypeVar("R")
 @dataclass(frozen=True, eq=False)
 class _Prepared:
     sample: Sample
-    pixels: npt.NDArray[Any]  # h w c as Preprocessing.resized gave it, or no row beyond the budget
+    pixels: npt.NDArray[Any]  # t h w c: each window as Preprocessing.resized gave it, or none beyond the budget
     key: str  # a digest of content and preparation
+    windows: int  # into which the image is cut: 1 without tiles
 
 
 class PreparedImages:
@@ -78,6 +82,7 @@ class PreparedImages:
             reason = f": {skipped[0][1]}" if skipped else "."
             raise DataError(f"none of the {len(samples)} images can be used{reason}")
         self._kept, self.skipped = kept, tuple(skipped)
+        self._last: _Prepared | None = None  # of those beyond the budget: tiles are asked for one after the other
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -90,11 +95,34 @@ class PreparedImages:
     def keys(self) -> tuple[str, ...]:
         return tuple(image.key for image in self._kept)
 
+    @property
+    def windows(self) -> Windows:
+        """What a method learns from: every tile of every image, or the images themselves."""
+        return Windows(self, [(i, number) for i, image in enumerate(self._kept) for number in range(image.windows)])
+
+    def middle(self, index: int) -> tuple[int, int]:
+        """The place of the image, or of its middle tile, among the ``windows``."""
+        return index, self._kept[index].windows // 2
+
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The images at ``indices``; an error where a file beyond the budget has vanished or changed meanwhile."""
-        chosen = [self._kept[index] for index in indices]
+        """The images at ``indices``; of one that is cut into tiles the middle one."""
+        return self.at([self.middle(index) for index in indices])
+
+    def to_judge(self, index: int) -> Tensor | DecodedImage:
+        """An image as an inspector's stream takes it: prepared, or whole where it is to be cut into tiles."""
+        if self.preparation.tiling is None:
+            return self.batch([index]).images[0]
+        return read_image(self._kept[index].sample.path)
+
+    def at(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """Windows by image and number; an error where a file beyond the budget has vanished or changed meanwhile."""
+        chosen = [self._kept[index] for index, _ in places]
+        last = self._last  # other threads may change it
         missing = list(dict.fromkeys(image for image in chosen if not len(image.pixels)))
         pixels = {image: image.pixels for image in chosen}
+        if last is not None:
+            pixels |= {image: last.pixels for image in missing if image.key == last.key}
+            missing = [image for image in missing if image.key != last.key]
         again = _in_parallel(self._prepared, [image.sample for image in missing], self._workers)
         for image, attempt in zip(missing, list(again)):
             if isinstance(attempt, ImageError):
@@ -102,7 +130,9 @@ class PreparedImages:
             if attempt.key != image.key:
                 raise DataError(f"{image.sample.path} changed while it was being learnt from: start again.")
             pixels[image] = attempt.pixels
-        return Batch(stacked([pixels[image] for image in chosen]), tuple(image.key for image in chosen))
+            self._last = attempt if self.preparation.tiling is not None else None
+        keys = tuple(image.key + f"/{number}" * (image.windows > 1) for image, (_, number) in zip(chosen, places))
+        return Batch(stacked([pixels[image][number] for image, (_, number) in zip(chosen, places)]), keys)
 
     def subset(self, indices: Sequence[int]) -> PreparedImages:
         """The images at ``indices`` as a set of their own, sharing the memory: for holding out and cross-fitting."""
@@ -117,10 +147,41 @@ class PreparedImages:
         except ImageError as error:
             return error
         try:
-            pixels = self.preparation.resized(image)
+            pixels = np.stack([self.preparation.resized(window) for window in self.preparation.cut(image)])
         except ImageError as error:
             return ImageError(f"{sample.path}: {error}")
-        return _Prepared(sample, pixels, hashlib.sha256(content + self.preparation.digest.encode()).hexdigest())
+        key = hashlib.sha256(content + self.preparation.digest.encode()).hexdigest()
+        return _Prepared(sample, pixels, key, len(pixels))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of prepared images by ``places``, image and number: implements ``contract.Images``."""
+
+    images: PreparedImages
+    places: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self.images.at([self.places[index] for index in indices])
+
+
+def fitted_roi(include: Path | None, ignore: Path | None, samples: Sequence[Sample], white_level: int) -> Roi | None:
+    """The region of interest of images of the first one's size, all else at their mean grey level inside."""
+    if include is None and ignore is None:
+        return None
+    roi, levels = None, list[float]()
+    for sample in samples[:: -(-len(samples) // FOR_LEVEL)]:
+        try:
+            image = read_image(sample.path)
+        except ImageError:  # whoever reads them will say so
+            continue
+        roi = roi or read_roi(include, ignore, image.size)
+        if image.size == roi.size:
+            levels.append(image.pixels[roi.mask].mean() / {8: 255, 16: white_level, 32: 1}[image.bits])
+    return None if roi is None else replace(roi, level=min(255, round(255 * sum(levels) / len(levels))))
 
 
 def fitted_white_level(samples: Sequence[Sample], workers: int | None = None) -> int:
@@ -136,13 +197,18 @@ def fitted_white_level(samples: Sequence[Sample], workers: int | None = None) ->
 
 
 def fitting_size(
-    samples: Sequence[Sample], limits: tuple[int, int], multiple: int, smallest_defect: float | None = None
+    samples: Sequence[Sample],
+    limits: tuple[int, int],
+    multiple: int,
+    smallest_defect: float | None = None,
+    tile: int | None = None,
 ) -> tuple[tuple[int, int], list[str]]:
     """Height and width to bring images to, and what a person should know of it.
 
     As many pixels as the images have in the median, but no fewer and no more than a square of a side in ``limits``; or
     so many that ``smallest_defect``, in original pixels, becomes ``SEEN`` pixels wide. The aspect is kept where it is
-    the same in all images, to within a twentieth. Both sides are multiples of ``multiple``.
+    the same in all images, to within a twentieth. Both sides are multiples of ``multiple``. Where images are cut into
+    tiles of a side ``tile``, these are the images.
     """
     step = -(-len(samples) // LOOKED_AT)
 
@@ -154,6 +220,7 @@ def fitting_size(
     sizes = np.array([found for found in _in_parallel(size, samples[::step], None) if min(found) > 0], dtype=float)
     if not len(sizes):  # whoever reads them will say so
         return (limits[0], limits[0]), []
+    sizes = sizes if tile is None else np.minimum(sizes, tile)
     height, width = np.median(sizes, axis=0)
     aspects = sizes[:, 0] / sizes[:, 1]
     shape = np.sqrt(np.median(aspects)) if aspects.max() < 1.05 * aspects.min() else 1.0

@@ -33,12 +33,12 @@ _POSES: dict[Poses, tuple[tuple[float, bool], ...]] = {  # degrees anticlockwise
 
 @dataclass(frozen=True)
 class PosedImages:
-    """``images`` in each of the ``poses``, all poses of an image one after the other: implements ``contract.Images``.
+    """Images in each of the ``poses``, all poses of an image one after the other: implements ``contract.Images``.
 
     The first pose is the image itself. What a turn uncovers at the border is filled with the picture mirrored there.
     """
 
-    images: Images
+    _images: Images
     poses: Poses = "none"
 
     def __post_init__(self) -> None:
@@ -46,14 +46,14 @@ class PosedImages:
             raise ConfigError(f"poses {self.poses!r} are unknown: choose {', '.join(get_args(Poses))}")
 
     def __len__(self) -> int:
-        return len(self.images) * len(_POSES[self.poses])
+        return len(self._images) * len(_POSES[self.poses])
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Image ``index // poses`` in pose ``index % poses``; the pose is part of the key."""
         poses = _POSES[self.poses]
         places = [divmod(index, len(poses)) for index in indices]
         needed = sorted({image for image, _ in places})
-        originals = self.images.batch(needed)
+        originals = self._images.batch(needed)
         row = {image: number for number, image in enumerate(needed)}
         posed = [turned(originals.images[row[image]], *poses[pose]) for image, pose in places]
         keys = tuple(originals.keys[row[image]] + f"/{self.poses}{pose}" * (pose > 0) for image, pose in places)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -20,6 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from blemish.data.images import MAX_PIXELS, DecodedImage
+from blemish.data.roi import Roi
+from blemish.data.tiles import Tiling, Window
 from blemish.errors import ConfigError, DataError, ImageError
 
 if TYPE_CHECKING:  # an exported file is judged where there is no torch
@@ -40,6 +42,8 @@ class Preprocessing:
     size: int | tuple[int, int] = 256  # the input's side or (height, width); for crop the shorter side before cropping
     crop: int | None = None  # side of the middle square, for crop alone; None takes 7/8, the papers' 224 of 256
     white_level: int = 255  # of 16-bit images, clipped above it; 255: no deeper image was seen in training
+    tiling: Tiling | None = None  # each tile of an image is then brought to that size, as an image of its own
+    roi: Roi | None = None  # where images are judged; None for everywhere
 
     def __post_init__(self) -> None:
         if self.resize not in get_args(ResizeMode):
@@ -48,6 +52,8 @@ class Preprocessing:
             raise ConfigError(f"size {self.size}: one side or (height, width), of 1 to {MAX_SIDE} pixels, is needed")
         if self.white_level not in _WHITE_LEVELS:
             raise ConfigError(f"full_scale {self.white_level}: 255, 511, 1023 ... or 65535 is needed")
+        if self.resize == "crop" and self.tiling is not None:
+            raise ConfigError("the preparation 'crop' would leave gaps between tiles: use another")
         if self.resize != "crop":
             if self.crop is not None:
                 raise ConfigError(f"crop {self.crop} goes with the preparation 'crop', not with {self.resize!r}")
@@ -73,12 +79,34 @@ class Preprocessing:
         """16 hexadecimal digits that change with any setting."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
+    def windows(self, size: tuple[int, int]) -> list[Window]:
+        """Which parts of an image of ``size`` are images to the network: tiles in which anything is judged, or all."""
+        if self.tiling is None:
+            return [(slice(0, size[0]), slice(0, size[1]))]
+        windows = self.tiling.windows(size)
+        return [window for window in windows if self.roi is None or self.roi.mask[window].any()]
+
+    def cut(self, image: DecodedImage) -> list[DecodedImage]:
+        """The image at each of its ``windows``, the region of interest respected; memory is taken for that alone."""
+        covered = image if self.roi is None else self.roi.cover(image, self.white_level)
+        return [replace(image, pixels=covered.pixels[window]) for window in self.windows(image.size)]
+
+    def inside(self, window: int) -> npt.NDArray[np.bool_] | None:
+        """Where the prepared window of that number is judged, ``h w`` at the input size; None for everywhere."""
+        return None if self.roi is None else self.prepare_mask(self.roi.mask[self.windows(self.roi.size)[window]])
+
     def prepare(self, image: DecodedImage) -> Tensor:
-        """``3 h w``, float32 in [0, 1]; raises what ``resized`` does."""
-        return stacked([self.resized(image)])[0]
+        """``3 h w``, float32 in [0, 1], of an image, or of one of those that ``cut`` gave for tiles.
+
+        Raises what ``resized`` does, and an ImageError where the image has another size than the region of interest.
+        """
+        whole = image if self.roi is None or self.tiling is not None else self.roi.cover(image, self.white_level)
+        return stacked([self.resized(whole)])[0]
 
     def check(self, image: DecodedImage) -> None:
-        """An ImageError where an image has 16 bits and none seen in training had, or is far too long for ``crop``."""
+        """An ImageError where an image has 16 bits and none seen in training had, or its size does not fit."""
+        if self.roi is not None and self.tiling is None:
+            self.roi.check(image)
         if image.bits == 16 and self.white_level == 255 < (largest := int(image.pixels.max())):
             problem = f"a 16-bit image with values up to {largest}, but no training image held values above 255"
             raise ImageError(f"{problem}: convert it as the training images were, or fit on 16-bit images.")
@@ -96,7 +124,9 @@ class Preprocessing:
         """
         self.check(image)
         pixels = image.pixels[..., :1] if image.grey else image.pixels
-        if image.bits == 16:
+        if image.bits == 16 and self.white_level == 255:
+            pixels = pixels.astype(np.uint8)  # it holds no more than 8 bits: resized as those are
+        elif image.bits == 16:
             pixels = np.minimum(pixels.astype(np.float32) / np.float32(self.white_level), np.float32(1))
         if self.resize == "opencv":  # pixel centres at half-integers, no antialiasing, float64 in between
             import torch
@@ -131,7 +161,8 @@ class Preprocessing:
     def to_original(self, anomaly_map: Tensor | npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.float32]:
         """A map ``h w`` at the input size, brought back to the original ``size`` (height, width), bilinear.
 
-        Padding is left out. Outside a crop, where nothing is known, the map takes its smallest value.
+        Padding is left out. Outside a crop, where nothing is known, and outside the region of interest the map takes
+        its smallest value. Of images cut into tiles, maps of tiles are brought back; an image's has its size already.
 
         Raises:
             DataError: the map does not have the input's size.
@@ -139,6 +170,8 @@ class Preprocessing:
         import torch
 
         values = torch.as_tensor(anomaly_map).detach().to("cpu", torch.float32)
+        if self.tiling is not None and tuple(values.shape) == size:
+            return np.asarray(values)
         if tuple(values.shape) != self.input_size:
             raise DataError(f"a map of shape {tuple(values.shape)} was given, {self.input_size} is needed")
         smallest = values.min()
@@ -155,23 +188,36 @@ class Preprocessing:
             unknown = (position < -0.5) | (position > available - 0.5)
             values = torch.where(unknown.view(shape), smallest, torch.lerp(lower, upper, weight))
         original: npt.NDArray[np.float32] = values.numpy()
-        return original
+        return original if self.roi is None or self.tiling is not None else self.roi.clear(original)
+
+    def highest(self, anomaly_map: npt.NDArray[np.float32]) -> float:
+        """The largest value of a map where images are judged."""
+        bounded = anomaly_map if self.roi is None else self.to_original(anomaly_map, self.roi.size)
+        return float(bounded.max())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a model file."""
         size = self.size if isinstance(self.size, int) else list(self.size)
-        return {"family": self.resize, "size": size, "crop": self.crop, "full_scale": self.white_level}
+        plain: dict[str, Any] = {"family": self.resize, "size": size, "crop": self.crop, "full_scale": self.white_level}
+        if self.tiling is not None:
+            plain |= {"tile": self.tiling.side, "overlap": self.tiling.overlap}
+        if self.roi is not None:
+            plain["roi"] = self.roi.to_dict()
+        return plain
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Preprocessing:
         """What ``to_dict`` gave, back; a ConfigError for an unknown name or value."""
+        stored = dict(stored)
+        tile, overlap, roi = (stored.pop(name, None) for name in ("tile", "overlap", "roi"))
         unknown = set(stored) - set(_STORED.values())
         if unknown:
             raise ConfigError(f"a preparation has no setting {', '.join(sorted(unknown))}")
         settings = {name: stored[key] for name, key in _STORED.items() if key in stored}
         if not isinstance(settings.get("size", 0), int):
             settings["size"] = tuple(settings["size"])
-        return cls(**settings)
+        settings["roi"] = None if roi is None else Roi.from_dict(roi)
+        return cls(**settings, tiling=None if tile is None else Tiling(tile, overlap))
 
     def _placings(self, size: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
         """How a picture of ``size`` lies in the input, vertically and horizontally: its length and offset there."""

@@ -136,24 +136,32 @@ Painter = Callable[[Array, Scene, int, Generator], tuple[Array, Array]]
 PAINTERS: dict[str, Painter] = {p.__name__: p for p in (scratch, stain, hole, missing, foreign, faint)}
 
 
-def paint(picture: Array, kind: str, rng: Generator, side: int = SIDE) -> tuple[Array, NDArray[np.bool_]]:
+def paint(
+    picture: Array, kind: str, rng: Generator, side: int = SIDE, inside: NDArray[np.bool_] | None = None
+) -> tuple[Array, NDArray[np.bool_]]:
     """A picture ``h w 3`` in [0, 1] with one defect of a kind in ``PAINTERS``, and where that can be seen, ``h w``.
 
     The picture is larger than ``side``, the rows and columns of the square that the defect is painted into: the defect
-    is smaller or larger with it. It goes where the picture has structure: a smooth ground is seldom inspected.
+    is smaller or larger with it. It goes where the picture has structure, as a smooth ground is seldom inspected, and
+    only ``inside``, ``h w``, if that is given.
     """
     height, width = picture.shape[:2]
     grey = picture.mean(axis=-1)
     half = side // 2
     detail = np.abs(grey - gaussian_filter(grey, 3))
     structure = gaussian_filter(detail, 4)[half : height - half, half : width - half]  # of the squares' middles
-    position = rng.choice(np.flatnonzero(structure >= np.quantile(structure, 0.8)))
+    if inside is not None and (middles := inside[half : height - half, half : width - half]).any():
+        structure = np.where(middles, structure, -1)
+        position = rng.choice(np.flatnonzero(structure >= np.quantile(structure[middles], 0.8)))
+    else:
+        position = rng.choice(np.flatnonzero(structure >= np.quantile(structure, 0.8)))
     top, left = np.unravel_index(position, structure.shape)
     square = (slice(top, top + side), slice(left, left + side))
     crop = _resized(picture[square], SIDE)
     painted, cover = PAINTERS[kind](crop, scene_of(picture), int(rng.choice([-1, 1])), rng)
     whole, mask = picture.copy(), np.zeros((height, width), bool)
     mask[square] = _resized(cover, side) > SEEN
+    mask &= True if inside is None else inside
     changed = picture[square] + _resized(painted - crop, side)
     whole[square] = np.where(mask[square][..., None], changed, picture[square]).clip(0, 1)
     return whole, mask

@@ -100,12 +100,13 @@ class Calibration:
     @property
     def review_threshold(self) -> float | None:
         """For a person to look at are scores above it that are not rejected; None where there is no such limit."""
-        if self.threshold is None or not -math.inf < self._review_limit < self.threshold:
+        if self.threshold is None or not -math.inf < self.review_limit < self.threshold:
             return None
-        return self._review_limit
+        return self.review_limit
 
     @property
-    def _review_limit(self) -> float:
+    def review_limit(self) -> float:
+        """As ``review_threshold``, also where no score lies between it and the threshold; -inf: all are reviewed."""
         rate = self.rate or 0
         return exceeded_by(_OLD_REVIEW * rate if self.review is None else rate + self.review, self.scores, self.tail)
 
@@ -156,7 +157,7 @@ class Calibration:
             raise CalibrationError(_UNCALIBRATED)
         if not score <= self.threshold:
             return "reject"
-        return "review" if score > self._review_limit else "ok"
+        return "review" if score > self.review_limit else "ok"
 
     def sentence(self, of_bad: str = "") -> str:
         """The promise or estimate in plain words, with its bound and the number of parts it rests on.

@@ -23,6 +23,8 @@ class Preparation(_Part):
     size: int | tuple[int, int]
     crop: int | None = None
     full_scale: int = 255
+    tile: int | None = None
+    overlap: int = 0
 
 
 class Provenance(_Part):
@@ -44,6 +46,7 @@ class Description(BaseModel):
     with_backbone: bool
     calibration: dict[str, Any]  # checked by ``Calibration.from_tensors``
     smallest_area: Annotated[int | float, Field(ge=0)]
+    pixel: Annotated[float | None, Field(gt=0)] = None
     provenance: Provenance
 
 

@@ -27,37 +27,31 @@ class ExportedInspector(Judge):
 
     It judges as the inspector that it was exported from, and has its calibration, promise and provenance; a threshold
     is set in the file that learned, which is then exported again. Float images are rounded to the depth it takes.
-
-    Attributes:
-        session: the graph, ready to run.
-        description: what the file says of itself.
-        name: the method's name.
-        preparation: how the graph brings an image to what the network sees.
-        calibration: what scores mean.
-        provenance: what it was learned from and by, JSON-able, without paths.
-        smallest_area: regions of fewer pixels are not reported.
     """
 
     session: Session
-    description: Exported
+    about: Exported  # what the file says of itself
     name: str
     preparation: Preprocessing
     calibration: Calibration
     provenance: Mapping[str, Any]
     smallest_area: float = 1
+    pixel: float | None = None
 
     def recipe(self) -> dict[str, Any]:
         """Method and config, backbone and preparation, as the file has them."""
-        recipe = self.description.model_dump(include={"method", "config", "backbone"})
+        recipe = self.about.model_dump(include={"method", "config", "backbone", "pixel"})
         return recipe | {"preparation": self.preparation.to_dict()}
 
     def facts(self) -> dict[str, Any]:
         """How it was exported, and what runs it."""
-        return {"engine": self.session.engine, "export": self.description.export}
+        return {"engine": self.session.engine, "export": self.about.export}
 
     def prepared(self, image: DecodedImage) -> NDArray[Any]:
         """``h w 3`` pixels of the type and scale that the graph takes."""
         self.preparation.check(image)
+        if (roi := self.preparation.roi) is not None and self.preparation.tiling is None:
+            image = roi.cover(image, self.preparation.white_level)
         white = self.preparation.white_level
         its_white = {8: 255, 16: white, 32: 1}[image.bits]
         scaled = image.pixels if its_white == white else np.rint(image.pixels * (white / its_white))
@@ -72,8 +66,9 @@ class ExportedInspector(Judge):
                 yield from zip(*judged(self.session, np.stack(same[start : start + each])))
 
     def at_original(self, map_: Map, size: tuple[int, int]) -> Map:
-        """The map itself: the graph gives it at the image's own size."""
-        return map_
+        """The map itself, as the graph gives it at the image's own size, with the region of interest respected."""
+        roi = self.preparation.roi
+        return map_ if roi is None or self.preparation.tiling is not None else roi.clear(map_)
 
 
 def load_exported(path: Path, engine: EngineName = "auto", threads: int | None = None) -> ExportedInspector:
@@ -89,4 +84,5 @@ def load_exported(path: Path, engine: EngineName = "auto", threads: int | None =
     except (BlemishError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path} does not hold what this Blemish expects ({error}): export it again") from error
     made, smallest = description.provenance.model_dump(exclude_unset=True), description.smallest_area
-    return ExportedInspector(session, description, description.method, preparation, calibration, made, smallest)
+    rest = (preparation, calibration, made, smallest, description.pixel)
+    return ExportedInspector(session, description, description.method, *rest)

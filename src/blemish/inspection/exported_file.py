@@ -14,7 +14,6 @@ from blemish.inspection.description import Exported, check_file, parsed
 
 KEY, SEAL = "blemish", b"blemish_sha256"  # in the metadata
 _GRAPH, _METADATA = 7, 14  # fields of an ONNX ModelProto
-_SEALED = 86  # bytes of the last entry
 
 
 def is_exported(path: Path) -> bool:
@@ -46,7 +45,7 @@ def read_exported(path: Path) -> Exported:
         raise ModelFileError(f"{path} is not an ONNX file: there is no graph in it. Copy or export it again")
     if KEY not in metadata:
         raise ModelFileError(f"{path} is an ONNX file, but none that `blemish export` wrote")
-    if SEAL.decode() in metadata and sealed(content[:-_SEALED]) != content:
+    if SEAL.decode() in metadata and sealed(content[: -len(sealed(b""))]) != content:
         raise ModelFileError(f"{path} is damaged or was changed: it does not match its digest. Copy or export it again")
     return parsed(metadata[KEY].decode(errors="replace"), Exported, path)
 

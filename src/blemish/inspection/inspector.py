@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blemish.backbones.backbone import rebuild
-from blemish.contract import Images, Method, Prediction
+from blemish.contract import Method, Prediction
 from blemish.data.images import DecodedImage
 from blemish.data.loading import PreparedImages
 from blemish.data.preprocessing import Preprocessing
@@ -40,6 +40,7 @@ class Inspector(Judge):
         calibration: what scores mean.
         provenance: what it was learned from and by, JSON-able, without paths.
         smallest_area: regions of fewer original pixels are not reported.
+        pixel: millimetres of the part that a pixel is wide; None where nobody said.
     """
 
     method: Method
@@ -48,6 +49,7 @@ class Inspector(Judge):
     calibration: Calibration = field(default_factory=Calibration)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     smallest_area: float = 1
+    pixel: float | None = None
 
     def prepared(self, image: DecodedImage) -> Tensor:
         """``3 h w`` in [0, 1], as the method takes it."""
@@ -77,14 +79,14 @@ class Inspector(Judge):
         return Prediction(map_, prediction.score.float().cpu())
 
     def scores(
-        self, images: Images, run: Run, title: str = "scoring"
+        self, images: PreparedImages, run: Run, title: str = "scoring"
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Raw score and largest map value of every image; the latter None for a method without maps."""
         indices = run.progress.track(range(len(images)), title)
         scores, maxima = [], []
-        for scored in self.stream(indices, lambda index: images.batch([index]).images[0]):
+        for scored in self.stream(indices, images.to_judge):
             scores.append(scored.score)
-            maxima += [] if scored.map is None else [float(scored.map.max())]
+            maxima += [] if scored.map is None else [self.preparation.highest(scored.map)]
         return np.array(scores), np.array(maxima) if maxima else None
 
     def save(self, path: str | Path, with_backbone: bool = True) -> Path:
@@ -97,15 +99,18 @@ class Inspector(Judge):
         tensors = {f"method.{name}": t for name, t in state.items() if with_backbone or not name.startswith(BACKBONE)}
         for name, values in self.calibration.to_tensors().items():
             tensors[f"calibration.{name}"] = torch.from_numpy(values)
-        description = {
+        write_model(Path(path), tensors, self.description(with_backbone))
+        return Path(path)
+
+    def description(self, with_backbone: bool = True) -> dict[str, Any]:
+        """What a file of this model says of it beside its tensors, JSON-able."""
+        return {
             **self.recipe(),
             "with_backbone": with_backbone,
             "calibration": self.calibration.meta(),
             "smallest_area": self.smallest_area,
             "provenance": dict(self.provenance),
         }
-        write_model(Path(path), tensors, description)
-        return Path(path)
 
     def calibrated(
         self,
@@ -138,8 +143,8 @@ class Inspector(Judge):
 
     def facts(self) -> dict[str, Any]:
         """How many numbers it learned."""
-        state = self.method.state_dict()
-        return {"learned_numbers": sum(t.numel() for name, t in state.items() if not name.startswith(BACKBONE))}
+        learned = [t.numel() for name, t in self.method.state_dict().items() if not name.startswith(BACKBONE)]
+        return {"learned_numbers": sum(learned)}
 
     def recipe(self) -> dict[str, Any]:
         """Method and config, backbone and preparation, as the model file has them."""
@@ -148,25 +153,14 @@ class Inspector(Judge):
             "config": dataclasses.asdict(self.method.config),
             "backbone": self.method.backbone.spec(),
             "preparation": self.preparation.to_dict(),
+            "pixel": self.pixel,
         }
 
 
 def load(
     path: str | Path, device: str = "auto", precision: PrecisionName = "auto", weights: str | None = None
 ) -> Inspector:
-    """The inspector in a model file.
-
-    Args:
-        path: written by ``Inspector.save``.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        weights: for a file saved without its backbone: a file, or ``pretrained``, which may download them. By itself
-            they are looked for on this machine alone.
-
-    Raises:
-        ModelFileError: the file is missing, damaged, no model, or from a newer version.
-        WeightsError: the backbone's weights are absent or not the ones it learned with.
-    """
+    """The inspector in a file that ``Inspector.save`` wrote; ``blemish.load`` says more and takes exported ones too."""
     chosen = choose_device(device)
     choose_precision(chosen, precision)  # refuses an unknown one
     tensors, description = read_model(Path(path))
@@ -200,7 +194,8 @@ def load(
         arrays = {name: tensor.numpy() for name, tensor in scores.items()}
         calibration = Calibration.from_tensors(arrays, description.calibration)
         method, provenance = method.to(chosen).eval(), made.model_dump(exclude_unset=True)
-        return Inspector(method, description.method, preparation, calibration, provenance, description.smallest_area)
+        area, pixel = description.smallest_area, description.pixel
+        return Inspector(method, description.method, preparation, calibration, provenance, area, pixel)
     except (WeightsError, ModelFileError):
         raise
     except (BlemishError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:

@@ -7,7 +7,7 @@ import html
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
@@ -21,6 +21,7 @@ from PIL.Image import Image
 from blemish.data.images import DecodedImage, read_image
 from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import find_images
+from blemish.data.tiles import Tiling, Window
 from blemish.errors import ConfigError, ImageError
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.outlook import PAINTED, outlook, painted_from
@@ -49,21 +50,14 @@ class Scored(Generic[T]):
 
 
 class Judge(ABC):
-    """All that is needed to judge images. Thread-safe: judging changes nothing.
+    """All that is needed to judge images. Thread-safe: judging changes nothing."""
 
-    Attributes:
-        name: the method's name in the registry.
-        preparation: how an image becomes what the network sees.
-        calibration: what scores mean.
-        provenance: what it was learned from and by, JSON-able, without paths.
-        smallest_area: regions of fewer original pixels are not reported.
-    """
-
-    name: str
+    name: str  # the method's, in the registry
     preparation: Preprocessing
     calibration: Calibration
     provenance: Mapping[str, Any]
     smallest_area: float
+    pixel: float | None
 
     @abstractmethod
     def recipe(self) -> dict[str, Any]:
@@ -107,18 +101,26 @@ class Judge(ABC):
     ) -> Iterator[Scored[T]]:
         """As ``many``, of any items: each with its image, raw score and map. Takes at most two batches ahead.
 
-        ``read``, in threads, gives an item's image, to be prepared, or what is so already.
+        ``read``, in threads, gives an item's image, to be prepared, or what is so already. Images that are cut into
+        tiles are taken one by one, ``batch_size`` tiles together; their maps have their own size.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least 1 is needed")
 
+        tiling = self.preparation.tiling
+
         def load(item: T) -> tuple[DecodedImage | None, Any]:
             image = read(item)
-            return (image, self.prepared(image)) if isinstance(image, DecodedImage) else (None, image)
+            if not isinstance(image, DecodedImage):
+                return None, image
+            if tiling is None:
+                return image, self.prepared(image)
+            self.preparation.check(image)
+            return image, self.preparation.cut(image)
 
-        remaining = iter(items)
+        remaining, together = iter(items), batch_size if tiling is None else 1
         with ThreadPoolExecutor(WORKERS) as pool:
-            batches = iter(lambda: [(item, pool.submit(load, item)) for item in islice(remaining, batch_size)], [])
+            batches = iter(lambda: [(item, pool.submit(load, item)) for item in islice(remaining, together)], [])
             following = next(batches, [])
             while batch := following:
                 following = next(batches, [])
@@ -130,9 +132,34 @@ class Judge(ABC):
                         if on_error is None:
                             raise
                         on_error(item, error)
-                found = self.computed([prepared for *_, prepared in readable]) if readable else ()
+                found: Iterable[tuple[float, Map | None]] = ()
+                if tiling is not None and readable and (image := readable[0][1]) is not None:
+                    found = [self._of_tiles(tiling, image, readable[0][2], pool, batch_size)]
+                elif readable:
+                    found = self.computed([prepared for *_, prepared in readable])
                 for (item, image, prepared), (score, map_) in zip(readable, found):
                     yield Scored(item, image, prepared, score, map_)
+
+    def _of_tiles(
+        self, tiling: Tiling, image: DecodedImage, tiles: Sequence[DecodedImage], pool: Executor, batch_size: int
+    ) -> tuple[float, Map | None]:
+        """The largest score of an image's tiles, each by the method's own rule, and their maps blended.
+
+        A score from the blended map would need a rule of its own, as methods score by more than their maps.
+        """
+        scores, windows, roi = list[float](), self.preparation.windows(image.size), self.preparation.roi
+
+        def maps() -> Iterator[tuple[Window, Map]]:
+            for start in range(0, len(tiles), batch_size):
+                some = tiles[start : start + batch_size]
+                found = self.computed([*pool.map(self.prepared, some)])
+                for window, tile, (score, map_) in zip(windows[start:], some, found):
+                    scores.append(score)
+                    if map_ is not None:
+                        yield window, self.at_original(map_, tile.size)
+
+        blended = tiling.blend(image.size, maps())
+        return float(np.max(scores)), blended if blended is None or roi is None else roi.clear(blended)
 
     @cached_property
     def scale(self) -> Scale | None:
@@ -167,6 +194,7 @@ class Judge(ABC):
             "would_find": self.would_find,
         }
         listed: dict[str, Any] = json.loads(json.dumps(facts))  # without tuples
+        listed["preparation"].get("roi", {}).pop("mask", None)
         return listed
 
     @cached_property
@@ -202,4 +230,6 @@ class Judge(ABC):
             scale=self.scale,
             make_pixels=lambda: on_screen(image, preparation.white_level),
             make_heatmap=heatmap,
+            pixel=self.pixel,
+            inside=None if preparation.roi is None else preparation.roi.mask,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, needed
 from blemish.inspection.exported_file import is_exported
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ def load(
             raise ConfigError(f"{path} was exported: it runs on the processor, as it is; leave device, precision and "
                               "weights out, or load the file that it was exported from")  # fmt: skip
         return load_exported(path, engine, threads)
-    from blemish.inspection.inspector import load as load_learned
-    from blemish.run import set_threads
-
+    try:
+        from blemish.inspection.inspector import load as load_learned
+        from blemish.run import set_threads
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{path} learned: {needed(error)}, or give what `blemish export` made of it") from None
     if engine != "auto":
         raise ConfigError(f"{path} is run by torch: engine={engine} is for what `blemish export` writes")
     set_threads(threads)

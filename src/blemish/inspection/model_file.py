@@ -21,7 +21,8 @@ from blemish.inspection.description import Description, check_file, parsed
 from blemish.inspection.exported_file import is_exported
 from blemish.run.files import written_atomically
 
-SCHEMA = 2  # raised when an older reader could not read what a newer writer wrote; what was written before is migrated
+SCHEMA = 3  # raised when an older reader could not read what a newer writer wrote; what was written before is migrated
+PLAIN = 2  # what a reader has to know that is given no tiles and no region of interest
 DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
 
 
@@ -29,7 +30,9 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], description: Mapping[
     """Write what was learned and its JSON-able description, whole or not at all."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(description, sort_keys=True)
-    header = {"format": "blemish", "schema": str(SCHEMA), "description": text, "sha256": _digest(contiguous, text)}
+    is_plain = not {"tile", "roi"} & description["preparation"].keys()
+    schema = min(SCHEMA, PLAIN) if is_plain else SCHEMA
+    header = {"format": "blemish", "schema": str(schema), "description": text, "sha256": _digest(contiguous, text)}
     with written_atomically(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata=header)

@@ -1,10 +1,10 @@
-"""Verdicts to where people and machines read them: JSON lines, overlays, raw maps, a table of regions."""
+"""Verdicts to where people and machines read them: JSON lines, overlays, raw maps, regions as a table or as COCO."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from PIL import Image, PngImagePlugin
 from blemish.data.manifest import beside
 from blemish.data.readers import MADE_BY, find_images
 from blemish.errors import ImageError, OutputError
+from blemish.inspection.coco import regions_coco
 from blemish.inspection.regions import checked_map, regions_csv
 from blemish.run.files import check_writable, written_atomically
 
 if TYPE_CHECKING:
     from blemish.inspection.judge import Judge, Source
+    from blemish.inspection.verdict import Verdict
     from blemish.run import Progress
 
 
@@ -29,52 +31,68 @@ def deliver(
     overlays: Path | None = None,
     maps: Path | None = None,
     table: Path | None = None,
-) -> tuple[set[str], int]:
-    """Judge images and write what was asked for; the decisions that occurred, and how many images could not be read.
+    coco: Path | None = None,
+    show: Callable[[Verdict, Image.Image, str], None] | None = None,
+) -> tuple[Counter[str], list[tuple[str, str]]]:
+    """Judge images and write what was asked for; how often each decision occurred, and what could not be read and why.
 
     Each image gets a JSON line through ``say``, with ``error`` where it cannot be read, which stops nothing. Nothing is
-    written over an image judged.
+    written over an image judged. ``show`` gets each verdict with its overlay and that file's name.
     """
     images = find_images(paths)
     names = _distinct_names(images)
-    written = [] if table is None else [table]
+    listings = {
+        path: listed
+        for path, listed in ((table, regions_csv), (coco, lambda rows: json.dumps(regions_coco(rows))))
+        if path is not None
+    }
+    written = list(listings)
     for folder, suffix in ((overlays, ".png"), (maps, ".tiff")):
         written += [] if folder is None else [folder / f"{name}{suffix}" for name in names.values()]
     originals = {path.resolve() for path in images}
     for path in written:
         if path.resolve() in originals:
             raise OutputError(f"{path} is an image to be judged and would be written over: choose another place")
-    if table is not None:
-        check_writable(table)
-    decisions: set[str] = set()
+    for path in listings:
+        check_writable(path)
+    decisions = Counter[str]()
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", MADE_BY)
-    unreadable: list[Source] = []
+    unreadable: list[tuple[str, str]] = []
     rows: list[dict[str, Any]] = []
 
     def refuse(source: Source, error: ImageError) -> None:
-        unreadable.append(source)
+        unreadable.append((str(source), str(error)))
         say(json.dumps({"path": str(source), "error": str(error)}))
 
     for verdict in inspector.many(progress.track(images, "inspecting"), on_error=refuse):
-        decisions.add(verdict.decision or "")
+        decisions[verdict.decision or ""] += 1
         line, name = verdict.as_dict(), names[Path(verdict.source or "")]
-        if table is not None:
+        if listings:
             rows.append(line | {"path": beside(line["path"])})
         if overlays is not None:
-            line["overlay"] = str(overlays / f"{name}.png")
+            line["overlay"], drawn = str(overlays / f"{name}.png"), verdict.overlay()
             with written_atomically(overlays / f"{name}.png") as temporary:
-                verdict.overlay().save(temporary, format="PNG", pnginfo=mark)
+                drawn.save(temporary, format="PNG", pnginfo=mark)
+            if show is not None:
+                show(verdict, drawn, f"{name}.png")
         if maps is not None and verdict.heatmap is not None:
             line["map"] = str(maps / f"{name}.tiff")
             with written_atomically(maps / f"{name}.tiff") as temporary:
                 values = Image.fromarray(checked_map(verdict.heatmap))  # 32-bit float, for ImageJ
                 values.save(temporary, format="TIFF", tiffinfo={305: MADE_BY})
         say(json.dumps(line))
-    if table is not None:
-        with written_atomically(table) as temporary:
-            temporary.write_text(regions_csv(rows), encoding="utf-8", errors="backslashreplace")
-    return decisions, len(unreadable)
+    for path, listed in listings.items():
+        with written_atomically(path) as temporary:
+            temporary.write_text(listed(rows), encoding="utf-8", errors="backslashreplace")
+    return decisions, unreadable
+
+
+def summary(decisions: Mapping[str, int]) -> str:
+    """Such as ``50 judged: 44 ok, 6 review, 0 reject``."""
+    counts = ", ".join(f"{decisions.get(decision, 0)} {decision}" for decision in ("ok", "review", "reject"))
+    judged = sum(decisions.values())
+    return f"{judged} judged: {counts}" if set(decisions) - {""} else f"{judged} judged, without decisions"
 
 
 def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:

@@ -100,11 +100,13 @@ def overlay(
     if zoom < 1:
         raise ConfigError(f"zoom {zoom}: a whole number, 1 or more, is needed")
     layer = scale.layer(values)
-    opacity = layer[..., 3:].astype(np.float32) / 255
-    picture = _magnified((opacity * layer[..., :3] + (1 - opacity) * image).round().astype(np.uint8), zoom)
-    width = max(1, round(max(picture.shape[:2]) / 400))
+    picture, above = image.copy(), layer[..., 3] > 0  # colours as floats take memory: only where they are needed
+    opacity = layer[above, 3:].astype(np.float32) / 255
+    picture[above] = (opacity * layer[above, :3] + (1 - opacity) * image[above]).round().astype(np.uint8)
+    picture = _magnified(picture, zoom)
+    width = max(1, round(max(picture.shape[:2]) / 250))  # two pixels of 400: one is lost on brushed metal
     if regions:
-        labels, _ = ndimage.label(layer[..., 3] > 0, structure=TOUCHING)
+        labels, _ = ndimage.label(above, structure=TOUCHING)
         outlined = np.isin(labels, [labels[region.peak[::-1]] for region in regions])
         inside = _magnified(fill_holes(outlined), zoom)
         for colour in (LINE, CASING):

@@ -125,7 +125,7 @@ def trace(mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0)) -> tuple[Po
 
 COLUMNS = (
     *("path", "decision", "score", "p_value", "region", "x0", "y0", "x1", "y1", "area", "worst"),
-    *("centre_x", "centre_y", "peak_x", "peak_y"),
+    *("centre_x", "centre_y", "peak_x", "peak_y", "area_mm2"),
 )
 
 
@@ -137,7 +137,10 @@ def regions_csv(verdicts: Iterable[Mapping[str, Any]]) -> str:
     for verdict in verdicts:
         start = [verdict[name] for name in COLUMNS[:4]]
         rows = [
-            [index, *region["box"], region["area"], region["worst"], *region["centre"], *region["peak"]]
+            [
+                *(index, *region["box"], region["area"], region["worst"]),
+                *(*region["centre"], *region["peak"], region.get("area_mm2")),
+            ]
             for index, region in enumerate(verdict["regions"], start=1)
         ]
         table.writerows([*start, *row] for row in rows or [[None] * (len(COLUMNS) - len(start))])

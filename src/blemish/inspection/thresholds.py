@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import betainc, betaincinv, gammaincinv
 
 Scores = NDArray[np.float64]
@@ -46,6 +45,8 @@ class Tail:
 
     def bound(self, rate: float) -> float:
         """What the share above that threshold stays below with 95 % confidence, if excesses are exponential."""
+        from scipy.optimize import brentq  # takes a third of a second to import, and few ask
+
         # That share is B exp(-c G): B ~ Beta(k + 1, n - k) lies above the start, G ~ Gamma(free) is the total.
         c = (self.share / rate) ** (1 / self.free) - 1
         growth = np.exp(c * gammaincinv(self.free, (np.arange(500) + 0.5) / 500))

@@ -30,6 +30,8 @@ class Verdict:
         decision: ``reject`` if p <= the false-reject rate, ``review`` if p <= it plus the review share, else ``ok``.
         regions: what lies above the pixel threshold, worst first, in pixels of the original image.
         size: height and width of the original image.
+        pixel: millimetres of the part that one of its pixels is wide; None where nobody said.
+        inside: ``h w``, True where the image is judged; None for everywhere.
     """
 
     source: str | None
@@ -41,6 +43,8 @@ class Verdict:
     scale: Scale | None = field(repr=False)
     make_pixels: Callable[[], NDArray[np.uint8]] = field(repr=False, compare=False)
     make_heatmap: Callable[[], NDArray[np.float32] | None] = field(repr=False, compare=False)
+    pixel: float | None = None
+    inside: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def heatmap(self) -> NDArray[np.float32] | None:
@@ -60,13 +64,17 @@ class Verdict:
     def overlay(self, truth: NDArray[np.bool_] | None = None) -> Image.Image:
         """The image with all above the pixel threshold coloured on the model's one fixed scale; plain without one.
 
-        What is not ``ok`` although nothing lies above the threshold gets a ring where the map is worst.
+        What is not ``ok`` although nothing lies above the threshold gets a ring where the map is worst. Pixels that are
+        not judged are dimmed.
         """
+        pixels = self.pixels
+        if self.inside is not None:
+            pixels = np.where(self.inside[..., None], pixels, pixels // 3)
         if self.heatmap is None or self.scale is None:
-            return Image.fromarray(self.pixels)
+            return Image.fromarray(pixels)
         zoom = max(1, round(THIN_LINES / max(self.size)))
         spot = self.peak if self.decision != "ok" and not self.regions else None
-        return overlay(self.pixels, self.heatmap, self.scale, self.regions, truth, zoom=zoom, spot=spot)
+        return overlay(pixels, self.heatmap, self.scale, self.regions, truth, zoom=zoom, spot=spot)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, with its pictures made: what makes them stays in the process that judged."""
@@ -81,12 +89,15 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: everything but the pictures."""
+        regions = [dict(vars(region)) for region in self.regions]
+        if self.pixel is not None:
+            regions = [region | {"area_mm2": round(region["area"] * self.pixel**2, 6)} for region in regions]
         return {
             "path": self.source,
             "decision": self.decision,
             "score": self.score if math.isfinite(self.score) else None,
             "p_value": self.p_value,
-            "regions": [dict(vars(region)) for region in self.regions],
+            "regions": regions,
             "width": self.size[1],
             "height": self.size[0],
         }

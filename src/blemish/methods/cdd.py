@@ -30,7 +30,7 @@ from torch import Tensor
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.agreement import PreviousStudent, consensus, jitter_deviations, jittered, outputs
 from blemish.ops.config import Count, DistillationLoss, Share, StudentConfig, Weight
-from blemish.ops.cosine import LOSSES, anomaly_map
+from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
 from blemish.run import Epoch, Run, epochs
@@ -103,7 +103,7 @@ class CDD(Method):
         with self.autocast(images):
             student = self.student(features)
         map_ = anomaly_map(features, student, images.shape[-2:], self.config.sigma)
-        return Prediction(map_, map_.amax(dim=(1, 2)))
+        return Prediction(map_, map_score(map_, self.config.score))
 
 
 class Student(NamedTuple):

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError
-from blemish.ops.config import Count, Rate, Share, StudentConfig, Weight
-from blemish.ops.cosine import anomaly_map, layer_loss
+from blemish.ops.config import LATER, Count, DistillationLoss, Rate, Share, StudentConfig, Weight
+from blemish.ops.cosine import LOSSES, anomaly_map
 from blemish.ops.discriminators import (
     SMALLEST_GRID,
     build_discriminator,
@@ -40,7 +40,7 @@ from blemish.ops.discriminators import (
     gan_loss,
     mean_energy,
 )
-from blemish.ops.residual import Norm, initialise
+from blemish.ops.residual import initialise
 from blemish.ops.reverse import build_reverse_student
 from blemish.ops.simplex import elastic_twins
 from blemish.run import Epoch, Run, epochs
@@ -59,9 +59,14 @@ class CKAADConfig(StudentConfig):
             "ckaimg, ckapatch: an energy for every image or patch"
         ),
     ] = "ckapatch"
-    norm: Annotated[Norm, Field(description="of the auto-encoder; batch mixes good and bad images' statistics")] = (
-        "instance"
-    )
+    loss: Annotated[DistillationLoss, LATER] = "layer"
+    norm: Annotated[
+        Literal["batch", "instance"],
+        Field(description="of the auto-encoder; for batch, good and bad images pass it apart, as released"),
+    ] = "instance"
+    image_norm: Annotated[
+        Literal["instance", "plain"], Field(description="of ckaimg; plain: no scale and shift, as released"), LATER
+    ] = "instance"
     margin: Annotated[Rate, Field(description="energy from which on a bad or generated feature costs nothing")] = 5.0
     gamma: Annotated[Share, Field(description="weight of the generated beside the bad, which have the rest")] = 0.5
     weight: Annotated[Weight, Field(description="lambda, of the energies in the auto-encoder's loss")] = 0.02
@@ -73,8 +78,17 @@ class CKAADConfig(StudentConfig):
     ] = False
     score: Annotated[
         Literal["top", "mean"], Field(description="an image's: the mean of its map's highest values, or of all")
-    ] = "top"
+    ] = "top"  # type: ignore[assignment]  # StudentConfig's have no mean of the highest
     top: Annotated[Count, Field(description="how many highest values")] = 100
+    elastic_strength: Annotated[Rate, Field(description="pixels it moves by, before smoothing"), LATER] = 200.0
+    alpha: Annotated[
+        Share | None,
+        Field(description="weight of the good among what is made of both; by itself their share of the batch"),
+        LATER,
+    ] = None
+    sub_limit: Annotated[
+        Literal["sum", "level"], Field(description="where reconsub stops: at one a level on average, or in each"), LATER
+    ] = "sum"
 
 
 class CKAAD(Method):
@@ -136,6 +150,8 @@ class CKAAD(Method):
         """What can be done with the images at hand; said where it is not what was asked for."""
         strategy = self.config.strategy
         if strategy == "recon" or len(training.anomalous):
+            if self.config.elastic and strategy != "recon":
+                run.progress.note("note: there are known-bad images, so that ckaad makes no distorted copies (elastic)")
             return strategy
         if self.config.elastic:
             run.progress.note("ckaad: no known-bad image; distorted copies of the good ones stand in for them")
@@ -148,7 +164,7 @@ class CKAAD(Method):
     ) -> Iterator[tuple[list[Tensor], list[Tensor] | None]]:
         """Each step's features of good images and of bad ones, None where none take part."""
         order = epoch.permutation(len(training.normal), "order of images")
-        anomalous = training.anomalous
+        anomalous, strength = training.anomalous, self.config.elastic_strength
         bad = epoch.cycle(len(anomalous), size, "order of bad images") if len(anomalous) else None
         for step in epoch.steps():
             batch = training.normal.batch(order[step * size : (step + 1) * size])
@@ -156,7 +172,7 @@ class CKAAD(Method):
             if strategy == "recon":
                 yield clean, None
             else:
-                yield clean, teacher(anomalous.batch(next(bad)) if bad else elastic_twins(batch.images))
+                yield clean, teacher(anomalous.batch(next(bad)) if bad else elastic_twins(batch.images, strength))
 
     def _loss(
         self, clean: list[Tensor], bad: list[Tensor] | None, adversary: Adversary | None, run: Run, epoch: Epoch
@@ -164,16 +180,22 @@ class CKAAD(Method):
         """The auto-encoder's loss of one batch, after the discriminator has taken its step."""
         count = len(clean[0])
         given = clean if bad is None else [torch.cat(pair) for pair in zip(clean, bad, strict=True)]
+        config, loss_of = self.config, LOSSES[self.config.loss]
         with run.precision.autocast(run.device):
-            made = self.student(given)
-        recon = loss = layer_loss(clean, made if bad is None else [map_[:count] for map_ in made])
+            if bad is not None and config.norm == "batch":
+                made = [torch.cat(pair) for pair in zip(self.student(clean), self.student(bad), strict=True)]
+            else:
+                made = self.student(given)
+        recon = loss = loss_of(clean, made if bad is None else [map_[:count] for map_ in made])
         if adversary is not None:
             epoch.log(**adversary.learn(given, made, count))
-            loss = recon + self.config.weight * adversary.energy(made)
+            loss = recon + config.weight * adversary.energy(made, count)
         elif bad is not None:
-            apart = layer_loss(bad, [map_[count:] for map_ in made])
+            levels = [loss_of([seen], [back[count:]]) for seen, back in zip(bad, made, strict=True)]
             # Our reading of the limit: once level by level nothing is alike, there is no more to push apart.
-            loss = recon - self.config.sub_weight * apart.clamp_max(float(len(made)))
+            limited = [level.clamp_max(1.0) for level in levels] if config.sub_limit == "level" else levels
+            apart = torch.stack(levels).sum()
+            loss = recon - config.sub_weight * torch.stack(limited).sum().clamp_max(float(len(made)))
             epoch.log(recon_anomalous=apart.detach())
         epoch.log(loss=loss.detach(), recon=recon.detach())
         return loss
@@ -184,7 +206,9 @@ class Adversary:
 
     def __init__(self, backbone: Backbone, grid: tuple[int, int], config: CKAADConfig, run: Run) -> None:
         kind: Literal["image", "patch"] = "image" if config.strategy == "ckaimg" else "patch"
-        self.network = build_discriminator(kind, backbone.levels, grid, run.generator("discriminator"))
+        self.network = build_discriminator(
+            kind, backbone.levels, grid, run.generator("discriminator"), config.image_norm
+        )
         self.network.to(run.device).train()
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.discriminator_rate, betas=config.betas, fused=True
@@ -203,7 +227,8 @@ class Adversary:
             loss = gan_loss(normal, generated)
         else:
             parts = (energies(normal), energies(bad), energies(generated))
-            loss = discriminator_loss(*parts, margin=self._config.margin, gamma=self._config.gamma)
+            weights = self._weights(made, count)
+            loss = discriminator_loss(*parts, self._config.margin, self._config.gamma, weights)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self._config.clip)
@@ -212,11 +237,18 @@ class Adversary:
         means = {name: mean_energy(self._energies(part)).detach() for name, part in named.items()}
         return {**means, "discriminator": loss.detach()}
 
-    def energy(self, made: list[Tensor]) -> Tensor:
+    def _weights(self, made: list[Tensor], count: int) -> Tensor | None:
+        """``b``, of what was made, of ``count`` normal images first; None for equal ones."""
+        alpha, bad = self._config.alpha, len(made[0]) - count
+        if alpha is None or not bad:
+            return None
+        return made[0].new_tensor([alpha / count] * count + [(1 - alpha) / bad] * bad, dtype=torch.float32)
+
+    def energy(self, made: list[Tensor], count: int) -> Tensor:
         """The mean energy of generated features, with gradient for whoever made them and none for the discriminator."""
         self.network.requires_grad_(False)
         try:
-            return mean_energy(self._energies(self._outputs(made)))
+            return mean_energy(self._energies(self._outputs(made)), self._weights(made, count))
         finally:
             self.network.requires_grad_(True)
 

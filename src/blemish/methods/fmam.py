@@ -23,7 +23,7 @@ from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Level, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError
 from blemish.ops.config import DistillationLoss, Rate, StudentConfig, Width
-from blemish.ops.cosine import LOSSES, anomaly_map
+from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.norms import precise_batchnorm
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
@@ -101,7 +101,7 @@ class FMAM(Method):
         with self.autocast(images):
             mapped = self._network()(images if self.config.base == "nkd" else features)
         map_ = anomaly_map(features, mapped, images.shape[-2:], self.config.sigma)
-        return Prediction(map_, map_.amax(dim=(1, 2)))
+        return Prediction(map_, map_score(map_, self.config.score))
 
     def _initialise(self, run: Run) -> None:
         """Fresh values, the student's the same as without mappings."""

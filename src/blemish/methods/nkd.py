@@ -21,7 +21,7 @@ from torch import Tensor
 from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import DistillationLoss, StudentConfig
-from blemish.ops.cosine import LOSSES, anomaly_map
+from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.norms import precise_batchnorm
 from blemish.run import Run, derive_seed, epochs
 
@@ -78,4 +78,4 @@ class NKD(Method):
         with self.autocast(images):
             student = self.student(images)
         map_ = anomaly_map(features, student, images.shape[-2:], self.config.sigma)
-        return Prediction(map_, map_.amax(dim=(1, 2)))
+        return Prediction(map_, map_score(map_, self.config.score))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import DistillationLoss, StudentConfig
-from blemish.ops.cosine import LOSSES, anomaly_map
+from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import build_reverse_student
 from blemish.run import Run, epochs
@@ -65,4 +65,4 @@ class RD(Method):
         with self.autocast(images):
             student = self.student(features)
         map_ = anomaly_map(features, student, images.shape[-2:], self.config.sigma)
-        return Prediction(map_, map_.amax(dim=(1, 2)))
+        return Prediction(map_, map_score(map_, self.config.score))

@@ -25,15 +25,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.config import Count, DistillationLoss, Rate, StudentConfig, Weight
-from blemish.ops.cosine import LOSSES, anomaly_map, image_cosines, vector_loss
+from blemish.ops.config import LATER, Count, DistillationLoss, Rate, StudentConfig, Weight
+from blemish.ops.cosine import LOSSES, anomaly_map, image_cosines, map_score, vector_loss
 from blemish.ops.residual import initialise, initialise_uniform
 from blemish.ops.reverse import build_projections, build_reverse_student
 from blemish.ops.simplex import PUBLISHED_SIZE, WAVELENGTH, Patches, check_patches, noise_field, with_noise
-from blemish.ops.sinkhorn import paired_transport, released_transport
+from blemish.ops.sinkhorn import paired_transport, released_transport, transport_of_all
 from blemish.run import Epoch, Run, epochs
 
-RECON_WEIGHT, CON_WEIGHT = 0.01, 0.1  # beside 1 for SSOT; the three together are divided by their sum, 1.11
+RECON_WEIGHT, CON_WEIGHT = 0.01, 0.1  # beside 1 for SSOT; the three together are divided by these ones' sum, 1.11
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,20 @@ class RDPPConfig(StudentConfig):
 
     loss: DistillationLoss = "layer"
     ssot: Annotated[
-        Literal["paired", "code", "none"],
-        Field(description="optimal transport as we read the paper (paired) or as released, where it is zero (code)"),
+        Literal["paired", "paper", "code", "none"],
+        Field(
+            description="optimal transport between each image and one other (paired), all pairs as in Eq. 6 (paper), "
+            "or as released, where it is zero (code)"
+        ),
     ] = "paired"
-    locations: Annotated[int, Field(ge=2, description="of each image and level that ssot=paired compares")] = 64
+    locations: Annotated[int, Field(ge=2, description="of each image and level that ssot compares")] = 64
     projection_weight: Annotated[Weight, Field(description="of SSOT, Recon and Con together, beside KD")] = 0.2
+    recon_weight: Annotated[Weight, Field(description="of Recon among them, over 1.11"), LATER] = RECON_WEIGHT
+    con_weight: Annotated[Weight, Field(description="of Con among them, over 1.11"), LATER] = CON_WEIGHT
+    depth: Annotated[int, Field(ge=1, le=8, description="convolutions of a projection"), LATER] = 4
+    pattern: Annotated[
+        Literal["simplex", "gaussian"], Field(description="what the pretended defects' noise is"), LATER
+    ] = "simplex"
     margin: Annotated[float, Field(ge=-1, le=1, description="cosines below it are far enough apart for Con")] = 0.5
     noise: Annotated[Rate, Field(description="strength of the noise")] = 0.2
     patch: Annotated[tuple[int, int], Field(description="smallest and largest side of a patch of noise, in pixels")] = (
@@ -74,7 +83,7 @@ class RDPP(Method):
         sides = (max(1, round(config.patch[0] * scale)), max(1, round(config.patch[1] * scale)))
         self._patches, self._wavelength = Patches(sides, config.noise, config.fixed_field), WAVELENGTH * scale
         check_patches(size, self._patches)
-        self.projections = build_projections(backbone, size)
+        self.projections = build_projections(backbone, size, config.depth)
         self.student = build_reverse_student(backbone, size)
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
@@ -103,14 +112,17 @@ class RDPP(Method):
         with self.autocast(images):
             student = self.student(self._projected(features))
         map_ = anomaly_map(features, student, images.shape[-2:], self.config.sigma)
-        return Prediction(map_, map_.amax(dim=(1, 2)))
+        return Prediction(map_, map_score(map_, self.config.score))
 
     def _initialise(self, run: Run) -> Tensor:
         """Fresh values, the student's the same as plain reverse distillation's; the field of noise."""
         initialise(self.student, run.generator("student"))
         initialise_uniform(self.projections, run.generator("projection"))
         # Four of the largest patches a side: enough places to cut that two images rarely get the same noise.
-        return noise_field(run.generator("noise field"), 4 * (self._patches.sides[1] + 1), self._wavelength)
+        generator, side = run.generator("noise field"), 4 * (self._patches.sides[1] + 1)
+        if self.config.pattern == "gaussian":
+            return torch.randn((3, side, side), generator=generator)
+        return noise_field(generator, side, self._wavelength)
 
     def _adam(self, network: nn.Module, rate: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(network.parameters(), lr=rate, betas=self.config.betas, fused=True)
@@ -127,7 +139,7 @@ class RDPP(Method):
         recon = vector_loss(projected_noisy, projected)
         con = contrast(noisy, projected, config.margin)
         ssot = self._transport(projected, generator)
-        apart = (ssot + RECON_WEIGHT * recon + CON_WEIGHT * con) / (1 + RECON_WEIGHT + CON_WEIGHT)
+        apart = (ssot + config.recon_weight * recon + config.con_weight * con) / (1 + RECON_WEIGHT + CON_WEIGHT)
         loss = kd + config.projection_weight * apart
         epoch.log(loss=loss.detach(), kd=kd.detach(), ssot=ssot.detach(), recon=recon.detach(), con=con.detach())
         return loss
@@ -138,6 +150,8 @@ class RDPP(Method):
             return released_transport(projected, order)
         if self.config.ssot == "none":
             return torch.zeros((), device=projected[0].device)
+        if self.config.ssot == "paper":
+            return transport_of_all(projected, generator, self.config.locations)
         partners = torch.empty_like(order)
         partners[order] = order.roll(1)  # one round trip through the batch: no image is its own partner
         return paired_transport(projected, partners, generator, self.config.locations)

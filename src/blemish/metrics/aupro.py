@@ -82,12 +82,18 @@ def aupro(maps: Maps, masks: Masks, limits: float | Iterable[float] = 0.3) -> fl
     return areas if isinstance(limits, Iterable) else areas[0]
 
 
-def pixel_metrics(maps: Maps, masks: Masks) -> dict[str, float]:
+def pixel_metrics(maps: Maps, masks: Masks, inside: Flags | None = None) -> dict[str, float]:
     """``pixel_auroc pixel_ap pixel_fpr95 aupro aupro_05`` of one test set: the normal pixels are sorted once.
 
-    Arguments and errors are those of `aupro`; every value is NaN where there is no defect or no normal pixel.
+    Arguments and errors are those of `aupro`; every value is NaN where there is no defect or no normal pixel. Pixels
+    outside ``inside``, ``h w`` for all images alike, are left out; a defect across the border counts as one.
     """
     scores, defects = _flatten(maps, masks)
+    if inside is not None:
+        judged = np.tile(inside.reshape(-1), scores.size // inside.size)
+        kept, place = judged[defects.index], np.cumsum(judged) - 1
+        of_region, region = np.unique(defects.region[kept], return_inverse=True)
+        scores, defects = scores[judged], DefectPixels(place[defects.index[kept]], region, len(of_region))
     ranking = rank_positives(scores, defects.index)
     wide, narrow = _areas(ranking, defects, (0.3, 0.05))
     return {
@@ -99,7 +105,9 @@ def pixel_metrics(maps: Maps, masks: Masks) -> dict[str, float]:
     }
 
 
-def aupro_per_image(maps: Maps, masks: Masks, limit: float = 0.3, steps: int = 200) -> float:
+def aupro_per_image(
+    maps: Maps, masks: Masks, limit: float = 0.3, steps: int = 200, inside: Flags | None = None
+) -> float:
     """AU-PRO as the reverse-distillation family reports it, for comparing with those papers' tables, in [0, 1].
 
     The mean over anomalous images of the area under each one's own curve; normal images play no part. For each image:
@@ -110,20 +118,23 @@ def aupro_per_image(maps: Maps, masks: Masks, limit: float = 0.3, steps: int = 2
     Where the papers' procedure breaks down: an image with no point below the limit (a constant map among them) counts
     0; one whose kept points all have rate 0 counts the highest overlap among them (1 for a perfect two-valued map); a
     single kept point with a rate above 0 spans no width and counts 0. Images without a normal pixel are left out; NaN
-    where none is left. Arguments and errors are those of `aupro`, but that maps must be finite.
+    where none is left. Arguments and errors are those of `pixel_metrics`, but that maps must be finite.
     """
     if not 0 < limit <= 1 or steps < 1:
         raise DataError(f"limit={limit}, steps={steps} given; needed: a limit in (0, 1], usually 0.3, and steps >= 1")
     areas = []
-    for scores, mask in _checked(maps, masks):
-        if not mask.any() or mask.all():
+    for map_, flags in _checked(maps, masks):
+        judged = np.ones_like(flags) if inside is None else inside
+        mask, normal = flags & judged, map_[judged & ~flags]
+        if not (mask.any() and normal.size):
             continue
+        scores = np.where(judged, map_, normal[0])
         low, high = float(scores.min()), float(scores.max())
         if not np.isfinite([low, high]).all():
             raise DataError("an infinite value in a map; equal steps between its extremes need finite ones: clip")
         thresholds = low + (high - low) * (np.arange(steps) / steps)
         defects = find_defects(mask[None])
-        normal, defective = np.sort(scores[~mask]), scores.reshape(-1)[defects.index]
+        normal, defective = np.sort(normal), scores.reshape(-1)[defects.index]
         order = np.argsort(defective)
         missed = np.concatenate([[0.0], np.cumsum(defects.weights()[order])])
         rates = (normal.size - np.searchsorted(normal, thresholds, side="right")) / normal.size

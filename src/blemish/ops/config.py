@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blemish.ops.cosine import Loss
+from blemish.ops.cosine import Loss, MapScore
 
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=48)], ...], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -17,6 +17,8 @@ Width = Annotated[int, Field(ge=1, le=2048)]  # what networks are built by: a mo
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+
+LATER = "an option that came after the ledger's first rows: its default stands for what they were measured with"
 
 DistillationLoss = Annotated[
     Loss, Field(description="1 - cosine of one vector a whole map (layer) or a location (vector), summed over levels")
@@ -36,6 +38,11 @@ class StudentConfig:
     learning_rate: Annotated[Rate, Field(description="Adam's, of the student")] = 0.005
     betas: Annotated[tuple[float, float], Field(description="Adam's")] = (0.5, 0.999)
     sigma: Sigma = 4.0
+    score: Annotated[
+        MapScore,
+        Field(description="an image's: its map's highest value, or sum or mean, for whole strange images"),
+        LATER,
+    ] = "max"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from blemish.ops.smoothing import upscale
 
 Loss = Literal["layer", "vector"]
+MapScore = Literal["max", "sum", "mean"]
 
 EPSILON = 1e-6  # norms below this count as zero: such a vector has cosine 0 with everything, and no gradient
 
@@ -35,7 +36,7 @@ def image_cosines(one: Tensor, other: Tensor) -> Tensor:
 def location_cosines(one: Tensor, other: Tensor) -> Tensor:
     """``b y x``, float32: the cosine over channels at every location of two maps ``b c y x``."""
     rows = [map_.permute(0, 2, 3, 1).flatten(0, 2) for map_ in (one, other)]
-    return cosines(*rows).view(len(one), *one.shape[2:])
+    return cosines(*rows).view(one.shape[0], *one.shape[2:])
 
 
 def layer_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
@@ -66,6 +67,13 @@ def anomaly_map(
     with torch.autocast(teacher[0].device.type, enabled=False):
         levels = [1 - location_cosines(t, s) for t, s in zip(teacher, student, strict=True)]
         return torch.stack([upscale(level, size, sigma, align_corners=True) for level in levels]).sum(dim=0)
+
+
+def map_score(map_: Tensor, score: MapScore) -> Tensor:
+    """``b``: the highest value of each map ``b h w``; the sum as released for sets such as CIFAR-10."""
+    if score == "max":
+        return map_.amax(dim=(1, 2))
+    return map_.sum(dim=(1, 2)) if score == "sum" else map_.mean(dim=(1, 2))
 
 
 class _Cosines(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blemish.contract import Level
-from blemish.ops.residual import Step, convolutions, initialise_uniform, join_levels, untrained
+from blemish.ops.residual import Norm, Step, convolutions, initialise_uniform, join_levels, untrained
 
 SLOPE = 0.1  # of the leaky ReLUs below zero
 SMALLEST_GRID = 3  # cells a side of the deepest level: an image discriminator halves them at least once, to two
@@ -44,17 +44,17 @@ class ImageDiscriminator(nn.Module):
     follow until two cells are left along the shorter side. Other grids than squares are then averaged to 2 x 2.
     """
 
-    def __init__(self, levels: Sequence[Level], grid: tuple[int, int]) -> None:
+    def __init__(self, levels: Sequence[Level], grid: tuple[int, int], norm: Norm = "instance") -> None:
         super().__init__()
         widths = [level.channels for level in levels]
         deepest = widths[-1]
         steps: list[Step] = ["same" if below.stride == above.stride else "down" for above, below in pairwise(levels)]
         activation = nn.LeakyReLU(SLOPE, inplace=True)
         starts = range(len(levels))
-        self.paths = nn.ModuleList(convolutions(widths[i:], steps[i:], "instance", activation) for i in starts)
+        self.paths = nn.ModuleList(convolutions(widths[i:], steps[i:], norm, activation) for i in starts)
         count = max(1, math.ceil(math.log2(min(grid) / 2)))
         widths = [deepest * len(levels), *[deepest] * count]
-        self.joined = convolutions(widths, ["down"] * count, "instance", activation)
+        self.joined = convolutions(widths, ["down"] * count, norm, activation)
         self.whole = nn.Conv2d(deepest, deepest, 2, bias=False)
         self.inner = nn.Linear(deepest, deepest // 4, bias=False)
         self.last = nn.Linear(deepest // 4, 1, bias=False)
@@ -72,9 +72,11 @@ def energies(outputs: Sequence[Tensor]) -> list[Tensor]:
     return [output.abs() for output in outputs]
 
 
-def mean_energy(energies: Sequence[Tensor]) -> Tensor:
-    """Energies, a tensor a level, as one number: mean over images and locations, sum over levels."""
-    return torch.stack([energy.mean() for energy in energies]).sum()
+def mean_energy(energies: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+    """Energies, a tensor a level, as one number: mean over images (by ``weights``) and places, sum over levels."""
+    if weights is None:
+        return torch.stack([energy.mean() for energy in energies]).sum()
+    return torch.stack([energy.reshape(len(energy), -1).mean(1) @ weights for energy in energies]).sum()
 
 
 def discriminator_loss(
@@ -83,13 +85,14 @@ def discriminator_loss(
     generated: Sequence[Tensor],
     margin: float = 5.0,
     gamma: float = 0.5,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Low energies for normal features, ``margin`` or more (hinges) for others: means, summed over levels.
 
-    Anomalous images' weigh 1 - ``gamma``, those of what was given back of both kinds ``gamma``.
+    Anomalous images' weigh 1 - ``gamma``, those of what was given back of both kinds, by ``weights``, ``gamma``.
     """
-    hinges = [mean_energy([F.relu(margin - energy) for energy in energies]) for energies in (anomalous, generated)]
-    return mean_energy(normal) + ((1 - gamma) * hinges[0] + gamma * hinges[1])
+    known, made = ([F.relu(margin - energy) for energy in energies] for energies in (anomalous, generated))
+    return mean_energy(normal) + ((1 - gamma) * mean_energy(known) + gamma * mean_energy(made, weights))
 
 
 def gan_loss(normal: Sequence[Tensor], generated: Sequence[Tensor]) -> Tensor:
@@ -99,9 +102,15 @@ def gan_loss(normal: Sequence[Tensor], generated: Sequence[Tensor]) -> Tensor:
 
 
 def build_discriminator(
-    kind: Literal["patch", "image"], levels: Sequence[Level], grid: tuple[int, int], generator: torch.Generator
+    kind: Literal["patch", "image"],
+    levels: Sequence[Level],
+    grid: tuple[int, int],
+    generator: torch.Generator,
+    norm: Norm = "instance",
 ) -> PatchDiscriminator | ImageDiscriminator:
     """A discriminator of the teacher's ``levels`` (shallowest first, no gap) with values by torch's default rule."""
-    network = untrained(lambda: PatchDiscriminator(levels) if kind == "patch" else ImageDiscriminator(levels, grid))
+    network = untrained(
+        lambda: PatchDiscriminator(levels) if kind == "patch" else ImageDiscriminator(levels, grid, norm)
+    )
     initialise_uniform(network, generator)
     return network

@@ -93,7 +93,7 @@ def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     columns = minima.topk(count, dim=1, largest=False).indices
     rows = torch.arange(0, covered, length, device=values.device)
     positions = (columns[:, None] + rows[:, None]).flatten(1)
-    rest = torch.arange(covered, values.shape[1], device=values.device).expand(len(values), -1)
+    rest = torch.arange(covered, values.shape[1], device=values.device).expand(values.shape[0], -1)
     positions = torch.cat([positions, rest], dim=1)
     chosen, order = values.gather(1, positions).topk(count, dim=1, largest=False)
     return chosen, positions.gather(1, order)

@@ -47,7 +47,7 @@ class PatchVectors(nn.Module):
                 stages[index] = F.interpolate(pooled, size=grid, mode="bilinear", align_corners=False)
         vectors = torch.cat(stages, dim=1).permute(0, 2, 3, 1)
         if self.final_width is not None:
-            vectors = F.adaptive_avg_pool1d(vectors.flatten(1, 2), self.final_width).view(len(vectors), *grid, -1)
+            vectors = F.adaptive_avg_pool1d(vectors.flatten(1, 2), self.final_width).view(vectors.shape[0], *grid, -1)
         return vectors.contiguous()
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Norm = Literal["batch", "instance"]
+Norm = Literal["batch", "instance", "plain"]
 Step = Literal["same", "down", "up"]
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,8 +29,8 @@ class BlockKind:
 
 
 def normalisation(norm: Norm, channels: int) -> nn.Module:
-    """The norm after a convolution, with learned scale and shift."""
-    return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=True)
+    """The norm after a convolution, with learned scale and shift; ``plain``: an instance norm without."""
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=norm == "instance")
 
 
 def convolution(ins: int, outs: int, size: int = 3, step: Step = "same") -> nn.Module:

@@ -134,24 +134,25 @@ def build_reverse_student(backbone: Backbone, size: tuple[int, int], norm: Norm 
 class Projection(nn.Module):
     """RD++'s of one level, ``b c y x`` of more than one cell to the same shape: C to C/2, C/4, C/2 and C channels.
 
-    As released, but that narrow levels of other backbones than ResNets keep ``MIN_INNER`` channels (our reading).
+    As released, but that narrow levels of other backbones than ResNets keep ``MIN_INNER`` channels, and another depth
+    than 4 halves and doubles as often (our reading).
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, depth: int = 4) -> None:
         super().__init__()
-        middle, inner = (max(channels // part, MIN_INNER) for part in (2, 4))
+        halvings = [min(i, depth - i) for i in range(depth + 1)]
         self.layers = nn.Sequential()
-        for ins, outs in pairwise((channels, middle, inner, middle, channels)):
+        for ins, outs in pairwise(max(channels >> n, MIN_INNER) if n else channels for n in halvings):
             self.layers.extend([nn.Conv2d(ins, outs, 3, padding=1), nn.InstanceNorm2d(outs), nn.LeakyReLU(0.01)])
 
     def forward(self, features: Tensor) -> Tensor:
         return self.layers(features)  # type: ignore[no-any-return]
 
 
-def build_projections(backbone: Backbone, size: tuple[int, int]) -> nn.ModuleList:
+def build_projections(backbone: Backbone, size: tuple[int, int], depth: int = 4) -> nn.ModuleList:
     """RD++'s projections, without values: call ``initialise_uniform`` (as released) or load some.
 
     A ConfigError, where images of ``size`` leave a level one cell: an instance norm leaves nothing of that.
     """
     check_cells(size, backbone.levels[-1].stride, "the deepest projection")
-    return untrained(lambda: nn.ModuleList(Projection(level.channels) for level in backbone.levels))
+    return untrained(lambda: nn.ModuleList(Projection(level.channels, depth) for level in backbone.levels))

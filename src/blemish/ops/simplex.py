@@ -106,13 +106,13 @@ def with_noise(images: Tensor, field: Tensor, generator: torch.Generator, patche
     return noisy
 
 
-def elastic_twins(images: Tensor) -> Tensor:
+def elastic_twins(images: Tensor, strength: float = 200.0) -> Tensor:
     """Images ``b 3 h w`` in [0, 1], each distorted by displacements of its own, drawn from torch's random state.
 
     Computed on ``uint8`` on the CPU with torchvision's other defaults, as the released code of CKAAD does.
     """
     from torchvision.transforms.v2 import ElasticTransform  # takes a second to import, and few fits need it
 
-    transform = ElasticTransform(alpha=200.0)
+    transform = ElasticTransform(alpha=strength)
     pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
     return torch.stack([transform(image) for image in pixels]).to(images.dtype) / 255

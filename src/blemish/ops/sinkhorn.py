@@ -4,7 +4,7 @@ The debiased divergence S(a, b) = OT(a, b) - OT(a, a)/2 - OT(b, b)/2, with entro
 weights, is geomloss's (Feydy et al., Interpolating between Optimal Transport and MMD, AISTATS 2019), in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,32 @@ def paired_transport(
     more). ``partners``, a permutation ``b``, says which image each one is compared with.
     """
     levels = []
+    for vectors in _vectors(maps, generator, locations):
+        cloud = F.normalize(vectors, dim=-1)
+        levels.append(sinkhorn_divergence(cloud, cloud[partners.to(cloud.device)]).mean())
+    return torch.stack(levels).mean()
+
+
+def transport_of_all(maps: Sequence[Tensor], generator: torch.Generator, locations: int = 64) -> Tensor:
+    """RD++'s Eq. 6, a scalar: the divergences of all pairs of m images, both ways, over m; the mean over levels.
+
+    A cloud is the softmax over the channels at each of ``locations`` random cells: over what, the paper does not say.
+    """
+    levels = []
+    for vectors in _vectors(maps, generator, locations):
+        cloud, count = vectors.softmax(dim=-1), len(vectors)
+        one, other = torch.triu_indices(count, count, offset=1, device=cloud.device)
+        both_ways = 2 * sinkhorn_divergence(cloud[one], cloud[other]).sum() if len(one) else cloud.sum() * 0
+        levels.append(both_ways / count)
+    return torch.stack(levels).mean()
+
+
+def _vectors(maps: Sequence[Tensor], generator: torch.Generator, locations: int) -> Iterator[Tensor]:
+    """``b n c``, float32, of each map ``b c y x``: the features at random cells, the same for all images."""
     for map_ in maps:
         rows, columns = map_.shape[2:]
         chosen = torch.randperm(rows * columns, generator=generator)[:locations].to(map_.device)
-        with torch.autocast(map_.device.type, enabled=False):
-            cloud = F.normalize(map_[:, :, chosen // columns, chosen % columns].transpose(1, 2).float(), dim=-1)
-        levels.append(sinkhorn_divergence(cloud, cloud[partners.to(map_.device)]).mean())
-    return torch.stack(levels).mean()
+        yield map_[:, :, chosen // columns, chosen % columns].transpose(1, 2).float()
 
 
 def released_transport(maps: Sequence[Tensor], order: Tensor) -> Tensor:

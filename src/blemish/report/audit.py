@@ -8,8 +8,7 @@ from PIL import Image
 from blemish.data.images import read_image
 from blemish.inspection.overlay import overlay
 from blemish.inspection.verdict import on_screen
-from blemish.report.charts import score_histogram
-from blemish.report.html import colour_scale, picture, write_page
+from blemish.report.html import colour_scale, histogram, picture, write_page
 from blemish.training.audit import Audit, Judged
 
 SIDE = 320  # pixels of a picture's longer side
@@ -28,7 +27,7 @@ def write_audit(audit: Audit, path: Path) -> Path:
         "audit.j2",
         audit=audit,
         name=audit.training.name,
-        scores=score_histogram(*scores, {"suggested cut": audit.cut}, "Scores: suspects below the axis"),
+        scores=histogram(*scores, {"suggested cut": audit.cut}, ("unsuspected", "suspects")),
         galleries=[(title, _pictures(audit, images)) for title, images in galleries.items() if images],
         scale=None if audit.scale is None else colour_scale(audit.scale),
         suspects=[(s.rank, f"{s.score:.4g}", str(s.sample.path), s.sample.group) for s in suspects],

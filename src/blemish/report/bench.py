@@ -19,8 +19,8 @@ from blemish.bench.recipe import METRICS
 from blemish.bench.summary import Summary, footnotes, kind_table, metric_table, paper_table, timing_table
 from blemish.errors import DataError
 from blemish.inspection.overlay import Scale, fixed_scale, overlay
-from blemish.report.charts import curves, dot_plot, score_histogram
-from blemish.report.html import picture, write_markdown, write_page
+from blemish.report.charts import curves, dot_plot
+from blemish.report.html import histogram, picture, write_markdown, write_page
 
 KIND_METRICS = ("image_auroc", "pixel_auroc", "aupro")  # what is measured of each kind of defect
 QUIET = 0.75  # colours on the page begin where this share of good images has no pixel; no figure depends on it
@@ -70,12 +70,13 @@ def _set(summary: Summary, name: str, results: Path) -> dict[str, Any]:
     notes = "; ".join([note] * bool(note) + ([f"trivial AUROC {cue[1]:.2f}, by {cue[0]}"] if cue else []))
     artifacts = _artifacts(summary, name, results)
     charts: list[Figure] = []
+    histograms: list[tuple[str, dict[str, Any]]] = []
     galleries: list[tuple[str, list[dict[str, str]]]] = []
     if artifacts:
         label = summary.columns.get(recipe.compared_with, "")
         label = label if label in artifacts else next(iter(artifacts))
         scores, labels = artifacts[label].scores, artifacts[label].labels
-        charts.append(score_histogram(scores[~labels], scores[labels], {}, f"Scores: {label}, one seed"))
+        histograms.append((f"Scores: {label}, one seed", histogram(scores[~labels], scores[labels], {})))
         lines = {method: roc_curve(one) for method, one in artifacts.items() if len(set(one.labels)) == 2}
         if lines:
             axes = "good images rejected", "bad images found"
@@ -90,6 +91,7 @@ def _set(summary: Summary, name: str, results: Path) -> dict[str, Any]:
         "anchor": "set-" + re.sub(r"[^a-z0-9]+", "-", name.casefold()),
         "notes": notes and f"{notes[0].upper()}{notes[1:]}.",
         "charts": charts,
+        "histograms": histograms,
         "epochs": charts_over_epochs(rows, recipe.metrics, columns),
         "followed": any("followed" in row for row in rows.values()),
         "planted": shares[0] if shares else None,

@@ -17,37 +17,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-NORMAL, ANOMALOUS, INK, LINE = "#2f6690", "#d97706", "#1c2430", "#d9dee5"
+LINE = "#d9dee5"
 SERIES = ("#2f6690", "#d97706", "#4d7c0f", "#9333ea", "#be123c", "#0e7490", "#78716c", "#ca8a04")
 MARKERS = "osD^vPX*"
 STYLE = str(Path(__file__).with_name("charts.mplstyle"))
 Dot = tuple[float, float]  # a value and its standard deviation (0 for none)
-
-
-@style.context(STYLE)
-def score_histogram(normal: ArrayLike, anomalous: ArrayLike, marks: Mapping[str, float], title: str) -> Figure:
-    """Scores of normal images above the axis, anomalous ones below, with named vertical lines such as a threshold."""
-    values = np.concatenate([np.asarray(some, float) for some in (normal, anomalous, list(marks.values()))])
-    values = values[np.isfinite(values)]
-    edges = np.histogram_bin_edges(values if values.size else [0.0, 1.0], 36)
-    figure = Figure((5, 2.7), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="score")
-    above, below = (np.histogram(scores, edges)[0] for scores in (normal, anomalous))
-    for heights, colour in ((above, NORMAL), (-below, ANOMALOUS)):
-        axes.bar(edges[:-1], heights, 0.85 * np.diff(edges), align="edge", color=colour)
-    tallest = float(max(1, above.max(), below.max()))
-    axes.axhline(0, color=INK, linewidth=0.8)
-    for i, (name, value) in enumerate(marks.items()):
-        axes.axvline(value, color=INK, linewidth=1, linestyle="--")
-        side, shift = ("right", -5) if value > edges[0] + 0.6 * (edges[-1] - edges[0]) else ("left", 5)
-        where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        axes.annotate(name, (value, 1), xytext=(shift, -2 - 12 * i), ha=side, va="top", **where)
-    axes.set_ylim(-1.08 * tallest, (1.15 + 0.25 * len(marks)) * tallest)
-    axes.set_yticks([0.5 * tallest, -0.5 * tallest], labels=["good", "bad"])
-    for label, colour in zip(axes.get_yticklabels(), (NORMAL, ANOMALOUS)):
-        label.set_color(colour)
-    axes.grid(visible=False)
-    return figure
 
 
 @style.context(STYLE)

@@ -1,6 +1,5 @@
 """``blemish demo``: everything once, offline, on real textures with painted defects, ending in one page."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from blemish.data.demo import write_demo
 from blemish.data.images import read_image
 from blemish.data.testset import load_mask, open_test_set
 from blemish.inspection.inspector import Inspector
-from blemish.report.charts import score_histogram
-from blemish.report.html import colour_scale, picture, write_page
+from blemish.report.html import colour_scale, histogram, limits_of, picture, write_page
 from blemish.run import Run
 from blemish.training.evaluate import Evaluation, Judged, evaluate
 from blemish.training.fit import fit
@@ -68,8 +66,6 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
     figures = ("image_auroc", "pixel_auroc", "aupro")
     trivial, (image, *pixels) = f"{max(max(cue, 1 - cue) for cue in cues):.2f}", (f"{m[f]:.3f}" for f in figures)
     decisions = [", ".join(str(len(judged)) for judged in side.values()) for side in (anomalous, normal)]
-    limits = {"reject above": calibration.threshold, "review above": calibration.review_threshold}
-    marks = {name: value for name, value in limits.items() if value is not None and math.isfinite(value)}
     good_scores = [judged.score for some in normal.values() for judged in some]
     bad_scores = [judged.score for some in anomalous.values() for judged in some]
     rejected, review, missed = (len(anomalous[decision]) for decision in ("reject", "review", "ok"))
@@ -92,7 +88,7 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
         "goods": goods,
         "bads": bads,
         "promise": inspector.promise,
-        "scores": score_histogram(good_scores, bad_scores, marks, f"Scores of the test crops: {name}"),
+        "scores": histogram(good_scores, bad_scores, limits_of(inspector)),
         "kinds": [
             (kind, int(own["images"]), *(f"{own[figure]:.3f}" for figure in figures))
             for kind, own in evaluation.kinds.items()

@@ -3,28 +3,30 @@
 A template says what a report holds, by the macros of ``html.j2`` or ``markdown.j2``. All text of a page is escaped.
 """
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from blemish.bench.eta import spoken
-from blemish.bench.recipe import METRICS
-from blemish.bench.summary import signed
+from blemish.inspection.judge import Judge
 from blemish.inspection.overlay import RAMP, Scale, data_uri
-from blemish.report.charts import svg
 from blemish.run import written_atomically
 
+BINS = 40  # bars of a histogram
 
-def write_page(path: Path, title: str, template: str, **context: Any) -> Path:
-    """Write a whole HTML document, or nothing; its path."""
+
+def write_page(path: Path, title: str, template: str, beside: bool = False, **context: Any) -> Path:
+    """Write a whole HTML document, or nothing; its path. ``beside``: it may show pictures that lie beside it."""
     content = environment(True).get_template(template).render(macros="html.j2", **context)
-    document = environment(True).get_template("page.j2").render(title=title, content=Markup(content))
+    document = environment(True).get_template("page.j2").render(title=title, content=Markup(content), beside=beside)
     return _write(path, document)
 
 
@@ -49,6 +51,35 @@ def colour_scale(scale: Scale, ticks: Iterable[tuple[float, str]] = ()) -> dict[
     return {"colours": colours, "marks": marks}
 
 
+def limits_of(inspector: Judge) -> dict[str, float]:
+    """The finite thresholds of a model, by name."""
+    calibration = inspector.calibration
+    limits = {"reject above": calibration.threshold, "review above": calibration.review_threshold}
+    return {name: value for name, value in limits.items() if value is not None and math.isfinite(value)}
+
+
+def histogram(
+    above: Iterable[float], below: Iterable[float], marks: Mapping[str, float], names: tuple[str, str] = ("good", "bad")
+) -> dict[str, Any]:
+    """Scores as bars up and down, in a picture of 100 by 100, with named lines; what ``histogram`` of html.j2 takes."""
+    values = [np.array([*some], float) for some in (above, below, marks.values())]
+    sides = [some[np.isfinite(some)] for some in values]
+    joined, sides = np.concatenate(sides), sides[:2]
+    edges = np.histogram_bin_edges(joined if joined.size else [0.0, 1.0], BINS)
+    low, width = float(edges[0]), float(edges[-1] - edges[0])
+    counts = [np.histogram(values, edges)[0] for values in sides]
+    tallest, middle = max(1, *(int(side.max()) for side in counts)), 50 if names[1] else 92
+    height = [side * (middle - 12) / tallest for side in counts]
+    return {
+        "names": names,
+        "ends": (f"{low:.4g}", f"{low + width:.4g}"),
+        "tallest": tallest,
+        "middle": middle,
+        "bars": [(100 * i / BINS, 90 / BINS, float(up), float(down)) for i, (up, down) in enumerate(zip(*height))],
+        "marks": [(round(100 * (value - low) / width, 2), name) for name, value in marks.items()],
+    }
+
+
 def _write(path: Path, text: str) -> Path:
     with written_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -57,6 +88,11 @@ def _write(path: Path, text: str) -> Path:
 
 @cache
 def environment(escape: bool) -> Environment:
+    """Where templates are found; what draws charts or knows the bench is imported by those that use it alone."""
+
+    def imported(module: str, name: str) -> Any:
+        return getattr(import_module(f"blemish.{module}"), name)
+
     environment = Environment(
         loader=PackageLoader("blemish.report"),
         autoescape=escape,
@@ -64,7 +100,10 @@ def environment(escape: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = lambda figure: Markup(svg(figure))
-    environment.filters |= {"spoken": spoken, "signed": signed}
-    environment.globals["metrics"] = METRICS
+    environment.filters |= {
+        "svg": lambda figure: Markup(imported("report.charts", "svg")(figure)),
+        "spoken": lambda seconds: str(imported("bench.eta", "spoken")(seconds)),
+        "signed": lambda value: str(imported("bench.summary", "signed")(value)),
+        "metric": lambda name: imported("bench.recipe", "METRICS")[name],
+    }
     return environment

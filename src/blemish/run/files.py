@@ -4,10 +4,14 @@ import contextlib
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from blemish.errors import OutputError
+
+STALE = 3600  # seconds, after which nobody is still writing a temporary file
 
 
 @contextlib.contextmanager
@@ -43,11 +47,20 @@ def _temporary(path: Path) -> Path:
     try:
         path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in _left_behind(path.parent):
+            if left.name.startswith(f".{path.name}."):
+                left.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
     except OSError as error:
         raise OutputError(_cannot_write(path, error)) from error
     return Path(name)
+
+
+@cache
+def _left_behind(folder: Path) -> tuple[Path, ...]:
+    """What killed processes had begun to write: looked for once a folder, as some get thousands of files."""
+    return tuple(path for path in folder.glob(".*.part") if time.time() - path.lstat().st_mtime > STALE)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

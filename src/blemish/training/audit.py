@@ -22,7 +22,7 @@ from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.registry import DEFAULT_METHOD, method_class
 from blemish.run import Run
 from blemish.training.epoch_selection import AUTO
-from blemish.training.setup import FitSettings, build_learner, introduce, load_images, method_config
+from blemish.training.setup import FitSettings, build_learner, check_region, introduce, load_images, method_config
 
 FOLDS = 5
 FEWEST = 10  # below this many groups the suggested cut rests on next to nothing, which is said
@@ -90,6 +90,7 @@ def audit(
         if training.anomalous:
             run.progress.note(f"note: the {len(training.anomalous)} known-bad images are left out")
         images, _ = load_images(dataclasses.replace(training, samples=training.normal), settings, run)
+        check_region(images.preparation)
         groups = [sample.group for sample in images.samples]
         parts = len(set(groups))
         if parts < 2:
@@ -103,10 +104,10 @@ def audit(
         scores, max_map_values = np.empty(len(images)), np.full(len(images), np.nan)
         maps: dict[int, NDArray[np.float32]] = {}
         for fold, inspector in learner.crossfit(folds, run, "cross-judging"):
-            for scored in inspector.stream(fold, lambda index: images.batch([index]).images[0]):
+            for scored in inspector.stream(fold, images.to_judge):
                 scores[scored.item] = scored.score
                 if scored.map is not None:
-                    max_map_values[scored.item] = scored.map.max()
+                    max_map_values[scored.item] = images.preparation.highest(scored.map)
                     maps[scored.item] = scored.map.copy()
                 if len(maps) > shown:
                     del maps[min(maps, key=lambda i: (scores[i], -i))]

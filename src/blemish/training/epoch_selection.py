@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blemish.contract import Images
+from blemish.data.loading import PreparedImages
 from blemish.data.splits import split_by_group
 from blemish.data.synthetic import SIDE, paint
 from blemish.errors import ConfigError, OutputError
@@ -117,14 +117,16 @@ def _kept_points(path: Path | None, work: Mapping[str, str]) -> list[Point]:
         return []
 
 
-def _painted(images: Images, seed: int) -> tuple[list[Tensor], NDArray[np.bool_]]:
-    """Each image unpainted and then with a defect of each kind: tensors ``3 h w``, and masks ``n h w``."""
+def _painted(images: PreparedImages, seed: int) -> tuple[list[Tensor], NDArray[np.bool_]]:
+    """Each image, or its middle tile, unpainted and with a defect of each kind: tensors ``3 h w``, masks ``n h w``."""
     rng = np.random.default_rng(seed)
     painted, masks = [], []
     for index in range(len(images)):
-        image = images.batch([index]).images[0]
+        place = images.middle(index)
+        image, inside = images.at([place]).images[0], images.preparation.inside(place[1])
         picture = image.permute(1, 2, 0).numpy().astype(np.float64)
-        pictures = [(picture, np.zeros(picture.shape[:2], bool)), *(paint(picture, kind, rng) for kind in KINDS)]
+        pictures = [(picture, np.zeros(picture.shape[:2], bool))]
+        pictures += [paint(picture, kind, rng, inside=inside) for kind in KINDS]
         painted += [torch.from_numpy(pixels).permute(2, 0, 1).float() for pixels, _ in pictures]
         masks += [mask for _, mask in pictures]
     return painted, np.stack(masks)

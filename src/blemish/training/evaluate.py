@@ -27,6 +27,7 @@ from blemish.run import Run
 At = Literal["input", "original"]
 PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "pixel_fpr95", "aupro", "aupro_05")
 THUMBNAIL = 32
+Inside = NDArray[np.bool_] | None  # where images are judged, at the resolution of the evaluation
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def evaluate(
         test: a folder or manifest with labels and, where known, masks; or such a set read before.
         run: reports progress and counts seconds; silent by default.
         at: pixel metrics at the model's input size (masks resized by nearest pixel) or at each image's own size, as
-            those of an exported file always are.
+            those of an exported file, or of one that judges in tiles, always are.
         per_image_pro: add ``aupro_per_image``, the variant of the RD family.
         kinds: also figures for each kind of defect.
 
@@ -91,9 +92,12 @@ def evaluate(
     judged: list[Judged] = []
     thumbnails: list[NDArray[np.float32]] = []
     notes, unusable, preparation = list(test.notes), list[str](), inspector.preparation
-    if (is_exported := isinstance(inspector, ExportedInspector)) and at != "original":
+    by_itself = isinstance(inspector, ExportedInspector) or preparation.tiling is not None
+    if by_itself and at != "original":
         at = "original"
-        notes.append("pixel metrics are measured at the images' own sizes, at which an exported file gives its maps")
+        notes.append("pixel metrics are measured at the images' own sizes, at which exported files and tiles give maps")
+    inside = None if preparation.roi is None else preparation.roi.mask
+    inside = inside if inside is None or at == "original" else preparation.prepare_mask(inside)
 
     def leave_out(sample: Sample, error: ImageError) -> None:
         notes.append(f"left out {sample.path.name}: {error}")
@@ -101,7 +105,9 @@ def evaluate(
     with run.timer.stage("judging"):
         samples = run.progress.track(test.samples, f"judging {test.name}")
         for scored in inspector.stream(samples, lambda sample: read_image(sample.path), on_error=leave_out):
-            prepared = preparation.prepare(scored.image) if is_exported and scored.image else scored.prepared
+            prepared = scored.prepared
+            if scored.image is not None and by_itself:
+                prepared = preparation.prepare(scored.image)
             thumbnails.append(F.interpolate(prepared[None], (THUMBNAIL, THUMBNAIL), mode="area").mean(1).numpy())
             sample, map_, mask = scored.item, scored.map, None
             size = scored.image.size if scored.image is not None else preparation.input_size
@@ -128,8 +134,8 @@ def evaluate(
         caught = _caught(judged)
         metrics |= {name: share for name, (share, _) in caught.items()}
         metrics |= {f"trivial_{cue}_auroc": value for cue, value in cues.items()}
-        metrics |= _pixel_figures(judged, per_image_pro)
-        by_kind = _by_kind(judged) if kinds else {}
+        metrics |= _pixel_figures(judged, inside, per_image_pro)
+        by_kind = _by_kind(judged, inside) if kinds else {}
     decisions = {} if inspector.calibration.kind == "none" else _decisions(inspector, judged)
     intervals = {name: ends for name, (_, ends) in caught.items()}
     return Evaluation(metrics, by_kind, decisions, tuple(judged), at, tuple(notes), intervals)
@@ -154,16 +160,16 @@ def as_figures(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
-def _pixel_figures(judged: Sequence[Judged], per_image_pro: bool = False) -> dict[str, float]:
-    """Pixel metrics over the images whose outline is known; all NaN where no defect has one."""
+def _pixel_figures(judged: Sequence[Judged], inside: Inside, per_image_pro: bool = False) -> dict[str, float]:
+    """Pixel metrics over the images whose outline is known; all NaN where no defect has one, or none is judged."""
     known = [(image.map, image.mask) for image in judged if image.map is not None and image.mask is not None]
-    if not any(mask.any() for _, mask in known):
+    if not any((mask if inside is None else mask & inside).any() for _, mask in known):
         return dict.fromkeys(PIXEL_FIGURES, math.nan)
     maps, masks = [map_ for map_, _ in known], [mask for _, mask in known]
     same_size = len({map_.shape for map_ in maps}) == 1
-    figures = pixel_metrics(np.stack(maps), np.stack(masks)) if same_size else pixel_metrics(maps, masks)
+    figures = pixel_metrics(np.stack(maps), np.stack(masks), inside) if same_size else pixel_metrics(maps, masks)
     if per_image_pro:
-        figures["aupro_per_image"] = aupro_per_image(maps, masks)
+        figures["aupro_per_image"] = aupro_per_image(maps, masks, inside=inside)
     return figures
 
 
@@ -177,13 +183,13 @@ def _caught(judged: Sequence[Judged]) -> dict[str, tuple[float, tuple[float, flo
     return {f"caught_at_{percent}": caught_at(scores, labels, percent / 100) for percent in (5, 1)}
 
 
-def _by_kind(judged: Sequence[Judged]) -> dict[str, dict[str, float]]:
+def _by_kind(judged: Sequence[Judged], inside: Inside) -> dict[str, dict[str, float]]:
     kinds = {}
     for kind in sorted({image.sample.kind for image in judged if image.sample.anomalous}):
         images = [image for image in judged if not image.sample.anomalous]
         images += [image for image in judged if image.sample.anomalous and image.sample.kind == kind]
         labels = np.array([image.sample.anomalous for image in images])
-        pixels = _pixel_figures(images)
+        pixels = _pixel_figures(images, inside)
         kinds[kind] = {
             "images": float(labels.sum()),
             "image_auroc": auroc(np.array([image.score for image in images]), labels),

@@ -35,7 +35,15 @@ from blemish.training.forecast import announce
 from blemish.training.learner import Learner, OnEpoch
 from blemish.training.painted import score_painted
 from blemish.training.profiles import settle
-from blemish.training.setup import Changes, FitSettings, build_learner, introduce, load_images, method_config
+from blemish.training.setup import (
+    Changes,
+    FitSettings,
+    build_learner,
+    check_region,
+    introduce,
+    load_images,
+    method_config,
+)
 
 PAINTED_DEFECTS, MOST_PAINTED = 120, 4  # in all and on each image, to say what a model would find
 RATES = (0.02, 0.05, 0.1, 0.2)  # of good parts rejected, at which known-bad images are counted
@@ -98,7 +106,7 @@ def fit(
         if settings.compare:
             facts["known_bad_changed"] = compare(learner, kept, run)
             run.progress.note(change_in_words(facts["known_bad_changed"]))
-        inspector = dataclasses.replace(inspector, calibration=calibration, provenance=facts)
+        inspector = dataclasses.replace(inspector, calibration=calibration, provenance=facts, pixel=settings.pixel)
         _show_known_bad(inspector, learner, run)
         expected = outlook(painted_from(facts), calibration)
         if expected and expected["rejected"] + expected["reviewed"] < FEW:
@@ -138,6 +146,7 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     settings = settle(training, settings, run)
     config = method_config(name, settings)
     images = load_images(training, settings, run)
+    check_region(images[0].preparation)
     parts = len(set(joined_groups([sample.group for sample in images[0].samples], images[0].keys)))
     planned = plan(parts, settings.calibration, settings.false_reject, settings.review)
     run.progress.note(f"calibration: {planned.reason}")
@@ -171,7 +180,7 @@ def _calibrate(
             scored, highest = inspector.scores(images, quiet, "scoring held-out images")
             if len(painted) < PAINTED_DEFECTS and min(images.preparation.input_size) >= SMALLEST_PAINTED:
                 some = images.subset(range(min(len(images), PAINTED_DEFECTS // each)))
-                painted += score_painted(inspector, some, each, run.seed, first=len(painted))
+                painted += score_painted(inspector, some, each, run.seed, len(painted), scored)
         scores.append(scored)
         max_map_values += [] if highest is None else [highest]
         chosen += indices

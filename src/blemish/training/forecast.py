@@ -21,7 +21,7 @@ def announce(learner: Learner, indices: Sequence[int], models: float, run: Run) 
     if not learner.is_trained or run.resume:
         return
     config = learner.config
-    batches = -(-len(indices) // getattr(config, "batch_size", 16))
+    batches = -(-len(learner.normal.subset(indices).windows) // getattr(config, "batch_size", 16))
     steps = config.steps or config.epochs * batches
     if steps < FEW_STEPS:
         return

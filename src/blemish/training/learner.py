@@ -55,7 +55,7 @@ class Learner:
         """Let the teacher keep the features of what is learned from, in memory or a folder, if asked for again."""
         if where == NO_CACHE or not (self.is_trained or is_crossfit):
             return
-        sets: list[Images] = [PosedImages(self.normal.subset(indices), self.poses)]
+        sets: list[Images] = [PosedImages(self.normal.subset(indices).windows, self.poses)]
         if self.anomalous is not None and self.cls.learns_from_anomalous(self.config):
             sets.append(self.anomalous)
         with run.timer.stage("features"):
@@ -66,8 +66,9 @@ class Learner:
         backbone, preparation = self.teacher.backbone, self.normal.preparation
         run = dataclasses.replace(run, work=self.work(indices))
         normal = self.normal.subset(indices)
-        posed = PosedImages(normal, self.poses)
-        training = TrainingImages(posed, self.anomalous or normal.subset(()), self.regime)
+        posed = PosedImages(normal.windows, self.poses)
+        # No method sees a path, which may name what nobody is to know of a pile: these show images and keys alone.
+        training = TrainingImages(posed, PosedImages(self.anomalous or normal.subset(())), self.regime)
         # What a method draws without a generator of its own, such as first weights, depends on the seed too.
         with torch_seeded(derive_seed(run.seed, "first weights")), run.timer.stage("fit"):
             method = self.cls(backbone, preparation.input_size, self.config).to(run.device)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from blemish.data.images import read_header
@@ -15,8 +16,19 @@ SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the picture's shorter side: the square tha
 SMALLEST = 12  # pixels a side of that square
 
 
-def score_painted(inspector: Inspector, images: PreparedImages, each: int, seed: int, first: int = 0) -> list[Painted]:
-    """``each`` defects on every image, one at a time; kinds and sizes take turns, beginning at ``first``."""
+def score_painted(
+    inspector: Inspector,
+    images: PreparedImages,
+    each: int,
+    seed: int,
+    first: int = 0,
+    unpainted: NDArray[np.float64] | None = None,
+) -> list[Painted]:
+    """``each`` defects on every image, one at a time; kinds and sizes take turns, beginning at ``first``.
+
+    Of an image that is cut into tiles one is painted, and the image scores no less than it does ``unpainted``.
+    """
+    tiling = images.preparation.tiling
     masks: dict[int, float] = {}
 
     def chosen(number: int) -> tuple[str, float]:
@@ -25,18 +37,24 @@ def score_painted(inspector: Inspector, images: PreparedImages, each: int, seed:
 
     def painted(number: int) -> Tensor:
         kind, share = chosen(number)
-        picture = images.batch([number // each]).images[0].permute(1, 2, 0).numpy().astype(np.float64)
         rng = np.random.default_rng(derive_seed(seed, f"painted {first + number}"))
+        windows = [place for place in images.windows.places if place[0] == number // each]
+        place = windows[0] if len(windows) == 1 else windows[rng.integers(len(windows))]
+        picture = images.at([place]).images[0].permute(1, 2, 0).numpy().astype(np.float64)
         side = max(SMALLEST, round(share * min(picture.shape[:2])))
-        whole, mask = paint(picture, kind, rng, side)
+        whole, mask = paint(picture, kind, rng, side, images.preparation.inside(place[1]))
         masks[number] = float(mask.sum())
         return torch.from_numpy(whole).permute(2, 0, 1).float()
 
     scored = list(inspector.stream(range(each * len(images)), painted))
     height, width = images.preparation.input_size
     defects = []
-    for number, score in ((image.item, image.score) for image in scored):
+    for image in scored:
+        number, score = image.item, image.score
         size, _ = read_header(images.samples[number // each].path)
+        if tiling is not None:
+            size = min(size[0], tiling.side), min(size[1], tiling.side)
+            score = score if unpainted is None else max(score, float(unpainted[number // each]))
         area = masks[number] * size[0] * size[1] / (height * width)
         defects.append(Painted(*chosen(number), round(area**0.5, 1), score))
     return defects

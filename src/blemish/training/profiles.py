@@ -5,21 +5,24 @@ the others bring the good ones closer to what was learned, and the painted ones 
 copies only take places in the memory. Known-bad images, where there are enough, take the place of painted ones.
 """
 
+import contextlib
 import dataclasses
 
 import numpy as np
 
 from blemish.backbones.backbone import build_backbone
 from blemish.backbones.networks import choose_levels
-from blemish.data.loading import fitting_size
+from blemish.data.images import read_header
+from blemish.data.loading import SEEN, fitting_size
 from blemish.data.poses import MEANING, Poses
 from blemish.data.samples import TrainingSet
 from blemish.data.splits import shuffled_names, split_by_group
-from blemish.errors import ConfigError, WeightsError
+from blemish.data.tiles import SMALLEST as SMALLEST_TILE
+from blemish.errors import ConfigError, ImageError, WeightsError
 from blemish.registry import DEFAULT_METHOD, DEFAULT_PROFILE, PROFILES, Profile, method_class
 from blemish.run import Run, Silent
 from blemish.training.painted import score_painted
-from blemish.training.setup import FitSettings, build_learner, load_images, method_config
+from blemish.training.setup import USUAL_SIZE, FitSettings, build_learner, load_images, method_config
 
 TRIED: tuple[Poses, ...] = ("none", "all")
 TRIAL_SIZES, TRIAL_MEMORY = (128, 256), 2000  # pixels a side and patches, which are enough to tell
@@ -39,7 +42,7 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
     """
     name = settings.profile or (None if settings.method else DEFAULT_PROFILE)
     if name is None:
-        return settings
+        return _tiled(training, settings, settings.size or USUAL_SIZE, run)
     method = settings.method or DEFAULT_METHOD[training.regime]
     if "memory" not in _options(method):
         raise ConfigError(f"{method} has no profiles: leave --profile out, and give --backbone and --size")
@@ -59,6 +62,7 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
     if poses is None and training.regime != "contaminated":
         small = dataclasses.replace(smallest, limits=TRIAL_SIZES, options={**smallest.options, "memory": TRIAL_MEMORY})
         trial = FitSettings(method, resize=settings.resize, crop=settings.crop, precision=settings.precision)
+        trial = dataclasses.replace(trial, roi=settings.roi, ignore=settings.ignore)
         quiet = dataclasses.replace(run, progress=Silent())
         poses, why = _choose_poses(method, training, _with_profile(small, training, trial, quiet, method), run)
         run.progress.note(why)
@@ -88,7 +92,10 @@ def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings
     elif settings.size is None:
         low, high = profile.limits
         limits = (low, high if settings.smallest_defect is None else 2 * high)
-        size, notes = fitting_size(training.samples, limits, stride, settings.smallest_defect)
+        size, notes = fitting_size(training.samples, limits, stride, settings.smallest_defect, settings.tile)
+        if notes and settings.smallest_defect is not None and settings.tile is None:
+            side, notes = high // stride * stride, []
+            size, settings = (side, side), _tiled(training, settings, side, run)
     else:
         height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
         size = max(1, round(height / stride)) * stride, max(1, round(width / stride)) * stride
@@ -97,6 +104,19 @@ def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings
     for note in notes:
         run.progress.note(f"note: {note}")
     return dataclasses.replace(settings, backbone=backbone, options=options, size=size)
+
+
+def _tiled(training: TrainingSet, settings: FitSettings, size: int | tuple[int, int], run: Run) -> FitSettings:
+    """With tiles in which ``smallest_defect`` is seen at ``size``, where images are larger and none were asked for."""
+    if settings.smallest_defect is None or settings.tile is not None or settings.resize == "crop":
+        return settings
+    tile = max(SMALLEST_TILE, int(np.sqrt(np.prod(np.broadcast_to(size, 2))) * settings.smallest_defect / SEEN))
+    with contextlib.suppress(ImageError):
+        if max(read_header(training.samples[0].path)[0]) > tile:
+            why = f"a defect of {settings.smallest_defect:g} pixels is to be seen"
+            run.progress.note(f"note: images are judged in tiles of {tile} pixels a side, as {why}; --tile chooses")
+            return dataclasses.replace(settings, tile=tile)
+    return settings
 
 
 def _choose_poses(method: str, training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Poses, str]:

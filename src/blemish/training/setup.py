@@ -4,20 +4,24 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypedDict
+
+import numpy as np
 
 from blemish.backbones.backbone import build_backbone
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Regime
-from blemish.data.loading import PreparedImages, fitted_white_level
+from blemish.data.loading import SEEN, PreparedImages, fitted_roi, fitted_white_level
 from blemish.data.poses import Poses
 from blemish.data.preprocessing import Preprocessing, ResizeMode
 from blemish.data.readers import survey
 from blemish.data.samples import TrainingSet
-from blemish.errors import ConfigError
+from blemish.data.tiles import Tiling
+from blemish.errors import ConfigError, DataError
 from blemish.inspection.calibration import Wanted
-from blemish.registry import ProfileName, make_config, method_class
+from blemish.registry import DEFAULT_METHOD, ProfileName, make_config, method_class
 from blemish.run import PrecisionName, Run, choose_precision
 from blemish.training.epoch_selection import AUTO
 from blemish.training.learner import IN_MEMORY, Learner
@@ -38,6 +42,12 @@ class FitSettings:
         size: pixels of a side of what the network is given, or (height, width); None for what suits the images within
             the profile's limits, and without a profile for 256.
         smallest_defect: pixels of the images that the smallest defect to be found is wide; the size then follows it.
+        tile: pixels a side of tiles that images are cut into, each of which is an image of ``size`` for the network;
+            None for whole images, unless ``smallest_defect`` needs more than the profile's size.
+        overlap: by so many pixels tiles overlap at least; None for an eighth of ``tile``.
+        roi: a file of the region to judge: a mask as large as the images, not black there, or polygons in JSON.
+        ignore: such a file of what is left out.
+        pixel: millimetres of the part that a pixel is wide: areas are then told in mm2, too.
         poses: in which each good image is learned: ``none``, ``flips``, ``turns`` (quarters, mirrored too) or ``all``
             (12 directions); None for what the good images say, and without a profile for ``none``.
         profile: ``fast``, ``balanced`` or ``best``: backbone, size, poses and options that find more than the papers'
@@ -61,6 +71,11 @@ class FitSettings:
     weights: str = "pretrained"
     size: int | tuple[int, int] | None = None
     smallest_defect: float | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    roi: Path | None = None
+    ignore: Path | None = None
+    pixel: float | None = None
     poses: Poses | None = None
     profile: ProfileName | None = None
     resize: ResizeMode = "stretch"
@@ -85,6 +100,11 @@ class Changes(TypedDict, total=False):
     weights: str
     size: int | tuple[int, int] | None
     smallest_defect: float | None
+    tile: int | None
+    overlap: int | None
+    roi: Path | None
+    ignore: Path | None
+    pixel: float | None
     poses: Poses | None
     profile: ProfileName | None
     resize: ResizeMode
@@ -126,9 +146,13 @@ def introduce(training: TrainingSet, run: Run) -> None:
 def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> Images:
     """The images taken as normal, and the known-bad ones, decoded and prepared."""
     with run.timer.stage("images"):
-        preparation = Preprocessing(
-            settings.resize, settings.size or USUAL_SIZE, settings.crop, fitted_white_level(training.samples)
-        )
+        tiling, white = None, fitted_white_level(training.samples)
+        if settings.tile is not None:
+            tiling = Tiling(settings.tile, settings.tile // 8 if settings.overlap is None else settings.overlap)
+        elif settings.overlap is not None:
+            raise ConfigError(f"overlap {settings.overlap} is of tiles, and there are none: give --tile, too")
+        roi = fitted_roi(settings.roi, settings.ignore, training.samples, white)
+        preparation = Preprocessing(settings.resize, settings.size or USUAL_SIZE, settings.crop, white, tiling, roi)
         load = partial(PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress)
         normal = load(training.normal)
         if copies := len(normal) - len(set(normal.keys)):
@@ -136,11 +160,30 @@ def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> Image
         return normal, load(training.anomalous) if training.anomalous else None
 
 
+def check_region(preparation: Preprocessing) -> None:
+    """A DataError where the region of interest leaves less than one of a network's cells."""
+    roi, tiling = preparation.roi, preparation.tiling
+    if roi is None:
+        return
+    whole = roi.size if tiling is None else np.minimum(roi.size, tiling.side)
+    seen = roi.mask.sum() * np.prod(preparation.input_size) / np.prod(whole)
+    if seen < SEEN**2:
+        raise DataError(
+            f"the region of interest leaves {roi.mask.sum()} pixels, {seen:.1f} of what the network sees, and one of "
+            f"its cells has {SEEN} x {SEEN}: draw a larger region, or cut the images into smaller tiles"
+        )
+
+
 def build_learner(
     name: str, config: Any, images: Images, regime: Regime, settings: FitSettings, run: Run
 ) -> tuple[Learner, Run]:
     """What learns, and the run with the precision of what is trained; both precisions are said with their reasons."""
     cls = method_class(name)
+    if images[0].preparation.tiling is not None and images[1] is not None and cls.learns_from_anomalous(config):
+        raise ConfigError(
+            f"{name} learns from known-bad images, whose tiles are good but for a few: use "
+            f"-m {DEFAULT_METHOD['clean']} or leave --tile out"
+        )
     backbone = build_backbone(settings.backbone or DEFAULT_BACKBONE, tuple(config.layers), settings.weights, run.seed)
     backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
     run.progress.note(f"precision: {backbone.precision.name} ({backbone.precision.reason})")

@@ -1,0 +1,173 @@
+"""``blemish export``: one ONNX file, written only where it has said the same of real images as the model itself."""
+
+import importlib.metadata
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.overrides import TorchFunctionMode
+
+from blemish import __version__
+from blemish.backbones.catalogue import BACKBONES
+from blemish.data.images import DecodedImage
+from blemish.deploy.graph import Deployed
+from blemish.deploy.parity import Parity, compare
+from blemish.errors import ConfigError, OutputError
+from blemish.inspection.exported_file import sealed
+from blemish.inspection.inspector import Inspector
+from blemish.run.files import check_writable, written_atomically
+
+OPSET = 18
+LARGEST = 2**31 - 2**24  # bytes of weights: a larger graph would need a second file beside it
+EXAMPLE = (2, 50, 70, 3)  # all at least 2: 0 and 1 would be taken for constants
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+Pixels = Literal["uint8", "uint16"]
+
+
+def export(
+    inspector: Inspector,
+    path: str | Path,
+    pictures: Mapping[str, DecodedImage],
+    *,
+    pixels: Pixels | None = None,
+    made_from: str = "",
+) -> Parity:
+    """Write ``inspector`` as an ONNX file; what comparing both on ``pictures`` gave. Of tiles, the graph judges one.
+
+    Args:
+        inspector: on any device and in any precision: the file computes in float32.
+        path: by custom ``something.onnx``.
+        pictures: by name, of several sizes, as the file will be given them.
+        pixels: type of the input; None for ``uint16`` where the model knows images of more than 8 bits.
+        made_from: SHA-256 of the model file, for the file's own description.
+
+    Raises:
+        ConfigError: a package is missing (they are of the extra ``export``), or ``pixels`` does not fit the model.
+        OutputError: the file cannot be written, has no operator for what the model does, or judges otherwise.
+    """
+    path = Path(path)
+    for name in NEEDED:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"exporting needs the package {name}: pip install 'blemish[export]'")
+    deep = inspector.preparation.white_level > 255
+    pixels = pixels or ("uint16" if deep else "uint8")
+    if (pixels == "uint16") != deep:
+        known = f"up to {inspector.preparation.white_level}" if deep else "8 bits"
+        raise ConfigError(f"an input of {pixels} was asked for, but the model learned from images of {known}")
+    check_writable(path)
+    # Whoever runs the graph cuts tiles and covers what is not judged: it is compared on whole images without either.
+    bare = replace(inspector, preparation=replace(inspector.preparation, tiling=None, roi=None))
+    deployed = Deployed(bare, with_white=deep).eval()
+    model = to_onnx(deployed, pixels)
+    description = describe(inspector, made_from, pixels)
+    with written_atomically(path) as temporary:
+        _save(model, temporary, description, inspector.promise)
+        parity = compare(bare, temporary, pictures)
+        description["export"]["parity"] = asdict(parity)
+        _save(model, temporary, description, inspector.promise)
+    return parity
+
+
+def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
+    """The graph as an ``onnx.ModelProto``; an OutputError names the operator that has no counterpart."""
+    import onnx
+
+    if (size := sum(t.numel() * t.element_size() for t in deployed.state_dict().values())) > LARGEST:
+        raise OutputError(
+            f"the model has {size / 1e9:.1f} GB, more than the 2 GB that one ONNX file holds: fit with a smaller "
+            "memory or backbone"
+        )
+    count, height, width = (torch.export.Dim(name) for name in ("n", "h", "w"))
+    shape = {0: count, 1: height, 2: width} if any_size else {0: count}
+    example = torch.zeros(EXAMPLE, dtype=getattr(torch, pixels))
+    options = tuple(torch.tensor(value) for value in deployed.inputs.values())
+    constants = Constants()
+    try:
+        with torch.no_grad(), constants:
+            deployed(torch.zeros_like(example), *options)
+            constants.are_known = True
+            shapes: tuple[Any, ...] = (shape, tuple({} for _ in options)) if options else (shape,)
+            # Strict: torch.onnx would go on with a graph for the example's size alone.
+            traced = torch.export.export(deployed, (example, *options), dynamic_shapes=shapes, strict=False)
+            program: Any = torch.onnx.export(
+                traced,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=["image", *deployed.inputs],
+                output_names=deployed.outputs,
+            )
+    except Exception as error:  # the exporter's own kinds, and what its parts raise
+        causes = [str(error)] + [str(cause) for cause in (error.__cause__, error.__context__) if cause]
+        named = re.search(r"(aten|prims|torchvision|_operator)[.:]+[\w.]+", " ".join(reversed(causes)))
+        what = named[0] if named else causes[-1].splitlines()[0][:200]
+        raise OutputError(
+            f"this model has no ONNX form: {what} cannot be translated. Use another --backbone, or the model file"
+        ) from error
+    model = program.model_proto
+    for name, value in deployed.inputs.items():  # inputs that have a value need not be given
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+    return model
+
+
+class Constants(TorchFunctionMode):
+    """Antialiased resizing of what does not depend on the image, such as the positions of a ViT's patches.
+
+    No engine is trusted with it: what is resized in a first call is kept, in order, and given back in later calls.
+    Images come in batches of more than one, and of these nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+        self.are_known, self.calls = False, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not interpolate or not kwargs.get("antialias") or args[0].shape[:1] != (1,):
+            return func(*args, **kwargs)
+        if not self.are_known:
+            self.kept.append(func(*args, **kwargs).clone())
+        self.calls += 1
+        return self.kept[(self.calls - 1) % len(self.kept)]
+
+
+def describe(inspector: Inspector, made_from: str, pixels: Pixels) -> dict[str, Any]:
+    """What the file says of itself: the model file's description, and how it was exported."""
+    entry = BACKBONES.get(inspector.method.backbone.name.partition(":")[0])
+    versions = {"blemish": __version__, "torch": torch.__version__}
+    return {
+        **inspector.description(),
+        "calibration_tensors": {name: v.tolist() for name, v in inspector.calibration.to_tensors().items()},
+        "export": {
+            "opset": OPSET,
+            "versions": versions | {name: importlib.metadata.version(name) for name in NEEDED},
+            "sha256": made_from,
+            "licence": entry.licence if entry else "unknown: see the backbone's own",
+            "input": pixels,
+            "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    }
+
+
+def _save(model: Any, path: Path, description: dict[str, Any], promise: str) -> None:
+    import onnx
+
+    properties = {
+        "blemish": json.dumps(description, sort_keys=True),
+        "method": description["method"],
+        "promise": promise,
+        "classes": "of decision: 0 ok, 1 review, 2 reject",
+        "units": "score and map: the method's own, higher is more anomalous; p_value: share of good parts",
+    }
+    onnx.helper.set_model_props(model, properties)
+    path.write_bytes(sealed(model.SerializeToString()))

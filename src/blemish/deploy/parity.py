@@ -1,0 +1,172 @@
+"""Whether an exported file says what the model says: both judge the same images, and the largest difference counts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blemish.data.demo import read_photograph
+from blemish.data.images import DecodedImage, read_image
+from blemish.data.public import DEMO_CATEGORIES
+from blemish.data.readers import find_images
+from blemish.deploy.graph import DECISIONS, in_float32
+from blemish.errors import DataError, ImageError, OutputError
+from blemish.inspection.inspector import BACKBONE, Inspector
+
+TOLERANCE = 1e-3  # of the spread of scores: on average over images
+WORST = 1e-2  # of any image: where a feature is rounded to another bf16 number, as between two runs of torch, too
+SIZES = ((301, 170), (90, 333), (256, 256))  # height and width: an odd portrait, something long, a usual square
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file was at most from its model, both in float32, on ``images`` images of ``sizes`` sizes.
+
+    Attributes:
+        spread: standard deviation of the calibration scores; without calibration, of the images' own.
+        score: largest difference of scores, as a share of the spread; of scores beyond the threshold, which are as much
+            rougher as they are larger, of that many spreads.
+        mean_score: the mean of these.
+        map: of maps, at the images' own size; None for a method without maps.
+        p_value: of p-values; None without calibration.
+        own_precision: in which the model computes by itself.
+        own_score: largest difference to the scores that the model gives by itself.
+        borderline: images decided otherwise only because rounding moved a score across the threshold.
+    """
+
+    images: int
+    sizes: int
+    spread: float
+    score: float
+    mean_score: float
+    map: float | None
+    p_value: float | None
+    own_precision: str
+    own_score: float
+    borderline: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        parts = [f"scores differ by at most {self.score:.1g} of their spread, on average by {self.mean_score:.1g}"]
+        parts += [f"maps by {self.map:.2g}"] * (self.map is not None)
+        parts += [f"p-values by {self.p_value:.1g}"] * (self.p_value is not None)
+        own = f"; from the model's own {self.own_precision} scores by {self.own_score:.1g} of it"
+        return f"{self.images} images of {self.sizes} sizes: {', '.join(parts)}{own * (self.own_precision != 'fp32')}"
+
+
+def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImage]) -> Parity:
+    """Judge ``pictures`` with the model, in its own precision and in float32, and with the ONNX ``file``.
+
+    Raises:
+        OutputError: the file cannot be run, decides otherwise, or is further off than ``TOLERANCE`` of the spread.
+    """
+    session = open_session(file)
+    precise = replace(inspector, method=in_float32(inspector.method))
+    names, images = list(pictures), list(pictures.values())
+    own, exact = ([*judge.stream(images, lambda image: image, batch_size=1)] for judge in (inspector, precise))
+    calibration, scores = inspector.calibration, np.array([scored.score for scored in exact])
+    spread = float(np.std(calibration.scores if calibration.n else scores)) or 1.0
+    threshold = math.inf if calibration.threshold is None else calibration.threshold
+    limits = threshold, calibration.review_limit if calibration.n else math.inf
+    differ: dict[str, list[float]] = {"score": [], "map": [], "p_value": [], "own_score": []}
+    borderline, wrong = 0, []
+    for name, image, ours, scored in zip(names, images, own, exact):
+        found = run_session(session, image, inspector.preparation.white_level)
+        unit = spread * max(1.0, scored.score / threshold)
+        for key, reference in (("score", scored), ("own_score", ours)):
+            differ[key].append(abs(float(found["score"][0]) - reference.score) / unit)
+        if scored.map is not None:
+            map_ = inspector.preparation.to_original(scored.map, image.size)
+            differ["map"].append(float(np.abs(found["map"][0] - map_).max()))
+        if "p_value" in found:
+            differ["p_value"].append(abs(float(found["p_value"][0]) - calibration.p_value(scored.score)))
+            decided, expected = DECISIONS[found["decision"][0]], {calibration.decide(s.score) for s in (scored, ours)}
+            if expected != {decided}:
+                is_near = min(abs(scored.score - limit) for limit in limits) <= WORST * spread
+                borderline += is_near
+                wrong += [] if is_near else [f"{name} is {decided} in the file, {' or '.join(expected)} in the model"]
+    judge = inspector.method
+    dtypes = {judge.backbone.precision.name}
+    if judge.precision is not None and any(not name.startswith(BACKBONE) for name, _ in judge.named_parameters()):
+        dtypes.add(judge.precision.name)
+    parity = Parity(
+        images=len(images),
+        sizes=len({image.size for image in images}),
+        spread=spread,
+        score=float(max(differ["score"])),
+        mean_score=float(np.mean(differ["score"])),
+        map=max(differ["map"], default=None),
+        p_value=max(differ["p_value"], default=None),
+        own_precision="bf16" if "bf16" in dtypes else "fp32",
+        own_score=float(max(differ["own_score"])),
+        borderline=borderline,
+    )
+    if wrong or not (parity.mean_score <= TOLERANCE and parity.score <= WORST):
+        decisions = f" Decisions differ: {'; '.join(wrong[:3])}." if wrong else ""
+        if wrong and parity.own_precision != "fp32":
+            decisions += " The file computes in fp32: calibrate the model so, with blemish calibrate --precision fp32."
+        raise OutputError(f"the file does not judge as the model does, so it was not kept. {parity}.{decisions}")
+    return parity
+
+
+def open_session(file: Path) -> Any:
+    """ONNX Runtime on a file, with as many threads as torch has; an OutputError names what it cannot run."""
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its kinds have no common parent but this
+        raise OutputError(f"ONNX Runtime cannot run the graph ({error}): nothing was written") from error
+
+
+def run_session(session: Any, image: DecodedImage, white_level: int) -> dict[str, Any]:
+    """The file's outputs by name, of one image."""
+    given: dict[str, Any] = {"image": image.pixels[None]}
+    if white_level > 255:
+        given["image"] = image.pixels.astype(np.uint16)[None]
+        given["white"] = np.array(white_level if image.bits == 16 else 255, np.float32)
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, given)))
+
+
+def pictures(folder: Path | None, white_level: int) -> dict[str, DecodedImage]:
+    """What to compare on, by name: a folder's images, or textures; the first also in ``SIZES``, so that there are some.
+
+    Raises what reading an image does; an ImageError also for one of floats, which the file does not take.
+    """
+    if folder is not None:
+        found = {path.name: read_image(path) for path in find_images(folder)}
+    else:
+        found = {name: read_image(texture(name)) for name in DEMO_CATEGORIES}
+    for name, image in found.items():
+        if image.bits == 32:
+            raise ImageError(f"{name} is an image of floats, and the exported file takes whole numbers: convert it")
+        if image.bits == 16 and white_level == 255:
+            found[name] = replace(image, pixels=image.pixels.clip(0, 255).astype(np.uint8), bits=8)
+    name, first = next(iter(found.items()))
+    for height, width in SIZES:
+        rows, columns = (np.arange(side) * given // side for side, given in zip((height, width), first.size))
+        resized = np.ascontiguousarray(first.pixels[rows][:, columns])
+        found[f"{name} at {width} x {height}"] = replace(first, pixels=resized)
+    if white_level > 255:
+        deep = (first.pixels.astype(np.float64) * (white_level / first.pixels.max())).astype(np.uint16)
+        found[f"{name} at 16 bits"] = DecodedImage(deep, 16, first.grey)
+    return found
+
+
+def texture(name: str) -> NDArray[np.uint8]:
+    """A photograph of the demo set, or noise of several scales where scikit-image, which holds it, is not installed."""
+    try:
+        values = read_photograph(name)
+    except DataError:
+        rng = np.random.default_rng(len(name))
+        scales = [np.kron(rng.random((512 // k, 512 // k, 3)), np.ones((k, k, 1))) for k in (1, 4, 16, 64)]
+        values = np.mean(scales, axis=0)
+    return (values * 255).round().astype(np.uint8)
