@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from blemish.errors import BlemishError, CalibrationError
 from blemish.run import written_atomically
 
@@ -48,7 +50,10 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         samples.append(Sample(Path(one["path"]), label, kind=one["kind"] or "", group=one["part"]))
     learned = TrainingSet(training.name, None, tuple(samples), training.notes)
     run = Run(seed=old.provenance.get("seed", 0), progress=Lines())
-    settings = FitSettings(**settings_of(old.info()))
+    settings = FitSettings(**settings_of(old.info()), pixel=old.pixel)
+    if old.preparation.roi is not None:
+        Image.fromarray(old.preparation.roi.mask).save(folder / "roi.png")
+        settings = dataclasses.replace(settings, roi=folder / "roi.png")
     now = old.calibration
     try:
         new = fit(learned, dataclasses.replace(settings, false_reject=now.rate, review=now.review), run)
@@ -99,7 +104,7 @@ def settings_of(info: Mapping[str, Any]) -> dict[str, Any]:
         "weights": "pretrained" if backbone.get("seed") is None else "random",
         "size": size if isinstance(size, int) else tuple(size),
         "resize": prepared["family"],
-        "crop": prepared.get("crop"),
+        **{name: prepared[name] for name in ("crop", "tile", "overlap") if name in prepared},
         "poses": info.get("poses") or "none",
         "calibration": info.get("calibration_wanted", "auto"),
         **{name: value for name, value in length.items() if value is not None},
