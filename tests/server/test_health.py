@@ -45,6 +45,7 @@ def test_rejects_are_counted_as_orders_are(n: int, rate: float) -> None:
         assert p_rejected == pytest.approx(at_least(rejected, 20, gaps, n), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_so_many_false_alarms_as_are_stated() -> None:
     """Good parts alone, each time with another calibration: neither test's p-value is small more often than it says."""
     rng, small = np.random.default_rng(0), np.zeros(2)
@@ -146,9 +147,10 @@ KEPT = {  # settings, hours later, verdicts and photographs left: of ok, ok (the
     "none": ({"keep_images": "none"}, 2, 4, 0),
     "a small disk": ({"max_disk": 20_000}, 0, 4, 2),
 }
+QUICK = ("no longer", "rejected and labelled", "a small disk")
 
 
-@pytest.mark.parametrize("case", KEPT)
+@pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in KEPT])
 def test_what_is_kept(serve: Callable[..., TestClient], inspect: Any, part: Any, good: bytes, case: str) -> None:
     changes, hours, verdicts, photographs = KEPT[case]
     client = serve(**changes)

@@ -214,6 +214,7 @@ def test_a_model_that_fails_is_said_to(client: TestClient, good: bytes, error: E
     assert client.post("/v1/models/parts/inspect", content=good).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_model_is_swapped_without_a_lost_request(
     client: TestClient, inspector: Inspector, model: Path, good: bytes, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def receiver() -> Iterator[Any]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_webhook_gets_every_verdict_signed_once_it_is_up(
     serve: Serve, inspect: Inspect, good: bytes, bad: bytes, receiver: Any
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_webhook_gets_every_verdict_signed_once_it_is_up(
         assert headers["X-Blemish-Signature"] == f"sha256={digest}"
 
 
+@pytest.mark.slow
 def test_a_sink_that_is_down_delays_nothing_and_loses_nothing_over_a_restart(
     serve: Serve, inspect: Inspect, good: bytes, receiver: Any
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_watched_folder(serve: Serve, good: bytes, bad: bytes, tmp_path: Path)
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_a_restart_judges_a_watched_folder_s_files_no_second_time(
     serve: Serve, good: bytes, bad: bytes, tmp_path: Path
 ) -> None:

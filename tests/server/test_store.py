@@ -187,7 +187,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@limits(max_examples=25)
+@limits(max_examples=12)
 @given(st.lists(rows, min_size=1, max_size=12), st.data())
 def test_pages_hold_what_was_written_newest_first(
     tmp_path_factory: pytest.TempPathFactory, written: list[dict[str, Any]], data: st.DataObject
