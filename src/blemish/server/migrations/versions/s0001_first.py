@@ -7,16 +7,16 @@ import sqlalchemy as sa
 from alembic import op
 
 revision, down_revision = "0001", None
+double, short, digest, name = sa.Double, sa.String(8), sa.String(64), sa.String(64)
+person, text, whole, flag = sa.String(100), sa.Text, sa.Integer, sa.Boolean
 
 
 def _columns(kind: Any, names: str, nullable: bool = False) -> Iterator[sa.Column[Any]]:
-    for name in names.split():
-        yield sa.Column(name, kind, nullable=nullable)
+    for own in names.split():
+        yield sa.Column(own, kind, nullable=nullable)
 
 
 def upgrade() -> None:
-    double, short, digest, name = sa.Double, sa.String(8), sa.String(64), sa.String(64)
-    person, text, whole, flag = sa.String(100), sa.Text, sa.Integer, sa.Boolean
     op.create_table(
         "inspections",
         sa.Column("id", whole, primary_key=True),
@@ -45,6 +45,10 @@ def upgrade() -> None:
         *_columns(person, "kind person"),
     )
     op.create_index("ix_labels_inspection", "labels", ["inspection"])
+    _create_others()
+
+
+def _create_others() -> None:
     op.create_table(
         "models",
         sa.Column("name", name, primary_key=True),
