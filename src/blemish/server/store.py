@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Row, Select, create_engine, delete, event, func, insert, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from blemish.errors import ConfigError, StoreError
 from blemish.server.tables import audit, inspections, labels, outbox
@@ -117,8 +117,8 @@ class Store:
         try:
             self.url = make_url(url if "://" in url else f"sqlite:///{url}")
             self._sqlite = self.url.get_backend_name() == "sqlite"
-            # SQLite's connections cost nothing to open, and a pool of few would make a page wait for a slow reader.
-            options: dict[str, Any] = {"poolclass": NullPool} if self._sqlite else {"pool_pre_ping": True}
+            # Of SQLite as many connections as are asked for: a page does not wait for a slow reader.
+            options: dict[str, Any] = {"max_overflow": -1} if self._sqlite else {"pool_pre_ping": True}
             self.engine = create_engine(self.url, **options)
         except (ArgumentError, ImportError) as error:
             raise ConfigError(f"{url} is no store ({error}): give a file, or postgresql+psycopg://...") from error
@@ -206,20 +206,25 @@ class Store:
             said = next((words for sign, words in advice.items() if sign in reason), "see its log")
             raise StoreError(f"the store {self.name} failed ({reason}): {said}") from error
 
-    def note(self, connection: Connection, kind: str, actor: str, body: Record) -> None:
-        """Add a link to the audit trail, in the transaction of what it tells."""
+    def note(self, connection: Connection, kind: str, actor: str, *bodies: Record) -> None:
+        """Add links to the audit trail, in the transaction of what they tell."""
         previous = connection.scalar(select(audit.c.hash).order_by(audit.c.id.desc()).limit(1)) or ""
-        at, written = time.time(), json.dumps(body, sort_keys=True)
-        row = {"at": at, "kind": kind, "actor": actor, "body": written}
-        connection.execute(insert(audit), row | {"hash": _link(previous, at, kind, actor, written)})
+        at, rows = time.time(), []
+        for body in bodies:
+            row: dict[str, Any] = {"at": at, "kind": kind, "actor": actor, "body": json.dumps(body, sort_keys=True)}
+            previous = _link(previous, at, kind, actor, row["body"])
+            rows.append(row | {"hash": previous})
+        connection.execute(insert(audit), rows)
 
     def record(self, rows: Sequence[Record], sinks: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Keep verdicts, with a message for each sink, in one transaction; as JSON, with their numbers."""
         with self.write() as connection:
             query = insert(inspections).returning(inspections, sort_by_parameter_order=True)
             kept = connection.execute(query, list(rows)).all()
-            for row in kept:
-                self.note(connection, "verdict", row.source, {name: getattr(row, name) for name in CHAINED})
+            for source, same in groupby(kept, key=lambda row: row.source):
+                self.note(
+                    connection, "verdict", source, *({name: getattr(row, name) for name in CHAINED} for row in same)
+                )
             answers = [as_json(row) for row in kept]
             messages = [
                 {"sink": sink, "inspection": answer["id"], "body": json.dumps(answer).encode()}
