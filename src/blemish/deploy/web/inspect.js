@@ -77,12 +77,12 @@ function show(name, pixels, found, milliseconds) {
   const score = found.score.data[0];
   write("score", score.toPrecision(5), score);
   const p = found.p_value?.data[0];
-  write("p_value", p === undefined ? "unknown" : p >= 0.01 ? `${(100 * p).toPrecision(2)} %` : `1 in ${Math.round(1 / p)}`, p ?? "");
-  write("time", `${Math.round(milliseconds)} ms`, milliseconds);
+  write("p_value", p === undefined ? "unknown" : p >= 0.01 ? `${(100 * p).toFixed(0)} %` : `1 in ${Math.round(1 / p)}`, p ?? "");
+  write("time", `${Math.round(milliseconds)} ms`, Math.round(milliseconds));
   write("name", `${name}, ${pixels.width} x ${pixels.height} pixels`);
   judged = { pixels, mask: found.mask?.data };
   const count = judged.mask ? judged.mask.reduce((sum, isFound) => sum + isFound, 0) : 0;
-  write("marked", judged.mask ? `${(100 * count / judged.mask.length).toPrecision(2)} %` : "no map", count);
+  write("marked", judged.mask ? `${(100 * count / judged.mask.length).toFixed(1)} %` : "no map", count);
   byId("picture").setAttribute("aria-label", `${name}: ${word}, ${count} pixels marked`);
   draw();
   byId("verdict").hidden = false;
