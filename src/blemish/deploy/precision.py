@@ -1,0 +1,168 @@
+"""Cheaper arithmetic for the network in an exported file, where it gains on this machine; all else stays in float32.
+
+``int8``: weights of eight bits, one scale a channel, and scales of activations that good images gave, in the file.
+``bf16``: the file tells OpenVINO to compute in it, which takes a processor with units for it; others take float32.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from blemish.data.images import DecodedImage
+from blemish.errors import DataError, OutputError
+from blemish.inspection.engines import EXTRAS, EngineName, choose_engine
+from blemish.inspection.exported import ExportedInspector, load_exported
+from blemish.inspection.exported_file import KEY, SEAL, sealed
+from blemish.run.files import written_atomically
+
+ExportPrecision = Literal["fp32", "int8", "bf16"]
+NETWORK = "method.backbone"  # in the names of scopes that torch's exporter gives to nodes
+QUANTISED = ["Conv", "Gemm", "MatMul", "Clip", "Relu", "Add", "AveragePool"]
+FEWEST, TURNS = 8, 2  # images, half of them for the scales of activations; and times that each of the others is judged
+LEAST_GAIN, MOST_CHANGED, MOST_SHIFT = 0.1, 0.1, 0.5  # of the time, of the decisions, of the scores' spread
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a precision gains and costs on good images: milliseconds of one, and scores in deviations of good ones'."""
+
+    precision: str
+    engine: str
+    ms: float
+    ms_fp32: float  # with the engine that is faster then
+    shift: float
+    largest_shift: float
+    changed: int
+    images: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is worth having."""
+        is_close = self.changed <= MOST_CHANGED * self.images and self.shift <= MOST_SHIFT
+        return self.ms <= (1 - LEAST_GAIN) * self.ms_fp32 and is_close
+
+    def __str__(self) -> str:
+        """One sentence for people."""
+        return (
+            f"{self.precision} on {self.engine}: {self.ms:.1f} ms an image instead of {self.ms_fp32:.1f}; scores move by "
+            f"{self.shift:.2f} of their spread, at most {self.largest_shift:.2f}; {self.changed} of {self.images} good "
+            "images are decided otherwise. Measure what it finds with `blemish evaluate`"
+        )
+
+
+def convert(
+    source: Path,
+    target: Path,
+    precision: ExportPrecision,
+    images: Mapping[str, DecodedImage],
+    threads: int | None = None,
+    is_forced: bool = False,
+) -> Cost:
+    """Write the exported file ``source`` as ``target`` in another precision; what that costs on good ``images``.
+
+    A DataError where the images are too few, an OutputError where it does not pay here, unless ``is_forced``.
+    """
+    import onnx
+
+    if len(images) < FEWEST:
+        raise DataError(
+            f"{precision} needs {FEWEST} good images or more, and --check gives {len(images)}: give a folder"
+        )
+    engines: list[EngineName] = ["onnxruntime", "openvino"] if precision == "int8" else ["openvino"]
+    engines = [engine for engine in engines if find_spec(engine)] or [choose_engine(engines[0])]  # type: ignore[list-item]
+    usual = {engine: load_exported(source, engine, threads) for engine in EXTRAS if find_spec(engine)}
+    prepared = [next(iter(usual.values())).prepared(image) for image in images.values()]
+    with written_atomically(target) as temporary:
+        if precision == "int8":
+            _quantise(source, temporary, prepared[::2])
+        model = onnx.load(temporary if precision == "int8" else source)
+        properties = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL.decode()}
+        description = json.loads(properties[KEY])
+        description["export"]["precision"] = precision
+
+        def save() -> None:
+            del model.metadata_props[:]
+            onnx.helper.set_model_props(model, properties | {KEY: json.dumps(description, sort_keys=True)})
+            temporary.write_bytes(sealed(model.SerializeToString()))
+
+        save()
+        cheaper = {engine: load_exported(temporary, engine, threads) for engine in engines}
+        cost = _compared(precision, usual, cheaper, prepared[1::2])
+        if not cost.pays and not is_forced:
+            raise OutputError(f"{precision} does not pay here, so nothing was written. {cost}. Leave --precision out")
+        description["export"]["precision_cost"] = asdict(cost)
+        save()
+    return cost
+
+
+def _quantise(source: Path, target: Path, prepared: list[Any]) -> None:
+    import onnx
+    from onnxruntime import quantization as q
+
+    class Images(q.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(prepared)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(({"image": pixels[None]} for pixels in self.left), None)
+
+    graph = onnx.load(source).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inside = [
+        node.name
+        for node in graph.node
+        if any(NETWORK in entry.value for entry in node.metadata_props)
+        and (node.op_type != "MatMul" or node.input[1] in weights)  # attention suffers most, and gains nothing
+    ]
+    q.quantize_static(
+        source, target, Images(), q.QuantFormat.QDQ, QUANTISED, per_channel=True, nodes_to_quantize=inside,
+        activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
+    )  # fmt: skip
+
+
+def _compared(
+    precision: str,
+    usual: Mapping[str, ExportedInspector],
+    cheaper: Mapping[str, ExportedInspector],
+    prepared: list[Any],
+) -> Cost:
+    """All judge each image in turns; of each the quickest counts, so that a busy machine disturbs less."""
+    judges = {("fp32", name): judge for name, judge in usual.items()} | {
+        (precision, name): judge for name, judge in cheaper.items()
+    }
+    scores, times = {key: list[float]() for key in judges}, {key: list[float]() for key in judges}
+    for number, pixels in enumerate([prepared[0], *prepared]):  # the first to warm up
+        found = {key: [(float("inf"), 0.0)] for key in judges}
+        for key in [*judges] * TURNS:
+            start = time.perf_counter()
+            ((score, _),) = judges[key].computed([pixels])
+            found[key].append((time.perf_counter() - start, score))
+        for key, runs in found.items() if number else ():
+            times[key].append(1000 * min(runs)[0])
+            scores[key].append(runs[-1][1])
+    speed = {key: float(np.median(values)) for key, values in times.items()}
+    fp32, chosen = (
+        min((key for key in judges if key[0] == name), key=lambda k: speed[k]) for name in ("fp32", precision)
+    )
+    calibration = judges[fp32].calibration
+    spread = float(np.std(calibration.scores if calibration.n else scores[fp32])) or 1.0
+    shifts = np.abs(np.subtract(scores[chosen], scores[fp32])) / spread
+    known = calibration.kind != "none"
+    pairs = zip(scores[chosen], scores[fp32]) if known else ()
+    changed = sum(calibration.decide(one) != calibration.decide(other) for one, other in pairs)
+    return Cost(
+        precision,
+        chosen[1],
+        speed[chosen],
+        speed[fp32],
+        float(shifts.mean()),
+        float(shifts.max()),
+        changed,
+        len(prepared),
+    )
