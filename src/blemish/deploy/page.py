@@ -30,13 +30,13 @@ def find_runtime(folder: Path | None = None) -> Path:
     )
 
 
-def write_page(folder: Path, runtime: Path, promise: str) -> None:
-    """Put the page beside ``MODEL``, which is in ``folder`` already; ``runtime`` is what ``find_runtime`` gave."""
-    description = read_exported(folder / MODEL)
+def write_page(folder: Path, runtime: Path, model: Path, promise: str) -> None:
+    """A page for an exported ``model`` with all that it needs; ``runtime`` is what ``find_runtime`` gave."""
+    description = read_exported(model)
     package = runtime.parent / "package.json"
     exported = description.export
     about: dict[str, Any] = {
-        "name": folder.resolve().name,
+        "name": model.stem if model.name != MODEL else folder.resolve().name,
         "method": description.method,
         "images": getattr(description.provenance, "images_learned", "unknown"),
         "promise": promise,
@@ -46,8 +46,10 @@ def write_page(folder: Path, runtime: Path, promise: str) -> None:
         "runtime": json.loads(package.read_text("utf-8")).get("version", "") if package.is_file() else "",
     }
     sources = {name: Path(__file__).parent / "web" / name for name in OURS} | {name: runtime / name for name in RUNTIME}
+    sources[MODEL] = model
     for name, source in sources.items():
-        with written_atomically(folder / name) as temporary:
-            shutil.copyfile(source, temporary)
+        if not (folder / name).exists() or not source.samefile(folder / name):
+            with written_atomically(folder / name) as temporary:
+                shutil.copyfile(source, temporary)
     with written_atomically(folder / "about.json") as temporary:
         temporary.write_text(json.dumps(about), "utf-8")

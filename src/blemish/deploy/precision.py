@@ -16,7 +16,7 @@ import numpy as np
 
 from blemish.data.images import DecodedImage
 from blemish.errors import DataError, OutputError
-from blemish.inspection.engines import EXTRAS, EngineName, choose_engine
+from blemish.inspection.engines import EngineName, choose_engine
 from blemish.inspection.exported import ExportedInspector, load_exported
 from blemish.inspection.exported_file import KEY, SEAL, sealed
 from blemish.run.files import written_atomically
@@ -50,9 +50,9 @@ class Cost:
     def __str__(self) -> str:
         """One sentence for people."""
         return (
-            f"{self.precision} on {self.engine}: {self.ms:.1f} ms an image instead of {self.ms_fp32:.1f}; scores move by "
-            f"{self.shift:.2f} of their spread, at most {self.largest_shift:.2f}; {self.changed} of {self.images} good "
-            "images are decided otherwise. Measure what it finds with `blemish evaluate`"
+            f"{self.precision} on {self.engine}: {self.ms:.1f} ms an image instead of {self.ms_fp32:.1f}; scores move "
+            f"by {self.shift:.2f} of their spread, at most {self.largest_shift:.2f}; {self.changed} of {self.images} "
+            "good images are decided otherwise. What it finds is measured by `blemish evaluate`"
         )
 
 
@@ -71,12 +71,11 @@ def convert(
     import onnx
 
     if len(images) < FEWEST:
-        raise DataError(
-            f"{precision} needs {FEWEST} good images or more, and --check gives {len(images)}: give a folder"
-        )
-    engines: list[EngineName] = ["onnxruntime", "openvino"] if precision == "int8" else ["openvino"]
-    engines = [engine for engine in engines if find_spec(engine)] or [choose_engine(engines[0])]  # type: ignore[list-item]
-    usual = {engine: load_exported(source, engine, threads) for engine in EXTRAS if find_spec(engine)}
+        raise DataError(f"{precision} is measured on {FEWEST} good images or more, and there are {len(images)}")
+    if precision == "bf16":
+        choose_engine("openvino")
+    installed: list[EngineName] = [engine for engine in ("onnxruntime", "openvino") if find_spec(engine)]
+    usual = {engine: load_exported(source, engine, threads) for engine in installed}
     prepared = [next(iter(usual.values())).prepared(image) for image in images.values()]
     with written_atomically(target) as temporary:
         if precision == "int8":
@@ -92,7 +91,8 @@ def convert(
             temporary.write_bytes(sealed(model.SerializeToString()))
 
         save()
-        cheaper = {engine: load_exported(temporary, engine, threads) for engine in engines}
+        able = installed if precision == "int8" else installed[-1:]
+        cheaper = {engine: load_exported(temporary, engine, threads) for engine in able}
         cost = _compared(precision, usual, cheaper, prepared[1::2])
         if not cost.pays and not is_forced:
             raise OutputError(f"{precision} does not pay here, so nothing was written. {cost}. Leave --precision out")
@@ -128,41 +128,29 @@ def _quantise(source: Path, target: Path, prepared: list[Any]) -> None:
 
 def _compared(
     precision: str,
-    usual: Mapping[str, ExportedInspector],
-    cheaper: Mapping[str, ExportedInspector],
+    usual: Mapping[Any, ExportedInspector],
+    cheaper: Mapping[Any, ExportedInspector],
     prepared: list[Any],
 ) -> Cost:
     """All judge each image in turns; of each the quickest counts, so that a busy machine disturbs less."""
-    judges = {("fp32", name): judge for name, judge in usual.items()} | {
-        (precision, name): judge for name, judge in cheaper.items()
-    }
+    judges = {("fp32", name): judge for name, judge in usual.items()}
+    judges |= {(precision, name): judge for name, judge in cheaper.items()}
     scores, times = {key: list[float]() for key in judges}, {key: list[float]() for key in judges}
     for number, pixels in enumerate([prepared[0], *prepared]):  # the first to warm up
-        found = {key: [(float("inf"), 0.0)] for key in judges}
+        runs: dict[Any, list[tuple[float, float]]] = {key: [] for key in judges}
         for key in [*judges] * TURNS:
             start = time.perf_counter()
             ((score, _),) = judges[key].computed([pixels])
-            found[key].append((time.perf_counter() - start, score))
-        for key, runs in found.items() if number else ():
-            times[key].append(1000 * min(runs)[0])
-            scores[key].append(runs[-1][1])
+            runs[key].append((1000 * (time.perf_counter() - start), score))
+        for key in judges if number else ():
+            times[key].append(min(runs[key])[0])
+            scores[key].append(runs[key][-1][1])
     speed = {key: float(np.median(values)) for key, values in times.items()}
-    fp32, chosen = (
-        min((key for key in judges if key[0] == name), key=lambda k: speed[k]) for name in ("fp32", precision)
-    )
-    calibration = judges[fp32].calibration
-    spread = float(np.std(calibration.scores if calibration.n else scores[fp32])) or 1.0
-    shifts = np.abs(np.subtract(scores[chosen], scores[fp32])) / spread
-    known = calibration.kind != "none"
-    pairs = zip(scores[chosen], scores[fp32]) if known else ()
+    quickest = sorted(speed, key=lambda key: speed[key])
+    exact, chosen = (next(key for key in quickest if key[0] == name) for name in ("fp32", precision))
+    calibration, before, after = judges[exact].calibration, scores[exact], scores[chosen]
+    shifts = np.abs(np.subtract(after, before)) / (float(np.std(calibration.scores if calibration.n else before)) or 1)
+    pairs = zip(after, before) if calibration.kind != "none" else ()
     changed = sum(calibration.decide(one) != calibration.decide(other) for one, other in pairs)
-    return Cost(
-        precision,
-        chosen[1],
-        speed[chosen],
-        speed[fp32],
-        float(shifts.mean()),
-        float(shifts.max()),
-        changed,
-        len(prepared),
-    )
+    shift, largest = float(shifts.mean()), float(shifts.max())
+    return Cost(precision, chosen[1], speed[chosen], speed[exact], shift, largest, changed, len(prepared))
