@@ -63,9 +63,12 @@ def open_session(
     is_bf16 = precision == "bf16"
     chosen = "openvino" if is_bf16 and engine == "auto" and find_spec("openvino") else choose_engine(engine)
     hint = "bf16" if is_bf16 else "f32"  # by itself it is bf16 where there is AMX
-    engines = {"onnxruntime": _onnxruntime, "openvino": partial(_openvino, hint=hint)}
+    opening: dict[str, Callable[[Path, int], Session]] = {
+        "onnxruntime": _onnxruntime,
+        "openvino": partial(_openvino, hint=hint),
+    }
     try:
-        session = engines[chosen](path, threads or usable)
+        session = opening[chosen](path, threads or usable)
     except Exception as error:  # engines raise their own kinds
         raise ModelFileError(f"{chosen} refuses {path} ({_reason(error)}): export it again") from error
     if session.dtype not in (np.uint8, np.uint16):
