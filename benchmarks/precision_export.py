@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from blemish.deploy.precision import convert
 
 from blemish.data.images import read_image
 from blemish.data.testset import load_mask, open_test_set
 from blemish.deploy.export import export
 from blemish.deploy.parity import pictures
+from blemish.deploy.precision import convert
 from blemish.errors import BlemishError
 from blemish.inspection.load import load
 from blemish.metrics.aupro import aupro
