@@ -1,7 +1,7 @@
-"""Cheaper arithmetic for the network in an exported file, where it gains on this machine; all else stays in float32.
+"""Cheaper arithmetic for an exported file, kept only where it gains on this machine.
 
-``int8``: weights of eight bits, one scale a channel, and scales of activations that good images gave, in the file.
-``bf16``: the file tells OpenVINO to compute in it, which takes a processor with units for it; others take float32.
+``int8``: the network's weights in eight bits, one scale a channel, and ranges of activations that good images gave; all
+else stays in float32. ``bf16``: a word to OpenVINO, which computes products in it on processors that have units for it.
 """
 
 import json
@@ -44,7 +44,7 @@ class Cost:
     @property
     def pays(self) -> bool:
         """Whether it is worth having."""
-        is_close = self.changed <= MOST_CHANGED * self.images and self.shift <= MOST_SHIFT
+        is_close = self.changed <= max(1, MOST_CHANGED * self.images) and self.shift <= MOST_SHIFT
         return self.ms <= (1 - LEAST_GAIN) * self.ms_fp32 and is_close
 
     def __str__(self) -> str:
