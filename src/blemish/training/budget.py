@@ -50,14 +50,11 @@ def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings
     import torch
 
     if "memory" not in wanted.options:
-        raise ConfigError(
-            "a budget is kept by a profile's smaller networks and memories: give --profile, or leave -m out"
-        )
+        raise ConfigError("a budget is kept by smaller sizes and memories: give --profile as well, or leave -m out")
     candidates, quiet = list[Candidate](), dataclasses.replace(run, progress=Silent())
-    for settings in _smaller(training, wanted, asked, quiet, method):
-        measured = _measured(training, settings, method, run)
-        candidates.append(measured)
-        if measured.p95 <= (asked.budget or 0):
+    for settings in _smaller(training, wanted, asked, method, quiet):
+        candidates.append(_measured(training, settings, method, quiet))
+        if candidates[-1].p95 <= (asked.budget or 0):
             break
     else:
         fastest = min(candidates, key=lambda candidate: candidate.p95)
@@ -82,10 +79,9 @@ def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings
 
 
 def _smaller(
-    training: TrainingSet, wanted: FitSettings, asked: FitSettings, run: Run, method: str
+    training: TrainingSet, wanted: FitSettings, asked: FitSettings, method: str, quiet: Run
 ) -> list[FitSettings]:
     """``wanted`` and what is faster, without what would change something that was asked for."""
-    quiet = dataclasses.replace(run, progress=Silent())
     starts = [wanted]
     if asked.backbone is None and wanted.backbone != PROFILES["fast"].backbone:
         profile = PROFILES["fast"] if wanted.poses == "none" else PROFILES["fast"].turned or PROFILES["fast"]
@@ -105,13 +101,13 @@ def _smaller(
     return found
 
 
-def _measured(training: TrainingSet, settings: FitSettings, method: str, run: Run) -> Candidate:
+def _measured(training: TrainingSet, settings: FitSettings, method: str, quiet: Run) -> Candidate:
     """From file to verdict, one image at a time, of a model whose memory is as full as it will be."""
-    quiet, memory = dataclasses.replace(run, progress=Silent()), settings.options["memory"]
     height, width = settings.size if isinstance(settings.size, tuple) else (settings.size or 0,) * 2
     stride = choose_levels(settings.backbone or "", settings.options["layers"])[0].stride
     cells = (height // stride) * (width // stride) * copies(settings.poses or "none")  # of an image
-    some = dataclasses.replace(training, samples=training.normal[: max(1, memory // max(1, cells))])
+    enough = max(1, settings.options["memory"] // max(1, cells))
+    some = dataclasses.replace(training, samples=training.normal[:enough])
     images = load_images(some, settings, quiet)
     learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, quiet)
     inspector = learner.learn(range(len(images[0])), quiet)
