@@ -107,7 +107,7 @@ def measure(name: str, profile: str, files: dict[tuple[str, str], Path], folder:
             "ms": round(float(np.median(times[engine, precision][3:])), 1),
             "ms_p95": round(float(np.quantile(times[engine, precision][3:], 0.95)), 1),
             "mb": round(files[engine, precision].stat().st_size / 1e6, 1),
-            "image_auroc": round(float(auroc(labels, scores)), 4),
+            "image_auroc": round(float(auroc(scores, labels)), 4),
             "aupro": round(float(aupro([map_ for _, map_, _ in found], truths)), 4),
             "decisions_changed": f"{changed} of {len(found)}",
             "correlation": round(float(np.corrcoef(scores, exact)[0, 1]), 5),

@@ -58,9 +58,12 @@ def export(
     runtime = find_runtime(onnxruntime_web) if web is not None else None
     check_writable(target)
     inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
+    seen = inspector.preparation
+    if web is not None and (seen.tiling is not None or seen.roi is not None):
+        raise ConfigError(f"{model} judges tiles or a region of interest, and a page whole images: leave --web out")
     with model.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    images = pictures(check, inspector.preparation.white_level)
+    images = pictures(check, seen.white_level)
     kind = None if pixels == "auto" else pixels
     with tempfile.TemporaryDirectory() as folder:
         exact = target if precision == "fp32" else Path(folder) / MODEL

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from blemish.data.images import DecodedImage
-from blemish.errors import DataError, OutputError
+from blemish.errors import ConfigError, DataError, OutputError
 from blemish.inspection.engines import EngineName, choose_engine
 from blemish.inspection.exported import ExportedInspector, load_exported
 from blemish.inspection.exported_file import KEY, SEAL, sealed
@@ -76,7 +76,12 @@ def convert(
         choose_engine("openvino")
     installed: list[EngineName] = [engine for engine in ("onnxruntime", "openvino") if find_spec(engine)]
     usual = {engine: load_exported(source, engine, threads) for engine in installed}
-    prepared = [next(iter(usual.values())).prepared(image) for image in images.values()]
+    judge = next(iter(usual.values()))
+    if judge.preparation.tiling is not None:
+        raise ConfigError(
+            f"{precision} is measured on whole images, and this model judges tiles: leave --precision out"
+        )
+    prepared = [judge.prepared(image) for image in images.values()]
     with written_atomically(target) as temporary:
         if precision == "int8":
             _quantise(source, temporary, prepared[::2])
