@@ -1,7 +1,8 @@
 """Cheaper arithmetic for an exported file, kept only where it gains on this machine.
 
-``int8``: the network's weights in eight bits, one scale a channel, and ranges of activations from good images and copies
-with blots; all else stays in float32. ``bf16``: a word to OpenVINO, which computes products in it on processors that have units for it.
+``int8``: the network's weights in eight bits, one scale a channel, and ranges of activations from good images and from
+copies with blots; all else stays in float32. ``bf16``: a word to OpenVINO, which computes products in it where the
+processor has units for it.
 """
 
 import json
