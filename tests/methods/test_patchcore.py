@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blemish.methods import patchcore
 from blemish.methods.patchcore import PatchCore, PatchCoreConfig
-from blemish.run import Run, Silent
+from blemish.run import Lines, Run, Silent
 
 
 @pytest.fixture
@@ -102,6 +103,59 @@ def test_wide_stages_are_pooled_to_the_target_and_narrow_ones_are_not(tiny_backb
     narrow = PatchCore(tiny_backbone(width=40), (32, 32), PatchCoreConfig())
     forced = PatchCore(tiny_backbone(width=40), (32, 32), PatchCoreConfig(dims="paper"))
     assert [m.patches.width for m in (wide, narrow, forced)] == [1024, 120, 1024]
+
+
+class Rows(TorchDispatchMode):
+    """The most rows that any matrix of patch vectors had, of 24 numbers or with the greedy choice's two more."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, given=(), named=None):
+        made = function(*given, **(named or {}))
+        if isinstance(made, torch.Tensor) and made.ndim == 2 and made.shape[1] in (24, 26):
+            self.most = max(self.most, len(made))
+        return made
+
+
+@pytest.mark.parametrize(
+    ("settings", "each"),
+    [
+        ({"fraction": 0.05}, 4 * 3 * 24),
+        ({"fraction": 0.05, "projection_dim": 8}, 4 * (24 + 3 * 8)),
+        ({"memory": 80, "coreset_start": "exact"}, 4 * 3 * 24),  # of 80 * 16 candidates, drawn from each image
+    ],
+)
+def test_more_vectors_than_may_be_held_are_thinned_out_shard_by_shard(
+    fitted, tiny_backbone, tiny_images, monkeypatch, tmp_path, capsys, settings, each
+):
+    monkeypatch.setattr(patchcore, "BATCH", 2)
+    monkeypatch.setattr(patchcore, "CANDIDATES", 16)
+    monkeypatch.setattr("blemish.ops.coreset.ROWS", 64)  # of its workspace, of one size for all sets
+    total = 1280 if "memory" in settings else 40 * 64
+    whole = fitted(40, **settings)
+    exactly = fitted(40, held=total * each / 1e9, **settings)
+    assert torch.equal(exactly.memory.points, whole.memory.points) and "held" not in capsys.readouterr().err
+
+    with Rows() as rows:
+        parts = fitted(40, held=400 * each / 1e9, run=Run(progress=Lines()), **settings)
+    assert 350 < rows.most <= 400
+    assert f"{total:,} patch vectors" in (said := capsys.readouterr().err) and "400 are held" in said
+    assert len(parts.memory) == len(whole.memory) == max(80, total // 20 * (total > 1280))
+    vectors = patch_vectors(tiny_backbone(), tiny_images(40).images).reshape(-1, 24)
+    gaps = [np.linalg.norm(vectors[:, None] - remembered(method)[None], axis=2).min(axis=1) for method in (parts, whole)]
+    assert gaps[0].max() <= 2 * gaps[1].max()
+
+    class Stopping(Silent):
+        def track(self, items, title, total=None):
+            for number, item in enumerate(items):
+                if number == 30:
+                    raise KeyboardInterrupt
+                yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(40, held=400 * each / 1e9, run=Run(progress=Stopping(), checkpoint=tmp_path), **settings)
+    again = fitted(40, held=400 * each / 1e9, run=Run(checkpoint=tmp_path, resume=True), **settings)
+    assert torch.equal(again.memory.points, parts.memory.points)
 
 
 def test_identical_images_are_remembered_once(learned, tiny_images):
