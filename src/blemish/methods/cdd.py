@@ -75,7 +75,7 @@ class CDDConfig(StudentConfig):
         Weight, Field(description="gigabytes for the last global student's features; beyond it they are recomputed")
     ] = 2.0
     p: Annotated[
-        float, Field(gt=0, le=100, description="exponent of the s-shape: the larger, the later and steeper it rises"), LATER
+        float, Field(gt=0, le=100, description="exponent of the s-shape, which is the steeper the larger it is"), LATER
     ] = 4.0
     settle: Annotated[
         bool, Field(description="a domain's student takes BatchNorm's statistics anew before it teaches"), LATER

@@ -81,7 +81,7 @@ class CKAADConfig(StudentConfig):
     ] = "top"  # type: ignore[assignment]  # StudentConfig's have no mean of the highest
     top: Annotated[Count, Field(description="how many highest values")] = 100
     elastic_strength: Annotated[Rate, Field(description="pixels it moves by, before smoothing"), LATER] = 200.0
-    elastic_sigma: Annotated[Rate, Field(description="of the Gaussian that smooths these moves, in pixels"), LATER] = 5.0
+    elastic_sigma: Annotated[Rate, Field(description="of the Gaussian that smooths them, in pixels"), LATER] = 5.0
     alpha: Annotated[
         Share | None,
         Field(description="weight of the good among what is made of both; by itself their share of the batch"),

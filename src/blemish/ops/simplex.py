@@ -113,7 +113,9 @@ def elastic_twins(images: Tensor, strength: float = 200.0, sigma: float = 5.0) -
     CPU, as the released code of CKAAD does. A ConfigError for images that the Gaussian does not fit into.
     """
     if int(8 * sigma + 1) // 2 >= (side := min(images.shape[-2:])):
-        raise ConfigError(f"elastic_sigma {sigma:g} does not fit into images of {side} pixels: give less than {side // 4}")
+        raise ConfigError(
+            f"elastic_sigma {sigma:g} is too much for images of {side} pixels: give less than {side // 4}"
+        )
     from torchvision.transforms.v2 import ElasticTransform  # takes a second to import, and few fits need it
 
     transform = ElasticTransform(alpha=strength, sigma=sigma)

@@ -20,7 +20,7 @@ SECTIONS = ("Missed", "False alarms", "Found", "Good, and left alone", "Bad", "G
 
 
 def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder: Path) -> tuple[Path, str]:
-    """Write ``index.html`` and its pictures into ``folder``; the page's path and its heading, how many were decided how.
+    """Write ``index.html`` and its pictures into ``folder``; the page's path, and its heading: the counts of decisions.
 
     Judges what it shows once more.
     """
