@@ -8,23 +8,19 @@ import csv
 import hashlib
 import io
 import json
-import math
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from datetime import datetime, time, timedelta
-from functools import cache
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI, Form, HTTPException, Request, Response
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
 from PIL import Image
 from pydantic import ValidationError
 from sqlalchemy import func, select
 from starlette.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
-from blemish import __version__
 from blemish.data.images import read_image
 from blemish.errors import BlemishError, ImageError
 from blemish.inspection.outlook import KINDS
@@ -36,24 +32,24 @@ from blemish.server.api import Admin, Here, Operator, Viewer, set_session
 from blemish.server.station import Station
 from blemish.server.store import BigId, Search, as_json
 from blemish.server.tables import inspections, labels
+from blemish.server.teaching import PAST, preview, set_threshold
+from blemish.server.words import DIGEST, STATIC, address, environment, shift_around
 
 router = APIRouter(include_in_schema=False)
 
 STRIP, ROWS, TILES, GALLERY, THUMBNAIL = 12, 50, 60, 24, 200
 MOST_ROWS = 100_000  # of a table for a spreadsheet
-STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}
-DIGEST = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]  # in addresses: what changed is loaded anew
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 COLUMNS = (
     *("id", "at", "model", "digest", "decision", "score", "p_value", "part", "path", "source", "said", "kind"),
     *("brightness", "sharpness", "milliseconds", "image_sha256"),
 )
-ModelQuery = str | None
+ModelField = Annotated[str, Form(max_length=64)]
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
 
 def register(app: FastAPI) -> None:
-    """Add the pages to ``app``, which must be complete otherwise: what its people see goes wrong in words, too."""
+    """Add the pages to ``app``, which is complete otherwise: what goes wrong is said to its people in words, too."""
     app.include_router(router)
     for kind, answer in [*app.exception_handlers.items()]:
         app.add_exception_handler(kind, _for_people(answer))
@@ -65,232 +61,124 @@ def _for_people(answer: Any) -> Handler:
         if request.url.path.startswith("/v1/") or "text/html" not in request.headers.get("accept", ""):
             return response
         if response.status_code == 401 and request.method == "GET":
-            where = request.url.path + ("?" + request.url.query if request.url.query else "")
-            return RedirectResponse(f"/login?next={quote(where)}", 303)
+            return RedirectResponse(f"/login?next={quote(str(request.url.replace(scheme='', netloc='')))}", 303)
         said = json.loads(bytes(response.body))
-        page = _render("error.j2", request, None, title=said["title"], detail=said["detail"], status=said["status"])
+        page = Page(request, request.app.state.station, None).show("error.j2", **said)
         page.status_code = response.status_code
-        page.headers.update({name: response.headers[name] for name in ("retry-after",) if name in response.headers})
+        page.headers.update({name: value for name, value in response.headers.items() if name == "retry-after"})
         return page
 
     return handler
 
 
-@cache
-def environment() -> Environment:
-    own = Environment(
-        loader=PackageLoader("blemish.server"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    own.filters |= {"local": local, "number": number, "size": size, "address": address}
-    own.globals |= {"static": f"/static/{DIGEST}", "version": __version__, "say": in_words, "place": place}
-    own.globals["word"] = {"ok": "OK", "review": "Review", "reject": "Reject", None: "No decision"}
-    return own
+class Page:
+    """A page that somebody asks for."""
+
+    def __init__(self, request: Request, here: Here, person: Viewer | None) -> None:
+        self.request, self.here, self.person = request, here, person
+
+    def show(self, template: str, **context: Any) -> HTMLResponse:
+        """The template, filled with ``context`` and what every page has."""
+        here, person = self.here, self.person
+        shared = {"path": self.request.url.path, "person": person, "is_open": here.settings.is_open, "model": None}
+        shared |= {"names": [*here.judges] if person else [], "now": datetime.now().astimezone()}
+        return HTMLResponse(environment().get_template(template).render(shared | context))
+
+    def named(self, model: str | None) -> str | None:
+        """The model that a page is about: the one asked for (404 if unknown), or the first; None without any."""
+        if model:
+            self.here.judge(model)
+        return model or next(iter([*self.here.judges]), None)
+
+    def search(self, limit: int = 50) -> Search:
+        """The conditions in the address; forms send fields that were left empty, which mean nothing."""
+        given = {name: value for name, value in self.request.query_params.items() if value.strip() and name != "view"}
+        try:
+            return Search.model_validate({**given, "limit": limit})
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+            raise HTTPException(422, f"this filter cannot be used. {wrong}") from error
+
+    def of_verdict(self, shown: dict[str, Any]) -> dict[str, Any]:
+        """What is shown beside a verdict: its place on the model's scale, and kinds of defects, nine, one a key.
+
+        First those that people named most, then what any ground may have.
+        """
+        columns, judge = inspections.c, self.here.judges.get(shown["model"])
+        is_current = judge is not None and judge.model.digest == shown["digest"]
+        calibration = judge.model.inspector.calibration if judge and is_current else None
+        query = select(columns.kind).where(columns.model == shown["model"], columns.kind.is_not(None))
+        named = self.here.store.rows(query.group_by(columns.kind).order_by(func.count().desc()).limit(9))
+        kinds = [*dict.fromkeys([*(row.kind for row in named), *KINDS])][:9]
+        return {"gauge": charts.gauge(shown["score"], calibration), "kinds": kinds, "is_current": is_current}
+
+    def past(self, name: str, limits: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The last verdicts whose scores are those of today's model, with what ``limits`` would make of them."""
+        own, reject, review = inspections.c, limits["threshold"], limits["review_threshold"]
+        query = select(own.id, own.score, own.decision.label("old"), own.said)
+        query = query.where(own.digest.in_(self.here.same_scores(name))).order_by(own.id.desc()).limit(PAST)
+        past = [row._asdict() for row in self.here.store.rows(query)]
+        for one in past:
+            is_strange = review is not None and one["score"] is not None and one["score"] > review
+            one["new"] = "review" if is_strange else "ok"
+            if one["score"] is None or one["score"] > reject:
+                one["new"] = "reject"
+        return past
 
 
-def _render(template: str, request: Request, person: Person | None, **context: Any) -> HTMLResponse:
-    station: Station = request.app.state.station
-    shared = {"path": request.url.path, "person": person, "is_open": station.settings.is_open}
-    shared["names"] = [*station.judges] if person else []
-    shared["now"] = datetime.now().astimezone()
-    return HTMLResponse(environment().get_template(template).render(**{"model": None, **shared, **context}))
+async def _page(request: Request, here: Here, person: Viewer) -> Page:
+    return Page(request, here, person)
 
 
-# Words
+View = Annotated[Page, Depends(_page)]
 
 
-def moment(at: float | str | datetime) -> datetime:
-    """Where the station stands: of seconds since 1970 or ISO 8601."""
-    if isinstance(at, str):
-        at = datetime.fromisoformat(at)
-    return (datetime.fromtimestamp(at) if isinstance(at, int | float) else at).astimezone()
-
-
-def local(at: float | str | datetime, form: str = "") -> str:
-    """A time with its zone, and with its date unless that is today."""
-    here = moment(at)
-    is_today = here.date() == datetime.now().astimezone().date()
-    return here.strftime(form or ("%H:%M:%S %Z" if is_today else "%Y-%m-%d %H:%M:%S %Z"))
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """Short, with commas between thousands; a dash for what is not finite."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-
-
-def size(count: float) -> str:
-    """Bytes, as people say them."""
-    step = 0 if count < 1 else min(4, int(math.log(count, 1000)))
-    return f"{count / 1000**step:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[step]}"
-
-
-def address(path: str, **query: Any) -> str:
-    """A path with those of ``query`` that are something."""
-    kept = {name: value for name, value in query.items() if value not in (None, "")}
-    return f"{path}?{urlencode(kept)}" if kept else path
-
-
-def place(region: Mapping[str, Any], width: int, height: int) -> str:
-    """Where in a picture, in words."""
-    x, y = region["centre"][0] / width, region["centre"][1] / height
-    row, column = ("top", "middle", "bottom")[min(2, int(3 * y))], ("left", "middle", "right")[min(2, int(3 * x))]
-    return "in the middle" if row == column else f"{row} {column}".replace("middle ", "").replace(" middle", "")
-
-
-def in_words(shown: Mapping[str, Any]) -> str:
-    """What an inspection says, in a sentence or two."""
-    count = len(shown["regions"])
-    words = f"{count or 'No'} region{'s' * (count != 1)} stand{'s' * (count == 1)} out"
-    if count:
-        words += f"{', the worst' * (count > 1)} at the {place(shown['regions'][0], shown['width'], shown['height'])}"
-        words = words.replace("at the in the middle", "in the middle")
-    if (p := shown["p_value"]) is None:
-        return words + ("." if shown["score"] is not None else ". It has no score: the model could not judge it.")
-    if p > 0.2:
-        return f"{words}. Many good parts look as strange as this."
-    return f"{words}. About 1 good part in {number(round(1 / p))} looks as strange."
-
-
-def shift_around(at: datetime, hours: tuple[int, ...]) -> tuple[datetime, datetime]:
-    """When the shift of a moment begins and ends; days on which clocks change have shorter and longer ones."""
-    days = (at.date() + timedelta(days=shift) for shift in (-1, 0, 1))
-    edges = sorted(datetime.combine(day, time(hour)).astimezone() for day in days for hour in hours)
-    return max(edge for edge in edges if edge <= at), min(edge for edge in edges if edge > at)
-
-
-def named(here: Station, model: str | None) -> str | None:
-    """The model that a page is about: the one asked for (an HTTPException 404 if unknown), or the first; or None."""
-    if model:
-        here.judge(model)
-    return model or next(iter([*here.judges]), None)
-
-
-def searched(request: Request, **more: Any) -> Search:
-    """The conditions in an address; forms send fields that were left empty, which mean nothing."""
-    given = {name: value for name, value in request.query_params.items() if value.strip() and name != "view"}
-    try:
-        return Search.model_validate({**given, **more})
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
-        raise HTTPException(422, f"this filter cannot be used. {wrong}") from error
-
-
-def kinds_of(here: Station, model: str) -> list[str]:
-    """Kinds of defects that people named, the usual ones first, then what any ground may have; nine, one a key."""
-    query = select(inspections.c.kind).where(inspections.c.model == model, inspections.c.kind.is_not(None))
-    found = here.store.rows(query.group_by(inspections.c.kind).order_by(func.count().desc()).limit(9))
-    return [*dict.fromkeys([*(row.kind for row in found), *(name for name in KINDS)])][:9]
-
-
-def calibration_of(here: Station, shown: Mapping[str, Any]) -> Any:
-    """What judged it, if that is still at work; None otherwise."""
-    judge = here.judges.get(shown["model"])
-    return judge.model.inspector.calibration if judge and judge.model.digest == shown["digest"] else None
-
-
-# Pages
+# To read
 
 
 @router.get("/")
-def live(request: Request, here: Here, person: Viewer, model: ModelQuery = None) -> Response:
+def live(page: View, here: Here, model: str | None = None) -> Response:
     """The last verdict, large, and those before it."""
     if model:
         here.judge(model)
-    began, ends = shift_around(datetime.now().astimezone(), here.settings.shifts)
+    shift = shift_around(datetime.now().astimezone(), here.settings.shifts)
     last = here.store.find(Search(model=model, limit=STRIP + 1))["inspections"]
-    shown = last[0] if last else None
-    return _render(
-        "live.j2",
-        request,
-        person,
-        model=model,
-        last=last,
-        shown=shown,
-        part=here.store.part_verdict(shown["model"], shown["part"]) if shown and shown["part"] else None,
-        gauge=shown and charts.gauge(shown["score"], calibration_of(here, shown)),
-        kinds=kinds_of(here, shown["model"]) if shown else [],
-        counts=here.store.count(Search(model=model, since=began)),
-        shift=(began, ends),
-        withdrawn=[(name, health) for name in here.judges if not (health := here.health(name))["holds"]],
-        cameras=[name for name in here.settings.cameras if model in (None, name)],
-    )
+    context: dict[str, Any] = {"model": model, "last": last, "shown": None, "part": None, "shift": shift}
+    if last:
+        context |= {"shown": (shown := last[0]), **page.of_verdict(shown)}
+        context["part"] = here.store.part_verdict(shown["model"], shown["part"]) if shown["part"] else None
+    context["counts"] = here.store.count(Search(model=model, since=shift[0]))
+    context["withdrawn"] = [(name, found) for name in [*here.judges] if not (found := here.health(name))["holds"]]
+    return page.show("live.j2", cameras=[name for name in here.settings.cameras if model in (None, name)], **context)
 
 
 @router.get("/history")
-def history(
-    request: Request, here: Here, person: Viewer, view: Annotated[Literal["table", "sheet"], ...] = "table"
-) -> Response:
+def history(page: View, here: Here, view: Literal["table", "sheet"] = "table") -> Response:
     """What was judged, filtered, as a table or as a contact sheet."""
-    search = searched(request, limit=ROWS if view == "table" else TILES)
-    fields = search.model_dump(mode="json", exclude={"cursor", "limit"}, exclude_none=True)
+    search = page.search(ROWS if view == "table" else TILES)
+    fields = search.model_dump(mode="json", exclude={"cursor", "limit"})
     counts = here.store.count(search.model_copy(update={"cursor": None}))
     found = here.store.find(search)
-    return _render(
-        "history.j2", request, person, view=view, fields=fields, counts=counts, cursor=search.cursor, **found
-    )
+    return page.show("history.j2", view=view, fields=fields, counts=counts, cursor=search.cursor, **found)
 
 
 @router.get("/inspections/{number}")
-def sheet(request: Request, here: Here, person: Viewer, number: BigId) -> Response:
+def sheet(page: View, here: Here, number: BigId, replayed: Any = Depends(lambda: None)) -> Response:
     """All that is known of one verdict."""
-    return _sheet(request, here, person, number, None)
+    shown, own = as_json(here.inspection(number)), inspections.c
+    newer = select(func.min(own.id)).where(own.model == shown["model"], own.id > number)
+    older = select(func.max(own.id)).where(own.model == shown["model"], own.id < number)
+    part = shown["part"] and here.store.find(Search(model=shown["model"], part=shown["part"]))["inspections"]
+    said = here.store.rows(select(labels).where(labels.c.inspection == number).order_by(labels.c.id))
+    beside = {"newer": here.store.rows(newer)[0][0], "older": here.store.rows(older)[0][0], "part": part or []}
+    context = {**page.of_verdict(shown), **beside, "shown": shown, "said": said, "replayed": replayed}
+    return page.show("sheet.j2", model=shown["model"], **context)
 
 
 @router.post("/inspections/{number}/replay")
-def replay(request: Request, here: Here, person: Operator, number: BigId) -> Response:
+def replay(page: View, here: Here, person: Operator, number: BigId) -> Response:
     """Judge it again, and say whether all is the same."""
-    return _sheet(request, here, person, number, here.replay(number))
-
-
-def _sheet(request: Request, here: Station, person: Person, number: int, replayed: Any) -> Response:
-    shown = as_json(here.inspection(number))
-    same_model = select(func.min(inspections.c.id)).where(inspections.c.model == shown["model"])
-    newer = here.store.rows(same_model.where(inspections.c.id > number))[0][0]
-    older = here.store.find(Search(model=shown["model"], cursor=number, limit=1))["inspections"]
-    part = here.store.find(Search(model=shown["model"], part=shown["part"])) if shown["part"] else {"inspections": []}
-    return _render(
-        "sheet.j2",
-        request,
-        person,
-        model=shown["model"],
-        shown=shown,
-        said=here.store.rows(select(labels).where(labels.c.inspection == number).order_by(labels.c.id)),
-        gauge=charts.gauge(shown["score"], calibration_of(here, shown)),
-        is_current=calibration_of(here, shown) is not None,
-        kinds=kinds_of(here, shown["model"]),
-        older=older[0]["id"] if older else None,
-        newer=newer,
-        part=part["inspections"],
-        replayed=replayed,
-    )
-
-
-@router.post("/inspections/{number}/said")
-def say(
-    here: Here,
-    person: Operator,
-    number: BigId,
-    said: Annotated[Literal["good", "bad", "undo"], Form()],
-    kind: Annotated[str, Form(max_length=100)] = "",
-    back: Annotated[str, Form(max_length=500)] = "",
-) -> Response:
-    """Keep what a person says of a verdict, and go back to where it was said."""
-    row = here.store.say(number, None if said == "undo" else said, kind.strip() if said == "bad" else "", person.name)
-    if row is None:
-        raise HTTPException(404, f"there is no inspection {number}")
-    here.events.publish("said", as_json(row))
-    return RedirectResponse(_inside(back, f"/inspections/{number}"), 303)
-
-
-def _inside(target: str, otherwise: str = "/") -> str:
-    """An address of this station alone."""
-    is_ours = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
-    return target if is_ours else otherwise
+    return sheet(page, here, number, here.replay(number))
 
 
 @router.get("/inspections/{number}/thumbnail")
@@ -309,130 +197,143 @@ def _small(content: bytes) -> Image.Image:
 
 
 @router.get("/teach")
-def teach(request: Request, here: Here, person: Viewer, model: ModelQuery = None) -> Response:
+def teach(page: View, here: Here, model: str | None = None) -> Response:
     """What people said, what could be learned from it, and what would change."""
-    name = named(here, model)
-    learning = name and here.learning(name)
-    last = here.store.find(Search(model=name, said="something", limit=STRIP))["inspections"]
-    described = name and here.describe(name)
-    return _render("teach.j2", request, person, model=name, learning=learning, last=last, described=described)
+    if (name := page.named(model)) is None:
+        return page.show("teach.j2")
+    own = inspections.c
+    kinds = select(own.kind, func.count()).where(own.model == name, own.kind.is_not(None)).group_by(own.kind)
+    context = {
+        "counts": here.store.count(Search(model=name)),
+        "kinds": here.store.rows(kinds.order_by(func.count().desc()).limit(20)),
+        "last": here.store.find(Search(model=name, said="something", limit=STRIP))["inspections"],
+        "job": here.teacher.state(name),
+        "knows": name in here.settings.training,
+    }
+    return page.show("teach.j2", model=name, described=here.describe(name), **context)
+
+
+@router.get("/threshold")
+def threshold(page: View, here: Here, model: str | None = None, percent: float | None = None) -> Response:
+    """What the rate is, and what another would have done."""
+    name = page.named(model)
+    now = here.judge(name).model.inspector.calibration if name else None
+    if name is None or now is None or now.rate is None:
+        return page.show("threshold.j2", model=name, described=name and here.describe(name), tried=None)
+    refusal = None
+    try:
+        tried = preview(here, name, None if percent is None else percent / 100, None)
+    except BlemishError as error:
+        refusal, tried = str(error), preview(here, name, None, None)
+    past = page.past(name, tried)
+    context = {
+        "past": {decision: sum(one["new"] == decision for one in past) for decision in ("reject", "review", "ok")},
+        "changed": [one for one in past if one["old"] != one["new"]],
+        "drawn": charts.histogram(now, past, tried),
+        "percent": round(100 * tried["rate"], 4),
+        "now_percent": round(100 * now.rate, 4),
+    }
+    return page.show("threshold.j2", model=name, tried=tried, refusal=refusal, **context)
+
+
+@router.get("/health")
+def health(page: View, here: Here, model: str | None = None) -> Response:
+    """Whether the promise holds, and how the station does."""
+    if (name := page.named(model)) is None:
+        return page.show("health.j2")
+    found, drawn = here.health(name), {}
+    for title, own in found["charts"].items():
+        drawn[title] = charts.control_chart(own["points"], own["centre"], own["low"], own["high"])
+    return page.show("health.j2", model=name, health=found, drawn=drawn, described=here.describe(name))
+
+
+# To change
+
+
+@router.post("/inspections/{number}/said")
+def say(
+    here: Here,
+    person: Operator,
+    number: BigId,
+    said: Annotated[str, Form(max_length=110, pattern="^(undo|good|bad(:.+)?)$")],
+    kind: Annotated[str, Form(max_length=100)] = "",
+    back: Annotated[str, Form(max_length=500)] = "",
+) -> Response:
+    """Keep what a person says of a verdict, ``bad`` with a kind after a colon, and go back to where it was said."""
+    word, _, named = said.partition(":")
+    kind = (named or kind).strip()[:100] if word == "bad" else ""
+    if (row := here.store.say(number, None if word == "undo" else word, kind, person.name)) is None:
+        raise HTTPException(404, f"there is no inspection {number}")
+    here.events.publish("said", as_json(row))
+    return RedirectResponse(_inside(back, f"/inspections/{number}"), 303)
+
+
+def _inside(target: str, otherwise: str = "/") -> str:
+    """An address of this station alone."""
+    is_ours = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
+    return target if is_ours else otherwise
 
 
 @router.post("/teach")
 def change_model(
-    here: Here,
-    person: Admin,
-    model: Annotated[str, Form(max_length=64)],
-    action: Annotated[Literal["learn", "swap", "discard"], Form()],
+    here: Here, person: Admin, model: ModelField, action: Annotated[Literal["start", "accept", "stop"], Form()]
 ) -> Response:
     """Learn again, swap what was learned in, or leave it."""
-    {"learn": here.learn, "swap": here.swap, "discard": here.discard}[action](model, person.name)
+    {"start": here.teacher.start, "accept": here.teacher.accept, "stop": here.teacher.stop}[action](model, person.name)
     return RedirectResponse(address("/teach", model=model), 303)
 
 
-@router.get("/threshold")
-def threshold(
-    request: Request,
-    here: Here,
-    person: Viewer,
-    model: ModelQuery = None,
-    percent: float | None = None,
-) -> Response:
-    """What the rate is, and what another would have done."""
-    name = named(here, model)
-    if name is None:
-        return _render("threshold.j2", request, person)
-    calibration = here.judge(name).model.inspector.calibration
-    wanted, refusal, tried = (calibration.rate if percent is None else percent / 100), None, None
-    if calibration.rate is not None:
-        try:
-            tried = here.preview_threshold(name, wanted)
-        except BlemishError as error:
-            refusal, wanted = str(error), calibration.rate
-            tried = here.preview_threshold(name, wanted)
-    limits = {} if tried is None else {"review above": tried["review_threshold"], "reject above": tried["threshold"]}
-    drawn = tried and charts.histogram(calibration, tried["scores"], limits)
-    return _render(
-        "threshold.j2",
-        request,
-        person,
-        model=name,
-        described=here.describe(name),
-        tried=tried,
-        refusal=refusal,
-        drawn=drawn,
-        percent=None if wanted is None else round(100 * wanted, 4),
-        now_percent=None if calibration.rate is None else round(100 * calibration.rate, 4),
-    )
-
-
 @router.post("/threshold")
-def set_threshold(
-    here: Here,
-    person: Admin,
-    model: Annotated[str, Form(max_length=64)],
-    percent: Annotated[float, Form(gt=0, lt=100)],
+def set_rate(
+    here: Here, person: Admin, model: ModelField, percent: Annotated[float, Form(gt=0, lt=100)]
 ) -> Response:
     """A new calibration with another rate."""
-    here.set_threshold(model, percent / 100, None, person.name)
+    set_threshold(here, model, percent / 100, None, person.name)
     return RedirectResponse(address("/threshold", model=model), 303)
-
-
-@router.get("/health")
-def health(request: Request, here: Here, person: Viewer, model: ModelQuery = None) -> Response:
-    """Whether the promise holds, and how the station does."""
-    name = named(here, model)
-    found = name and here.health(name)
-    drawn = found and {
-        title: charts.control_chart(own["points"], own["centre"], own["low"], own["high"])
-        for title, own in found["charts"].items()
-    }
-    described = name and here.describe(name)
-    return _render("health.j2", request, person, model=name, health=found, drawn=drawn, described=described)
 
 
 # To take away
 
 
 @router.get("/report")
-def report(request: Request, here: Here, person: Viewer) -> Response:
+def report(page: View, here: Here) -> Response:
     """A shift, or another span, as one page that stands alone and prints well."""
-    began, ends = shift_around(datetime.now().astimezone(), here.settings.shifts)
-    search = searched(request)
+    search = page.search()
     if search.since is None and search.day is None:
+        began, ends = shift_around(datetime.now().astimezone(), here.settings.shifts)
         search = search.model_copy(update={"since": began, "until": ends})
-    pictures = []
-    for shown in here.store.find(search.model_copy(update={"decision": "reject", "limit": GALLERY}))["inspections"]:
+
+    def found(**more: Any) -> Any:
+        return search.model_copy(update=more)
+
+    pictures: list[tuple[dict[str, Any], str | None]] = []
+    for shown in here.store.find(found(decision="reject", limit=GALLERY))["inspections"]:
         try:
-            pictures.append((shown, data_uri(_small(here.photograph(here.inspection(shown["id"]))), "JPEG", quality=80)))
+            picture = data_uri(_small(here.photograph(here.inspection(shown["id"]))), "JPEG", quality=80)
         except (HTTPException, ImageError):
-            pictures.append((shown, None))  # not kept any longer
-    names = [name for name in here.judges if search.model in (None, name)]
-    models = [(here.describe(name), here.health(name)) for name in names]
-    counts = [(name, here.store.count(search.model_copy(update={"model": name}))) for name in names]
+            picture = ""  # not kept any longer
+        pictures.append((shown, picture))
+    names = [name for name in [*here.judges] if search.model in (None, name)]
+    models = [(here.describe(name), here.health(name), here.store.count(found(model=name))) for name in names]
+    drawn = {}
+    for described, *_ in models:
+        own = here.judge(described["model"]).model.inspector.calibration
+        past = page.past(described["model"], described) if own.rate is not None else []
+        drawn[described["model"]] = charts.histogram(own, past, described)
     css = environment().get_template("report.css").render()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{b64encode(hashlib.sha256(css.encode()).digest()).decode()}'"
-    page = _render(
-        "report.j2",
-        request,
-        person,
-        search=search,
-        css=css,
-        policy=policy,
-        pictures=pictures,
-        models=models,
-        counts=counts,
-        said=here.store.find(search.model_copy(update={"said": "something", "limit": 200}))["inspections"],
-        audit=here.store.verify(),
-    )
-    page.headers["Content-Security-Policy"] = policy
-    return page
+    hashed = b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'"
+    said = here.store.find(found(said="something", limit=200))["inspections"]
+    context = {"css": css, "policy": policy, "pictures": pictures, "models": models, "said": said, "drawn": drawn}
+    shown_page = page.show("report.j2", search=search, audit=here.store.verify(), **context)
+    shown_page.headers["Content-Security-Policy"] = policy
+    return shown_page
 
 
 @router.get("/inspections.csv")
-def table(request: Request, here: Here, person: Viewer) -> Response:
+def table(page: View, here: Here) -> Response:
     """What a filter finds, newest first, for a spreadsheet."""
-    search = searched(request, limit=500)
+    search = page.search(500)
 
     def lines() -> Iterator[str]:
         cursor, left = search.cursor, MOST_ROWS
@@ -442,9 +343,7 @@ def table(request: Request, here: Here, person: Viewer) -> Response:
             file = io.StringIO()
             csv.writer(file).writerows([_cell(shown[name]) for name in COLUMNS] for shown in found["inspections"])
             yield file.getvalue()
-            cursor, left = found["next"], left - search.limit
-            if cursor is None:
-                return
+            cursor, left = found["next"], left - search.limit if found["next"] else 0
 
     headers = {"Content-Disposition": "attachment; filename=inspections.csv"}
     return StreamingResponse(lines(), media_type="text/csv; charset=utf-8", headers=headers)
@@ -455,13 +354,26 @@ def _cell(value: Any) -> Any:
     return "'" + value if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
+@router.get("/static/{digest}/{name}")
+def static(digest: str, name: str) -> Response:
+    """Styles and scripts, which browsers keep for as long as they do not change."""
+    if name not in STATIC:
+        raise HTTPException(404, f"there is no file {name[:64]!r}")
+    kept = "public, max-age=31536000, immutable" if digest == DIGEST else "no-cache"
+    return Response(STATIC[name], media_type=TYPES[Path(name).suffix], headers={"Cache-Control": kept})
+
+
 # People
 
 
+def _login(request: Request, here: Station, next: str, wrong: str | None = None) -> HTMLResponse:
+    return Page(request, here, None).show("login.j2", next=_inside(next), wrong=wrong)
+
+
 @router.get("/login")
-def ask_for_token(request: Request, next: str = "/") -> Response:
+def ask_for_token(request: Request, here: Here, next: str = "/") -> Response:
     """The way in."""
-    return _render("login.j2", request, None, next=_inside(next), wrong=None)
+    return _login(request, here, next)
 
 
 @router.post("/login")
@@ -478,7 +390,7 @@ def log_in(
         secret, _ = here.access.log_in(token.strip())
     except HTTPException as error:
         here.access.failed(client)
-        page = _render("login.j2", request, None, next=_inside(next), wrong=error.detail)
+        page = _login(request, here, next, error.detail)
         page.status_code = 401
         return page
     response = RedirectResponse(_inside(next), 303)
@@ -493,12 +405,3 @@ def log_out(request: Request, here: Here, person: Viewer) -> Response:
     response = RedirectResponse("/login", 303)
     response.delete_cookie(COOKIE)
     return response
-
-
-@router.get("/static/{digest}/{name}")
-def static(digest: str, name: str) -> Response:
-    """Styles and scripts, which browsers keep for as long as they do not change."""
-    if name not in STATIC:
-        raise HTTPException(404, f"there is no file {name[:64]!r}")
-    kept = "public, max-age=31536000, immutable" if digest == DIGEST else "no-cache"
-    return Response(STATIC[name], media_type=TYPES[Path(name).suffix], headers={"Cache-Control": kept})
