@@ -54,7 +54,8 @@ async function ask(address, options = {}) {
 let looking = false;
 let again = false;
 export async function look(address = location.href) {
-  if (looking) return void (again = true);
+  again = looking;
+  if (looking) return;
   looking = true;
   try {
     const html = await ask(address);
@@ -64,12 +65,12 @@ export async function look(address = location.href) {
   }
   setTimeout(() => {
     looking = false;
-    if (again) {
-      again = false;
-      look();
-    }
+    if (again) look();
   }, ASLEEP);
 }
+
+// What has no event of its own is looked at again as long as it goes on.
+setInterval(() => document.querySelector("[data-again]") && look(), 2000);
 
 // Forms
 
@@ -77,7 +78,7 @@ document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.matches("[data-quiet]")) return;
   event.preventDefault();
-  const html = await ask(form.action, { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)) });
+  const html = await ask(form.getAttribute("action"), { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)) });
   if (html) {
     put(html);
     tell(event.submitter?.value === "undo" ? "Taken back." : `Kept: ${event.submitter?.value.replace(":", ", ")}.`);
