@@ -72,12 +72,13 @@ def histogram(
     }
 
 
-def control_chart(points: Sequence[Sequence[float]], centre: float | None, low: float | None, high: float | None) -> Any:
-    """Values over time, oldest first as (seconds since 1970, value), with the limits they should keep; None if empty."""
-    if not points:
+def control_chart(chart: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``points`` over time, oldest first as (ISO 8601, value, number), with the limits they keep; None without any."""
+    if not chart["points"]:
         return None
-    times, values = zip(*points)
-    limits = {"high": high, "centre": centre, "low": low}
+    times = [datetime.fromisoformat(at).timestamp() for at, *_ in chart["points"]]
+    values = [value for _, value, _ in chart["points"]]
+    limits = {name: chart[name] for name in ("high", "centre", "low")}
     drawn = {name: value for name, value in limits.items() if value is not None and math.isfinite(value)}
     bottom, top = min([*values, *drawn.values()]), max([*values, *drawn.values()])
     margin = 0.08 * (top - bottom) or 1e-6 + 0.05 * abs(top)
@@ -99,6 +100,7 @@ def control_chart(points: Sequence[Sequence[float]], centre: float | None, low: 
         "zone": ticks[-1].strftime("%Z"),
         "sides": [{"y": y(value), "text": f"{value:.4g}"} for value in _ticks(bottom, top, 4)],
         "out": sum(out),
+        "each": chart["each"],
         "last": values[-1],
     }
 

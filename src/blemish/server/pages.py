@@ -4,12 +4,12 @@ A page is one template, filled here. Its script asks for the same address again 
 changed into place, so that there is one way in which anything is drawn.
 """
 
-import csv
+import contextlib
 import hashlib
 import io
 import json
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,16 +19,19 @@ from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, R
 from PIL import Image
 from pydantic import ValidationError
 from sqlalchemy import func, select
-from starlette.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 
 from blemish.data.images import read_image
 from blemish.errors import BlemishError, ImageError
 from blemish.inspection.outlook import KINDS
 from blemish.inspection.overlay import data_uri
 from blemish.inspection.verdict import on_screen
-from blemish.server import charts
+from blemish.server import charts, reports
 from blemish.server.access import COOKIE, Person
 from blemish.server.api import Admin, Here, Operator, Viewer, set_session
+from blemish.server.api_models import Teaching
+from blemish.server.health import acknowledge, promise
+from blemish.server.health import health as health_of
 from blemish.server.station import Station
 from blemish.server.store import BigId, Search, as_json
 from blemish.server.tables import inspections, labels
@@ -37,13 +40,9 @@ from blemish.server.words import DIGEST, STATIC, address, environment, shift_aro
 
 router = APIRouter(include_in_schema=False)
 
-STRIP, ROWS, TILES, GALLERY, THUMBNAIL = 12, 50, 60, 24, 200
-MOST_ROWS = 100_000  # of a table for a spreadsheet
+STRIP, ROWS, TILES, THUMBNAIL = 12, 50, 60, 200
+SHIFTS = (6, 14, 22)  # hours of the station's day at which one begins
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-COLUMNS = (
-    *("id", "at", "model", "digest", "decision", "score", "p_value", "part", "path", "source", "said", "kind"),
-    *("brightness", "sharpness", "milliseconds", "image_sha256"),
-)
 ModelField = Annotated[str, Form(max_length=64)]
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
@@ -74,7 +73,7 @@ def _for_people(answer: Any) -> Handler:
 class Page:
     """A page that somebody asks for."""
 
-    def __init__(self, request: Request, here: Here, person: Viewer | None) -> None:
+    def __init__(self, request: Request, here: Station, person: Person | None) -> None:
         self.request, self.here, self.person = request, here, person
 
     def show(self, template: str, **context: Any) -> HTMLResponse:
@@ -141,14 +140,16 @@ def live(page: View, here: Here, model: str | None = None) -> Response:
     """The last verdict, large, and those before it."""
     if model:
         here.judge(model)
-    shift = shift_around(datetime.now().astimezone(), here.settings.shifts)
+    shift = shift_around(datetime.now().astimezone(), SHIFTS)
     last = here.store.find(Search(model=model, limit=STRIP + 1))["inspections"]
     context: dict[str, Any] = {"model": model, "last": last, "shown": None, "part": None, "shift": shift}
     if last:
         context |= {"shown": (shown := last[0]), **page.of_verdict(shown)}
         context["part"] = here.store.part_verdict(shown["model"], shown["part"]) if shown["part"] else None
     context["counts"] = here.store.count(Search(model=model, since=shift[0]))
-    context["withdrawn"] = [(name, found) for name in [*here.judges] if not (found := here.health(name))["holds"]]
+    context["withdrawn"] = [
+        (name, found) for name in [*here.judges] if (found := promise(here, name))["holds"] is False
+    ]
     return page.show("live.j2", cameras=[name for name in here.settings.cameras if model in (None, name)], **context)
 
 
@@ -163,8 +164,18 @@ def history(page: View, here: Here, view: Literal["table", "sheet"] = "table") -
 
 
 @router.get("/inspections/{number}")
-def sheet(page: View, here: Here, number: BigId, replayed: Any = Depends(lambda: None)) -> Response:
+def sheet(page: View, here: Here, number: BigId) -> Response:
     """All that is known of one verdict."""
+    return _sheet(page, here, number, None)
+
+
+@router.post("/inspections/{number}/replay")
+def replay(page: View, here: Here, person: Operator, number: BigId) -> Response:
+    """Judge it again, and say whether all is the same."""
+    return _sheet(page, here, number, here.replay(number))
+
+
+def _sheet(page: Page, here: Station, number: int, replayed: Any) -> Response:
     shown, own = as_json(here.inspection(number)), inspections.c
     newer = select(func.min(own.id)).where(own.model == shown["model"], own.id > number)
     older = select(func.max(own.id)).where(own.model == shown["model"], own.id < number)
@@ -173,12 +184,6 @@ def sheet(page: View, here: Here, number: BigId, replayed: Any = Depends(lambda:
     beside = {"newer": here.store.rows(newer)[0][0], "older": here.store.rows(older)[0][0], "part": part or []}
     context = {**page.of_verdict(shown), **beside, "shown": shown, "said": said, "replayed": replayed}
     return page.show("sheet.j2", model=shown["model"], **context)
-
-
-@router.post("/inspections/{number}/replay")
-def replay(page: View, here: Here, person: Operator, number: BigId) -> Response:
-    """Judge it again, and say whether all is the same."""
-    return sheet(page, here, number, here.replay(number))
 
 
 @router.get("/inspections/{number}/thumbnail")
@@ -197,7 +202,7 @@ def _small(content: bytes) -> Image.Image:
 
 
 @router.get("/teach")
-def teach(page: View, here: Here, model: str | None = None) -> Response:
+def teach(page: View, here: Here, teacher: Teaching, model: str | None = None) -> Response:
     """What people said, what could be learned from it, and what would change."""
     if (name := page.named(model)) is None:
         return page.show("teach.j2")
@@ -207,7 +212,7 @@ def teach(page: View, here: Here, model: str | None = None) -> Response:
         "counts": here.store.count(Search(model=name)),
         "kinds": here.store.rows(kinds.order_by(func.count().desc()).limit(20)),
         "last": here.store.find(Search(model=name, said="something", limit=STRIP))["inspections"],
-        "job": here.teacher.state(name),
+        "job": teacher.state(name),
         "knows": name in here.settings.training,
     }
     return page.show("teach.j2", model=name, described=here.describe(name), **context)
@@ -241,10 +246,16 @@ def health(page: View, here: Here, model: str | None = None) -> Response:
     """Whether the promise holds, and how the station does."""
     if (name := page.named(model)) is None:
         return page.show("health.j2")
-    found, drawn = here.health(name), {}
-    for title, own in found["charts"].items():
-        drawn[title] = charts.control_chart(own["points"], own["centre"], own["low"], own["high"])
+    found = health_of(here, name)
+    drawn = {title: charts.control_chart(own) for title, own in found["charts"].items()}
     return page.show("health.j2", model=name, health=found, drawn=drawn, described=here.describe(name))
+
+
+@router.post("/health")
+def restore_promise(here: Here, person: Operator, model: ModelField) -> Response:
+    """A person has looked at what withdrew the promise."""
+    acknowledge(here, model, person.name)
+    return RedirectResponse(address("/health", model=model), 303)
 
 
 # To change
@@ -276,17 +287,15 @@ def _inside(target: str, otherwise: str = "/") -> str:
 
 @router.post("/teach")
 def change_model(
-    here: Here, person: Admin, model: ModelField, action: Annotated[Literal["start", "accept", "stop"], Form()]
+    teacher: Teaching, person: Admin, model: ModelField, do: Annotated[Literal["start", "accept", "stop"], Form()]
 ) -> Response:
     """Learn again, swap what was learned in, or leave it."""
-    {"start": here.teacher.start, "accept": here.teacher.accept, "stop": here.teacher.stop}[action](model, person.name)
+    {"start": teacher.start, "accept": teacher.accept, "stop": teacher.stop}[do](model, person.name)
     return RedirectResponse(address("/teach", model=model), 303)
 
 
 @router.post("/threshold")
-def set_rate(
-    here: Here, person: Admin, model: ModelField, percent: Annotated[float, Form(gt=0, lt=100)]
-) -> Response:
+def set_rate(here: Here, person: Admin, model: ModelField, percent: Annotated[float, Form(gt=0, lt=100)]) -> Response:
     """A new calibration with another rate."""
     set_threshold(here, model, percent / 100, None, person.name)
     return RedirectResponse(address("/threshold", model=model), 303)
@@ -298,60 +307,25 @@ def set_rate(
 @router.get("/report")
 def report(page: View, here: Here) -> Response:
     """A shift, or another span, as one page that stands alone and prints well."""
-    search = page.search()
+    search, pictures, drawn = page.search(), {}, {}
     if search.since is None and search.day is None:
-        began, ends = shift_around(datetime.now().astimezone(), here.settings.shifts)
+        began, ends = shift_around(datetime.now().astimezone(), SHIFTS)
         search = search.model_copy(update={"since": began, "until": ends})
-
-    def found(**more: Any) -> Any:
-        return search.model_copy(update=more)
-
-    pictures: list[tuple[dict[str, Any], str | None]] = []
-    for shown in here.store.find(found(decision="reject", limit=GALLERY))["inspections"]:
-        try:
-            picture = data_uri(_small(here.photograph(here.inspection(shown["id"]))), "JPEG", quality=80)
-        except (HTTPException, ImageError):
-            picture = ""  # not kept any longer
-        pictures.append((shown, picture))
-    names = [name for name in [*here.judges] if search.model in (None, name)]
-    models = [(here.describe(name), here.health(name), here.store.count(found(model=name))) for name in names]
-    drawn = {}
-    for described, *_ in models:
-        own = here.judge(described["model"]).model.inspector.calibration
-        past = page.past(described["model"], described) if own.rate is not None else []
-        drawn[described["model"]] = charts.histogram(own, past, described)
+    found = reports.shift(here, search)
+    for shown in found["worst"]:
+        with contextlib.suppress(HTTPException, ImageError):  # not kept any longer
+            small = _small(here.photograph(here.inspection(shown["id"])))
+            pictures[shown["id"]] = data_uri(small, "JPEG", quality=80)
+    for name in [one["model"] for one in found["promises"]]:
+        calibration, described = here.judge(name).model.inspector.calibration, here.describe(name)
+        drawn[name] = calibration.rate and charts.histogram(calibration, page.past(name, described), described)
     css = environment().get_template("report.css").render()
     hashed = b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'"
-    said = here.store.find(found(said="something", limit=200))["inspections"]
-    context = {"css": css, "policy": policy, "pictures": pictures, "models": models, "said": said, "drawn": drawn}
-    shown_page = page.show("report.j2", search=search, audit=here.store.verify(), **context)
+    context = {**found, "css": css, "policy": policy, "pictures": pictures, "drawn": drawn, "search": search}
+    shown_page = page.show("report.j2", audit=here.store.verify(), **context)
     shown_page.headers["Content-Security-Policy"] = policy
     return shown_page
-
-
-@router.get("/inspections.csv")
-def table(page: View, here: Here) -> Response:
-    """What a filter finds, newest first, for a spreadsheet."""
-    search = page.search(500)
-
-    def lines() -> Iterator[str]:
-        cursor, left = search.cursor, MOST_ROWS
-        yield ",".join(COLUMNS) + "\r\n"
-        while left > 0:
-            found = here.store.find(search.model_copy(update={"cursor": cursor}))
-            file = io.StringIO()
-            csv.writer(file).writerows([_cell(shown[name]) for name in COLUMNS] for shown in found["inspections"])
-            yield file.getvalue()
-            cursor, left = found["next"], left - search.limit if found["next"] else 0
-
-    headers = {"Content-Disposition": "attachment; filename=inspections.csv"}
-    return StreamingResponse(lines(), media_type="text/csv; charset=utf-8", headers=headers)
-
-
-def _cell(value: Any) -> Any:
-    """Without what a spreadsheet would take for a formula."""
-    return "'" + value if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 @router.get("/static/{digest}/{name}")
