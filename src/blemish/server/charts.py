@@ -28,9 +28,10 @@ def gauge(score: float | None, calibration: Calibration | None) -> dict[str, flo
     """Where a score (None is worse than any) and the limits lie on the model's scale, in percent of its length."""
     if calibration is None or (ends := _span(calibration)) is None:
         return None
-    reject, review = calibration.threshold, calibration.review_threshold
-    values = {"score": math.inf if score is None else score, "review": reject if review is None else review}
-    places = {name: (value - ends[0]) / (ends[1] - ends[0]) for name, value in {**values, "reject": reject}.items()}
+    reject = calibration.threshold or 0.0
+    review = reject if calibration.review_threshold is None else calibration.review_threshold
+    values = {"score": math.inf if score is None else score, "review": review, "reject": reject}
+    places = {name: (value - ends[0]) / (ends[1] - ends[0]) for name, value in values.items()}
     return {name: round(100 * min(1.0, max(0.0, at)), 2) for name, at in places.items()}
 
 
@@ -47,14 +48,15 @@ def histogram(
     known = [one["score"] for one in past if one["score"] is not None]
     names = {"review above": limits["review_threshold"], "reject above": limits["threshold"]}
     drawn = {name: value for name, value in names.items() if value is not None and math.isfinite(value)}
-    low = min([ends[0], *np.quantile(known, [0.02])] if known else [ends[0]])
+    low = min(ends[0], float(np.quantile(known, 0.02)) if known else ends[0])
     high = max([ends[1], *drawn.values()])
 
     def x(value: float | None) -> float:
-        return round(WIDTH * min(1.0, max(0.0, ((high if value is None else value) - low) / (high - low))), 1)
+        share = 1.0 if value is None else (value - low) / (high - low)
+        return round(WIDTH * min(1.0, max(0.0, share)), 1)
 
     bars, axis = [], HEIGHT // 2
-    sides = {"good": calibration.scores, "judged": [*known, *[high] * (len(past) - len(known))]}
+    sides = {"good": calibration.scores.tolist(), "judged": [*known, *[high] * (len(past) - len(known))]}
     for side, scores in sides.items():
         counts, _ = np.histogram(np.clip(scores, low, high), np.linspace(low, high, BINS + 1))
         heights = np.sqrt(counts / max(1, counts.max())) * (axis - 30)  # roots: one stray part stays visible
@@ -85,7 +87,7 @@ def control_chart(chart: Mapping[str, Any]) -> dict[str, Any] | None:
     bottom, top, began, lasted = bottom - margin, top + margin, times[0], max(times[-1] - times[0], 1)
 
     def y(value: float) -> float:
-        return round(TALL * (top - value) / (top - bottom), 1)
+        return round(float(TALL * (top - value) / (top - bottom)), 1)
 
     out = [not drawn.get("low", -math.inf) <= value <= drawn.get("high", math.inf) for value in values]
     ticks = [datetime.fromtimestamp(began + share * lasted).astimezone() for share in (0, 1 / 3, 2 / 3, 1)]
