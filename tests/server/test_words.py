@@ -15,7 +15,7 @@ pytest.importorskip("fastapi", reason="the extra [server] is not installed")
 from blemish.inspection.calibration import Calibration, calibrate
 from blemish.server import charts
 from blemish.server.pages import _inside
-from blemish.server.words import address, local, number, place, say, shift_around, size
+from blemish.server.words import address, local, number, place, say, shift_around
 
 
 @pytest.fixture
@@ -38,11 +38,6 @@ def calibrated() -> Calibration:
 )
 def test_numbers_are_short(value: float | None, words: str) -> None:
     assert number(value) == words
-
-
-@pytest.mark.parametrize(("count", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.4e13, "24 TB")])
-def test_sizes_are_in_units_that_people_use(count: float, words: str) -> None:
-    assert size(count) == words
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,12 @@ class Page:
     def show(self, template: str, **context: Any) -> HTMLResponse:
         """The template, filled with ``context`` and what every page has."""
         here, person = self.here, self.person
-        shared: dict[str, Any] = {"path": self.request.url.path, "person": person, "is_open": here.settings.is_open, "model": None}
+        shared: dict[str, Any] = {
+            "path": self.request.url.path,
+            "person": person,
+            "is_open": here.settings.is_open,
+            "model": None,
+        }
         shared |= {"names": [*here.judges] if person else [], "now": datetime.now().astimezone()}
         return HTMLResponse(environment().get_template(template).render(shared | context))
 

@@ -24,7 +24,7 @@ def environment() -> Environment:
     own = Environment(loader=PackageLoader("blemish.server"), autoescape=True, undefined=StrictUndefined)
     own.trim_blocks = own.lstrip_blocks = True
     own.finalize = lambda value: "" if value is None else value
-    own.filters |= {"local": local, "iso": iso, "number": number, "size": size, "address": address}
+    own.filters |= {"local": local, "iso": iso, "number": number, "address": address}
     own.globals |= {"static": f"/static/{DIGEST}", "version": __version__, "say": say, "place": place, "word": WORDS}
     return own
 
@@ -53,12 +53,6 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-
-
-def size(count: float) -> str:
-    """Bytes, as people say them."""
-    step = 0 if count < 1 else min(4, int(math.log(count, 1000)))
-    return f"{count / 1000**step:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[step]}"
 
 
 def address(path: str, **query: Any) -> str:
