@@ -34,6 +34,7 @@ PAGES = (
     "/teach",
     "/threshold?percent=15",
     "/health",
+    "/docs",
     "/login",
 )
 SEEDED = 64  # more than a page of the history has, and than a test of the promise needs

@@ -175,7 +175,7 @@ def sheet(page: View, here: Here, number: BigId) -> Response:
 
 
 @router.post("/inspections/{number}/replay")
-def replay(page: View, here: Here, person: Operator, number: BigId) -> Response:
+def replay(page: View, here: Here, number: BigId) -> Response:
     """Judge it again, and say whether all is the same."""
     return _sheet(page, here, number, here.replay(number))
 
@@ -292,9 +292,11 @@ def _inside(target: str, otherwise: str = "/") -> str:
 
 @router.post("/teach")
 def change_model(
-    teacher: Teaching, person: Admin, model: ModelField, do: Annotated[Literal["start", "accept", "stop"], Form()]
+    teacher: Teaching, person: Operator, model: ModelField, do: Annotated[Literal["start", "accept", "stop"], Form()]
 ) -> Response:
     """Learn again, swap what was learned in, or leave it."""
+    if do == "accept" and not person.may("admin"):
+        raise HTTPException(403, f"a model is swapped in by an admin, and {person.name} has the role {person.role}")
     {"start": teacher.start, "accept": teacher.accept, "stop": teacher.stop}[do](model, person.name)
     return RedirectResponse(address("/teach", model=model), 303)
 
@@ -331,6 +333,12 @@ def report(page: View, here: Here) -> Response:
     shown_page = page.show("report.j2", audit=here.store.verify(), **context)
     shown_page.headers["Content-Security-Policy"] = policy
     return shown_page
+
+
+@router.get("/docs")
+def addresses(page: View) -> Response:
+    """What programs may ask of the station."""
+    return page.show("docs.j2", described=page.request.app.openapi())
 
 
 @router.get("/static/{digest}/{name}")
