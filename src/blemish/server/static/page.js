@@ -19,15 +19,12 @@ export function tell(text, lasting = false) {
 // Put what differs in another copy of this page in place; what has the same markup is left alone, with its state.
 export function put(html) {
   const fresh = new DOMParser().parseFromString(html, "text/html");
-  if (fresh.body.dataset.page !== document.body.dataset.page && !document.querySelector(".stage")) return false;
+  if (fresh.body.dataset.page !== document.body.dataset.page) return false;
   const focused = document.activeElement?.id || document.activeElement?.dataset?.key;
   let hadFocus = false;
   for (const element of regionsOf(fresh)) {
     const own = document.querySelector(`[data-swap="${element.dataset.swap}"]`);
-    if (!own || !own.isConnected) {
-      if (!own) return false; // another shape of page: it is loaded whole
-      continue;
-    }
+    if (!own) return false; // a page of another shape: it is loaded whole
     for (const { name, value } of [...element.attributes]) if (own.getAttribute(name) !== value) own.setAttribute(name, value);
     if (drawn.get(own) === element.innerHTML) continue;
     hadFocus ||= own.contains(document.activeElement);
@@ -80,7 +77,7 @@ document.addEventListener("submit", async (event) => {
   event.preventDefault();
   const html = await ask(form.getAttribute("action"), { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)) });
   if (html) {
-    put(html);
+    if (!put(html)) return location.reload();
     tell(event.submitter?.value === "undo" ? "Taken back." : `Kept: ${event.submitter?.value.replace(":", ", ")}.`);
   }
 });
