@@ -24,7 +24,7 @@ def environment() -> Environment:
     own = Environment(loader=PackageLoader("blemish.server"), autoescape=True, undefined=StrictUndefined)
     own.trim_blocks = own.lstrip_blocks = True
     own.finalize = lambda value: "" if value is None else value
-    own.filters |= {"local": local, "iso": iso, "number": number, "address": address}
+    own.filters |= {"local": local, "number": number, "address": address}
     own.globals |= {"static": f"/static/{DIGEST}", "version": __version__, "say": say, "place": place, "word": WORDS}
     return own
 
@@ -41,11 +41,6 @@ def local(at: float | str | datetime, form: str = "") -> str:
     here = moment(at)
     is_today = here.date() == datetime.now().astimezone().date()
     return here.strftime(form or ("%H:%M:%S %Z" if is_today else "%Y-%m-%d %H:%M:%S %Z"))
-
-
-def iso(at: float | str | datetime) -> str:
-    """For machines, with the zone as an offset."""
-    return moment(at).isoformat(timespec="seconds")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -77,7 +72,7 @@ def say(shown: Mapping[str, Any]) -> str:
     if p_value is None:
         return words + ("." if shown["score"] is not None else ". It has no score: the model could not judge it.")
     if p_value > 0.2:
-        return f"{words}. Many good parts look as strange as this."
+        return f"{words}. It looks like many good parts."
     return f"{words}. About 1 good part in {number(round(1 / p_value))} looks as strange."
 
 
