@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [server] is not installed")
 
+import blemish.server
 from blemish.inspection.calibration import Calibration, calibrate
 from blemish.server import charts
 from blemish.server.pages import _inside
@@ -68,6 +70,16 @@ def test_times_carry_their_zone_and_shifts_know_summer_time(in_berlin: None) -> 
     began, ends = shift_around(night, (6, 14, 22))
     assert (began.isoformat(), ends.isoformat()) == ("2026-10-24T22:00:00+02:00", "2026-10-25T06:00:00+01:00")
     assert (ends - began).total_seconds() == 9 * 3600
+
+
+def test_the_page_stays_small_and_asks_nothing_of_the_network() -> None:
+    server = Path(blemish.server.__file__).parent
+    files = [path for folder in ("templates", "static") for path in (server / folder).iterdir()]
+    lines = {path: path.read_text(encoding="utf-8").splitlines() for path in files}
+    assert sum(map(len, lines.values())) <= 1200
+    assert sum(len(text) for path, text in lines.items() if path.suffix == ".js") <= 600
+    outside = [line for text in lines.values() for line in text if "://" in line and "www.w3.org/2000/svg" not in line]
+    assert outside == []
 
 
 def test_addresses_leave_out_what_is_not_asked_for() -> None:

@@ -277,7 +277,7 @@ def say(
 ) -> Response:
     """Keep what a person says of a verdict, ``bad`` with a kind after a colon, and go back to where it was said."""
     word, _, named = said.partition(":")
-    kind = (named or kind).strip()[:100] if word == "bad" else ""
+    kind = "".join(filter(str.isprintable, named or kind)).strip()[:100] if word == "bad" else ""
     if (row := here.store.say(number, None if word == "undo" else word, kind, person.name)) is None:
         raise HTTPException(404, f"there is no inspection {number}")
     here.events.publish("said", as_json(row))
