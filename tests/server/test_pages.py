@@ -267,7 +267,7 @@ def test_a_model_learns_again_is_compared_and_swapped(open_page: Open, station: 
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     page.get_by_role("button", name="Swap it in").wait_for(timeout=200_000)  # seven seconds where nothing else works
     compared = station.get("/v1/models/parts/relearn")["comparison"]
-    words = f"{compared['judged']['changed']} of {compared['judged']['compared']} verdicts change"
+    words = f"{compared['judged']['changed']} of {compared['judged']['compared']} photographs would get another verdict"
     expect(page.locator("[data-swap='candidate'] h3")).to_have_text(words)
     expect(page.locator(".changes li")).to_have_count(min(60, compared["judged"]["changed"]))
     assert station.get("/v1/models/parts")["digest"] == before  # nothing is learned unasked
