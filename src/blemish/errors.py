@@ -10,6 +10,7 @@
     |- ModelFileError        a model file is damaged, cut short, or from another version
     |- CalibrationError      a promise was asked for that the good images at hand cannot support
     |- OutputError           a result cannot be written (read-only folder, full disk)
+    |- StoreError            a station's store cannot be opened, read or written
     `- Cancelled             stopped by the user; nothing half-written is left behind
 
 Every message says what was given, what was needed and what to do next.
@@ -17,13 +18,16 @@ Every message says what was given, what was needed and what to do next.
 
 LEARN = {"torch", "torchvision", "timm", "safetensors", "geomloss", "filelock", "matplotlib"}
 """Packages of the extra ``learn``, which judging exported files needs none of."""
+_EXTRAS = {"watchfiles": "watch", "cv2": "camera", "aiomqtt": "mqtt", "asyncua": "opcua", "psycopg": "postgresql"}
+_EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "starlette", "sqlalchemy", "alembic", "prometheus_client"), "server")
 
 
 def needed(error: ModuleNotFoundError) -> str:
-    """What to install for a package of ``LEARN`` that is absent; any other absence is raised again."""
-    if error.name not in LEARN:
+    """What to install for a package of an extra that is absent; any other absence is raised again."""
+    extra = "learn" if error.name in LEARN else _EXTRAS.get(error.name or "")
+    if extra is None:
         raise error
-    return f"this needs {error.name}, which is not installed: pip install 'blemish[learn]'"
+    return f"this needs {error.name}, which is not installed: pip install 'blemish[{extra}]'"
 
 
 class BlemishWarning(UserWarning):
@@ -68,6 +72,10 @@ class CalibrationError(BlemishError):
 
 class OutputError(BlemishError):
     """A result cannot be written: read-only folder, full disk."""
+
+
+class StoreError(BlemishError):
+    """A station's store cannot be opened, read or written, or another station works on it."""
 
 
 class Cancelled(BlemishError):

@@ -6,10 +6,10 @@ import sys
 import warnings
 from pathlib import Path
 
-from blemish.cli import bench, export, fit, inspect, lists
+from blemish.cli import bench, export, fit, inspect, lists, serve
 from blemish.cli.app import app, say
 
-__all__ = ["app", "bench", "export", "fit", "inspect", "lists", "main"]
+__all__ = ["app", "bench", "export", "fit", "inspect", "lists", "main", "serve"]
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ FAILED, WRONG, REJECTED = 1, 2, 3
 ORDER = (
     *("demo", "fit", "inspect", "evaluate", "calibrate", "info", "audit", "export"),
     *("bench", "contaminate", "reveal", "methods", "backbones", "datasets"),
+    *("serve", "token", "audit-log"),
 )
 """In which ``blemish --help`` lists the commands: a newcomer's first ones first."""
 

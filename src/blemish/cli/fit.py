@@ -17,14 +17,22 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="For images and the page.")] = Path("demo-output"),
     threads: Threads = None,
     seed: Seed = 0,
+    serve: Annotated[bool, typer.Option("--serve", help="Then open a station whose line brings its images.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of that station.")] = 8000,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Everything once, offline, on real textures with painted defects. Example: blemish demo"""
+    from blemish.data.public import DEMO_CATEGORIES
     from blemish.report.demo import run_demo
 
-    result = run_demo(output, Machine(threads=threads, quiet=quiet).run(seed))
-    print_result(result.as_dict(), as_json, result.as_text())
+    if not serve or not all((output / f"{name}.blemish").exists() for name in DEMO_CATEGORIES):
+        result = run_demo(output, Machine(threads=threads, quiet=quiet).run(seed))
+        print_result(result.as_dict(), as_json, result.as_text())
+    if serve:
+        from blemish.cli.serve import serve_demo
+
+        serve_demo(output, [*DEMO_CATEGORIES], port, threads)
 
 
 @command

@@ -291,7 +291,7 @@ def _ascending(values: ArrayLike) -> Scores:
 
 def check_rate(rate: float) -> None:
     """Refuse, as a ConfigError, a false-reject rate that is not strictly between 0 and 1."""
-    if not 0 < rate < 1 - _SAME:
+    if not 1e-12 < rate < 1 - _SAME:
         raise ConfigError(
             f"a false-reject rate of {rate:g} was asked for: it is the share of good parts that may be rejected, "
             "above 0 and below 1. For 1 good part in 100 give 0.01."

@@ -1,0 +1,191 @@
+"""The inspection station: ``serve``, ``token``, ``audit-log``."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from blemish.cli.app import FAILED, command, print_result, say
+from blemish.cli.options import AsJson, Device, PrecisionOption, Threads
+
+StorePlace = Annotated[
+    str, typer.Option("--store", help="An SQLite file, or postgresql+psycopg://USER:PASSWORD@HOST/NAME.")
+]
+
+
+@command
+def serve(
+    models: Annotated[list[str], typer.Argument(help="Model files, or NAME=FILE.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Where to listen; beyond 127.0.0.1 a token is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    store: StorePlace = "station.db",
+    images: Annotated[Path, typer.Option(help="Folder for photographs and models.")] = Path("station-images"),
+    training: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]DATA a model learned from, to learn again.", show_default=False)
+    ] = None,
+    watch: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]FOLDER whose new images are judged.", show_default=False)
+    ] = None,
+    move: Annotated[bool, typer.Option("--move", help="Watched files go to ok/, review/ or reject/.")] = False,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]NUMBER, address or file of a camera.", show_default=False)
+    ] = None,
+    webhook: Annotated[list[str] | None, typer.Option(help="Address told of each verdict.", show_default=False)] = None,
+    webhook_secret: Annotated[str, typer.Option(envvar="BLEMISH_WEBHOOK_SECRET", help="Signs its messages.")] = "",
+    mqtt: Annotated[list[str] | None, typer.Option(help="mqtt://HOST:PORT/TOPIC.", show_default=False)] = None,
+    opcua: Annotated[list[str] | None, typer.Option(help="opc.tcp://HOST:PORT/...", show_default=False)] = None,
+    keep: Annotated[str | None, typer.Option(help="How long verdicts are kept, such as 30d or 12h.")] = None,
+    keep_images: Annotated[
+        str, typer.Option(help="all, none, or of rejected,reviewed,labelled,1%: others go after an hour.")
+    ] = "all",
+    max_disk: Annotated[str | None, typer.Option(help="For photographs, such as 20G: the oldest go first.")] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Images of a model that may wait.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Images judged together.")] = 8,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name browsers call it by.", show_default=False)
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="A proxy before it speaks TLS.")] = False,
+    *,
+    device: Device = "auto",
+    threads: Threads = None,
+    precision: PrecisionOption = "auto",
+) -> None:
+    """The inspection station, with its page. Example: blemish serve parts.blemish --port 8000"""
+    from blemish.server.run import serve as run
+    from blemish.server.settings import LOOPBACK
+
+    files = dict(_named(models))
+    only = next(iter(files)) if len(files) == 1 else None
+    settings = make_settings(
+        models=files,
+        store=store,
+        images=images,
+        training=dict(_named(training, only)),
+        watch=dict(_named(watch, only)),
+        cameras=dict(_named(camera, only)),
+        webhooks=webhook or (),
+        mqtt=mqtt or (),
+        opcua=opcua or (),
+        keep=None if keep is None else _duration(keep),
+        max_disk=None if max_disk is None else _bytes(max_disk),
+        hosts=allow_host or (),
+        **{"host": host, "port": port, "move": move, "webhook_secret": webhook_secret, "keep_images": keep_images},
+        **{"queue": queue, "batch": batch, "tls": tls, "device": device, "threads": threads, "precision": precision},
+    )
+
+    def ready(address: str, station: Any) -> None:
+        say(f"the station is ready: {address} (Ctrl-C ends it)")
+        if host not in LOOPBACK and not station.access.has_admin():
+            token = station.access.new_token("first", "admin", "station")
+            say(f"its first token, shown this once, of the role admin: {token}")
+
+    run(settings, ready)
+
+
+@command
+def token(
+    action: Annotated[Literal["new", "revoke"], typer.Argument(help="new makes one, revoke ends those of a name.")],
+    name: Annotated[str, typer.Option(help="Whom or what it is for.")] = "unnamed",
+    role: Annotated[Literal["viewer", "operator", "admin"], typer.Option(help="What it allows.")] = "viewer",
+    store: StorePlace = "station.db",
+    as_json: AsJson = False,
+) -> None:
+    """A token for a station. Example: blemish token new --role operator --name line-2"""
+    from blemish.server.access import Access
+    from blemish.server.store import Store
+
+    access = Access(Store(store), make_settings(models={}))
+    if action == "new":
+        made = access.new_token(name, role)
+        print_result({"token": made, "name": name, "role": role}, as_json, made)
+    else:
+        ended = access.revoke(name)
+        print_result({"revoked": ended, "name": name}, as_json, f"{ended} tokens of {name} were revoked")
+
+
+@command
+def audit_log(
+    action: Annotated[Literal["verify"], typer.Argument(help="verify looks for the first broken link.")],
+    store: StorePlace = "station.db",
+    as_json: AsJson = False,
+) -> None:
+    """Whether a station's audit trail is whole. Example: blemish audit-log verify --store station.db"""
+    from blemish.server.store import Store
+
+    found = Store(store).verify()
+    text = f"whole: {found['rows']} rows, the last with hash {found['head']}"
+    if broken := found["broken"]:
+        text = f"broken at row {broken['row']}, of {broken['at']}: {broken['why']}"
+    print_result(found, as_json, text)
+    if not found["whole"]:
+        raise typer.Exit(FAILED)
+
+
+def serve_demo(output: Path, names: list[str], port: int, threads: int | None) -> None:
+    """A station of the demo's models, whose test images come round, and its page in the browser."""
+    import webbrowser
+
+    from blemish.server.run import serve as run
+
+    places = {"store": str(output / "station.db"), "images": output / "station-images", "port": port}
+    data = {name: output / "data" / name for name in names}
+    settings = make_settings(
+        models={name: output / f"{name}.blemish" for name in names},
+        training=data,
+        simulated={name: folder / "test" for name, folder in data.items()},
+        threads=threads,
+        **places,
+    )
+
+    def ready(address: str, _: Any) -> None:
+        say(f"the station is ready: {address} (Ctrl-C ends it)")
+        webbrowser.open(address)
+
+    run(settings, ready)
+
+
+def make_settings(**given: Any) -> Any:
+    """Settings, or a ConfigError in the words of the first thing wrong with them."""
+    from pydantic import ValidationError
+
+    from blemish.errors import ConfigError
+    from blemish.server.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+
+
+def _named(given: list[str] | None, default: str | None = None) -> list[tuple[str, str]]:
+    """``NAME=PLACE`` pairs; without a name, ``default``, else that of the file."""
+    from blemish.errors import ConfigError
+
+    pairs: dict[str, str] = {}
+    for text in given or ():
+        name, equals, place = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            name, place = default or re.sub(r"[^\w.-]", "-", Path(text).stem), text
+        if name in pairs:
+            raise ConfigError(f"{text}: there is a {name} already: write NAME=FILE to give another name")
+        pairs[name] = place
+    return list(pairs.items())
+
+
+def _duration(text: str) -> timedelta:
+    from blemish.errors import ConfigError
+
+    if not (match := re.fullmatch(r"(\d{1,5})([hdw])", text)):
+        raise ConfigError(f"--keep {text}: give hours, days or weeks, such as 12h, 30d or 8w")
+    return timedelta(**{{"h": "hours", "d": "days", "w": "weeks"}[match[2]]: int(match[1])})
+
+
+def _bytes(text: str) -> int:
+    from blemish.errors import ConfigError
+
+    if not (match := re.fullmatch(r"(\d{1,6})([MGT])", text)):
+        raise ConfigError(f"--max-disk {text}: give megabytes, gigabytes or terabytes, such as 20G")
+    return int(match[1]) * {"M": 10**6, "G": 10**9, "T": 10**12}[match[2]]

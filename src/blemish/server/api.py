@@ -1,0 +1,332 @@
+"""The addresses under ``/v1``: what programs talk to, and the page's scripts. ``docs/reference/rest.md`` lists them."""
+
+import asyncio
+import io
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import Path as InPath
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.responses import JSONResponse, StreamingResponse
+
+from blemish.inspection.overlay import data_uri
+from blemish.run.progress import printable
+from blemish.server.access import COOKIE, SESSION_SECONDS, Person, needs
+from blemish.server.judging import Full, JudgeQueue, Photograph
+from blemish.server.problems import problem, problem_of
+from blemish.server.settings import MODEL_NAME
+from blemish.server.station import Station
+from blemish.server.store import BigId, Search, as_json
+
+router = APIRouter(prefix="/v1")
+
+Viewer = Annotated[Person, Depends(needs("viewer"))]
+Operator = Annotated[Person, Depends(needs("operator"))]
+Admin = Annotated[Person, Depends(needs("admin"))]
+ModelName = Annotated[str, InPath(pattern=MODEL_NAME)]
+PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+WORST = {"ok": 0, None: 1, "review": 2, "reject": 3}
+KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"BM": "image/bmp"}
+"""How files begin that every browser shows; the rest is sent as PNG."""
+IMAGES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+        },
+    }
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": words, "content": {"application/problem+json": {}}}
+    for status, words in {
+        400: "Not a request of this kind",
+        401: "A token is needed, or it is wrong",
+        403: "The role does not suffice, or another site sent it",
+        404: "There is none of that name or number",
+        408: "The body did not arrive in time",
+        409: "Not in this state",
+        410: "Not kept any longer",
+        413: "The body is too large",
+        422: "It cannot be read or used; the sentence says why",
+        429: "Too many wrong tokens",
+        503: "Not now: Retry-After says when",
+    }.items()
+}
+
+
+def sends(*kinds: str) -> dict[str, Any]:
+    """For a route: the kinds of content that it answers with."""
+    return {"response_class": Response, "responses": {200: {"content": {kind: {} for kind in kinds}}}}
+
+
+def station_of(request: Request) -> Station:
+    """The station behind a request."""
+    return request.app.state.station  # type: ignore[no-any-return]
+
+
+Here = Annotated[Station, Depends(station_of)]
+
+
+class Strict(BaseModel):
+    """A body without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# Judging
+
+
+@router.post("/models/{model}/inspect", openapi_extra=IMAGES)
+async def inspect(
+    request: Request,
+    model: ModelName,
+    here: Here,
+    person: Operator,
+    overlay: bool = False,
+    part: Annotated[str | None, Query(max_length=200, pattern=PRINTABLE)] = None,
+) -> Response:
+    """JudgeQueue one image (raw bytes) or several (multipart), and remember the verdicts.
+
+    `decision` is the worst of them. `overlay=1` adds each picture as a `data:` address. Photographs sent with the same
+    `part` are of one part: `part` in the answer is its verdict so far, that of its worst photograph. What is no image
+    is listed under `refused`; where none is an image, the answer is 422. 503 with `Retry-After` where too many wait.
+    """
+    judge = here.judge(model)
+    if judge.depth >= here.settings.queue:  # said before the body is read
+        return _full(here, model, judge, f"{judge.depth} photographs wait already: send it again later")
+    photographs = [Photograph(content, name, "http", part) for name, content in await _sent(request, here)]
+    try:
+        judge.submit(photographs)
+    except Full as error:
+        return _full(here, model, judge, str(error))
+    results = await _answers(request, photographs, here.settings.seconds)
+    if results is None:
+        return Response(status_code=499)  # nobody reads it
+    verdicts = [result for result in results if isinstance(result, dict)]
+    errors = [(sent.name, result) for sent, result in zip(photographs, results) if isinstance(result, BaseException)]
+    refused = [{"path": name, "detail": str(error)} for name, error in errors]
+    if not verdicts:
+        return problem_of(errors[0][1])
+    if grave := [error for _, error in errors if problem_of(error).status_code != 422]:
+        return problem_of(grave[0])
+    if overlay:
+        for photograph, verdict in zip([p for p, r in zip(photographs, results) if isinstance(r, dict)], verdicts):
+            if photograph.verdict is not None:
+                picture = await run_in_threadpool(photograph.verdict.overlay)
+                verdict["overlay"] = await run_in_threadpool(data_uri, picture)
+    whole = await run_in_threadpool(here.store.part_verdict, model, part) if part else None
+    decision = max((verdict["decision"] for verdict in verdicts), key=WORST.__getitem__)
+    return JSONResponse({"decision": decision, "verdicts": verdicts, "refused": refused, "part": whole})
+
+
+async def _sent(request: Request, here: Station) -> list[tuple[str, bytes]]:
+    """Names and contents of the images of a request; an HTTPException 422 where there is none."""
+    if not request.headers.get("content-type", "").startswith("multipart/"):
+        content = await request.body()
+        if not content:
+            raise HTTPException(422, "the body is empty: send the bytes of an image")
+        return [("", content)]
+    async with request.form(max_files=here.settings.max_images, max_fields=16) as form:
+        files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+        sent = [(printable(file.filename or "")[:500], await file.read()) for file in files]
+    if not sent:
+        raise HTTPException(422, "no file was sent: send images as files of a form, under any name")
+    return sent
+
+
+async def _answers(
+    request: Request, photographs: Sequence[Photograph], seconds: float
+) -> list[dict[str, Any] | BaseException] | None:
+    """What became of each; None where the client has gone, and an HTTPException 503 where it takes too long."""
+    together = asyncio.gather(*(asyncio.wrap_future(p.answer) for p in photographs), return_exceptions=True)
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.ensure_future(gone())
+    try:
+        both: set[asyncio.Future[Any]] = {together, watch}
+        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if together.done():
+            return together.result()
+        if watch.done():
+            return None
+        raise HTTPException(503, f"not judged within {seconds:g} seconds", {"Retry-After": "5"})
+    finally:
+        together.cancel()  # what has not been begun is dropped
+        watch.cancel()
+
+
+def _full(here: Station, model: str, judge: JudgeQueue, detail: str) -> Response:
+    here.metrics.refused.labels(model).inc()
+    return problem(503, detail, {"Retry-After": str(min(60, max(1, round(judge.depth * judge.pace))))})
+
+
+# What is remembered
+
+
+@router.get("/inspections")
+def list_inspections(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dict[str, Any]:
+    """Verdicts, newest first; `next` is the `cursor` of the next page, or null."""
+    return here.store.find(search)
+
+
+@router.get("/inspections/{number}")
+def show_inspection(here: Here, person: Viewer, number: BigId) -> dict[str, Any]:
+    """One verdict."""
+    return as_json(here.inspection(number))
+
+
+@router.get("/inspections/{number}/image", **sends(*KINDS.values()))
+def show_image(here: Here, person: Viewer, number: BigId) -> Response:
+    """The photograph: as it was sent where browsers show such files, else as PNG."""
+    row = here.inspection(number)
+    content = here.photograph(row)
+    kind = next((kind for start, kind in KINDS.items() if content.startswith(start)), None)
+    if kind is None:
+        return _png(Image.fromarray(here.verdict(row).pixels))
+    return Response(content, media_type=kind, headers=_lasting)
+
+
+@router.get("/inspections/{number}/overlay", **sends("image/png"))
+def show_overlay(here: Here, person: Viewer, number: BigId) -> Response:
+    """The photograph with what is wrong coloured and outlined, as PNG."""
+    return _png(here.verdict(here.inspection(number)).overlay())
+
+
+@router.get("/inspections/{number}/map", **sends("image/png", "image/tiff"))
+def show_map(
+    here: Here, person: Viewer, number: BigId, format: Annotated[Literal["png", "tiff"], Query()] = "png"
+) -> Response:
+    """The colours alone, transparent below the threshold, as PNG; or raw values as 32-bit TIFF. 404 without a map."""
+    row = here.inspection(number)
+    heatmap = here.verdict(row).heatmap
+    if heatmap is None:
+        raise HTTPException(404, f"inspection {number} has no map")
+    if format == "tiff":
+        file = io.BytesIO()
+        Image.fromarray(heatmap).save(file, format="TIFF")
+        return Response(file.getvalue(), media_type="image/tiff", headers=_lasting)
+    scale = here.inspector(row.digest).scale
+    return _png(Image.fromarray(np.zeros((*heatmap.shape, 4), np.uint8) if scale is None else scale.layer(heatmap)))
+
+
+_lasting = {"Cache-Control": "private, max-age=3600"}  # what a number shows never changes
+
+
+def _png(image: Image.Image) -> Response:
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=1)
+    return Response(file.getvalue(), media_type="image/png", headers=_lasting)
+
+
+class Said(Strict):
+    """What a person says of a verdict."""
+
+    said: Literal["good", "bad"]
+    kind: Annotated[str, Field(max_length=100, pattern=PRINTABLE.replace("+", "*"), description="of defect")] = ""
+
+
+@router.put("/inspections/{number}/said")
+def say(here: Here, person: Operator, number: BigId, body: Said) -> dict[str, Any]:
+    """Keep what a person says: `good` or `bad` after all. What was said before is kept, too."""
+    return _said(here, number, body.said, body.kind, person)
+
+
+@router.delete("/inspections/{number}/said")
+def take_back(here: Here, person: Operator, number: BigId) -> dict[str, Any]:
+    """Undo: what was said before the last word holds again."""
+    return _said(here, number, None, "", person)
+
+
+def _said(here: Station, number: int, said: str | None, kind: str, person: Person) -> dict[str, Any]:
+    if (row := here.store.say(number, said, kind, person.name)) is None:
+        raise HTTPException(404, f"there is no inspection {number}")
+    answer = as_json(row)
+    here.events.publish("said", answer)
+    return answer
+
+
+@router.post("/inspections/{number}/replay")
+def replay(here: Here, person: Viewer, number: BigId) -> dict[str, Any]:
+    """JudgeQueue its photograph again by the model that judged it: `same` where all is equal to the last bit."""
+    return here.replay(number)
+
+
+@router.get("/counts")
+def count(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dict[str, Any]:
+    """How many verdicts of each decision, and what people said of them."""
+    return here.store.count(search)
+
+
+@router.get("/cameras/{model}", **sends("image/jpeg"))
+def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
+    """The last picture of a model's camera, as JPEG; 404 without one."""
+    picture = getattr(getattr(here.feeds.get(model), "source", None), "picture", b"")
+    if not picture:
+        raise HTTPException(404, f"{model} has no camera, or it has sent nothing yet")
+    return Response(picture, media_type="image/jpeg")
+
+
+# People
+
+
+class LogIn(Strict):
+    token: Annotated[str, Field(max_length=200)]
+
+
+@router.post("/login")
+def log_in(request: Request, here: Here, body: LogIn, response: Response) -> dict[str, Any]:
+    """A session cookie from a token; `csrf` goes into the header `X-CSRF-Token` of every change made with it."""
+    address = request.client.host if request.client else ""
+    here.access.check_rate(address)
+    try:
+        secret, person = here.access.log_in(body.token)
+    except HTTPException:
+        here.access.failed(address)
+        raise
+    set_session(response, secret, here)
+    return {"name": person.name, "role": person.role, "csrf": person.csrf}
+
+
+def set_session(response: Response, secret: str, here: Station) -> None:
+    """Put a session's secret into a cookie that no script reads and no other site sends."""
+    response.set_cookie(
+        COOKIE, secret, int(SESSION_SECONDS), httponly=True, samesite="strict", secure=here.settings.tls
+    )
+
+
+@router.post("/logout", status_code=204)
+def log_out(request: Request, here: Here, person: Viewer, response: Response) -> None:
+    """End the session."""
+    here.access.log_out(request.cookies.get(COOKIE, ""))
+    response.delete_cookie(COOKIE)
+
+
+@router.get("/me")
+def show_me(here: Here, person: Viewer) -> dict[str, Any]:
+    """Who asks, and the CSRF token of the session, if it is one."""
+    return {"name": person.name, "role": person.role, "csrf": person.csrf}
+
+
+# What happens
+
+
+@router.get("/events", **sends("text/event-stream"))
+async def listen(here: Here, person: Viewer) -> StreamingResponse:
+    """Server-sent events: `inspection`, `said`, `model`, `relearn`, `promise`, each with a JSON object."""
+    if here.events.is_crowded:
+        raise HTTPException(503, "too many listen already", {"Retry-After": "10"})
+    return StreamingResponse(here.events.listen(), media_type="text/event-stream")

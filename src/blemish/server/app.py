@@ -1,0 +1,72 @@
+"""The web application of a station."""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from fastapi import FastAPI, Response
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+
+from blemish import __version__
+from blemish.server import api, api_models, pages
+from blemish.server.access import Guard
+from blemish.server.api import PROBLEMS, Here, Viewer, sends
+from blemish.server.care import Caretaker
+from blemish.server.lines import connect
+from blemish.server.problems import answer_problems
+from blemish.server.settings import Settings
+from blemish.server.station import Station
+from blemish.server.teaching import Teacher
+
+
+def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
+    """The application; its station is opened at once, and closed when the application ends."""
+    station = station or Station(settings)
+    teacher = Teacher(station)
+    parts = [*connect(station, settings), Caretaker(station), teacher, station]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await run_in_threadpool(_close, parts)
+
+    app = FastAPI(
+        title="Blemish: the inspection station",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # it would load scripts from elsewhere
+        redoc_url=None,
+        responses=PROBLEMS,
+    )
+    app.state.station, app.state.teacher = station, teacher
+    app.add_middleware(Guard, settings=settings)
+    answer_problems(app)
+    app.include_router(api.router)
+    app.include_router(api_models.router)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        """The process is alive."""
+        return {"alive": True, "version": __version__}
+
+    @app.get("/readyz")
+    def readyz() -> dict[str, Any]:
+        """Models are loaded and the store answers; else 503."""
+        station.store.rows(select(1))
+        return {"ready": True, "models": [*station.judges]}
+
+    @app.get("/metrics", **sends("text/plain"))
+    def metrics(here: Here, person: Viewer) -> Response:
+        """For Prometheus."""
+        return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    pages.register(app)
+    return app
+
+
+def _close(parts: Iterable[Any]) -> None:
+    for part in parts:
+        part.close()

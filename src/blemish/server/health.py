@@ -1,0 +1,195 @@
+"""Whether a promise still holds: every ``WINDOW`` parts are tested once, and a failed test withdraws it.
+
+Two tests, at half of ``ALPHA`` each. (1) How many of the window's parts are rejected: with ``n`` calibration parts, the
+share of good parts that a threshold rejects follows a Beta law, so their number is beta-binomial. (2) Whether scores
+below the threshold are distributed as those of the calibration parts below it: Mann and Whitney's rank sum. Below the
+threshold, because bad parts are no drift; in both directions for a held-out calibration, and only towards higher scores
+for a cross-fitted one, whose scores lie too high by themselves. If nothing has changed, one window in 1 / ``ALPHA``
+fails on average over calibrations; a window of many bad parts fails the first test, and its sentence says so.
+
+Parts that a person called bad are left out. Several photographs of one part count as one, the worst.
+"""
+
+import math
+import shutil
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import betabinom, mannwhitneyu
+from sqlalchemy import insert, select, update
+
+from blemish.inspection.calibration import Calibration
+from blemish.inspection.thresholds import gaps_above
+from blemish.server.pictures import Pictures
+from blemish.server.station import Station
+from blemish.server.store import spoken_time
+from blemish.server.tables import inspections, windows
+
+WINDOW, ALPHA = 50, 1e-4
+BASELINE = 100  # parts found ok since a model's first verdict: what brightness and sharpness are compared with
+LATEST = 5000  # verdicts on a chart
+TEST = (
+    f"every {WINDOW} parts, tested once for more rejects than promised and for scores that lie elsewhere; if nothing "
+    f"has changed, about 1 test in {round(1 / ALPHA):,} fails"
+)
+
+
+def test_window(calibration: Calibration, scores: NDArray[np.float64]) -> tuple[int, float, float]:
+    """Of a window of parts' scores: how many are rejected, and the p-values of the two tests."""
+    rate, threshold, n = calibration.rate or 0.5, calibration.threshold, calibration.n
+    if threshold is None:
+        return 0, 1.0, 1.0
+    below = scores[scores <= threshold]
+    rejected = len(scores) - len(below)
+    weight = gaps_above(rate, n) if calibration.kind == "holdout" else rate * (n + 1)
+    p_rejected = float(betabinom.sf(rejected - 1, len(scores), weight, n + 1 - weight))
+    known = calibration.scores[calibration.scores <= threshold]
+    if min(len(below), len(known)) < 5:
+        return rejected, p_rejected, 1.0
+    direction: Literal["two-sided", "greater"] = "two-sided" if calibration.kind == "holdout" else "greater"
+    return rejected, p_rejected, float(mannwhitneyu(below, known, alternative=direction, method="asymptotic").pvalue)
+
+
+def watch_promise(here: Station, name: str) -> None:
+    """Test the windows that have filled since; a promise that is withdrawn is logged and told to who listens."""
+    model = here.judge(name).model
+    calibration: Calibration = model.inspector.calibration
+    if calibration.rate is None:
+        return
+    own = (windows.c.model == name, windows.c.digest == model.digest)
+    columns = inspections.c
+    while True:
+        last = here.store.rows(select(windows.c.last).where(*own).order_by(windows.c.id.desc()).limit(1))
+        query = select(columns.id, columns.at, columns.part, columns.score).where(
+            columns.model == name,
+            columns.digest == model.digest,
+            columns.id > (last[0].last if last else 0),
+            columns.said.is_distinct_from("bad"),
+        )
+        units: dict[Any, Any] = {}
+        for row in here.store.rows(query.order_by(columns.id).limit(20 * WINDOW)):
+            score = math.inf if row.score is None else row.score
+            key = row.part or row.id
+            if key not in units and len(units) == WINDOW:
+                break
+            before = units.get(key)
+            units[key] = (row.id, row.at, max(score, before[2]) if before else score, before[3] if before else row.at)
+        if len(units) < WINDOW:
+            return
+        taken = [*units.values()]
+        rejected, p_rejected, p_scores = test_window(calibration, np.array([unit[2] for unit in taken]))
+        alarm = min(p_rejected, p_scores) < ALPHA / 2
+        with here.store.write() as connection:
+            found = {"last": max(unit[0] for unit in taken), "since": taken[0][3], "until": taken[-1][1]}
+            tested = {"parts": WINDOW, "rejected": rejected, "p_rejected": p_rejected, "p_scores": p_scores}
+            window = {"model": name, "digest": model.digest, **found, **tested, "alarm": alarm}
+            connection.execute(insert(windows), window)
+            if alarm:
+                here.store.note(connection, "promise withdrawn", "station", window)
+        here.metrics.holds.labels(name).set(promise(here, name)["holds"])
+        if alarm:
+            here.events.publish("promise", {"model": name, **promise(here, name)})
+
+
+def promise(here: Station, name: str) -> dict[str, Any]:
+    """Whether the promise of a model holds; if not, since when and why, in words."""
+    model = here.judge(name).model
+    own = (windows.c.model == name, windows.c.digest == model.digest)
+    said = {
+        "holds": None,
+        "since": None,
+        "sentence": model.inspector.promise,
+        "test": TEST,
+        "parts": 0,
+        "p_value": None,
+    }
+    if model.inspector.calibration.rate is None:
+        return said
+    tested = here.store.rows(select(windows).where(*own).order_by(windows.c.id.desc()).limit(1000))
+    said |= {"holds": True, "parts": sum(row.parts for row in tested)}
+    alarms = [row for row in tested if row.alarm]
+    if not alarms:
+        return said | {"p_value": min(tested[0].p_rejected, tested[0].p_scores) if tested else None}
+    first = alarms[-1]
+    promised = (model.inspector.calibration.rate or 0) * first.parts
+    why = (
+        f"of {first.parts} parts {first.rejected} were rejected, and of good ones {promised:.1f} are expected: many "
+        "parts are bad, or something has changed"
+        if first.p_rejected < first.p_scores
+        else "scores of parts that pass no longer lie where those of the calibration parts lie"
+    )
+    sentence = (
+        f"The promise is withdrawn since {spoken_time(first.since)}: {why}. Look at parts, camera and light; then "
+        "calibrate or learn again, or acknowledge it."
+    )
+    p_value = min(first.p_rejected, first.p_scores)
+    return said | {"holds": False, "since": spoken_time(first.since), "sentence": sentence, "p_value": p_value}
+
+
+def acknowledge(here: Station, name: str, actor: str) -> dict[str, Any]:
+    """A person has looked, and the promise is to hold again: logged."""
+    digest = here.judge(name).model.digest
+    with here.store.write() as connection:
+        own = (windows.c.model == name, windows.c.digest == digest, windows.c.alarm)
+        ended = connection.execute(update(windows).where(*own).values(alarm=False)).rowcount
+        here.store.note(connection, "promise restored", actor, {"model": name, "alarms": ended})
+    here.metrics.holds.labels(name).set(1)
+    return promise(here, name)
+
+
+def health(here: Station, name: str, points: int = 120) -> dict[str, Any]:
+    """Promise, control charts, latency, queue and disk of a model."""
+    judge, columns = here.judge(name), inspections.c
+    same = (columns.model == name, columns.digest.in_(here.same_scores(name)))
+    wanted = (columns.id, columns.at, columns.score, columns.brightness, columns.sharpness, columns.milliseconds)
+    rows = here.store.rows(select(*wanted).where(*same).order_by(columns.id.desc()).limit(LATEST))[::-1]
+    first = here.store.rows(select(*wanted).where(*same, columns.decision == "ok").order_by(columns.id).limit(BASELINE))
+    calibration: Calibration = judge.model.inspector.calibration
+    charts = {"score": _chart(rows, "score", calibration.scores, points, calibration.threshold)}
+    charts |= {
+        name: _chart(rows, name, np.array([getattr(row, name) for row in first]), points)
+        for name in ("brightness", "sharpness")
+    }
+    latency = [row.milliseconds for row in rows[-1000:]]
+    quantiles = np.quantile(latency, [0.5, 0.99]).tolist() if latency else [None, None]
+    return {
+        "model": name,
+        "promise": promise(here, name),
+        "charts": charts,
+        "baseline": len(first),
+        "latency": dict(zip(("p50", "p99"), quantiles)),
+        "waiting": judge.depth,
+        "may_wait": here.settings.queue,
+        "disk": disk(here.pictures),
+    }
+
+
+def _chart(
+    rows: Iterable[Any], name: str, known: NDArray[np.float64], points: int, high: float | None = None
+) -> dict[str, Any]:
+    """Means of equally many verdicts a point, with three deviations of such means around the known centre.
+
+    A limit that is given is one of single verdicts.
+    """
+    taken = [(row.at, getattr(row, name), row.id) for row in rows if getattr(row, name) is not None]
+    each = max(1, math.ceil(len(taken) / points))
+    groups = [taken[start : start + each] for start in range(0, len(taken), each)]
+    centre = spread = None
+    if len(known) > 1:
+        centre, spread = float(np.mean(known)), 3 * float(np.std(known, ddof=1)) / math.sqrt(each)
+    shown = [[spoken_time(group[-1][0]), float(np.mean([one[1] for one in group])), group[-1][2]] for group in groups]
+    return {
+        "centre": centre,
+        "low": None if centre is None or spread is None else centre - spread,
+        "high": high if high is not None or centre is None or spread is None else centre + spread,
+        "each": each,
+        "points": shown,
+    }
+
+
+def disk(pictures: Pictures) -> dict[str, int]:
+    """Bytes of the disk below the photographs."""
+    usage = shutil.disk_usage(pictures.root)
+    return {"total": usage.total, "free": usage.free}

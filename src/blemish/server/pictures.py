@@ -1,0 +1,106 @@
+"""Photographs and models on disk, each below the SHA-256 of its content: no name from outside becomes a path.
+
+A photograph is written to ``incoming/``, safe against a power cut, before its row is committed, and moved to its place
+after that. A station that was killed in between finds it there at its next start, and keeps it if the row stands.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from blemish.errors import OutputError
+
+
+class Pictures:
+    """The folder ``root``: ``incoming/``, ``models/``, and a folder for each first two letters of a digest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.incoming, self.models = root, root / "incoming", root / "models"
+        self.lock = threading.RLock()  # held from writing a photograph to committing its row, and while deleting
+        try:
+            for folder in (root, self.incoming, self.models):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{root} cannot hold photographs ({error.strerror}): give another --images") from error
+
+    def path(self, digest: str) -> Path:
+        return self.root / digest[:2] / digest
+
+    def write(self, photographs: Mapping[str, bytes]) -> None:
+        """To ``incoming/``, by digest, unless there or in their place; an OutputError where the disk is full."""
+        missing = [name for name in photographs if not (self.path(name).exists() or (self.incoming / name).exists())]
+        temporary = self.incoming / "next.part"
+        try:
+            for name in missing:
+                with temporary.open("wb") as file:
+                    file.write(photographs[name])
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.incoming / name)
+            if missing and hasattr(os, "O_DIRECTORY"):  # the new names, too, must be on the disk
+                handle = os.open(self.incoming, os.O_RDONLY | os.O_DIRECTORY)
+                os.fsync(handle)
+                os.close(handle)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"the photograph was not written ({reason}): free or mend the disk") from error
+
+    def settle(self, digest: str) -> None:
+        """Move a photograph whose row is committed to its place."""
+        target = self.path(digest)
+        target.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another photograph with the same content was quicker
+            (self.incoming / digest).replace(target)
+
+    def sweep(self, is_known: Callable[[str], bool]) -> tuple[int, int]:
+        """After a hard end: how many photographs went to their place, and how many that no row knows went away."""
+        moved = removed = 0
+        for path in self.incoming.iterdir():
+            if is_known(path.name):
+                self.settle(path.name)
+                moved += 1
+            else:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return moved, removed
+
+    def read(self, digest: str) -> bytes | None:
+        """A photograph's content, or None."""
+        for path in (self.path(digest), self.incoming / digest, self.path(digest)):  # it may move in between
+            with contextlib.suppress(OSError):
+                return path.read_bytes()
+        return None
+
+    def remove(self, digest: str) -> None:
+        for path in (self.path(digest), self.incoming / digest):
+            path.unlink(missing_ok=True)
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Digest and bytes of every photograph in its place."""
+        for folder in self.root.glob("[0-9a-f][0-9a-f]"):
+            for entry in os.scandir(folder):
+                with contextlib.suppress(OSError):
+                    yield entry.name, entry.stat().st_size
+
+    def keep_model(self, source: Path, digest: str) -> Path:
+        """A copy of a model's file below its digest, so that its verdicts can be replayed for as long as they stand."""
+        suffix = source.suffix if source.suffix in (".blemish", ".onnx") else ".blemish"
+        target = self.models / f"{digest}{suffix}"
+        if not target.exists():
+            temporary = target.with_suffix(".part")
+            try:
+                shutil.copyfile(source, temporary)
+                temporary.replace(target)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise OutputError(f"{target} was not written ({error.strerror}): free some disk space") from error
+        return target
+
+
+def digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,57 @@
+"""What is answered where something is wrong: one sentence as a problem document (RFC 9457)."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from blemish.errors import BlemishError, ModelFileError, OutputError, StoreError
+from blemish.server.judging import Closed, Full
+
+HTTP_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+LATER = "5"  # seconds
+log = logging.getLogger("blemish.server")
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A problem document."""
+    title = HTTP_PHRASES.get(status, "Problem")
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return JSONResponse(body, status, dict(headers or {}), media_type="application/problem+json")
+
+
+def problem_of(error: BaseException) -> JSONResponse:
+    """What an error is answered with: 503 for what may go better later, 422 for what was asked for."""
+    if isinstance(error, HTTPException):
+        return problem(error.status_code, str(error.detail), error.headers)
+    if isinstance(error, Full | Closed | StoreError | OutputError | MemoryError | ModelFileError):
+        return problem(503, str(error) or "out of memory", {"Retry-After": LATER})
+    if isinstance(error, BlemishError):
+        return problem(422, str(error))
+    log.error("an error that was not foreseen", exc_info=error)
+    return problem(500, "an error that was not foreseen: the station's log has it")
+
+
+def answer_problems(app: FastAPI) -> None:
+    """Make everything that goes wrong in ``app`` a problem document."""
+
+    async def as_problem(_: Request, error: Exception) -> JSONResponse:
+        return problem_of(error)
+
+    async def as_invalid(_: Request, error: Exception) -> JSONResponse:
+        problems = error.errors() if isinstance(error, RequestValidationError) else []
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems[:5])
+        return problem(422, said)
+
+    async def as_nothing(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # the client has gone
+
+    app.add_exception_handler(ClientDisconnect, as_nothing)
+    for kind in (BlemishError, HTTPException, MemoryError, Exception):
+        app.add_exception_handler(kind, as_problem)
+    app.add_exception_handler(RequestValidationError, as_invalid)

@@ -1,0 +1,61 @@
+"""Serving until stopped: a socket of our own, so that a port in use is said in words before anything is loaded."""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from blemish.errors import ConfigError
+from blemish.server.app import create_app
+from blemish.server.settings import Settings
+from blemish.server.station import Station
+
+CONNECTIONS = 4000  # at a time; more are refused at once
+HEADER_BYTES = 32 * 1024
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening socket; a ConfigError where the address is taken or not this machine's."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        where = f"{settings.host} port {settings.port}"
+        advice = "another --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "an address of this machine"
+        raise ConfigError(f"{where} cannot be listened to ({error.strerror}): give {advice}") from error
+    listening.listen(2048)
+    return listening
+
+
+def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
+    """Serve until SIGINT or SIGTERM; what was taken is answered. ``ready`` is called with the address."""
+    with bind(settings) as listening:
+        station = Station(settings)
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+        config = uvicorn.Config(
+            create_app(settings, station),
+            limit_concurrency=CONNECTIONS,
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            timeout_graceful_shutdown=5,
+            **options,
+        )
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal that it ended by
+            _Server(config, lambda: ready(address, station)).run([listening])

@@ -1,0 +1,246 @@
+"""The station itself: models that judge, what is kept of it, and who is told."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from sqlalchemy import Row, select, update
+
+from blemish.inspection.exported_file import is_exported
+from blemish.inspection.judge import Judge
+from blemish.inspection.load import load
+from blemish.inspection.verdict import Verdict
+from blemish.server.access import Access
+from blemish.server.events import Events
+from blemish.server.judging import JudgeQueue, Model, Photograph, decode
+from blemish.server.metrics import Metrics
+from blemish.server.pictures import Pictures, digest_of_file
+from blemish.server.settings import Settings
+from blemish.server.store import Store, as_json
+from blemish.server.tables import inspections, models
+
+RECENT, RECENT_PIXELS = 24, 4_000_000  # verdicts kept whole in memory, for their pictures
+REPLAYED = ("decision", "score", "p_value", "regions", "width", "height")
+log = logging.getLogger("blemish.server")
+
+
+class Station:
+    """Thread-safe. ``close`` answers what was taken and ends everything.
+
+    Raises:
+        StoreError: the store cannot be opened, or another station works on it.
+        ModelFileError: a model cannot be loaded.
+        OutputError: the folder of images cannot be written.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.began = settings, time.time()
+        self.store = Store(settings.store)
+        self.store.hold()
+        self.pictures, self.access = Pictures(settings.images), Access(self.store, settings)
+        self.events, self.metrics = Events(), Metrics()
+        self.judges: dict[str, JudgeQueue] = {}
+        self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict
+        self.feeds: Mapping[str, Any] = {}  # what brings images besides HTTP, by model
+        self._swapping = threading.Lock()
+        self._recent: OrderedDict[int, Verdict] = OrderedDict()
+        self._earlier: OrderedDict[str, Judge] = OrderedDict()  # inspectors of models that judge no more, by digest
+        known = select(inspections.c.id).where(inspections.c.image_kept).limit(1)
+        moved, removed = self.pictures.sweep(
+            lambda name: bool(self.store.rows(known.where(inspections.c.image == name)))
+        )
+        if moved or removed:
+            with self.store.write() as connection:
+                found = {"photographs_kept": moved, "photographs_without_a_verdict_removed": removed}
+                self.store.note(connection, "hard end found", "station", found)
+        for name, file in settings.models.items():
+            digest = digest_of_file(file) if file.is_file() else ""
+            rows = self.store.rows(select(models).where(models.c.name == name, models.c.state == "active"))
+            # A model that was swapped in after this file was first given stays, as it would have without a restart.
+            if rows and self.store.rows(select(models).where(models.c.digest == digest, models.c.name == name)):
+                file = self.pictures.models / f"{rows[0].digest}{rows[0].suffix}"  # noqa: PLW2901
+            self.put_model(name, file, "start", "station")
+        self.metrics.watch(self.judges)
+
+    def close(self) -> None:
+        for judge in self.judges.values():
+            judge.close()
+        self.store.close()
+
+    # Models
+
+    def load(self, file: Path) -> Judge:
+        """What judges, from a model file or an exported one."""
+        if is_exported(file):
+            return load(file, threads=self.settings.threads)
+        return load(file, self.settings.device, self.settings.precision, threads=self.settings.threads)
+
+    def judge(self, name: str) -> JudgeQueue:
+        """The judge of a model; an HTTPException 404 for an unknown name."""
+        if (judge := self.judges.get(name)) is None:
+            known = ", ".join(self.judges) or "none"
+            raise HTTPException(404, f"there is no model {name[:64]!r} here; there are: {known}")
+        return judge
+
+    def put_model(self, name: str, file: Path, why: str, actor: str, same_scores_as: str | None = None) -> Model:
+        """Load a file under a name; where there is one of it, what waits is judged by the new one from now on.
+
+        ``same_scores_as`` is the digest of a model that differs in its threshold alone.
+        """
+        inspector = self.load(file)
+        digest = digest_of_file(file)
+        kept = self.pictures.keep_model(file, digest)
+        model = Model(inspector, digest, kept.suffix)
+        with self._swapping:
+            current = self.judges.get(name)
+            before = current.model.digest if current else None
+            if before != digest:
+                self._note_model(name, model, "active", why, actor, same_scores_as)
+            if current is not None:
+                current.model = model
+            else:
+                sizes = (self.settings.batch, self.settings.queue, self.settings.max_pixels)
+                self.judges[name] = JudgeQueue(model, lambda batch: self._keep(name, batch), *sizes)
+        if before != digest:
+            self.events.publish("model", {"model": name, "digest": digest, "why": why})
+        return model
+
+    def _note_model(
+        self, name: str, model: Model, state: str, why: str, actor: str, same_scores_as: str | None = None
+    ) -> None:
+        """Keep in the store which model has which state; an active one retires the one before it."""
+        first = select(models.c.scores).where(models.c.digest == (same_scores_as or model.digest))
+        row = {
+            "digest": model.digest,
+            "name": name,
+            "suffix": model.suffix,
+            "state": state,
+            "at": time.time(),
+            "why": why,
+        }
+        with self.store.write() as connection:
+            row["scores"] = connection.scalar(first) or same_scores_as or model.digest
+            if state == "active":
+                same = (models.c.name == name, models.c.state == "active")
+                connection.execute(update(models).where(*same).values(state="retired", at=row["at"]))
+            own = (models.c.name == name, models.c.digest == model.digest)
+            if connection.execute(update(models).where(*own).values(**row)).rowcount == 0:
+                connection.execute(models.insert(), row)
+            self.store.note(connection, f"model {state}", actor, row)
+
+    def same_scores(self, name: str) -> list[str]:
+        """Digests of all models that give the scores of today's: they differ in their thresholds."""
+        own = select(models.c.scores).where(models.c.digest == self.judge(name).model.digest).scalar_subquery()
+        return [row.digest for row in self.store.rows(select(models.c.digest).where(models.c.scores == own))]
+
+    def drop_model(self, name: str, actor: str) -> None:
+        """Unload: what waits is still judged, by threads that then end."""
+        with self._swapping:
+            judge = self.judge(name)
+            del self.judges[name]
+            self._note_model(name, judge.model, "retired", "unloaded", actor)
+        judge.close()
+        self.events.publish("model", {"model": name, "digest": None, "why": "unloaded"})
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """A model as answers have it."""
+        judge = self.judge(name)
+        info, model = judge.model.inspector.info(), judge.model
+        row = self.store.rows(select(models).where(models.c.digest == model.digest, models.c.name == name))[0]
+        named = {
+            key: info.get(key) for key in ("promise", "method", "threshold", "review_threshold", "pixel_threshold")
+        }
+        waits = {"waiting": judge.depth, "may_wait": self.settings.queue}
+        return {"model": name, "digest": model.digest, "since": row.at, "why": row.why, **named, **waits}
+
+    # Verdicts
+
+    def _keep(self, name: str, batch: Sequence[Photograph]) -> list[dict[str, Any]]:
+        """Photographs to the disk, rows to the store: after this nothing of the batch can be lost."""
+        with self.pictures.lock:
+            self.pictures.write({photograph.digest: photograph.content for photograph in batch})
+            answers = self.store.record([photograph.row | {"model": name} for photograph in batch], self.sinks)
+            with contextlib.suppress(OSError):  # the next start moves what is left
+                for photograph in batch:
+                    self.pictures.settle(photograph.digest)
+        for photograph, answer in zip(batch, answers):
+            verdict = photograph.verdict
+            if verdict is not None and verdict.size[0] * verdict.size[1] <= RECENT_PIXELS:
+                self._recent[answer["id"]] = verdict
+            self.metrics.judged(answer)
+            self.events.publish("inspection", answer)
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+        return answers
+
+    def submit(self, name: str, content: bytes, file: str, source: str) -> dict[str, Any]:
+        """JudgeQueue an image for a watched folder or a camera, and wait for it; whatever went wrong is raised."""
+        photograph = Photograph(content, file, source)
+        self.judge(name).submit([photograph])
+        return photograph.answer.result(self.settings.seconds)
+
+    def inspection(self, number: int) -> Row[Any]:
+        """A row; an HTTPException 404 where there is none."""
+        if (row := self.store.inspection(number)) is None:
+            raise HTTPException(404, f"there is no inspection {number}")
+        return row
+
+    def photograph(self, row: Row[Any]) -> bytes:
+        """The file as it was sent; an HTTPException 410 where it is kept no longer."""
+        content = self.pictures.read(row.image) if row.image_kept else None
+        if content is None:
+            raise HTTPException(410, f"the photograph of inspection {row.id} is not kept any longer")
+        return content
+
+    def verdict(self, row: Row[Any], afresh: bool = False) -> Verdict:
+        """A verdict with its pictures, judged again from its photograph where memory has it no more.
+
+        It is judged among as many copies, and at the place, as then: products of matrices of other shapes may differ in
+        their last bits.
+        """
+        if not afresh and (recent := self._recent.get(row.id)) is not None:
+            return recent
+        pixels = decode(self.photograph(row), self.settings.max_pixels)
+        found: Verdict = [*self.inspector(row.digest).many([pixels] * row.batch, row.batch)][row.position]
+        return found
+
+    def inspector(self, digest: str) -> Judge:
+        """By the digest of its file; an HTTPException 410 where no copy of it is left."""
+        for judge in [*self.judges.values()]:
+            if judge.model.digest == digest:
+                return judge.model.inspector
+        if digest not in self._earlier:
+            file = next(self.pictures.models.glob(f"{digest}.*"), None)
+            if file is None:
+                raise HTTPException(410, f"the model {digest[:12]} that judged it is not kept any longer")
+            self._earlier[digest] = self.load(file)
+            if len(self._earlier) > 2:
+                self._earlier.popitem(last=False)
+        return self._earlier[digest]
+
+    def replay(self, number: int) -> dict[str, Any]:
+        """JudgeQueue a photograph again by the model that judged it, and compare to the last bit."""
+        row = self.inspection(number)
+        again, stored = self.verdict(row, afresh=True).as_dict(), as_json(row)
+        # As JSON they are compared: that is what was answered.
+        differ = [name for name in REPLAYED if _plain(again[name]) != stored[name]]
+        return {
+            "id": number,
+            "same": not differ,
+            "differ": differ,
+            "stored": {name: stored[name] for name in REPLAYED},
+            "replayed": {name: again[name] for name in REPLAYED},
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Without tuples, as JSON has it."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

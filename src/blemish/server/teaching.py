@@ -1,0 +1,217 @@
+"""What people teach a station: thresholds, and models learned again. Nothing is learned or changed unasked."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import HTTPException
+from sqlalchemy import select
+
+from blemish.errors import CalibrationError, ConfigError
+from blemish.inspection.calibration import Calibration, settle_rate, settle_review
+from blemish.server.pictures import digest_of_file
+from blemish.server.relearn import MODEL, RESULT
+from blemish.server.station import Station
+from blemish.server.store import spoken_time
+from blemish.server.tables import inspections
+
+PAST = 5000  # verdicts that another threshold is tried on
+COMPARED = 2000  # and that a new model judges again
+SHOWN_LINES = 40
+JUDGED = ("id", "decision", "score", "said")
+
+
+def preview(here: Station, name: str, rate: float | None, review: float | None, bins: int = 40) -> dict[str, Any]:
+    """What another rate would do: threshold, promise, and past parts rejected; by default the rate there is.
+
+    Raises:
+        ConfigError: a share is not between 0 and 1.
+        CalibrationError: the model has no calibration, or too few parts for the rate.
+    """
+    inspector = here.judge(name).model.inspector
+    now = inspector.calibration
+    if rate is None and review is None:
+        rate, review = now.rate, now.review
+    other = dataclasses.replace(inspector, calibration=_recalibrated(now, rate, review))  # type: ignore[type-var]
+    changed: Calibration = other.calibration
+    past = [(row.score, row.decision) for row in _past(here, name)]
+    scores = np.array([score for score, _ in past if score is not None])
+    limit = max(changed.threshold or 0, now.threshold or 0)
+    everything = np.concatenate([now.scores, scores])
+    # A few wild scores must not press all others into one bar: they are counted in the last.
+    top = max(1.3 * limit, float(np.quantile(everything, 0.98)))
+    edges = np.linspace(min(float(everything.min()), limit), top, bins + 1)
+    decisions = [changed.decide(float("nan") if score is None else score) for score, _ in past]
+    return {
+        "model": name,
+        **_limits(other),
+        "now": _limits(inspector),
+        "histogram": {
+            "edges": edges.tolist(),
+            "calibration": np.histogram(np.minimum(now.scores, top), edges)[0].tolist(),
+            "judged": np.histogram(np.minimum(scores, top), edges)[0].tolist(),
+        },
+        "past": {
+            "parts": len(past),
+            **{f"{word}ed": decisions.count(word) for word in ("reject", "review")},
+            **{f"{word}ed_now": sum(said == word for _, said in past) for word in ("reject", "review")},
+        },
+    }
+
+
+def set_threshold(here: Station, name: str, rate: float | None, review: float | None, actor: str) -> dict[str, Any]:
+    """Set another rate: a new calibration in a new model file, swapped in and logged; as ``preview``."""
+    from blemish.inspection.inspector import Inspector
+
+    model = here.judge(name).model
+    inspector = model.inspector
+    if not isinstance(inspector, Inspector):
+        raise ConfigError(
+            f"{name} was exported, and its threshold with it: set it in the file that learned, and export that again"
+        )
+    changed = dataclasses.replace(inspector, calibration=_recalibrated(inspector.calibration, rate, review))
+    with tempfile.TemporaryDirectory(dir=here.pictures.models) as folder:
+        file = changed.save(Path(folder) / "new.blemish")
+        why = f"threshold: rate {changed.calibration.rate:g}, review {changed.calibration.review or 0:g}"
+        here.put_model(name, file, why, actor, same_scores_as=model.digest)
+    return preview(here, name, None, None)
+
+
+def _recalibrated(now: Calibration, rate: float | None, review: float | None) -> Calibration:
+    if now.rate is None:
+        raise CalibrationError(now.sentence())
+    rate = settle_rate(rate, now.n, now.kind)
+    return dataclasses.replace(now, rate=rate, review=settle_review(review, rate))
+
+
+def _limits(inspector: Any) -> dict[str, Any]:
+    calibration = inspector.calibration
+    named = ("rate", "review", "threshold", "review_threshold")
+    return {**{name: getattr(calibration, name) for name in named}, "promise": inspector.promise}
+
+
+def _past(here: Station, name: str) -> Any:
+    """The last verdicts whose scores are those of today's model, whatever threshold they met."""
+    columns = inspections.c
+    same = (columns.model == name, columns.digest.in_(here.same_scores(name)))
+    query = select(columns.score, columns.decision).where(*same)
+    return here.store.rows(query.order_by(columns.id.desc()).limit(PAST))
+
+
+class Teacher:
+    """Learning again: for each model one process at a time, in a folder that outlives a restart."""
+
+    def __init__(self, here: Station) -> None:
+        self._here = here
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._starting = threading.Lock()
+
+    def _folder(self, name: str) -> Path:
+        self._here.judge(name)  # a name that is known, and so no path
+        return self._here.settings.images / "relearn" / name
+
+    def start(self, name: str, actor: str) -> dict[str, Any]:
+        """Begin; an HTTPException 409 while it runs, a ConfigError where nobody said what the model learned from."""
+        here, columns, folder = self._here, inspections.c, self._folder(name)
+        if name not in here.settings.training:
+            advice = f"serve it with --training {name}=FOLDER"
+            raise ConfigError(f"the station does not know the images that {name} learned from: {advice}")
+        judge = here.judge(name)
+        with self._starting:
+            if self._is_running(name):
+                raise HTTPException(409, f"{name} is being learned again already: wait, or stop it")
+            query = select(inspections).where(columns.model == name, columns.image_kept).order_by(columns.id.desc())
+            said = here.store.rows(query.where(columns.said.is_not(None)))
+            judged = here.store.rows(query.limit(COMPARED))
+            job = {
+                "model": str(here.pictures.models / f"{judge.model.digest}{judge.model.suffix}"),
+                "training": str(here.settings.training[name]),
+                "threads": here.settings.threads,
+                "said": [
+                    {"part": row.part or row.image, "said": row.said, "kind": row.kind, "path": self._path(row.image)}
+                    for row in said
+                ],
+                "judged": [
+                    {
+                        "path": self._path(row.image),
+                        **{key: getattr(row, key) for key in ("id", "decision", "score", "said")},
+                    }
+                    for row in judged
+                ],
+            }
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+            with (folder / "log.txt").open("wb") as log:
+                command = [sys.executable, "-m", "blemish.server.relearn", str(folder / "job.json")]
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            self._processes[name] = process
+        with here.store.write() as connection:
+            here.store.note(connection, "learn again", actor, {"model": name, "said": len(said)})
+        threading.Thread(target=self._follow, args=(name, process), daemon=True).start()
+        return self.state(name)
+
+    def _path(self, image: str) -> str:
+        return str(self._here.pictures.path(image).absolute())
+
+    def _is_running(self, name: str) -> bool:
+        return name in self._processes and self._processes[name].poll() is None
+
+    def _follow(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        if name in self._here.judges:
+            self._here.events.publish("relearn", self.state(name))
+
+    def state(self, name: str) -> dict[str, Any]:
+        """How far it is, with the end of its log; and the comparison once it is ready."""
+        folder = self._folder(name)
+        state: dict[str, Any] = {"model": name, "state": "none", "since": None, "log": [], "learned_from": None}
+        state |= {"error": None, "promise": None, "comparison": None, "digest": None}
+        if not (folder / "job.json").exists():
+            return state
+        state["since"] = spoken_time((folder / "job.json").stat().st_mtime)
+        lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        state["log"] = lines[-SHOWN_LINES:]
+        if self._is_running(name):
+            return state | {"state": "running"}
+        if not (folder / RESULT).exists():
+            return state | {"state": "stopped"}
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        ready = "error" not in result
+        digest = digest_of_file(folder / MODEL) if ready else None
+        return state | result | {"state": "ready" if ready else "failed", "digest": digest}
+
+    def stop(self, name: str, actor: str) -> None:
+        """Stop it where it runs, and forget what it made."""
+        folder = self._folder(name)
+        if self._is_running(name):
+            self._processes[name].terminate()
+            self._processes[name].wait()
+        shutil.rmtree(folder, ignore_errors=True)
+        with self._here.store.write() as connection:
+            self._here.store.note(connection, "learned model discarded", actor, {"model": name})
+
+    def accept(self, name: str, actor: str) -> dict[str, Any]:
+        """Swap the new model in; an HTTPException 409 where none is ready."""
+        folder, state = self._folder(name), self.state(name)
+        if state["state"] != "ready":
+            raise HTTPException(409, f"no new model of {name} is ready: its state is {state['state']}")
+        counts = state["comparison"]["judged"]
+        why = f"learned again: {counts['changed']} of {counts['compared']} verdicts change"
+        self._here.put_model(name, folder / MODEL, why, actor)
+        shutil.rmtree(folder, ignore_errors=True)
+        return self._here.describe(name)
+
+    def close(self) -> None:
+        """Stop what runs: it can be begun again."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.terminate()
+                process.wait()

@@ -1,0 +1,287 @@
+"""Judging over HTTP: what comes back is what is stored, and what the library says of the same image."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from blemish.errors import ImageError, ModelFileError
+from blemish.inspection.inspector import Inspector
+from blemish.server.judging import Closed, Full, JudgeQueue, Model, Photograph
+
+Inspect = Callable[..., dict[str, Any]]
+Serve = Callable[..., TestClient]
+
+
+def test_a_verdict_is_that_of_the_library_and_is_stored(
+    client: TestClient, inspect: Inspect, inspector: Inspector, good: bytes, bad: bytes
+) -> None:
+    for content in (good, bad):
+        said, verdict = inspect(client, content), inspector(content)
+        own = {key: value for key, value in verdict.as_dict().items() if key != "path"}
+        assert {key: said[key] for key in own} == _as_json(own)
+        assert client.get(f"/v1/inspections/{said['id']}").json() == said
+        assert client.get(said["links"]["image"]).content == content
+        overlay = Image.open(io.BytesIO(client.get(said["links"]["overlay"]).content))
+        assert np.array_equal(np.asarray(overlay), np.asarray(verdict.overlay()))
+        raw = Image.open(io.BytesIO(client.get(said["links"]["map"], params={"format": "tiff"}).content))
+        assert np.allclose(np.asarray(raw), verdict.heatmap)
+
+
+def _as_json(value: Any) -> Any:
+    return (
+        [_as_json(one) for one in value]
+        if isinstance(value, list | tuple)
+        else ({key: _as_json(one) for key, one in value.items()} if isinstance(value, dict) else value)
+    )
+
+
+def test_several_photographs_of_a_part_have_one_verdict(
+    client: TestClient, inspect: Inspect, good: bytes, bad: bytes
+) -> None:
+    files = [("a", ("good.png", good)), ("b", ("../../<b>bad.png", bad)), ("c", ("notes.txt", b"good morning"))]
+    answer = client.post("/v1/models/parts/inspect?part=S1&overlay=1", files=files).json()
+    assert [one["path"] for one in answer["verdicts"]] == ["good.png", "../../<b>bad.png"]
+    assert all(one["overlay"].startswith("data:image/png;base64,") for one in answer["verdicts"])
+    assert [one["path"] for one in answer["refused"]] == ["notes.txt"]
+    assert "is not an image" in answer["refused"][0]["detail"]
+    worst = max(answer["verdicts"], key=lambda one: one["score"])
+    assert answer["decision"] == "reject" and worst["path"].endswith("bad.png")
+    expected = {"part": "S1", **{key: worst[key] for key in ("decision", "score", "p_value")}}
+    assert answer["part"] == expected | {"photographs": 2, "worst": worst["id"]}
+    later = client.post("/v1/models/parts/inspect?part=S1", content=good).json()
+    assert later["decision"] != "reject" and later["part"] == answer["part"] | {"photographs": 3}
+    assert [one["id"] for one in client.get("/v1/inspections?part=S1&decision=reject").json()["inspections"]] == [2]
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+BODIES = {
+    "nothing": (b"", 422, "the body is empty"),
+    "text": (b"good morning", 422, "is not an image"),
+    "a bomb": (png_claiming(60000, 60000), 422, "more than the"),
+    "cut short": (None, 422, "damaged"),
+    "too small": (png_claiming(4, 4), 422, "at least 8 a side"),
+    "too large": (b"x" * 300_000, 413, "larger than the 200,000 bytes"),
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_what_cannot_be_judged_is_said_in_one_sentence(serve: Serve, good: bytes, body: str) -> None:
+    client = serve(max_bytes=200_000)
+    content, status, words = BODIES[body]
+    answer = client.post("/v1/models/parts/inspect", content=good[: len(good) // 2] if content is None else content)
+    assert answer.status_code == status and words in answer.text
+    assert client.get("/v1/inspections").json() == {"inspections": [], "next": None}
+
+
+def test_an_image_with_too_many_pixels_for_this_station_is_refused(serve: Serve, good: bytes) -> None:
+    answer = serve(max_pixels=1000).post("/v1/models/parts/inspect", content=good)
+    assert answer.status_code == 422 and "64 x 64 pixels, more than the 1,000" in answer.json()["detail"]
+
+
+def test_unknown_names_and_numbers_are_not_found(client: TestClient, good: bytes) -> None:
+    for address in ("/v1/models/other", "/v1/inspections/7", "/v1/inspections/7/image", "/nothing"):
+        assert client.get(address).status_code == 404
+    answer = client.post("/v1/models/other/inspect", content=good)
+    assert answer.status_code == 404 and "there are: parts" in answer.json()["detail"]
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+class Slow:
+    """An inspector that waits to be told, and notes how many it was given at once."""
+
+    def __init__(self, inspector: Any) -> None:
+        self.inspector, self.free, self.began = inspector, threading.Event(), threading.Event()
+        self.batches: list[int] = []
+
+    def many(self, images: Any, batch_size: int = 8, on_error: Any = None) -> Iterator[Any]:
+        self.batches.append(len(images))
+        self.began.set()
+        assert self.free.wait(20)
+        return self.inspector.many(images, batch_size, on_error)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_full_queue_refuses_at_once_and_the_others_are_judged_together(
+    serve: Serve, inspector: Inspector, good: bytes
+) -> None:
+    client = serve(queue=4)
+    judge = client.app.state.station.judges["parts"]
+    slow = Slow(inspector)
+    judge.model = Model(slow, judge.model.digest, ".blemish")
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(client.post, "/v1/models/parts/inspect", content=good)]
+        assert slow.began.wait(20)
+        waiting += [pool.submit(client.post, "/v1/models/parts/inspect", content=good) for _ in range(3)]
+        until(lambda: judge.depth == 4)
+        refused = client.post("/v1/models/parts/inspect", content=good)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        until(lambda: judge._decoded.qsize() == 3)
+        slow.free.set()
+        assert [answer.result().status_code for answer in waiting] == [200] * 4
+    assert slow.batches == [1, 3] and judge.depth == 0
+    rows = client.get("/v1/inspections").json()["inspections"]
+    assert [client.post(f"/v1/inspections/{row['id']}/replay").json()["same"] for row in rows] == [True] * 4
+    assert 'blemish_refused_total{model="parts"} 1.0' in client.get("/metrics").text
+
+
+def test_who_waits_too_long_hears_so_and_costs_nothing(serve: Serve, inspector: Inspector, good: bytes) -> None:
+    client = serve(seconds=0.3)
+    judge = client.app.state.station.judges["parts"]
+    slow = Slow(inspector)
+    judge.model = Model(slow, judge.model.digest, ".blemish")
+    for _ in range(2):  # the second is given up before its turn, and is not judged at all
+        answer = client.post("/v1/models/parts/inspect", content=good)
+        assert answer.status_code == 503 and "not judged within 0.3 seconds" in answer.json()["detail"]
+    slow.free.set()
+    until(lambda: judge.depth == 0)
+    assert slow.batches == [1]
+
+
+def queue_of(inspector: Any, limit: int = 8) -> JudgeQueue:
+    def keep(batch: Any) -> list[dict[str, Any]]:
+        return [{"id": 1, "score": photograph.verdict.score} for photograph in batch]
+
+    return JudgeQueue(Model(inspector, "d" * 64, ".blemish"), keep, 4, limit, 10**6)
+
+
+def test_a_queue_answers_all_it_took_before_it_closes(inspector: Inspector, good: bytes) -> None:
+    slow = Slow(inspector)
+    judge = queue_of(slow)
+    photographs = [Photograph(good, "", "http") for _ in range(8)]
+    judge.submit(photographs[:2])
+    with pytest.raises(Full):
+        judge.submit([Photograph(good, "", "http") for _ in range(7)])
+    judge.submit(photographs[2:])
+    assert slow.began.wait(20)
+    gone = [photograph for photograph in photographs if photograph.answer.cancel()]
+    closing = threading.Thread(target=judge.close)
+    closing.start()
+    slow.free.set()
+    closing.join(20)
+    with pytest.raises(Closed):
+        judge.submit([Photograph(good, "", "http")])
+    assert sum(slow.batches) == 8 - len(gone) > 0 and judge.depth == 0
+    for photograph in photographs:
+        if photograph in gone:
+            with pytest.raises(CancelledError):
+                photograph.answer.result(0)
+        else:
+            assert photograph.answer.result(0)["score"] == inspector(good).score
+
+
+class Broken:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def many(self, images: Any, batch_size: int = 8, on_error: Any = None) -> Any:
+        on_error(images[0], ImageError("that one is of another kind"))
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "status"), [(ModelFileError("it vanished"), 503), (MemoryError("too much"), 503)])
+def test_a_model_that_fails_is_said_to(client: TestClient, good: bytes, error: Exception, status: int) -> None:
+    judge = client.app.state.station.judges["parts"]
+    working, judge.model = judge.model, Model(Broken(error), "d" * 64, ".blemish")
+    answer = client.post("/v1/models/parts/inspect", content=good)
+    assert answer.status_code == status and answer.headers["retry-after"]
+    judge.model = working
+    assert client.post("/v1/models/parts/inspect", content=good).status_code == 200
+
+
+def test_a_model_is_swapped_without_a_lost_request(
+    client: TestClient, inspector: Inspector, model: Path, good: bytes, tmp_path: Path
+) -> None:
+    other = inspector.calibrated([_saved(tmp_path / f"{i}.png", i) for i in range(30, 37)]).save(tmp_path / "b.blemish")
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(client.post, "/v1/models/parts/inspect", content=good) for _ in range(30)]
+        for file in (other, model, other):
+            assert client.put("/v1/models/parts", content=file.read_bytes()).status_code == 200
+        answers += [pool.submit(client.post, "/v1/models/parts/inspect", content=good) for _ in range(6)]
+    found = [answer.result() for answer in answers]
+    assert {answer.status_code for answer in found} == {200}
+    digest = client.get("/v1/models/parts").json()["digest"]
+    assert {answer.json()["verdicts"][0]["digest"] for answer in found[-6:]} == {digest}
+    assert len(client.get("/v1/inspections?limit=100").json()["inspections"]) == 36
+    refused = client.put("/v1/models/parts", content=b"no model at all")
+    assert refused.status_code == 422 and "the file is not a whole model" in refused.json()["detail"]
+    assert client.delete("/v1/models/parts").status_code == 204
+    assert client.post("/v1/models/parts/inspect", content=good).status_code == 404
+    assert client.get("/v1/models").json() == {"models": []}
+    assert client.put("/v1/models/new-name", content=model.read_bytes()).json()["model"] == "new-name"
+    assert client.put("/v1/models/..%2fx", content=b"").status_code in (404, 422)
+
+
+def _saved(path: Path, seed: int) -> Path:
+    Image.fromarray(np.random.default_rng(seed).integers(60, 180, (64, 64, 3), np.uint8)).save(path)
+    return path
+
+
+def test_a_swapped_model_stays_after_a_restart(serve: Serve, inspect: Inspect, model: Path, good: bytes) -> None:
+    first = serve()
+    assert first.put("/v1/models/parts/threshold", json={"rate": 0.3}).json()["rate"] == 0.3
+    before = inspect(first, good)
+    first.close()
+    again = serve()
+    assert inspect(again, good)["digest"] == before["digest"]
+    assert again.post(f"/v1/inspections/{before['id']}/replay").json()["same"]
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_half_kept_is_answered(
+    client: TestClient, good: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blemish.server.pictures.os.fsync", full)
+        answer = client.post("/v1/models/parts/inspect", content=good)
+    assert answer.status_code == 503 and "No space left on device" in answer.json()["detail"]
+    assert client.get("/v1/inspections").json()["inspections"] == []
+    assert client.post("/v1/models/parts/inspect", content=good).status_code == 200
+
+
+def test_events_tell_of_verdicts(client: TestClient, inspect: Inspect, good: bytes) -> None:
+    events = client.app.state.station.events
+    heard: list[str] = []
+
+    async def listen() -> None:
+        stream = events.listen()
+        async for message in stream:
+            heard.append(message)
+            if len(heard) == 3:
+                await stream.aclose()
+                return
+
+    assert client.portal is not None
+    task = client.portal.start_task_soon(listen)
+    until(lambda: bool(heard))
+    said = inspect(client, good)
+    client.put(f"/v1/inspections/{said['id']}/said", json={"said": "bad"})
+    task.result(20)
+    assert heard[1].startswith("event: inspection\ndata: {") and heard[2].startswith("event: said\n")

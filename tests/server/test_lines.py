@@ -1,0 +1,218 @@
+"""Sources and sinks: nothing is taken before it is complete, nothing is lost while a receiver is down."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import http.server
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from blemish.server.sinks import Delivery
+
+Serve = Callable[..., TestClient]
+Inspect = Callable[..., dict[str, Any]]
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rows(client: TestClient) -> list[dict[str, Any]]:
+    return client.get("/v1/inspections").json()["inspections"][::-1]
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Refuses while its server is told to; else keeps what it gets."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        status = self.server.statuses.pop(0) if self.server.statuses else 204
+        if status == 204:
+            self.server.got.append((dict(self.headers), body))
+        self.send_response(status)
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[Any]:
+    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    server.got, server.statuses = [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_webhook_gets_every_verdict_signed_once_it_is_up(
+    serve: Serve, inspect: Inspect, good: bytes, bad: bytes, receiver: Any
+) -> None:
+    receiver.statuses = [500, 302]
+    client = serve(webhooks=[f"http://127.0.0.1:{receiver.server_port}/verdicts"], webhook_secret="between us")
+    said = [inspect(client, content) for content in (good, bad, good)]
+    until(lambda: len(receiver.got) == 3)
+    for (headers, body), verdict in zip(receiver.got, said):
+        assert json.loads(body) == verdict and headers["X-Blemish-Id"] == str(verdict["id"])
+        digest = hmac.new(b"between us", body, hashlib.sha256).hexdigest()
+        assert headers["X-Blemish-Signature"] == f"sha256={digest}"
+
+
+def test_a_sink_that_is_down_delays_nothing_and_loses_nothing_over_a_restart(
+    serve: Serve, inspect: Inspect, good: bytes, receiver: Any
+) -> None:
+    with socket.socket() as taken:  # a port where nobody listens
+        taken.bind(("127.0.0.1", 0))
+        client = serve(webhooks=[address := f"http://127.0.0.1:{taken.getsockname()[1]}/"])
+        ids = [inspect(client, good)["id"] for _ in range(3)]
+        client.close()
+    again = serve()
+    got: list[int] = []
+
+    class Kept:
+        def send(self, message: Any) -> None:
+            got.append(message["id"])
+
+        def close(self) -> None:
+            pass
+
+    delivery = Delivery(again.app.state.station.store, address, Kept)
+    until(lambda: len(got) == 3)
+    delivery.close()
+    assert got == ids
+
+
+def test_a_watched_folder(serve: Serve, good: bytes, bad: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
+    folder = tmp_path / "arriving"
+    folder.mkdir()
+    (folder / "first.png").write_bytes(good)
+    client = serve(watch={"parts": folder}, move=True)
+    with (folder / "second.png").open("wb") as file:  # written slowly
+        for start in range(0, len(bad), len(bad) // 4):
+            file.write(bad[start : start + len(bad) // 4])
+            file.flush()
+            time.sleep(0.1)
+    (folder / "notes.txt").write_text("not an image")
+    until(lambda: len(rows(client)) == 2)
+    until((folder / "reject" / "second.png").exists)
+    assert [(row["path"], row["source"], row["decision"] == "reject") for row in rows(client)] == [
+        ("first.png", "folder", False),
+        ("second.png", "folder", True),
+    ]
+    (folder / "second.png").write_bytes(bad)  # the same name again: nothing is written over
+    until(lambda: len([*(folder / "reject").iterdir()]) == 2)
+    assert [path.name for path in folder.iterdir() if path.is_file()] == ["notes.txt"]
+
+
+def test_a_restart_judges_a_watched_folder_s_files_no_second_time(
+    serve: Serve, good: bytes, bad: bytes, tmp_path: Path
+) -> None:
+    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
+    folder = tmp_path / "arriving"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(good)
+    client = serve(watch={"parts": folder})
+    until(lambda: len(rows(client)) == 1)
+    client.close()
+    again = serve(watch={"parts": folder})
+    (folder / "b.png").write_bytes(bad)
+    until(lambda: len(rows(again)) >= 2)
+    assert [row["path"] for row in rows(again)] == ["a.png", "b.png"]
+
+
+def test_a_recorded_camera(serve: Serve, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2", reason="the extra [camera] is not installed")
+    film = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 64))
+    for level in (60, 120, 180):
+        writer.write(np.full((64, 64, 3), level, np.uint8))
+    writer.release()
+    client = serve(cameras={"parts": str(film)})
+    until(lambda: len(rows(client)) == 3)
+    assert [round(row["brightness"] * 255, -1) for row in rows(client)] == [60, 120, 180]
+    assert client.get("/v1/cameras/parts").content.startswith(b"\xff\xd8\xff")
+    assert client.get("/v1/cameras/other").status_code == 404
+
+
+@pytest.mark.slow
+def test_mqtt_by_a_real_broker(serve: Serve, inspect: Inspect, good: bytes, tmp_path: Path) -> None:
+    aiomqtt = pytest.importorskip("aiomqtt", reason="the extra [mqtt] is not installed")
+    if (program := shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin")) is None:
+        pytest.skip("mosquitto is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = tmp_path / "mosquitto.conf"
+    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    client = serve(mqtt=[f"mqtt://127.0.0.1:{port}/line/verdicts"])
+    said = [inspect(client, good)]  # while the broker is down
+    got: list[dict[str, Any]] = []
+
+    async def listen() -> None:
+        async with aiomqtt.Client("127.0.0.1", port) as own:
+            await own.subscribe("line/#", qos=1)
+            said.append(await asyncio.to_thread(inspect, client, good))
+            async for message in own.messages:
+                got.append(json.loads(message.payload))
+                if len(got) == 2:
+                    return
+
+    broker = subprocess.Popen([program, "-c", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: _listens(port))
+        asyncio.run(asyncio.wait_for(listen(), 60))
+    finally:
+        broker.terminate()
+        broker.wait()
+    assert got == said
+
+
+@pytest.mark.slow
+def test_opc_ua_by_its_own_client(serve: Serve, inspect: Inspect, bad: bytes) -> None:
+    pytest.importorskip("asyncua", reason="the extra [opcua] is not installed")
+    from asyncua.sync import Client
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"opc.tcp://127.0.0.1:{free.getsockname()[1]}/blemish/"
+    client = serve(opcua=[address])
+    said = [inspect(client, bad) for _ in range(2)][-1]
+    until(lambda: client.app.state.station.store.rows(_waiting()) == [])
+    with Client(address) as plc:
+        space = plc.get_namespace_index("urn:blemish:station")
+        names = ("Id", "Decision", "Score", "Part", "At")
+        path = ["0:Objects", f"{space}:Blemish", f"{space}:parts"]
+        values = {name: plc.nodes.root.get_child([*path, f"{space}:{name}"]).read_value() for name in names}
+    assert values == {"Id": said["id"], "Decision": "reject", "Score": said["score"], "Part": "", "At": said["at"]}
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _waiting() -> Any:
+    from sqlalchemy import select
+
+    from blemish.server.tables import outbox
+
+    return select(outbox)

@@ -1,0 +1,80 @@
+"""What people teach: labels with undo, thresholds as new calibrations, models learned again and compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+Part = Callable[..., bytes]
+Inspect = Callable[..., dict[str, Any]]
+
+
+def test_what_people_say_is_kept_and_taken_back(client: TestClient, inspect: Inspect, bad: bytes) -> None:
+    number = inspect(client, bad)["id"]
+    address = f"/v1/inspections/{number}/said"
+    for body in ({"said": "bad", "kind": "square"}, {"said": "good"}):
+        assert client.put(address, json=body).json()["said"] == body["said"]
+    assert [row["id"] for row in client.get("/v1/inspections?said=good").json()["inspections"]] == [number]
+    undone = client.delete(address).json()
+    assert (undone["said"], undone["kind"]) == ("bad", "square")
+    for _ in range(2):  # twice is harmless
+        assert client.delete(address).json()["said"] is None
+    kinds = [row["kind"] for row in client.get("/v1/audit").json()["rows"]]
+    assert kinds[:4] == ["taken back", "taken back", "said", "said"]
+    assert client.put("/v1/inspections/99/said", json={"said": "good"}).status_code == 404
+    assert client.put(address, json={"said": "perhaps"}).status_code == 422
+
+
+def test_a_threshold_is_tried_and_set(client: TestClient, inspect: Inspect, part: Part) -> None:
+    scores = [inspect(client, part(100 + i))["score"] for i in range(6)]
+    tried = client.get("/v1/models/parts/threshold?rate=0.4").json()
+    assert tried["threshold"] < tried["now"]["threshold"]
+    assert tried["past"]["parts"] == 6
+    assert tried["past"]["rejected"] == sum(score > tried["threshold"] for score in scores)
+    assert sum(tried["histogram"]["judged"]) == 6 and sum(tried["histogram"]["calibration"]) == 12
+    assert client.put("/v1/models/parts/threshold", json={"rate": 0.4}).status_code == 200
+    now = client.get("/v1/models/parts").json()
+    assert now["threshold"] == tried["threshold"] and now["why"].startswith("threshold: rate 0.4")
+    again = inspect(client, part(100))
+    assert again["score"] == scores[0] and again["digest"] == now["digest"]
+    assert client.get("/v1/models/parts/threshold").json()["past"]["parts"] == 7  # the same scores, another limit
+    for rate, status in ((0.0001, 422), (2, 422)):
+        assert client.get(f"/v1/models/parts/threshold?rate={rate}").status_code == status
+
+
+@pytest.mark.slow
+def test_a_model_learns_again_and_is_swapped_on_a_click(
+    serve: Callable[..., TestClient], inspect: Inspect, part: Part, training: Path
+) -> None:
+    client = serve(training={"parts": training})
+    ids = [inspect(client, part(100 + i))["id"] for i in range(8)]
+    ids.append(inspect(client, part(200, is_bad=True))["id"])
+    for number in ids[:-1]:
+        client.put(f"/v1/inspections/{number}/said", json={"said": "good"})
+    before = client.get("/v1/models/parts").json()["digest"]
+    assert client.post("/v1/models/parts/relearn/accept").status_code == 409
+    assert client.post("/v1/models/parts/relearn").status_code == 202
+    assert client.post("/v1/models/parts/relearn").status_code == 409
+    deadline = time.monotonic() + 120
+    while (state := client.get("/v1/models/parts/relearn").json())["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert state["state"] == "ready", state
+    held = state["comparison"]["held_out"]["parts"]
+    assert 0 < held < 8
+    assert state["learned_from"]["normal"] == 12 + 8 - held
+    assert state["comparison"]["judged"]["compared"] == 9
+    swapped = client.post("/v1/models/parts/relearn/accept").json()
+    assert swapped["digest"] == state["digest"] != before
+    assert client.get("/v1/models/parts/relearn").json()["state"] == "none"
+    assert client.post(f"/v1/inspections/{ids[0]}/replay").json()["same"]  # by the model of then
+
+
+def test_nothing_is_learned_without_the_training_images(client: TestClient) -> None:
+    answer = client.post("/v1/models/parts/relearn")
+    assert answer.status_code == 422 and "--training parts=" in answer.json()["detail"]
