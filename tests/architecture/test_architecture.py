@@ -186,3 +186,9 @@ def test_no_machine_s_path_and_no_large_file_is_tracked() -> None:
         assert path.stat().st_size < 1_000_000, path
         named = paths.search(path.read_bytes().decode("utf-8", errors="ignore"))
         assert named is None, f"{path.relative_to(ROOT)} names {named and named.group()}"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest collects by base name, and stops where two are alike."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
