@@ -20,6 +20,10 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [server] is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from blemish.server.access import Access
+from blemish.server.settings import Settings
+from blemish.server.store import Store
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 expect = playwright.expect
@@ -44,8 +48,8 @@ Part = Callable[..., bytes]
 class Station:
     """A running ``blemish serve``, and what the tests ask it beside the browser."""
 
-    def __init__(self, address: str, token: str, api: Any) -> None:
-        self.address, self.token, self.api = address, token, api
+    def __init__(self, address: str, token: str, api: Any, store: Path) -> None:
+        self.address, self.token, self.api, self.store = address, token, api, store
 
     def get(self, path: str) -> Any:
         return self.api.get(self.address + path).json()
@@ -91,7 +95,7 @@ def station(
         said = _wait_for(log, process, r"ready: (http://\S+)[\s\S]*role admin: (\S+)\n")
         address = said[1].replace("0.0.0.0", "127.0.0.1")
         api = driver.request.new_context(extra_http_headers={"Authorization": f"Bearer {said[2]}"})
-        served = Station(address, said[2], api)
+        served = Station(address, said[2], api, folder / "station.db")
         for start in range(0, SEEDED, 16):
             served.inspect(*(part(1000 + start + i) for i in range(16)))
         yield served
@@ -292,6 +296,26 @@ def test_who_is_not_logged_in_is_asked_for_a_token(open_page: Open, station: Sta
     expect(page).to_have_title(re.compile("Log in"))
     page.goto(f"{station.address}/")
     expect(page).to_have_title(re.compile("Log in"))
+
+
+def test_a_viewer_reads_and_changes_nothing(open_page: Open, station: Station) -> None:
+    token = Access(Store(str(station.store)), Settings(models={})).new_token("visitor", "viewer")
+    page = open_page("/teach", logged_in=False)
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Learn again")).to_be_visible()
+    for path in ("/", "/inspections/1", "/teach", "/threshold?percent=15", "/health"):
+        page.goto(station.address + path)
+        buttons = [text.strip() for text in page.locator("form button:visible").all_inner_texts()]
+        assert set(buttons) <= {"Log out", "Judge it again"}, path
+    csrf = page.context.request.get(f"{station.address}/v1/me").json()["csrf"]
+    for path, form in (
+        ("/teach", {"do": "start"}),
+        ("/threshold", {"percent": "10"}),
+        ("/inspections/1/said", {"said": "bad"}),
+    ):
+        answer = page.context.request.post(station.address + path, form={"csrf": csrf, "model": "parts", **form})
+        assert answer.status == 403 and "needs the role" in answer.json()["detail"]
 
 
 def test_reading_and_saying_work_without_scripts(open_page: Open, station: Station, bad: bytes) -> None:

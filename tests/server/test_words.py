@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra [server] is not installed")
 
 import blemish.server
 from blemish.inspection.calibration import Calibration, calibrate
 from blemish.server import charts
-from blemish.server.pages import _inside
+from blemish.server.pages import _inside, _small
 from blemish.server.words import address, local, number, place, say, shift_around
 
 
@@ -80,6 +82,19 @@ def test_the_page_stays_small_and_asks_nothing_of_the_network() -> None:
     assert sum(len(text) for path, text in lines.items() if path.suffix == ".js") <= 600
     outside = [line for text in lines.values() for line in text if "://" in line and "www.w3.org/2000/svg" not in line]
     assert outside == []
+
+
+def test_thumbnails_are_small_and_upright() -> None:
+    """A JPEG takes another way than a PNG; one turned by its EXIF stands upright."""
+    wide, files = Image.new("RGB", (1600, 400), (200, 30, 30)), {}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, options in (("PNG", {}), ("JPEG", {}), ("turned", {"format": "JPEG", "exif": turned})):
+        files[name] = io.BytesIO()
+        wide.save(files[name], **{"format": name, **options})
+    sizes = {name: _small(file.getvalue()).size for name, file in files.items()}
+    assert sizes == {"PNG": (200, 50), "JPEG": (200, 50), "turned": (50, 200)}
+    assert np.abs(np.asarray(_small(files["JPEG"].getvalue())) - np.array([200, 30, 30.0])).max() < 6
 
 
 def test_addresses_leave_out_what_is_not_asked_for() -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 from sqlalchemy import func, select
 from starlette.responses import HTMLResponse, RedirectResponse
@@ -137,9 +137,6 @@ async def _page(request: Request, here: Here, person: Viewer) -> Page:
 View = Annotated[Page, Depends(_page)]
 
 
-# To read
-
-
 @router.get("/")
 def live(page: View, here: Here, model: str | None = None) -> Response:
     """The last verdict, large, and those before it."""
@@ -200,8 +197,15 @@ def thumbnail(here: Here, person: Viewer, number: BigId) -> Response:
 
 
 def _small(content: bytes) -> Image.Image:
-    image = read_image(content)
-    picture = Image.fromarray(on_screen(image, int(image.pixels.max()) or 1))
+    if content.startswith(
+        b"\xff\xd8\xff"
+    ):  # JPEG: large ones are decoded at an eighth of their size in a tenth of the time
+        with Image.open(io.BytesIO(content)) as file:
+            file.draft("RGB", (THUMBNAIL, THUMBNAIL))
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+    else:
+        image = read_image(content)
+        picture = Image.fromarray(on_screen(image, int(image.pixels.max()) or 1))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return picture
 
@@ -263,9 +267,6 @@ def restore_promise(here: Here, person: Operator, model: ModelField) -> Response
     return RedirectResponse(address("/health", model=model), 303)
 
 
-# To change
-
-
 @router.post("/inspections/{number}/said")
 def say(
     here: Here,
@@ -308,9 +309,6 @@ def set_rate(here: Here, person: Admin, model: ModelField, percent: Annotated[fl
     return RedirectResponse(address("/threshold", model=model), 303)
 
 
-# To take away
-
-
 @router.get("/report")
 def report(page: View, here: Here) -> Response:
     """A shift, or another span, as one page that stands alone and prints well."""
@@ -348,9 +346,6 @@ def static(digest: str, name: str) -> Response:
         raise HTTPException(404, f"there is no file {name[:64]!r}")
     kept = "public, max-age=31536000, immutable" if digest == DIGEST else "no-cache"
     return Response(STATIC[name], media_type=TYPES[Path(name).suffix], headers={"Cache-Control": kept})
-
-
-# People
 
 
 def _login(request: Request, here: Station, next: str, wrong: str | None = None) -> HTMLResponse:
