@@ -19,14 +19,16 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra [server] is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright", reason="playwright is not installed")
+
+from playwright.sync_api import expect, sync_playwright
+
 from blemish.server.access import Access
 from blemish.server.settings import Settings
 from blemish.server.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
-expect = playwright.expect
 
 ROOT = Path(__file__).parents[2]
 AXE = Path(os.environ.get("BLEMISH_AXE", ROOT / "node_modules" / "axe-core")) / "axe.min.js"
@@ -68,7 +70,7 @@ class Station:
 
 @pytest.fixture(scope="session")
 def driver() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
+    with sync_playwright() as started:
         yield started
 
 
