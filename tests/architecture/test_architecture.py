@@ -34,14 +34,14 @@ NODES = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)
 BUDGET = {
     "the redesign": 12_000,
     "defaults that find the defects": 1_000,
-    "everything that broke": 1_180,
+    "everything that broke": 1_270,
     "one file that runs anywhere": 1_700,
     "the station": 2_500,
     "the station's page": 600,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 15_800
+TEST_BUDGET = 17_000
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
