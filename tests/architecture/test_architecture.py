@@ -37,10 +37,11 @@ BUDGET = {
     "everything that broke": 1_180,
     "one file that runs anywhere": 1_700,
     "the station": 2_500,
+    "systems the papers compare with, part one": 760,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 15_250
+TEST_BUDGET = 15_560
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

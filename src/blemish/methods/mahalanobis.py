@@ -1,9 +1,9 @@
 """MahalanobisAD: how far an image's features lie from those of good images, whole image by whole image; no map.
 
 Idea: averaged over the image, the features of every level of an ImageNet network follow a Gaussian over good images,
-as far as one can tell. Mean and covariance are estimated for each level; few images give a poor covariance of
-hundreds of channels, so it is drawn towards a multiple of the identity (Ledoit and Wolf's shrinkage). Nothing is
-trained. Score: the sum over the levels of the Mahalanobis distances. There is no map.
+as far as one can tell. Mean and covariance are estimated for each level; few images give a poor covariance of hundreds
+of channels, so it is drawn towards a multiple of the identity (Ledoit and Wolf's shrinkage). Nothing is trained.
+Score: the sum over the levels of the Mahalanobis distances. There is no map.
 The paper reads nine levels of EfficientNet-B4; here it is the four stages of whatever backbone (``layers``), read as
 the backbone gives them. Differences: docs/methods/mahalanobis.md.
 
@@ -51,8 +51,7 @@ class Mahalanobis(Method):
         images = training.normal
         check_number("mahalanobis", images, FEWEST, "the covariance of an image's features")
         learned = []
-        for portions in zip(*image_vectors(images, teacher, run), strict=True):
-            vectors = torch.cat(portions).double()
+        for vectors in (level.double() for level in image_vectors(images, teacher, run)):
             spread = float(vectors.var(dim=0).mean())
             check_spread("mahalanobis", spread, images)
             gaussian, (covariance, _) = Gaussians(vectors.shape[1]), ledoit_wolf(vectors)
@@ -61,7 +60,6 @@ class Mahalanobis(Method):
         self.gaussians = nn.ModuleList(learned)
 
     def predict(self, images: Tensor) -> Prediction:
-        vectors = [map_.mean(dim=(2, 3)) for map_ in self.backbone(images)]
-        pairs = zip(self.gaussians, vectors, strict=True)
-        distances = [gaussian(level[None])[0].sqrt() for gaussian, level in pairs]
+        pairs = zip(self.gaussians, self.backbone(images), strict=True)
+        distances = [gaussian(map_.mean(dim=(2, 3))[None])[0].sqrt() for gaussian, map_ in pairs]
         return Prediction(None, torch.stack(distances).sum(dim=0))

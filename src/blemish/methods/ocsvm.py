@@ -4,9 +4,9 @@ Idea: the smallest region, in a space that a Gaussian kernel spans, that holds a
 is said by a few of them, the support vectors, each with a weight.
 Score: the threshold less the sum over the support vectors of weight times exp(-gamma |x - v|^2): above 0 outside the
 region. There is no map.
-Tables that name it give no settings. Here (our reading): the channels' means over the image, of all
-stages, standardised on the good images; nu .1 and gamma 1 over numbers times variance, scikit-learn's "scale". Often
-nu and gamma are chosen by the test labels; here never. Differences: docs/methods/ocsvm.md.
+Tables that name it give no settings. Here (our reading): the channels' means over the image, of all stages,
+standardised on the good images; nu .1 and gamma 1 over numbers times variance, scikit-learn's "scale". Often nu and
+gamma are chosen by the test labels; here never. Differences: docs/methods/ocsvm.md.
 
 Schölkopf, Platt, Shawe-Taylor, Smola, Williamson: Estimating the Support of a High-Dimensional Distribution, 2001.
 """
@@ -37,14 +37,13 @@ class OCSVMConfig:
 
     layers: Annotated[Layers, Field(description="stages whose channels are averaged over the image")] = (1, 2, 3, 4)
     nu: Annotated[
-        float,
-        Field(gt=0, le=1, description="share of the good images that may lie outside; of support vectors at least"),
+        float, Field(gt=0, le=1, description="share of good images that may lie outside; of support vectors at least")
     ] = 0.1
     gamma: Annotated[
         float | None, Field(gt=0, description="of the kernel; null: 1 over numbers times variance of the features")
     ] = None
     most: Annotated[
-        int, Field(ge=4, le=20_000, description="images that it learns from, drawn at random where there are more")
+        int, Field(ge=4, le=10_000, description="images that it learns from, drawn at random where there are more")
     ] = 5_000
 
 
@@ -78,9 +77,9 @@ class OCSVM(Method):
                 f"{config.most} drawn at random (--set most=N)"
             )
             order = sorted(run.permutation(len(images), "images that are learned from")[: config.most])
-        described = [torch.cat(levels, dim=1) for levels in image_vectors(images, teacher, run, order)]
-        self.scale.learn([vectors[:, :, None, None]] for vectors in described)
-        points = self._standardised(torch.cat(described)).double()
+        vectors = torch.cat(image_vectors(images, teacher, run, order), dim=1)[:, :, None, None]
+        self.scale.learn([[vectors]])
+        points = self.scale([vectors])[0].flatten(1).double()
         spread = float(points.var(correction=0))
         check_spread("ocsvm", spread, images)
         gamma = config.gamma or 1 / (points.shape[1] * spread)
@@ -93,13 +92,9 @@ class OCSVM(Method):
         self.gamma.fill_(gamma)
 
     def predict(self, images: Tensor) -> Prediction:
-        points = self._standardised(torch.cat([map_.mean(dim=(2, 3)) for map_ in self.backbone(images)], dim=1))
-        squares = (points[:, None] - self.support).square().sum(dim=2)
+        vectors = torch.cat([map_.mean(dim=(2, 3), keepdim=True) for map_ in self.backbone(images)], dim=1)
+        squares = (self.scale([vectors])[0].flatten(1)[:, None] - self.support).square().sum(dim=2)
         return Prediction(None, self.rho - (-self.gamma * squares).exp() @ self.weights)
-
-    def _standardised(self, vectors: Tensor) -> Tensor:
-        (map_,) = self.scale([vectors[:, :, None, None]])
-        return map_[:, :, 0, 0]  # type: ignore[no-any-return]
 
 
 def one_class_svm(kernel: Floats, nu: float) -> tuple[Floats, float]:
@@ -112,10 +107,10 @@ def one_class_svm(kernel: Floats, nu: float) -> tuple[Floats, float]:
     weights = np.clip(nu * count - np.arange(count), 0, 1)
     slope = kernel @ weights
     diagonal = kernel.diagonal()
-    while True:
+    for _ in range(10_000 * count):
         gaining = int(np.where(weights < 1, slope, np.inf).argmin())
         losing = int(np.where(weights > 0, slope, -np.inf).argmax())
-        if not weights[gaining] < 1 or slope[losing] - slope[gaining] < TOLERANCE:
+        if weights[gaining] == 1 or slope[losing] - slope[gaining] < TOLERANCE:
             break
         curvature = max(diagonal[gaining] + diagonal[losing] - 2 * kernel[gaining, losing], 1e-12)
         step = min((slope[losing] - slope[gaining]) / curvature, 1 - weights[gaining], weights[losing])
@@ -123,7 +118,4 @@ def one_class_svm(kernel: Floats, nu: float) -> tuple[Floats, float]:
         weights[losing] -= step
         slope += step * (kernel[gaining] - kernel[losing])
     free = (weights > 0) & (weights < 1)
-    if free.any():
-        return weights, float(slope[free].mean())
-    inside, outside = slope[weights == 0], slope[weights == 1]
-    return weights, float((outside.max() + (inside.min() if len(inside) else outside.max())) / 2)
+    return weights, float(slope[free].mean() if free.any() else (slope[gaining] + slope[losing]) / 2)

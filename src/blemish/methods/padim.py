@@ -23,16 +23,16 @@ from torch import Tensor
 
 from blemish.backbones.teacher import available_memory
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError
 from blemish.ops.config import Layers, Sigma, Width
 from blemish.ops.gaussian import Gaussians, Moments
-from blemish.ops.passes import batches, check_number, check_spread
+from blemish.ops.passes import batches, check_memory, check_number, check_spread
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
 FEWEST = 4  # images: of three, a place's covariance has two directions
 RIDGE = 0.01  # added to every variance, as released
 BYTES = 20  # of memory a number of a covariance takes while it is learned
+WAY_OUT = "--set covariance=diagonal, fewer --set channels, deeper --set layers or a smaller --size"
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class PaDiMConfig:
     """The paper's, for ResNet18."""
 
     layers: Annotated[Layers, Field(description="stages whose features are joined on the first one's grid")] = (1, 2, 3)
-    channels: Annotated[Width, Field(description="of all channels, how many are drawn at random; all where fewer")] = (
-        100
-    )
+    channels: Annotated[Width, Field(description="how many of all channels are drawn; all, where fewer")] = 100
     covariance: Annotated[
         Literal["full", "diagonal"], Field(description="of each place's Gaussian; diagonal: channels' variances alone")
     ] = "full"
@@ -73,7 +71,9 @@ class PaDiM(Method):
         for batch in batches(images, run, "describing places"):
             features = teacher(batch)
             if moments.count == 0:
-                self._check_memory(features[0].shape[2:].numel())
+                places, width = features[0].shape[2:].numel(), self.gaussians.mean.shape[1]
+                does = f"learns a covariance of {count} channels at each of {places} places"
+                check_memory("padim", does, BYTES * places * count * width, available_memory(), WAY_OUT)
             moments.add(self._points(features))
         check_spread("padim", self.gaussians.learn(moments.portions(), RIDGE), images)
 
@@ -92,13 +92,3 @@ class PaDiM(Method):
         if self.config.covariance == "full":
             return points.permute(2, 0, 1)
         return points.permute(2, 1, 0).flatten(0, 1)[:, :, None]
-
-    def _check_memory(self, places: int) -> None:
-        count, width = len(self.drawn), self.gaussians.mean.shape[1]
-        needed, free = BYTES * places * count * width, available_memory()
-        if needed > free:
-            raise ConfigError(
-                f"padim learns a covariance of {count} channels at each of {places} places, which takes "
-                f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: --set covariance=diagonal, "
-                "fewer --set channels, deeper --set layers or a smaller --size"
-            )

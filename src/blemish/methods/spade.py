@@ -1,7 +1,7 @@
 """SPADE: looks up the good images most like this one, and in them the place most like each of its places.
 
-Idea: an image's pooled features find its nearest good images; only their feature maps, every place of every stage,
-are compared with its own. So a place must look like some place of a good image that is alike as a whole. All is
+Idea: an image's pooled features find its nearest good images; only their feature maps, every place of every stage, are
+compared with its own. So a place must look like some place of a good image that is alike as a whole. All is
 remembered, nothing is trained.
 Score: an image's is its mean distance to the nearest images, in the pooled deepest stage. The map is the distance of
 each place to the nearest place of those images, stage by stage, upsampled, averaged over the stages and smoothed;
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from blemish.backbones.teacher import available_memory
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError
 from blemish.ops.config import Count, Layers, Sigma
 from blemish.ops.neighbours import Neighbours
-from blemish.ops.passes import batches
+from blemish.ops.passes import batches, check_memory
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
+WAY_OUT = "give fewer images, deeper --set layers or a smaller --size, or use patchcore"
 PRODUCT = 2**24  # numbers of the products between places that are held at once
 
 
@@ -60,18 +60,19 @@ class SPADE(Method):
 
     @torch.no_grad()
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        pooled, kept = list[Tensor](), list[list[Tensor]]()
+        pooled, kept, count = list[Tensor](), list[list[Tensor]](), len(training.normal)
         for batch in batches(training.normal, run, "remembering images"):
             features = teacher(batch)
             if not kept:
-                self._check_memory(sum(m[0].numel() for m in features[: self.levels]), len(training.normal))
+                needed = count * sum(4 * m[0].numel() for m in features[: self.levels])  # two bytes each, held twice
+                does = f"remembers every place of {count} images"
+                check_memory("spade", does, needed, available_memory(), WAY_OUT)
             pooled.append(features[-1].mean(dim=(2, 3)))
             kept.append([m.permute(0, 2, 3, 1).flatten(0, 2).bfloat16() for m in features[: self.levels]])
         self.images = Neighbours(torch.cat(pooled)).to(run.device)
         for level, parts in enumerate(zip(*kept)):
             setattr(self, f"bank_{level}", torch.cat(parts))
-            means = [len(part) * part.float().mean(dim=0) for part in parts]
-            getattr(self, f"centre_{level}").copy_(torch.stack(means).sum(dim=0) / sum(map(len, parts)))
+            getattr(self, f"centre_{level}").copy_(torch.stack([p.float().mean(dim=0) for p in parts]).mean(dim=0))
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)
@@ -82,22 +83,11 @@ class SPADE(Method):
             bank, centre = getattr(self, f"bank_{level}").view(-1, y * x, c), getattr(self, f"centre_{level}")
             places = map_.flatten(2).mT - centre
             # One by one, for memory's sake, but in an exported graph, which takes any number of images.
-            pairs = (
-                [(places, nearest)]
-                if torch.compiler.is_compiling()
-                else zip(torch.split(places, 1), torch.split(nearest, 1))
-            )
+            alone = zip(torch.split(places, 1), torch.split(nearest, 1))
+            pairs = [(places, nearest)] if torch.compiler.is_compiling() else alone
             found = torch.cat([_nearest(own, bank, chosen, centre) for own, chosen in pairs])
             maps.append(upscale(found.sqrt().view(b, y, x), images.shape[-2:], self.config.sigma))
         return Prediction(torch.stack(maps).mean(dim=0), distances.sqrt().mean(dim=1))
-
-    def _check_memory(self, numbers: int, images: int) -> None:
-        needed, free = 4 * numbers * images, available_memory()  # of two bytes each, twice over for a moment
-        if needed > free:
-            raise ConfigError(
-                f"spade remembers every place of {images} images, which takes {needed / 1e9:.1f} GB of memory, and "
-                f"{free / 1e9:.1f} GB are free: fewer images, deeper --set layers, a smaller --size, or patchcore"
-            )
 
 
 def _nearest(places: Tensor, bank: Tensor, chosen: Tensor, centre: Tensor) -> Tensor:

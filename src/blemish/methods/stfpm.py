@@ -1,13 +1,13 @@
 """STFPM: a student of the teacher's architecture agrees with it on good images; where all levels differ, it is bad.
 
-Idea: as NKD, which came after it: a frozen teacher and an untaught student of the same architecture see the image,
-and the student learns to give the teacher's features, on good images only.
-Loss: squared distance of teacher and student features of length 1, one a location, summed over the levels. Score: the
-map is that distance, each level brought to a quarter of the image's grid, multiplied over the levels, enlarged and
-not smoothed; an image's score is its highest value. Multiplied: a place counts where every level differs. As
-released: stochastic gradient descent, a fifth of the good images held out, and the weights kept that were best on
-them. The student is whatever the backbone is, its first weights by timm's rule for that (our reading; the paper's is
-a ResNet18). Differences: docs/methods/stfpm.md.
+Idea: as NKD, which came after it: a frozen teacher and an untaught student of the same architecture see the image, and
+the student learns to give the teacher's features, on good images only.
+Loss: squared distance of teacher and student features of length 1, one a location, summed over the levels.
+Score: the map is that distance, each level brought to a quarter of the image's grid, multiplied over the levels,
+enlarged and not smoothed; an image's score is its highest value.
+As released: stochastic gradient descent, a fifth of the good images held out, and the weights kept that were best on
+them. The student is whatever the backbone is, its first weights by timm's rule for that (our reading; the paper's is a
+ResNet18). Differences: docs/methods/stfpm.md.
 
 Wang, Han, Ding, Xu: Student-Teacher Feature Pyramid Matching for Anomaly Detection, BMVC 2021.
 """
@@ -62,8 +62,7 @@ class STFPM(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
-        order = run.permutation(len(images), "images held out")
-        count = int(len(images) * config.holdout)
+        order, count = run.permutation(len(images), "images held out"), int(len(images) * config.holdout)
         held, learned = order[:count], order[count:]
         self.student.reset(derive_seed(run.seed, "student"))
         learner, lowest = copy.deepcopy(self.student), torch.tensor(torch.inf, device=run.device)
@@ -84,9 +83,9 @@ class STFPM(Method):
             with torch.no_grad():
                 batches = in_batches(images, config.batch_size, held)
                 losses = [_loss(learner, batch, teacher, run) * len(batch.keys) for batch in batches]
-            reached = torch.stack(losses).sum() / count if losses else torch.full_like(lowest, -torch.inf)
+            reached = torch.stack(losses).sum() if losses else torch.tensor(-float(epoch.number))  # none held: the last
             if reached < lowest:
-                lowest.copy_(reached if losses else lowest)
+                lowest.copy_(reached)
                 self.student.load_state_dict(learner.state_dict(), strict=False)  # all but ``lowest``
 
     def predict(self, images: Tensor) -> Prediction:

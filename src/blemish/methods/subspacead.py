@@ -2,11 +2,12 @@
 
 Idea: the feature vectors of all patches of all good images vary along few directions. Principal components that
 explain 99 % of their variance span a subspace, and that with the mean is the whole model: a matrix. Nothing is
-trained. Score: a patch's is the squared length of what remains of it once its projection onto the subspace is taken
-away; the map is these, upsampled and smoothed, and an image's score is the mean of the map's highest hundredth
-(``top``). The paper averages seven middle blocks of a large vision transformer. Levels of one shape are averaged here
-too; those of other networks are joined on the finest one's grid (our reading). Its thirty random rotations of each of
-few images are left to ``fit --poses``. Differences: docs/methods/subspacead.md.
+trained.
+Score: a patch's is the squared length of what remains of it once its projection onto the subspace is taken away; the
+map is these, upsampled and smoothed, and an image's score is the mean of the map's highest hundredth (``top``).
+The paper averages seven middle blocks of a large vision transformer. Levels of one shape are averaged here too; those
+of other networks are joined on the finest one's grid (our reading). Its thirty random rotations of each of few images
+are left to ``fit --poses``. Differences: docs/methods/subspacead.md.
 
 Lendering, Akdag, Bondarev: SubspaceAD, CVPR 2026 (github.com/CLendering/SubspaceAD).
 """
