@@ -38,10 +38,11 @@ BUDGET = {
     "one file that runs anywhere": 1_700,
     "the station": 2_500,
     "the station's page": 600,
+    "systems the papers compare with, part one": 760,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 17_000
+TEST_BUDGET = 17_200
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
