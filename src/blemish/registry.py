@@ -54,6 +54,36 @@ METHODS: dict[str, MethodEntry] = {
         "rd or nkd with a learned mapping on the student's features (its inside is our reading)",
         "the supplement on FMAM; neither its main text nor code was found",
     ),
+    "stfpm": MethodEntry(
+        "blemish.methods.stfpm:STFPM", "clean",
+        "a student of the teacher's architecture; a place is bad where they differ at every level",
+        "Wang et al., Student-Teacher Feature Pyramid Matching for Anomaly Detection, BMVC 2021",
+    ),
+    "padim": MethodEntry(
+        "blemish.methods.padim:PaDiM", "clean",
+        "a Gaussian of good features at every place of the image, for parts that lie alike",
+        "Defard et al., PaDiM: a Patch Distribution Modeling Framework, ICPR workshops 2021",
+    ),
+    "spade": MethodEntry(
+        "blemish.methods.spade:SPADE", "clean",
+        "finds the good images most like this one, and in them the place most like each place",
+        "Cohen and Hoshen, Sub-Image Anomaly Detection with Deep Pyramid Correspondences, 2020",
+    ),
+    "subspacead": MethodEntry(
+        "blemish.methods.subspacead:SubspaceAD", "clean",
+        "principal components of good patches; a patch is as bad as what they leave of it",
+        "SubspaceAD: Training-Free Few-Shot Anomaly Detection via Subspace Modeling, CVPR 2026",
+    ),
+    "mahalanobis": MethodEntry(
+        "blemish.methods.mahalanobis:Mahalanobis", "clean",
+        "how far a whole image's features lie from a Gaussian of good ones; no map",
+        "Rippel et al., Modeling the Distribution of Normal Data in Pre-Trained Deep Features, ICPR 2020",
+    ),
+    "ocsvm": MethodEntry(
+        "blemish.methods.ocsvm:OCSVM", "clean",
+        "a one-class support vector machine on a whole image's features; no map",
+        "Schölkopf et al., Estimating the Support of a High-Dimensional Distribution, 2001",
+    ),
     "cdd": MethodEntry(
         "blemish.methods.cdd:CDD", "contaminated",
         "students of random parts of the pile teach a global one what none of them saw go wrong",

@@ -34,13 +34,15 @@ NODES = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)
 BUDGET = {
     "the redesign": 12_000,
     "defaults that find the defects": 1_000,
-    "everything that broke": 1_180,
+    "everything that broke": 1_270,
     "one file that runs anywhere": 1_700,
     "the station": 3_740,
+    "the station's page": 600,
+    "systems the papers compare with, part one": 760,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 15_260
+TEST_BUDGET = 17_200
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
@@ -185,3 +187,9 @@ def test_no_machine_s_path_and_no_large_file_is_tracked() -> None:
         assert path.stat().st_size < 1_000_000, path
         named = paths.search(path.read_bytes().decode("utf-8", errors="ignore"))
         assert named is None, f"{path.relative_to(ROOT)} names {named and named.group()}"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest collects by base name, and stops where two are alike."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))

@@ -1,5 +1,6 @@
 """Cross-domain distillation: its schedule, who learns from whom, and that without its parts it is plain RD."""
 
+import copy
 import math
 from collections import defaultdict
 
@@ -10,6 +11,7 @@ from blemish.methods import cdd
 from blemish.methods.cdd import domains_at, regularisation_weight, split_into_domains
 from blemish.ops import reverse
 from blemish.ops.agreement import PreviousStudent, jittered
+from blemish.ops.norms import precise_batchnorm
 from blemish.run import Lines, Run
 
 OFF = {"domains": (1,), "regularisation": "none", "perturbation": 0.0, "confident_pass": False}
@@ -78,6 +80,7 @@ def test_the_schedule_as_printed():
     assert weight(0.5, "s-shape") == 0.5
     assert weight(0.25, "s-shape") == pytest.approx(1 / 82)  # 1 / (1 + 3 ** 4)
     assert weight(0.75, "s-shape") == pytest.approx(81 / 82)
+    assert weight(0.75, "s-shape", 2.0) == pytest.approx(9 / 10)  # 3 ** 2 / (3 ** 2 + 1)
     assert [weight(0.3, form) for form in ("none", "full", "linear")] == [0.0, 1.0, 0.3]
 
 
@@ -216,11 +219,34 @@ def test_every_setting_moves_the_weights(fitted):
     whole = fitted().student.state_dict()
     changes = {"domains": [(2,), (1,)], "r_normal": [0.0], "share_confident": [False], "confident_pass": [False]}
     changes |= {"regularisation": ["none", "linear", "full"], "selection": ["all", "next"], "perturbation": [0.0]}
+    changes |= {"p": [1.5], "settle": [True]}
     for name, values in {**changes, "reset_optimisers": [True]}.items():
         for value in values:
             other = fitted({name: value}).student.state_dict()
             assert not same(whole, other), name
             assert all(weights.isfinite().all() for weights in other.values())
+
+
+def test_settled_students_have_the_statistics_of_their_domain_under_their_last_weights(fitted, monkeypatch):
+    settled = []
+
+    def spy(network, images, size, run, domain, teacher):
+        precise_batchnorm(network, images, size, run, domain, teacher)
+        settled.extend(domain)
+        again = copy.deepcopy(network).train()
+        for module in again.modules():
+            module.momentum = 1.0  # of BatchNorm: the statistics of this batch alone, which holds the domain
+        with torch.no_grad():
+            again(teacher(images.batch(domain)))
+        expected = again.state_dict()
+        for name, value in network.state_dict().items():
+            if "running" in name:
+                torch.testing.assert_close(value, expected[name])
+        assert not network.training
+
+    monkeypatch.setattr(cdd, "precise_batchnorm", spy)
+    fitted({"domains": (2,), "epochs": 1, "batch_size": 8, "settle": True})
+    assert sorted(settled) == list(range(8))
 
 
 def test_progress_counts_reverse_distillations_steps(fitted, capsys):

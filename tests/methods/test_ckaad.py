@@ -165,6 +165,14 @@ def test_distorted_copies_are_of_the_strength_asked_for_and_left_out_where_bad_i
     with torch.random.fork_rng():
         assert float((elastic_twins(images, 1e-6) - images).abs().max()) < 1 / 255
         assert float((elastic_twins(images, 200.0) - images).abs().mean()) > 0.01
+        # A Gaussian of 1 pixel leaves 1 / sqrt(4 pi) of a move on average, one of 5 a fifth of that.
+        torch.manual_seed(0)
+        slope, middle = torch.linspace(0, 1, 64).expand(16, 3, 64, 64), slice(20, 44)
+        twins = [elastic_twins(slope, 30.0, sigma) for sigma in (1.0, 5.0)]
+        moved = [float((twin - slope)[..., middle, middle].std()) for twin in twins]
+        assert 4 < moved[0] / moved[1] < 6
+        with pytest.raises(ConfigError, match="elastic_sigma 8 is too much for images of 32 pixels"):
+            elastic_twins(images, 200.0, 8.0)
     fitted(bad=2, elastic=True, steps=1)
     assert "makes no distorted copies" in capsys.readouterr().err
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.spatial.distance import cdist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blemish.methods import patchcore
 from blemish.methods.patchcore import PatchCore, PatchCoreConfig
-from blemish.run import Run, Silent
+from blemish.run import Lines, Run, Silent
 
 
 @pytest.fixture
@@ -102,6 +104,59 @@ def test_wide_stages_are_pooled_to_the_target_and_narrow_ones_are_not(tiny_backb
     narrow = PatchCore(tiny_backbone(width=40), (32, 32), PatchCoreConfig())
     forced = PatchCore(tiny_backbone(width=40), (32, 32), PatchCoreConfig(dims="paper"))
     assert [m.patches.width for m in (wide, narrow, forced)] == [1024, 120, 1024]
+
+
+class Rows(TorchDispatchMode):
+    """The most rows that any matrix of patch vectors had, of 24 numbers or with the greedy choice's two more."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, given=(), named=None):
+        made = function(*given, **(named or {}))
+        if isinstance(made, torch.Tensor) and made.ndim == 2 and made.shape[1] in (24, 26):
+            self.most = max(self.most, len(made))
+        return made
+
+
+@pytest.mark.parametrize(
+    ("settings", "each"),
+    [
+        ({"fraction": 0.05}, 4 * 3 * 24),
+        ({"fraction": 0.05, "projection_dim": 8}, 4 * (24 + 3 * 8)),
+        ({"memory": 80, "coreset_start": "exact"}, 4 * 3 * 24),  # of 80 * 12 candidates, drawn from each image
+    ],
+)
+def test_more_vectors_than_may_be_held_are_thinned_out_shard_by_shard(
+    fitted, tiny_backbone, tiny_images, monkeypatch, tmp_path, capsys, settings, each
+):
+    monkeypatch.setattr(patchcore, "BATCH", 2)
+    monkeypatch.setattr(patchcore, "CANDIDATES", 12)
+    monkeypatch.setattr("blemish.ops.coreset.ROWS", 64)  # of its workspace, of one size for all sets
+    total = 960 if "memory" in settings else 24 * 64
+    whole = fitted(24, **settings)
+    exactly = fitted(24, held=(total * each + 0.5) / 1e9, **settings)
+    assert torch.equal(exactly.memory.points, whole.memory.points) and "held" not in capsys.readouterr().err
+
+    with Rows() as rows:
+        parts = fitted(24, held=300 * each / 1e9, run=Run(progress=Lines()), **settings)
+    assert 250 < rows.most <= 300
+    assert f"{total:,} patch vectors" in (said := capsys.readouterr().err) and "300 are held" in said
+    assert len(parts.memory) == len(whole.memory) == settings.get("memory", total // 20)
+    vectors = patch_vectors(tiny_backbone(), tiny_images(24).images).reshape(-1, 24)
+    radii = [cdist(vectors, remembered(method)).min(axis=1).max() for method in (parts, whole)]
+    assert radii[0] <= 2 * radii[1]
+
+    class Stopping(Silent):
+        def track(self, items, title, total=None):
+            for number, item in enumerate(items):
+                if number == 20:
+                    raise KeyboardInterrupt
+                yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(24, held=300 * each / 1e9, run=Run(progress=Stopping(), checkpoint=tmp_path), **settings)
+    again = fitted(24, held=300 * each / 1e9, run=Run(checkpoint=tmp_path, resume=True), **settings)
+    assert torch.equal(again.memory.points, parts.memory.points)
 
 
 def test_identical_images_are_remembered_once(learned, tiny_images):

@@ -66,9 +66,9 @@ def test_narrow_stages_keep_their_channels_averaged_over_the_neighbourhood_with_
 def test_of_more_candidates_than_are_wanted_each_image_gives_an_equal_share(tiny_images, tiny_backbone, tiny_teacher):
     images, teacher, run = tiny_images(4), tiny_teacher(tiny_backbone()), Run()
     patches = PatchVectors([8, 16], 1, 1024, 1024, inflate=False)
-    whole, _ = describe_patches(images, teacher, patches, None, run, 3)
+    whole, *_ = describe_patches(images, teacher, patches, None, run, 3)
     cells = len(whole) // 4
-    some, shortened = describe_patches(images, teacher, patches, torch.eye(24)[:, :5], run, 3, most=cells)
+    some, shortened, _ = describe_patches(images, teacher, patches, torch.eye(24)[:, :5], run, 3, most=cells)
     share = -(-cells // 4)
     assert len(some) == 4 * share
     assert torch.equal(shortened, some[:, :5])
@@ -76,7 +76,7 @@ def test_of_more_candidates_than_are_wanted_each_image_gives_an_equal_share(tiny
         own = {row.numpy().tobytes() for row in whole[image * cells : (image + 1) * cells]}
         drawn = [row.numpy().tobytes() for row in some[image * share : (image + 1) * share]]
         assert set(drawn) <= own
-    again, _ = describe_patches(images, teacher, patches, None, run, 2, most=cells)
+    again, *_ = describe_patches(images, teacher, patches, None, run, 2, most=cells)
     assert torch.equal(again, some)
 
 

@@ -123,7 +123,8 @@ def test_inspect_and_evaluate_write_a_page(blemish, parts, model, inspector, tmp
     done = blemish("inspect", model, parts.root / "test", "-o", tmp_path / "new")
     assert done.exit_code == 0 and done.stderr.endswith(f"\n{said}\n")
     assert said in (tmp_path / "new" / "index.html").read_text()
-    assert blemish("evaluate", model, parts.root, "-o", tmp_path / "test", "-q").exit_code == 0
+    done = blemish("evaluate", model, parts.root, "-o", tmp_path / "test")
+    assert done.exit_code == 0 and done.stderr.endswith(f"\n{said}\n")
     page = (tmp_path / "test" / "index.html").read_text()
     assert f"<h1>{said}</h1>" in page and "Found (6 of 6)" in page and "Missed" not in page
     titles = re.findall(r"<b>(\w+): \d+\.png</b>", page)

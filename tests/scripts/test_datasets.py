@@ -137,7 +137,7 @@ PRODUCTS += named("01 02 03", "ground_truth/ko/d.png")
 LUNGS = named("train/NORMAL test/NORMAL", "IM-0115-0001.jpeg", "IM-0115-0002.jpeg", "NORMAL2-IM-0115-0001.jpeg")
 LUNGS += named("train/PNEUMONIA test/PNEUMONIA", *(f"person1_{name}.jpeg" for name in ("bacteria_1", "bacteria_2")))
 LUNGS += named("train/PNEUMONIA test/PNEUMONIA", "person1_virus_3.jpeg")
-PATIENTS = {"good": 3, "bacteria": 2, "virus": 1}
+PATIENTS, GERMS = {"good": 3, "pneumonia": 3}, {"good": 3, "bacteria": 2, "virus": 1}
 CLASSES = ("NORMAL", "CNV", "DME", "DRUSEN")
 EYES = [f"{side}/{kind}/{kind}-{side}-{i}.jpeg" for side in ("train", "test") for kind in CLASSES for i in (1, 2)]
 TWO_EACH = {"good": 2, "CNV": 2, "DME": 2, "DRUSEN": 2}
@@ -149,13 +149,15 @@ HEADS = named("no yes", *(f"{i}.jpg" for i in range(10)))
     [
         ("btad", "02", PRODUCTS, {"good": 2}, {"good": 1, "ko": 2}, 1, 2),
         ("chest_xray", "chest_xray", LUNGS, PATIENTS, PATIENTS, 0, 3),
+        ("chest_xray --germs", "chest_xray", LUNGS, GERMS, GERMS, 0, 3),
         ("oct", "oct", EYES, TWO_EACH, TWO_EACH, 0, 4),
         ("br35h", "br35h", HEADS, {"good": 8, "tumour": 8}, {"good": 2, "tumour": 2}, 0, 16),
     ],
 )
 def test_sets_that_are_folders_of_images(name, manifest, files, learned, judged, masks, groups, tmp_path):
     images(tmp_path, *files)
-    script(name).main([str(tmp_path)])
+    name, *options = name.split()
+    script(name).main([str(tmp_path), *options])
     counts, training, test = opened(tmp_path / f"{manifest}.csv")
     assert (*counts, len(training.groups)) == (learned, judged, masks, groups)
     assert not set(training.groups) & {s.group for s in test.samples}

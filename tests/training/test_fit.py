@@ -59,6 +59,32 @@ def test_stopped_in_a_fold_and_resumed_is_the_same(folder, whole, tmp_path):
     assert np.array_equal(scores(whole), scores(resumed))
 
 
+def test_methods_see_no_name_of_a_file_which_may_tell_the_truth_of_a_pile(save_part, tmp_path, monkeypatch):
+    for i in range(4):
+        save_part(tmp_path / "secret" / "train" / "good" / f"secret{i}.png", i)
+
+    def told(thing, depth=4):
+        """All that anybody can read of it without an underscore."""
+        yield repr(thing)
+        if isinstance(thing, (list, tuple)):
+            yield from (text for part in thing for text in told(part, depth - 1))
+        for name in dir(thing) if depth and not isinstance(thing, (str, int, list, tuple, torch.Tensor)) else ():
+            if not name.startswith("_") and not callable(value := getattr(thing, name)):
+                yield from told(value, depth - 1)
+
+    def spy(method, training, teacher, run):
+        texts = [*told(training), *told(training.normal.batch([0, 3])), *told(run), *told(teacher)]
+        assert len(texts) > 20 and "secret" not in " ".join(texts)
+        seen.append(len(training.normal))
+        raise ConfigError("seen")
+
+    seen = []
+    monkeypatch.setattr(Toy, "train_on", spy)
+    with pytest.raises(ConfigError, match="seen"):
+        fit(tmp_path / "secret", ONCE)
+    assert seen == [4]
+
+
 def test_a_checkpoint_of_other_images_or_options_is_refused(folder, tmp_path):
     run = Run(checkpoint=tmp_path / "model.checkpoint", resume=True)
     fit(folder, ONCE, run, epochs=1)

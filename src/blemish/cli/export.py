@@ -6,36 +6,73 @@ from typing import Annotated, Literal
 import typer
 
 from blemish.cli.app import command, print_result
-from blemish.cli.options import AsJson, Machine, ModelFile, Weights
+from blemish.cli.options import AsJson, Machine, ModelFile, Quiet, Threads, Weights
 
 
 @command
 def export(
     model: ModelFile,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write.", show_default=False)
+    ] = None,
     check: Annotated[
         Path | None, typer.Option(help="Folder of images that both are compared on; by default, textures.")
     ] = None,
     pixels: Annotated[
         Literal["auto", "uint8", "uint16"], typer.Option("--input", help="Type of the pixels that the file takes.")
     ] = "auto",
+    precision: Annotated[
+        Literal["fp32", "int8", "bf16"],
+        typer.Option(help="Of the network; others than fp32 need --check with good images, and are kept if they gain."),
+    ] = "fp32",
+    web: Annotated[
+        Path | None, typer.Option(help="Folder to write a page to that judges photographs in a browser, offline.")
+    ] = None,
+    onnxruntime_web: Annotated[
+        Path | None, typer.Option(help="Where onnxruntime-web is, for --web; by default in node_modules.")
+    ] = None,
     weights: Weights = None,
-    *,
-    machine: Machine,
+    threads: Threads = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """One ONNX file for any program, checked against the model. Example: blemish export parts.blemish -o parts.onnx"""
     import hashlib
+    import tempfile
     from dataclasses import asdict
 
+    from blemish.data.images import read_image
+    from blemish.data.readers import find_images
     from blemish.deploy.export import export as write
+    from blemish.deploy.page import MODEL, find_runtime, write_page
     from blemish.deploy.parity import pictures
+    from blemish.deploy.precision import convert
+    from blemish.errors import ConfigError
     from blemish.run import check_writable
 
-    check_writable(output)
-    inspector = machine.load_learned(model, weights)
+    target = output or (web and web / MODEL)
+    if target is None:
+        raise ConfigError("say where to: -o parts.onnx for a file, --web FOLDER for a page with it, or both")
+    if precision != "fp32" and check is None:
+        raise ConfigError(f"--precision {precision} is measured on good images: name their folder with --check")
+    runtime = find_runtime(onnxruntime_web) if web is not None else None
+    check_writable(target)
+    inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
+    seen = inspector.preparation
+    if web is not None and (seen.tiling is not None or seen.roi is not None):
+        raise ConfigError(f"{model} judges tiles or a region of interest, and a page whole images: leave --web out")
     with model.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    images = pictures(check, inspector.preparation.white_level)
-    parity = write(inspector, output, images, pixels=None if pixels == "auto" else pixels, made_from=digest)
-    print_result({"model": str(output), **asdict(parity)}, as_json, f"{output}: {parity}")
+    images = pictures(check, seen.white_level)
+    kind = None if pixels == "auto" else pixels
+    with tempfile.TemporaryDirectory() as folder:
+        exact = target if precision == "fp32" else Path(folder) / MODEL
+        parity = write(inspector, exact, images, pixels=kind, made_from=digest)
+        facts, words = {"model": str(target), **asdict(parity)}, f"{target}: {parity}"
+        if precision != "fp32" and check is not None:
+            cost = convert(exact, target, precision, {str(p): read_image(p) for p in find_images(check)}, threads)
+            facts, words = facts | {"precision_cost": asdict(cost)}, f"{words}\n{cost}"
+    if web is not None and runtime is not None:
+        write_page(web, runtime, target, inspector.promise)
+        words += f"\n{web}: python -m http.server -d {web}"
+    print_result(facts, as_json, words)

@@ -90,7 +90,9 @@ def evaluate(
     if output is not None:
         from blemish.report.evaluation import write_evaluation
 
-        run.progress.note(f"the page: {write_evaluation(inspector, result, test.name, output)}")
+        page, decided = write_evaluation(inspector, result, test.name, output)
+        run.progress.note(f"the page: {page}")
+        run.progress.note(decided)
     print_result(result.as_dict(), as_json, as_text(result))
 
 

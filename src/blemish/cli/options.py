@@ -6,6 +6,7 @@ The words are spelled here once more because the modules that own them import to
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,14 @@ Engine = Annotated[EngineName, typer.Option("--engine", help="What runs an expor
 Weights = Annotated[
     str | None, typer.Option(help="The backbone's weights, for a model saved without them.", show_default=False)
 ]
+
+
+def parse_milliseconds(text: str) -> float:
+    """``30ms``, ``0.5s`` or ``30``, in milliseconds."""
+    found = re.fullmatch(r"(\d+\.?\d*)\s*(ms|s)?", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise typer.BadParameter(f"{text} is no time above 0 such as 30ms or 0.5s")
+    return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,10 @@ class Fitting(Learning):
     """Option group: what ``fit`` alone takes of them."""
 
     calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = "auto"
+    budget: Annotated[
+        float | None,
+        typer.Option(parser=parse_milliseconds, metavar="TIME", help="From file to verdict here, as 30ms."),
+    ] = None
     false_reject: FalseReject = None
     review: Review = None
     cache: Annotated[str, typer.Option(help="Where features are kept while learning: memory, off or DIR.")] = "memory"

@@ -31,6 +31,11 @@ _POSES: dict[Poses, tuple[tuple[float, bool], ...]] = {  # degrees anticlockwise
 }
 
 
+def copies(poses: Poses) -> int:
+    """How many of each image are learned."""
+    return len(_POSES[poses])
+
+
 @dataclass(frozen=True)
 class PosedImages:
     """Images in each of the ``poses``, all poses of an image one after the other: implements ``contract.Images``.
@@ -46,7 +51,7 @@ class PosedImages:
             raise ConfigError(f"poses {self.poses!r} are unknown: choose {', '.join(get_args(Poses))}")
 
     def __len__(self) -> int:
-        return len(self._images) * len(_POSES[self.poses])
+        return len(self._images) * copies(self.poses)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Image ``index // poses`` in pose ``index % poses``; the pose is part of the key."""

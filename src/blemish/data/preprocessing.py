@@ -138,11 +138,11 @@ class Preprocessing:
         (rows, top), (columns, left) = self._placings(image.size)
         # Pillow's bilinear resize channel by channel: uint8 stays uint8.
         planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, -1, 0)]
-        resized = [np.asarray(plane.resize((columns, rows), Image.Resampling.BILINEAR)) for plane in planes]
-        content = np.stack(resized, axis=-1).clip(0, 255 if pixels.dtype == np.uint8 else 1)
         height, width = self.input_size
-        if self.resize == "crop":
-            return np.ascontiguousarray(content[-top:, -left:][:height, :width])
+        # Cut at once: of a long thin picture a small part is kept.
+        box = (-left, -top, width - left, height - top) if self.resize == "crop" else (0, 0, columns, rows)
+        resized = [np.asarray(plane.resize((columns, rows), Image.Resampling.BILINEAR).crop(box)) for plane in planes]
+        content = np.stack(resized, axis=-1).clip(0, 255 if pixels.dtype == np.uint8 else 1)
         if self.resize == "letterbox":
             margins = ((top, height - rows - top), (left, width - columns - left), (0, 0))
             return np.pad(content, margins, mode="edge")

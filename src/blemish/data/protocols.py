@@ -18,7 +18,7 @@ from blemish.data.testset import TestSet
 from blemish.errors import ConfigError, DataError, ManifestError
 
 DRAWS = 5  # to average over where several kinds are labelled; a single kind is every kind in turn
-FEWEST_TO_VALIDATE = 20  # labels from which on a part of them is held out: 5 % of fewer is less than one image
+FEWEST_TO_VALIDATE = 20  # labels, or more, of which a part is held out: 5 % of fewer is less than one image
 
 
 @dataclass(frozen=True)

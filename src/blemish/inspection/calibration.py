@@ -383,7 +383,7 @@ def plan(
     if wanted == "crossfit":
         why = "as asked"
     elif n_groups < PROMISE_FROM:
-        why = f"{n_groups} good parts are fewer than the {PROMISE_FROM} from which on some can be spared for a promise"
+        why = f"{n_groups} good parts are fewer than the {PROMISE_FROM} of which a promise can hold some out"
     else:
         why = f"a promise of {rate:g} would keep more than half of the {n_groups} good parts from learning"
     return Plan("crossfit", 0, f"{FOLDS}-fold cross-fitting, for an estimate: {why}")

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,8 +46,12 @@ def choose_engine(wanted: EngineName = "auto") -> str:
     raise ConfigError(f"{' or '.join(names)} is needed and not installed: pip install 'blemish[{EXTRAS[names[0]]}]'")
 
 
-def open_session(path: Path, engine: EngineName = "auto", threads: int | None = None) -> Session:
+def open_session(
+    path: Path, engine: EngineName = "auto", threads: int | None = None, precision: str = "fp32"
+) -> Session:
     """The graph in a file, for ``threads`` (None: as many as this process may use).
+
+    In ``bf16`` OpenVINO computes as the processor does best, and is chosen first; else all compute what is in the file.
 
     Raises:
         ConfigError: the engine is not installed, or ``threads`` is below 1.
@@ -56,9 +60,15 @@ def open_session(path: Path, engine: EngineName = "auto", threads: int | None = 
     if threads is not None and threads < 1:
         raise ConfigError(f"threads={threads}: at least 1 is needed")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chosen = choose_engine(engine)
+    is_bf16 = precision == "bf16"
+    chosen = "openvino" if is_bf16 and engine == "auto" and find_spec("openvino") else choose_engine(engine)
+    hint = "bf16" if is_bf16 else "f32"  # by itself it is bf16 where there is AMX
+    opening: dict[str, Callable[[Path, int], Session]] = {
+        "onnxruntime": _onnxruntime,
+        "openvino": partial(_openvino, hint=hint),
+    }
     try:
-        session = {"onnxruntime": _onnxruntime, "openvino": _openvino}[chosen](path, threads or usable)
+        session = opening[chosen](path, threads or usable)
     except Exception as error:  # engines raise their own kinds
         raise ModelFileError(f"{chosen} refuses {path} ({_reason(error)}): export it again") from error
     if session.dtype not in (np.uint8, np.uint16):
@@ -101,10 +111,10 @@ def _onnxruntime(path: Path, threads: int) -> Session:
     return Session("onnxruntime", np.dtype(dtype), run)
 
 
-def _openvino(path: Path, threads: int) -> Session:
+def _openvino(path: Path, threads: int, hint: str) -> Session:
     import openvino
 
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}  # by itself bf16 where there is AMX
+    hints = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     core, lock = openvino.Core(), threading.Lock()
     graph = core.read_model(str(path))
     has_map = any("map" in port.get_names() for port in graph.outputs)

@@ -74,7 +74,7 @@ class ExportedInspector(Judge):
 def load_exported(path: Path, engine: EngineName = "auto", threads: int | None = None) -> ExportedInspector:
     """The inspector in an exported file; a ModelFileError where it is damaged, changed or not ours."""
     description = read_exported(path)
-    session = open_session(path, engine, threads)
+    session = open_session(path, engine, threads, str(description.export.get("precision", "fp32")))
     try:
         preparation = Preprocessing.from_dict(description.preparation.model_dump())
         arrays = {name: np.array(values) for name, values in description.calibration_tensors.items()}

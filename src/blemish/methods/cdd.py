@@ -29,8 +29,9 @@ from torch import Tensor
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.agreement import PreviousStudent, consensus, jitter_deviations, jittered, outputs
-from blemish.ops.config import Count, DistillationLoss, Share, StudentConfig, Weight
+from blemish.ops.config import LATER, Count, DistillationLoss, Share, StudentConfig, Weight
 from blemish.ops.cosine import LOSSES, anomaly_map, map_score
+from blemish.ops.norms import precise_batchnorm
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
 from blemish.run import Epoch, Run, epochs
@@ -73,6 +74,12 @@ class CDDConfig(StudentConfig):
     memory: Annotated[
         Weight, Field(description="gigabytes for the last global student's features; beyond it they are recomputed")
     ] = 2.0
+    p: Annotated[
+        float, Field(gt=0, le=100, description="exponent of the s-shape, which is the steeper the larger it is"), LATER
+    ] = 4.0
+    settle: Annotated[
+        bool, Field(description="a domain's student takes BatchNorm's statistics anew before it teaches"), LATER
+    ] = False
 
 
 class CDD(Method):
@@ -136,7 +143,7 @@ class DomainTrainer:
         """Step 1 of the epoch; the confident images, most confident first."""
         config, u = self.config, (epoch.number - 1) / epoch.of
         self.count = domains_at(config.domains, epoch.number - 1, epoch.of)
-        self.weight = regularisation_weight(u, config.regularisation)
+        self.weight = regularisation_weight(u, config.regularisation, config.p)
         has_use = config.confident_pass or (config.share_confident and self.count > 1)
         share = min(u, config.r_normal) if has_use else 0.0
         size = int(share * len(self.images) + 1e-9)  # .29 * 100 is 28.999...
@@ -161,11 +168,13 @@ class DomainTrainer:
         noise = epoch.generator("perturbation")
         if self.count == 1:
             self._from_teacher(epoch, "loss", self.whole, alone[0], self.weight, noise)
-        for student, batches in zip(self.of_domains, alone if self.count > 1 else []):
+        for student, domain, batches in zip(self.of_domains, domains, alone if self.count > 1 else []):
             student.network.load_state_dict(self.whole.network.state_dict())
             if config.reset_optimisers:
                 student.optimiser.state.clear()
             self._from_teacher(epoch, "domain", student, batches, self.weight)
+            if config.settle and domain:
+                precise_batchnorm(student.network, self.images, config.batch_size, self.run, domain, self.teacher)
         for place in epoch.permutation(len(mixed), "order of domains"):
             self._from_others(epoch, *mixed[place], noise)
         self._from_teacher(epoch, "confident", self.whole, last)
@@ -228,11 +237,11 @@ class DomainTrainer:
         return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def regularisation_weight(u: float, form: Regularisation) -> float:
+def regularisation_weight(u: float, form: Regularisation, p: float = 4.0) -> float:
     """lambda: the weight of agreeing with the last global student when ``u`` of the training, 0 to 1, is done."""
     if form in ("none", "full"):
         return float(form == "full")
-    return u if form == "linear" else u**4 / (u**4 + (1 - u) ** 4)
+    return u if form == "linear" else u**p / (u**p + (1 - u) ** p)
 
 
 def domains_at(schedule: Sequence[int], done: int, epochs: int) -> int:

@@ -67,7 +67,7 @@ class CKAADConfig(StudentConfig):
     image_norm: Annotated[
         Literal["instance", "plain"], Field(description="of ckaimg; plain: no scale and shift, as released"), LATER
     ] = "instance"
-    margin: Annotated[Rate, Field(description="energy from which on a bad or generated feature costs nothing")] = 5.0
+    margin: Annotated[Rate, Field(description="energy above which a bad or generated feature costs nothing")] = 5.0
     gamma: Annotated[Share, Field(description="weight of the generated beside the bad, which have the rest")] = 0.5
     weight: Annotated[Weight, Field(description="lambda, of the energies in the auto-encoder's loss")] = 0.02
     clip: Annotated[Rate, Field(description="largest norm of the discriminator's gradient")] = 1.0
@@ -81,6 +81,7 @@ class CKAADConfig(StudentConfig):
     ] = "top"  # type: ignore[assignment]  # StudentConfig's have no mean of the highest
     top: Annotated[Count, Field(description="how many highest values")] = 100
     elastic_strength: Annotated[Rate, Field(description="pixels it moves by, before smoothing"), LATER] = 200.0
+    elastic_sigma: Annotated[Rate, Field(description="of the Gaussian that smooths them, in pixels"), LATER] = 5.0
     alpha: Annotated[
         Share | None,
         Field(description="weight of the good among what is made of both; by itself their share of the batch"),
@@ -164,7 +165,7 @@ class CKAAD(Method):
     ) -> Iterator[tuple[list[Tensor], list[Tensor] | None]]:
         """Each step's features of good images and of bad ones, None where none take part."""
         order = epoch.permutation(len(training.normal), "order of images")
-        anomalous, strength = training.anomalous, self.config.elastic_strength
+        anomalous, elastic = training.anomalous, (self.config.elastic_strength, self.config.elastic_sigma)
         bad = epoch.cycle(len(anomalous), size, "order of bad images") if len(anomalous) else None
         for step in epoch.steps():
             batch = training.normal.batch(order[step * size : (step + 1) * size])
@@ -172,7 +173,7 @@ class CKAAD(Method):
             if strategy == "recon":
                 yield clean, None
             else:
-                yield clean, teacher(anomalous.batch(next(bad)) if bad else elastic_twins(batch.images, strength))
+                yield clean, teacher(anomalous.batch(next(bad)) if bad else elastic_twins(batch.images, *elastic))
 
     def _loss(
         self, clean: list[Tensor], bad: list[Tensor] | None, adversary: Adversary | None, run: Run, epoch: Epoch

@@ -25,6 +25,7 @@ from torch import Tensor
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import Count, MemoryConfig
 from blemish.ops.coreset import farthest_first, first_distances, random_projection, size_of_coreset
+from blemish.ops.gaussian import Gaussians, Moments
 from blemish.ops.lof import Watch, local_outlier_factors, nearest_others
 from blemish.ops.neighbours import Neighbours
 from blemish.ops.patches import PatchVectors, describe_patches, strangest_mean
@@ -75,7 +76,7 @@ class SoftPatch(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
         projection = random_projection(self.patches.width, config.projection_dim, run.generator("projection"))
-        vectors, shortened = describe_patches(training.normal, teacher, self.patches, projection, run, BATCH)
+        vectors, shortened, _ = describe_patches(training.normal, teacher, self.patches, projection, run, BATCH)
         weights = self._weigh(shortened, len(training.normal), run)
         # NumPy's quantile: torch's own refuses more than 16 million values.
         limit = float(np.quantile(weights.cpu().numpy(), 1 - config.threshold))
@@ -143,10 +144,8 @@ def gaussian_distances(points: Tensor, watch: Watch = iter) -> Tensor:
         return points.new_zeros(points.shape[:2])
     distances = []
     for places in watch(torch.split(points, PLACES)):
-        centred = (places - places.mean(dim=1, keepdim=True)).double()
-        covariance = centred.transpose(1, 2) @ centred / (n - 1)
-        covariance += RIDGE * torch.eye(m, dtype=covariance.dtype, device=covariance.device)
-        factor = torch.linalg.cholesky(covariance)
-        whitened = torch.linalg.solve_triangular(factor, centred.transpose(1, 2), upper=False)
-        distances.append(whitened.square().sum(dim=1).sqrt().to(points.dtype))
+        moments, gaussians = Moments(), Gaussians(m)
+        moments.add(places)
+        gaussians.learn(moments.portions(), RIDGE)
+        distances.append(gaussians(places).sqrt())
     return torch.cat(distances)

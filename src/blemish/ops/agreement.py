@@ -89,13 +89,19 @@ def consensus(candidates: Sequence[Sequence[Tensor]], reference: Sequence[Tensor
 
 
 def jittered(features: Sequence[Tensor], deviations: Sequence[float], generator: torch.Generator) -> list[Tensor]:
-    """Copies of maps ``b c y x`` with Gaussian noise of a deviation a level; drawn on the CPU, for equal seeds."""
-    maps = []
+    """Copies of maps ``b c y x`` with Gaussian noise of a deviation a level, drawn on the device where they are.
+
+    Where that is another than the generator's, whose next number seeds one there: no noise has to be copied.
+    """
+    maps, device = [], features[0].device
+    if device != generator.device:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
     for map_, deviation in zip(features, deviations, strict=True):
         if deviation != 0:
             b, c, y, x = map_.shape
-            noise = torch.randn((b, y, x, c), generator=generator).permute(0, 3, 1, 2)
-            map_ = torch.add(map_, noise.to(map_.device), alpha=deviation)  # noqa: PLW2901
+            noise = torch.randn((b, y, x, c), generator=generator, device=device).permute(0, 3, 1, 2)
+            map_ = torch.add(map_, noise, alpha=deviation)  # noqa: PLW2901
         maps.append(map_)
     return maps
 

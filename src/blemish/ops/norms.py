@@ -6,21 +6,30 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from blemish.contract import Images, in_batches
+from blemish.contract import Images, Teacher, in_batches
 from blemish.run import Run
 
 SMALLEST_DEVIATION = 1e-6  # those below it count as 1: such a channel is constant on normal images
 
 
-def precise_batchnorm(network: nn.Module, images: Images, batch_size: int, run: Run) -> None:
+def precise_batchnorm(
+    network: nn.Module,
+    images: Images,
+    batch_size: int,
+    run: Run,
+    order: Sequence[int] | None = None,
+    teacher: Teacher | None = None,
+) -> None:
     """Take the running statistics of ``network``'s BatchNorm anew, by one pass over ``images`` that counts all alike.
 
-    Those that learning leaves are of the last ten batches or so: a network that still moves fast is far from them.
+    Those that learning leaves are of the last ten batches or so: a network that still moves fast is far from them. The
+    pass is over the images at ``order``, or over all in a random one; with a ``teacher`` the network is given features.
     """
-    order = run.permutation(len(images), "order of settling")
-    batches = (batch.images.to(run.device) for batch in in_batches(images, batch_size, order))
+    order = run.permutation(len(images), "order of settling") if order is None else order
+    batches = in_batches(images, batch_size, order)
+    given = (batch.images.to(run.device) if teacher is None else teacher(batch) for batch in batches)
     with run.precision.autocast(run.device):
-        update_bn(batches, network)
+        update_bn(([inputs] for inputs in given), network)
 
 
 class Standardisation(nn.Module):

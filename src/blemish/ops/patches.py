@@ -4,7 +4,8 @@ The released PatchCore unfolds neighbourhoods, interpolates coarse stages, and t
 Pooling and interpolation commute: here one grouped convolution unfolds and pools each stage before it is interpolated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from math import gcd
 
@@ -51,6 +52,18 @@ class PatchVectors(nn.Module):
         return vectors.contiguous()
 
 
+@dataclass(frozen=True)
+class Shards:
+    """What is done with more patch vectors than may be held at once: whenever they fill ``held`` bytes, few are kept.
+
+    ``size`` of all vectors that there will be is how many; ``choose`` gives the indices of so many among ``n m``.
+    """
+
+    held: int
+    size: Callable[[int], int]
+    choose: Callable[[Tensor, int], Iterator[int]]
+
+
 def describe_patches(
     images: Images,
     teacher: Teacher,
@@ -59,12 +72,17 @@ def describe_patches(
     run: Run,
     batch_size: int,
     most: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """All patch vectors ``n d``, on the CPU, and what a coreset is chosen by, ``n m``, on the run's device.
+    shards: Shards | None = None,
+) -> tuple[Tensor, Tensor, int]:
+    """All patch vectors ``n d``, on the CPU; what a coreset is chosen by, ``n m``, on the run's device; its size.
 
     These are the vectors times the projection ``d m``, or the vectors where there is none. They go image by image, and
     within an image row by row; each batch is written into place, so that a large set is never held twice. Where they
     are more than ``most``, each image gives an equal share of its own, drawn at random: about ``most`` in all.
+
+    Where these take more bytes than ``shards`` allows, the vectors of a shard and those kept before it are thinned out
+    together, again and again; those of the last shard and what was kept before it are given. Held are then no more than
+    allowed, or twice what is kept where that is more (or one batch beside it); what chooses among them is counted.
     """
     projection = None if projection is None else projection.to(run.device)
     draws = run.generator("candidates")
@@ -76,18 +94,40 @@ def describe_patches(
         if most is not None and cells * len(images) > most:
             share = -(-most // len(images))
         if done == 0:
-            vectors = torch.empty(share * len(images), patches.width)
-            shortened = vectors if projection is None else made.new_empty(len(vectors), projection.shape[1])
+            total = share * len(images)
+            kept = 0 if shards is None else shards.size(total)
+            # Of what is chosen by, ``farthest_first`` makes two copies.
+            width = 3 * patches.width if projection is None else patches.width + 3 * projection.shape[1]
+            room = total if shards is None else _room(shards, total, kept, len(made) * share, 4 * width, run)
+            vectors = torch.empty(room, patches.width)
+            shortened = vectors if projection is None else made.new_empty(room, projection.shape[1])
         if share < cells:
             drawn = [torch.randperm(cells, generator=draws)[:share].sort().values for _ in made]
             made = made[torch.arange(len(made))[:, None], torch.stack(drawn).to(made.device)]
         made = made.flatten(0, 1)
+        if shards is not None and done + len(made) > len(vectors):
+            picks = torch.tensor(list(shards.choose(shortened[:done].to(run.device), kept)))
+            done = len(picks)
+            vectors[:done] = vectors[picks]
+            if projection is not None:
+                shortened[:done] = shortened[picks.to(shortened.device)]
         rows = slice(done, done + len(made))
         vectors[rows] = made.cpu()
         if projection is not None:
             torch.mm(made, projection, out=shortened[rows])
         done += len(made)
-    return vectors, shortened.to(run.device)
+    return vectors[:done], shortened[:done].to(run.device), kept
+
+
+def _room(shards: Shards, total: int, kept: int, batch: int, each: int, run: Run) -> int:
+    """How many of ``total`` vectors of ``each`` bytes are held at once; said where they are fewer than all."""
+    room = min(total, max(shards.held // each, 2 * kept, kept + batch))
+    if room < total:
+        run.progress.note(
+            f"note: {total:,} patch vectors would take {total * each / 1e9:.3g} GB. At most {room:,} are held at once "
+            f"({room * each / 1e9:.3g} GB): each time they are so many, {kept:,} of them are kept"
+        )
+    return room
 
 
 def strangest_mean(scores: Tensor, top: float) -> Tensor:

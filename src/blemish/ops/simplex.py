@@ -106,13 +106,18 @@ def with_noise(images: Tensor, field: Tensor, generator: torch.Generator, patche
     return noisy
 
 
-def elastic_twins(images: Tensor, strength: float = 200.0) -> Tensor:
+def elastic_twins(images: Tensor, strength: float = 200.0, sigma: float = 5.0) -> Tensor:
     """Images ``b 3 h w`` in [0, 1], each distorted by displacements of its own, drawn from torch's random state.
 
-    Computed on ``uint8`` on the CPU with torchvision's other defaults, as the released code of CKAAD does.
+    These are up to ``strength`` pixels before a Gaussian of ``sigma`` pixels smooths them. Computed on ``uint8`` on the
+    CPU, as the released code of CKAAD does. A ConfigError for images that the Gaussian does not fit into.
     """
+    if int(8 * sigma + 1) // 2 >= (side := min(images.shape[-2:])):
+        raise ConfigError(
+            f"elastic_sigma {sigma:g} is too much for images of {side} pixels: give less than {side // 4}"
+        )
     from torchvision.transforms.v2 import ElasticTransform  # takes a second to import, and few fits need it
 
-    transform = ElasticTransform(alpha=strength)
+    transform = ElasticTransform(alpha=strength, sigma=sigma)
     pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
     return torch.stack([transform(image) for image in pixels]).to(images.dtype) / 255

@@ -19,8 +19,11 @@ RATES = (0.01, 0.05, 0.1)  # of the good test images, at whose scores a threshol
 SECTIONS = ("Missed", "False alarms", "Found", "Good, and left alone", "Bad", "Good")  # the last two without decisions
 
 
-def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder: Path) -> Path:
-    """Write ``index.html`` and its pictures into ``folder``; the page's path. Judges what it shows once more."""
+def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder: Path) -> tuple[Path, str]:
+    """Write ``index.html`` and its pictures into ``folder``; the page's path, and its heading: the counts of decisions.
+
+    Judges what it shows once more.
+    """
     calibration, limits = inspector.calibration, limits_of(inspector)
     decisions = ["" if calibration.kind == "none" else calibration.decide(image.score) for image in evaluation.judged]
     sides: dict[str, list[Judged]] = {section: [] for section in SECTIONS}
@@ -48,13 +51,14 @@ def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder
             gallery.add(verdict, verdict.overlay(truth), "", title, side, f"{section} ({len(images)} of {of})")
     counts = Counter(decisions)
     figures = [(text, f"{value:.4f}") for text, value in as_figures(evaluation.metrics).items() if value is not None]
-    return write_gallery(
+    page = write_gallery(
         gallery,
         f"Evaluation on {name}",
-        summary(counts),
+        heading := summary(counts),
         notes=[*evaluation.notes, f"At most {SHOWN} pictures of each kind are shown."],
         tables=[(("threshold", "score", "good above it", "bad above it"), rows), (("figure", "value"), figures)],
         histogram=histogram(good, bad, limits_of(inspector)),
         filters=[(word, word) for word in ("reject", "review", "ok", "bad", "good")],
         truth=True,
     )
+    return page, heading

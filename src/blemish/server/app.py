@@ -46,7 +46,6 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
     answer_problems(app)
     app.include_router(api.router)
     app.include_router(api_models.router)
-    app.include_router(pages.router)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -64,6 +63,7 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
         """For Prometheus."""
         return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    pages.register(app)
     return app
 
 

@@ -30,6 +30,7 @@ from blemish.inspection.thresholds import suspects
 from blemish.registry import DEFAULT_METHOD, method_class, method_entry, nearest_name
 from blemish.run import Run, Silent
 from blemish.training.ablation import change_in_words, check_comparable, compare
+from blemish.training.budget import within_budget
 from blemish.training.epoch_selection import AUTO, choose_length
 from blemish.training.forecast import announce
 from blemish.training.learner import Learner, OnEpoch
@@ -143,7 +144,9 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
         run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are scored")
     if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
         run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
-    settings = settle(training, settings, run)
+    asked, settings = settings, settle(training, settings, run)
+    if asked.budget is not None:
+        settings = within_budget(training, settings, asked, name, run)
     config = method_config(name, settings)
     images = load_images(training, settings, run)
     check_region(images[0].preparation)

@@ -10,7 +10,7 @@ from blemish.training.learner import Learner
 
 FEW_STEPS = 50  # of fewer, nobody needs to be told
 TRIED = (1, 4)  # steps: what three more take is not the cost of beginning
-LONG = 600.0  # seconds from which on a person is asked
+LONG = 600.0  # seconds; before longer trainings a person is asked
 
 
 def announce(learner: Learner, indices: Sequence[int], models: float, run: Run) -> None:

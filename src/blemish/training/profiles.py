@@ -7,13 +7,14 @@ copies only take places in the memory. Known-bad images, where there are enough,
 
 import contextlib
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 
 from blemish.backbones.backbone import build_backbone
 from blemish.backbones.networks import choose_levels
 from blemish.data.images import read_header
-from blemish.data.loading import SEEN, fitting_size
+from blemish.data.loading import SEEN, PreparedImages, fitting_size
 from blemish.data.poses import MEANING, Poses
 from blemish.data.samples import TrainingSet
 from blemish.data.splits import shuffled_names, split_by_group
@@ -21,6 +22,7 @@ from blemish.data.tiles import SMALLEST as SMALLEST_TILE
 from blemish.errors import ConfigError, ImageError, WeightsError
 from blemish.registry import DEFAULT_METHOD, DEFAULT_PROFILE, PROFILES, Profile, method_class
 from blemish.run import Run, Silent
+from blemish.training.learner import Learner
 from blemish.training.painted import score_painted
 from blemish.training.setup import USUAL_SIZE, FitSettings, build_learner, load_images, method_config
 
@@ -64,11 +66,11 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
         trial = FitSettings(method, resize=settings.resize, crop=settings.crop, precision=settings.precision)
         trial = dataclasses.replace(trial, roi=settings.roi, ignore=settings.ignore)
         quiet = dataclasses.replace(run, progress=Silent())
-        poses, why = _choose_poses(method, training, _with_profile(small, training, trial, quiet, method), run)
+        poses, why = _choose_poses(method, training, with_profile(small, training, trial, quiet, method), run)
         run.progress.note(why)
         if poses != "none" and settings.backbone is None and "layers" not in settings.options:
             profile = profile.turned or profile
-    settled = _with_profile(
+    settled = with_profile(
         profile, training, dataclasses.replace(settings, profile=name, poses=poses or "none"), run, method
     )
     run.progress.note(f"profile: {name} ({profile.idea}: {settled.backbone} at {settled.size})")
@@ -79,7 +81,7 @@ def _options(method: str) -> set[str]:
     return {option.name for option in dataclasses.fields(method_class(method).Config)}
 
 
-def _with_profile(profile: Profile, training: TrainingSet, settings: FitSettings, run: Run, method: str) -> FitSettings:
+def with_profile(profile: Profile, training: TrainingSet, settings: FitSettings, run: Run, method: str) -> FitSettings:
     """Size, backbone and options; whatever ``settings`` says itself stays."""
     backbone = settings.backbone or profile.backbone
     known = _options(method)
@@ -119,32 +121,52 @@ def _tiled(training: TrainingSet, settings: FitSettings, size: int | tuple[int, 
     return settings
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Some of the good images to learn from, others to look at, and known-bad ones where there are enough."""
+
+    learner: Learner
+    kept: list[int]
+    unseen: PreparedImages
+    known_bad: PreparedImages | None
+
+    def stand_out(self, poses: Poses, run: Run) -> float:
+        """Deviations by which known-bad images, or painted defects, score above good ones that were not learned."""
+        inspector = dataclasses.replace(self.learner, poses=poses).learn(self.kept, run)
+        good, bad = inspector.scores(self.unseen, run)[0], np.empty(0)
+        if self.known_bad is None:
+            bad = np.array([painted.score for painted in score_painted(inspector, self.unseen, PAINTED, run.seed)])
+        else:
+            bad = inspector.scores(self.known_bad, run)[0]
+        good, bad = (np.log(np.maximum(scores, SMALLEST)) for scores in (good, bad))
+        return float((bad.mean() - good.mean()) / max(1e-9, np.sqrt((bad.var() + good.var()) / 2)))
+
+
+def begin_trial(method: str, training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Trial | None, int]:
+    """What such settings are tried on, None where there are fewer than ``FEWEST`` good parts; and their number."""
+    names = shuffled_names((sample.group for sample in training.normal), run.seed, "poses")[:MOST]
+    looked = tuple(sample for sample in training.normal if sample.group in set(names))
+    images = load_images(dataclasses.replace(training, samples=looked + training.anomalous), settings, run)
+    learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, run)
+    if (parts := len(set(learner.groups))) < FEWEST:
+        return None, parts
+    kept, held = split_by_group(learner.groups, 1 / 3, run.seed)
+    known_bad = images[1] if images[1] is not None and len(images[1]) >= FEWEST else None
+    return Trial(learner, kept, learner.normal.subset(held), known_bad), parts
+
+
 def _choose_poses(method: str, training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Poses, str]:
     """Whether to learn the good images in all directions, and why, in words."""
-    names = shuffled_names((sample.group for sample in training.normal), run.seed, "poses")[:MOST]
     quiet = dataclasses.replace(run, progress=Silent())
-    looked = tuple(sample for sample in training.normal if sample.group in set(names))
-    images = load_images(dataclasses.replace(training, samples=looked + training.anomalous), settings, quiet)
-    learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, quiet)
-    if (parts := len(set(learner.groups))) < FEWEST:
+    trial, parts = begin_trial(method, training, settings, quiet)
+    if trial is None:
         return "none", f"poses: {parts} good parts are too few to tell: each photograph is learned as it is"
-    kept, held = split_by_group(learner.groups, 1 / 3, run.seed)
-    unseen = learner.normal.subset(held)
-    known_bad = images[1] if images[1] is not None and len(images[1]) >= FEWEST else None
-    what = "painted defects" if known_bad is None else "known-bad images"
-    apart: dict[Poses, float] = {}
-    for poses in run.progress.track(TRIED, "trying poses"):
-        inspector = dataclasses.replace(learner, poses=poses).learn(kept, quiet.scoped(f"poses {poses}"))
-        good, bad = inspector.scores(unseen, quiet)[0], np.empty(0)
-        if known_bad is None:
-            bad = np.array([painted.score for painted in score_painted(inspector, unseen, PAINTED, run.seed)])
-        else:
-            bad = inspector.scores(known_bad, quiet)[0]
-        good, bad = (np.log(np.maximum(scores, SMALLEST)) for scores in (good, bad))
-        apart[poses] = float((bad.mean() - good.mean()) / max(1e-9, np.sqrt((bad.var() + good.var()) / 2)))
+    what = "painted defects" if trial.known_bad is None else "known-bad images"
+    tried = run.progress.track(TRIED, "trying poses")
+    apart = {poses: trial.stand_out(poses, quiet.scoped(f"poses {poses}")) for poses in tried}
     best: Poses = "all" if apart["all"] > apart["none"] + GAIN else "none"
     lie = "as photographed" if best == "none" else "in any direction"
     return best, (
-        f"poses: your parts lie {lie}: each photograph is learned {MEANING[best]} ({what} stand "
-        f"{apart['none']:.2f} deviations above {len(held)} held-out good images, {apart['all']:.2f} with copies turned)"
+        f"poses: your parts lie {lie}: each photograph is learned {MEANING[best]} ({what} stand {apart['none']:.2f} "
+        f"deviations above {len(trial.unseen)} held-out good images, {apart['all']:.2f} with copies turned)"
     )

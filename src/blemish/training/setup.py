@@ -52,6 +52,8 @@ class FitSettings:
             (12 directions); None for what the good images say, and without a profile for ``none``.
         profile: ``fast``, ``balanced`` or ``best``: backbone, size, poses and options that find more than the papers'
             settings do. By default ``balanced`` where no method is named, and none, the paper's settings, where one is.
+        budget: milliseconds from an image's file to its verdict on this machine; backbone, size and memory are chosen
+            to keep to it, and what that costs is said.
         resize: how images come to that size.
         crop: pixels of a side kept by ``resize="crop"``; None for 7/8 of the size.
         calibration: ``auto``, ``holdout``, ``crossfit`` or ``none``.
@@ -78,6 +80,7 @@ class FitSettings:
     pixel: float | None = None
     poses: Poses | None = None
     profile: ProfileName | None = None
+    budget: float | None = None
     resize: ResizeMode = "stretch"
     crop: int | None = None
     calibration: Wanted = "auto"
@@ -107,6 +110,7 @@ class Changes(TypedDict, total=False):
     pixel: float | None
     poses: Poses | None
     profile: ProfileName | None
+    budget: float | None
     resize: ResizeMode
     crop: int | None
     calibration: Wanted

@@ -1,0 +1,139 @@
+"""What export costs and gives: every method on real sets, its file beside the model on all test images.
+
+    python benchmarks/deploy.py DATA [--sets mvtec_screw] [--methods rd] [--python RUNTIME/bin/python] [--untimed]
+    python benchmarks/deploy.py --table          writes the table of docs/guides/deploy.md from the rows
+
+Learns from 30 good images as ``benchmarks/defaults.py`` draws them (what is trained, for 40 steps: enough to compare,
+not to judge by), exports, and judges the set's test images by torch, by ONNX Runtime and by OpenVINO: decisions that
+differ, the largest difference of scores as a share of the calibration scores' deviation, milliseconds from file to
+verdict. With ``--python`` the files are judged once more by the command line of an environment without torch
+(``benchmarks/runtime.py --into``). Rows go to ``results/deploy.jsonl``. Times mean something only with nothing else
+running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from defaults import draw
+
+import blemish
+from blemish.data.images import read_image
+from blemish.data.samples import Sample
+from blemish.deploy.export import export
+from blemish.inspection.inspector import Inspector
+from blemish.registry import METHODS, method_class
+from blemish.run import set_threads
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS, PAGE = ROOT / "results" / "deploy.jsonl", ROOT / "docs" / "guides" / "deploy.md"
+OTHERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def learn(name: str, training: Any, bad: list[Sample]) -> Inspector:
+    """``balanced`` and ``fast`` are profiles of the default method, others methods with their papers' settings."""
+    if name not in METHODS:
+        return blemish.fit(training, profile=name, precision="fp32")  # type: ignore[arg-type]
+    samples = training.samples
+    if "weak" in method_class(name).regimes:
+        samples += tuple(Sample(sample.path, "anomalous", kind=sample.kind) for sample in bad)
+    elif "contaminated" in method_class(name).regimes:
+        samples = tuple(Sample(sample.path, "unlabelled") for sample in samples)
+    known = type(training)(training.name, None, samples)
+    short = {"steps": 40} if "steps" in vars(method_class(name).Config()) else {}
+    return blemish.fit(known, method=name, precision="fp32", **short)
+
+
+def judged(inspector: Any, paths: list[Path], timed: bool) -> tuple[list[Any], dict[str, float]]:
+    verdicts, milliseconds = [], []
+    inspector(paths[0])
+    for path in paths:
+        began = time.perf_counter()
+        verdicts.append(inspector(path))
+        milliseconds.append(1000 * (time.perf_counter() - began))
+    p50, p95 = np.percentile(milliseconds, [50, 95]).round(1).tolist()
+    return verdicts, {"p50": p50, "p95": p95} if timed else {}
+
+
+def measure(folder: Path, name: str, given: argparse.Namespace) -> dict[str, Any]:
+    training, test = draw(folder, 0, 30)
+    bad = [sample for sample in test.samples if sample.anomalous]
+    inspector = learn(name, training, bad[:5])
+    paths = [sample.path for sample in test.samples if sample not in bad[:5]]
+    spread = float(np.std(inspector.calibration.scores)) or 1.0
+    row: dict[str, Any] = {"set": folder.name, "method": name, "images": len(paths)}
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "part.onnx"
+        began = time.perf_counter()
+        parity = export(inspector, file, {path.name: read_image(path) for path in paths[::6]})
+        row |= {"export_s": round(time.perf_counter() - began, 1), "mb": round(file.stat().st_size / 1e6, 1)}
+        row |= {"mean_score": parity.mean_score, "largest_score": parity.score}
+        ours, row["torch"] = judged(inspector, paths, not given.untimed)
+        for engine in OTHERS:
+            theirs, times = judged(blemish.load(file, engine=engine), paths, not given.untimed)  # type: ignore[arg-type]
+            differing = sum(a.decision != b.decision for a, b in zip(ours, theirs))
+            apart = max(abs(a.score - b.score) / spread for a, b in zip(ours, theirs))
+            row[engine] = {"differing": differing, "apart": round(apart, 5), **times}
+        if given.python:
+            command = [given.python, "-m", "blemish", "inspect", file, *paths, "-q"]
+            lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+            decided = [json.loads(line)["decision"] for line in lines]
+            row["without_torch_differing"] = sum(a.decision != b for a, b in zip(ours, decided, strict=True))
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| method, set | decisions that differ | scores apart, of their deviation | file, MB | torch, ms p50 / p95 "
+        "| ONNX Runtime | OpenVINO |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        engines = [row[engine] for engine in OTHERS]
+        differing = sum(one["differing"] for one in engines) + row.get("without_torch_differing", 0)
+        times = [f"{one['p50']:.0f} / {one['p95']:.0f}" if "p50" in one else "–" for one in (row["torch"], *engines)]
+        apart = max(one["apart"] for one in engines)
+        judgements = row["images"] * (2 + ("without_torch_differing" in row))
+        lines.append(
+            f"| {row['method']}, {row['set']} | {differing} of {judgements} | {apart:.4f} | {row['mb']:.0f} | "
+            + " | ".join(times) + " |"
+        )  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Every method's exported file beside its model.")
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--sets", nargs="+", default=["mvtec_screw", "magnetic_tile"])
+    parser.add_argument("--methods", nargs="+", default=["balanced", "fast", *METHODS])
+    parser.add_argument("--python", type=Path)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--untimed", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    set_threads(given.threads)
+    for name in given.sets if given.data else ():
+        for method in given.methods:
+            row = measure(given.data / name, method, given)
+            print(json.dumps(row), flush=True)
+            with ROWS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    if given.table:
+        rows = pd.read_json(ROWS, lines=True).drop_duplicates(["set", "method"], keep="last")
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- deploy:begin -->")
+        after = rest.partition("<!-- deploy:end -->")[2]
+        listed = table(rows.sort_values(["set", "method"]).to_dict("records"))
+        parts = [before + "<!-- deploy:begin -->", "", *listed, "", "<!-- deploy:end -->" + after]
+        PAGE.write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Judges one image: python inspect_image.py part.onnx image.png mask.png (pip install onnxruntime pillow)."""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+model, picture, mask = sys.argv[1:]
+onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of inputs that have defaults
+session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+pixels = np.asarray(ImageOps.exif_transpose(Image.open(picture)).convert("RGB"))
+found = dict(zip((output.name for output in session.get_outputs()), session.run(None, {"image": pixels[None]})))
+decision = ("ok", "review", "reject")[found["decision"][0]]
+print(json.dumps({"decision": decision, "score": float(found["score"][0]), "p_value": float(found["p_value"][0])}))
+if "mask" in found:
+    Image.fromarray(found["mask"][0]).save(mask)

@@ -1,0 +1,174 @@
+"""Cheaper arithmetic for an exported file, kept only where it gains on this machine.
+
+``int8``: the network's weights in eight bits, one scale a channel, and ranges of activations from good images and from
+copies with blots; all else stays in float32. ``bf16``: a word to OpenVINO, which computes products in it where the
+processor has units for it.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from blemish.data.images import DecodedImage
+from blemish.errors import ConfigError, DataError, OutputError
+from blemish.inspection.engines import EngineName, choose_engine
+from blemish.inspection.exported import ExportedInspector, load_exported
+from blemish.inspection.exported_file import KEY, SEAL, sealed
+from blemish.run.files import written_atomically
+
+ExportPrecision = Literal["fp32", "int8", "bf16"]
+NETWORK = "method.backbone"  # in the names of scopes that torch's exporter gives to nodes
+QUANTISED = ["Conv", "Gemm", "MatMul", "Clip", "Relu", "Add", "AveragePool"]
+FEWEST, TURNS = 8, 2  # images, half of them for the scales of activations; and times that each of the others is judged
+BLOTS = 4  # on each copy, a quarter of its sides long
+LEAST_GAIN, MOST_CHANGED, MOST_SHIFT = 0.1, 0.1, 0.5  # of the time, of the decisions, of the scores' spread
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a precision gains and costs on good images: milliseconds of one, and scores in deviations of good ones'."""
+
+    precision: str
+    engine: str
+    ms: float
+    ms_fp32: float  # with the engine that is faster then
+    shift: float
+    largest_shift: float
+    changed: int
+    images: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is worth having."""
+        is_close = self.changed <= max(1, MOST_CHANGED * self.images) and self.shift <= MOST_SHIFT
+        return self.ms <= (1 - LEAST_GAIN) * self.ms_fp32 and is_close
+
+    def __str__(self) -> str:
+        """One sentence for people."""
+        return (
+            f"{self.precision} on {self.engine}: {self.ms:.1f} ms an image instead of {self.ms_fp32:.1f}; scores move "
+            f"by {self.shift:.2f} of their spread, at most {self.largest_shift:.2f}; {self.changed} of {self.images} "
+            "good images are decided otherwise. What it finds is measured by `blemish evaluate`"
+        )
+
+
+def convert(
+    source: Path,
+    target: Path,
+    precision: ExportPrecision,
+    images: Mapping[str, DecodedImage],
+    threads: int | None = None,
+    is_forced: bool = False,
+) -> Cost:
+    """Write the exported file ``source`` as ``target`` in another precision; what that costs on good ``images``.
+
+    A DataError where the images are too few, an OutputError where it does not pay here, unless ``is_forced``.
+    """
+    import onnx
+
+    if len(images) < FEWEST:
+        raise DataError(f"{precision} is measured on {FEWEST} good images or more, and there are {len(images)}")
+    if precision == "bf16":
+        choose_engine("openvino")
+    installed: list[EngineName] = [engine for engine in ("onnxruntime", "openvino") if find_spec(engine)]
+    usual = {engine: load_exported(source, engine, threads) for engine in installed}
+    judge = next(iter(usual.values()))
+    if judge.preparation.tiling is not None:
+        raise ConfigError(
+            f"{precision} is measured on whole images, and this model judges tiles: leave --precision out"
+        )
+    prepared = [judge.prepared(image) for image in images.values()]
+    with written_atomically(target) as temporary:
+        if precision == "int8":
+            _quantise(source, temporary, prepared[::2], judge.preparation.white_level)
+        model = onnx.load(temporary if precision == "int8" else source)
+        properties = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL.decode()}
+        description = json.loads(properties[KEY])
+        description["export"]["precision"] = precision
+
+        def save() -> None:
+            del model.metadata_props[:]
+            onnx.helper.set_model_props(model, properties | {KEY: json.dumps(description, sort_keys=True)})
+            temporary.write_bytes(sealed(model.SerializeToString()))
+
+        save()
+        able = installed if precision == "int8" else installed[-1:]
+        cheaper = {engine: load_exported(temporary, engine, threads) for engine in able}
+        cost = _compared(precision, usual, cheaper, prepared[1::2])
+        if not cost.pays and not is_forced:
+            raise OutputError(f"{precision} does not pay here, so nothing was written. {cost}. Leave --precision out")
+        description["export"]["precision_cost"] = asdict(cost)
+        save()
+    return cost
+
+
+def _quantise(source: Path, target: Path, prepared: list[Any], white: int) -> None:
+    """Ranges of activations are of the images and of copies with blots, as defects excite what good parts do not.
+
+    From good images alone a gross defect lost a quarter of its score, and the good ones did not become more exact.
+    """
+    import onnx
+    from onnxruntime import quantization as q
+
+    rng, blotted = np.random.default_rng(0), [pixels.copy() for pixels in prepared]
+    for pixels in blotted:
+        height, width = (-(-side // 4) for side in pixels.shape[:2])
+        for _ in range(BLOTS):
+            top, left = rng.integers(0, pixels.shape[0] - height + 1), rng.integers(0, pixels.shape[1] - width + 1)
+            pixels[top : top + height, left : left + width] = rng.integers(0, white + 1, 3)
+
+    class Images(q.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter([*prepared, *blotted])
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(({"image": pixels[None]} for pixels in self.left), None)
+
+    graph = onnx.load(source).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inside = [
+        node.name
+        for node in graph.node
+        if any(NETWORK in entry.value for entry in node.metadata_props)
+        and (node.op_type != "MatMul" or node.input[1] in weights)  # attention suffers most, and gains nothing
+    ]
+    q.quantize_static(
+        source, target, Images(), q.QuantFormat.QDQ, QUANTISED, per_channel=True, nodes_to_quantize=inside,
+        activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
+    )  # fmt: skip
+
+
+def _compared(
+    precision: str,
+    usual: Mapping[Any, ExportedInspector],
+    cheaper: Mapping[Any, ExportedInspector],
+    prepared: list[Any],
+) -> Cost:
+    """All judge each image in turns; of each the quickest counts, so that a busy machine disturbs less."""
+    judges = {("fp32", name): judge for name, judge in usual.items()}
+    judges |= {(precision, name): judge for name, judge in cheaper.items()}
+    scores, times = {key: list[float]() for key in judges}, {key: list[float]() for key in judges}
+    for number, pixels in enumerate([prepared[0], *prepared]):  # the first to warm up
+        runs: dict[Any, list[tuple[float, float]]] = {key: [] for key in judges}
+        for key in [*judges] * TURNS:
+            start = time.perf_counter()
+            ((score, _),) = judges[key].computed([pixels])
+            runs[key].append((1000 * (time.perf_counter() - start), score))
+        for key in judges if number else ():
+            times[key].append(min(runs[key])[0])
+            scores[key].append(runs[key][-1][1])
+    speed = {key: float(np.median(values)) for key, values in times.items()}
+    quickest = sorted(speed, key=lambda key: speed[key])
+    exact, chosen = (next(key for key in quickest if key[0] == name) for name in ("fp32", precision))
+    calibration, before, after = judges[exact].calibration, scores[exact], scores[chosen]
+    shifts = np.abs(np.subtract(after, before)) / (float(np.std(calibration.scores if calibration.n else before)) or 1)
+    pairs = zip(after, before) if calibration.kind != "none" else ()
+    changed = sum(calibration.decide(one) != calibration.decide(other) for one, other in pairs)
+    shift, largest = float(shifts.mean()), float(shifts.max())
+    return Cost(precision, chosen[1], speed[chosen], speed[exact], shift, largest, changed, len(prepared))

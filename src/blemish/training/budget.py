@@ -1,0 +1,122 @@
+"""``fit --budget 30ms``: what is judged in so much time on this machine, from an image's file to its verdict.
+
+From the settings wanted down, candidates are measured as they will judge: their memory is as full as it will be. What
+the first that fits costs in quality is measured too, by painted defects on good images that were held out.
+"""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import numpy as np
+
+from blemish.backbones.networks import choose_levels
+from blemish.data.poses import copies
+from blemish.data.samples import TrainingSet
+from blemish.errors import ConfigError
+from blemish.registry import PROFILES
+from blemish.run import Run, Silent
+from blemish.training.profiles import begin_trial, with_profile
+from blemish.training.setup import FitSettings, build_learner, load_images, method_config
+
+WARM_UP, MEASURED, TOLD, LOOKED = 3, 20, 5, 4  # verdicts before, those measured, and enough if all are slow; images
+SMALLEST = 500  # patches in a memory
+SHARES = ((1, 1), (1, 1 / 4), (3 / 4, 1 / 4), (1 / 2, 1 / 8))  # of a side, and of the memory
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings, and milliseconds from file to verdict: median, and what 19 of 20 verdicts do not exceed."""
+
+    settings: FitSettings
+    p50: float
+    p95: float
+
+    def __str__(self) -> str:
+        """In words."""
+        size, memory = self.settings.size, self.settings.options["memory"]
+        sides = f"{size}" if isinstance(size, int) else " x ".join(map(str, reversed(size or ())))
+        return f"{self.settings.backbone} at {sides}, memory {memory:,}: {self.p95:.0f} ms"
+
+
+def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings, method: str, run: Run) -> FitSettings:
+    """The first of ``wanted``, which a profile filled in, and smaller ones that keeps to ``asked.budget``.
+
+    What was asked for by name stays as it is. Says what was measured and what it costs; a ConfigError names the fastest
+    where nothing keeps to the budget.
+    """
+    import torch
+
+    if "memory" not in wanted.options:
+        raise ConfigError("a budget is kept by smaller sizes and memories: give --profile as well, or leave -m out")
+    candidates, quiet = list[Candidate](), dataclasses.replace(run, progress=Silent())
+    for settings in _smaller(training, wanted, asked, method, quiet):
+        candidates.append(_measured(training, settings, method, quiet))
+        if candidates[-1].p95 <= (asked.budget or 0):
+            break
+    else:
+        fastest = min(candidates, key=lambda candidate: candidate.p95)
+        raise ConfigError(
+            f"nothing judges an image in {asked.budget:g} ms here: the fastest is {fastest} ({torch.get_num_threads()} "
+            "threads, file to verdict, 19 of 20 images). Give more time, smaller images or more --threads"
+        )
+    first, chosen = candidates[0], candidates[-1]
+    run.progress.note(
+        f"budget: {chosen} from file to verdict (19 of 20 images; half take {chosen.p50:.0f} ms; "
+        f"{torch.get_num_threads()} threads, now, on this machine)"
+    )
+    if chosen is not first:
+        cost = "too few good parts to tell what that costs"
+        trials = [begin_trial(method, training, candidate.settings, quiet)[0] for candidate in (first, chosen)]
+        if all(trials):
+            usual, faster = (trial.stand_out(wanted.poses or "none", quiet) for trial in trials if trial)
+            what = "painted defects" if trials[0] and trials[0].known_bad is None else "known-bad images"
+            cost = f"{what} stand {faster:.2f} deviations above good images that were held out, with it {usual:.2f}"
+        run.progress.note(f"budget: without it {first}; {cost}")
+    return chosen.settings
+
+
+def _smaller(
+    training: TrainingSet, wanted: FitSettings, asked: FitSettings, method: str, quiet: Run
+) -> list[FitSettings]:
+    """``wanted`` and what is faster, without what would change something that was asked for."""
+    starts = [wanted]
+    if asked.backbone is None and wanted.backbone != PROFILES["fast"].backbone:
+        profile = PROFILES["fast"] if wanted.poses == "none" else PROFILES["fast"].turned or PROFILES["fast"]
+        other = dataclasses.replace(asked, profile="fast", poses=wanted.poses)
+        starts.append(with_profile(profile, training, other, quiet, method))
+    found: list[FitSettings] = []
+    for start in starts:
+        for side, share in SHARES:
+            size, options = start.size, dict(start.options)
+            if not asked.size and isinstance(size, tuple):
+                size = round(side * size[0]), round(side * size[1])
+            if "memory" not in asked.options:
+                options["memory"] = max(SMALLEST, round(share * options["memory"]))
+            settings = dataclasses.replace(start, options=options, size=size)
+            settings = with_profile(PROFILES["fast"], training, settings, quiet, method)  # to whole cells
+            found += [settings] if settings not in found else []
+    return found
+
+
+def _measured(training: TrainingSet, settings: FitSettings, method: str, quiet: Run) -> Candidate:
+    """From file to verdict, one image at a time, of a model whose memory is as full as it will be."""
+    height, width = settings.size if isinstance(settings.size, tuple) else (settings.size or 0,) * 2
+    stride = choose_levels(settings.backbone or "", settings.options["layers"])[0].stride
+    cells = (height // stride) * (width // stride) * copies(settings.poses or "none")  # of an image
+    enough = max(1, settings.options["memory"] // max(1, cells))
+    some = dataclasses.replace(training, samples=training.normal[:enough])
+    images = load_images(some, settings, quiet)
+    learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, quiet)
+    inspector = learner.learn(range(len(images[0])), quiet)
+    milliseconds: list[float] = []
+    for number, sample in enumerate(islice(cycle(some.samples[:LOOKED]), WARM_UP + MEASURED)):
+        start = time.perf_counter()
+        inspector(sample.path)
+        milliseconds += [1000 * (time.perf_counter() - start)] * (number >= WARM_UP)
+        if len(milliseconds) == TOLD and min(milliseconds) > (settings.budget or math.inf):
+            break  # not one of them kept to it
+    p50, p95 = np.quantile(milliseconds, (0.5, 0.95)).tolist()
+    return Candidate(settings, p50, p95)

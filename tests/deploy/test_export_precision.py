@@ -1,0 +1,67 @@
+"""Cheaper arithmetic is in the network alone, is measured, and is left out where it does not pay."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import blemish
+from blemish.data.images import read_image
+from blemish.deploy import precision
+from blemish.deploy.precision import Cost, convert
+from blemish.errors import DataError, OutputError
+
+onnx = pytest.importorskip("onnx", reason="needs the extra export")
+pytest.importorskip("onnxruntime", reason="needs the extra export")
+CHEAP = Cost("int8", "onnxruntime", ms=60, ms_fp32=100, shift=0.1, largest_shift=0.3, changed=0, images=40)
+
+
+@pytest.mark.parametrize(
+    ("changed", "pays"),
+    [({}, True), ({"ms": 95}, False), ({"shift": 0.7}, False), ({"changed": 4}, True), ({"changed": 5}, False)],
+)
+def test_what_pays(changed, pays):
+    cost = dataclasses.replace(CHEAP, **changed)
+    assert cost.pays == pays
+    assert f"{cost.ms:.1f} ms an image instead of 100.0" in str(cost)
+
+
+@pytest.mark.slow
+def test_int8_is_in_the_network_alone_and_judges_much_as_before(folder, tmp_path, monkeypatch):
+    images = {path.name: read_image(path) for path in sorted((folder / "good").iterdir())}
+    source, target = folder / "part.onnx", tmp_path / "int8.onnx"
+    cost = convert(source, target, "int8", images, threads=1, is_forced=True)
+    assert cost.images == 6 and target.stat().st_size < 0.5 * source.stat().st_size
+    graph = onnx.load(target).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert {made_by[name] for node in convolutions for name in node.input[:2]} == {"DequantizeLinear"}
+    products = [name for node in graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input]
+    assert products and "DequantizeLinear" not in {made_by.get(name) for name in products}  # distances stay exact
+    before, after = (blemish.load(path, engine="onnxruntime") for path in (source, target))
+    names = [folder / "good.png", folder / "bad.png"]
+    pairs = [(before(name), after(name)) for name in names]
+    assert all(one.decision == other.decision for one, other in pairs)
+    exact, rounded = (verdict.score for verdict in pairs[1])
+    assert 0 < abs(rounded / exact - 1) < 0.2  # ranges hold what a defect excites
+    assert after.info()["export"]["precision"] == "int8"
+
+    monkeypatch.setattr(precision, "_compared", lambda *_: dataclasses.replace(CHEAP, ms=99))
+    with pytest.raises(OutputError, match="int8 does not pay here, so nothing was written"):
+        convert(source, tmp_path / "not.onnx", "int8", images)
+    with pytest.raises(DataError, match="8 good images or more, and there are 3"):
+        convert(source, tmp_path / "not.onnx", "int8", dict([*images.items()][:3]))
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+
+
+@pytest.mark.slow
+def test_a_file_in_bf16_asks_for_the_engine_that_has_it(folder, tmp_path):
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    images = {path.name: read_image(path) for path in sorted((folder / "good").iterdir())}
+    cost = convert(folder / "part.onnx", tmp_path / "bf16.onnx", "bf16", images, threads=1, is_forced=True)
+    exact, short = blemish.load(folder / "part.onnx", engine="openvino"), blemish.load(tmp_path / "bf16.onnx")
+    assert (cost.engine, short.session.engine) == ("openvino", "openvino")
+    scores = [np.array([judge(folder / name).score for name in ("good.png", "bad.png")]) for judge in (exact, short)]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0.1)
+    plain = blemish.load(tmp_path / "bf16.onnx", engine="onnxruntime")  # which computes in float32
+    assert plain(folder / "bad.png").score == pytest.approx(scores[0][1], rel=1e-3)
