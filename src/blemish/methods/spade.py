@@ -83,9 +83,8 @@ class SPADE(Method):
             bank, centre = getattr(self, f"bank_{level}").view(-1, y * x, c), getattr(self, f"centre_{level}")
             places = map_.flatten(2).mT - centre
             # One by one, for memory's sake, but in an exported graph, which takes any number of images.
-            alone = zip(torch.split(places, 1), torch.split(nearest, 1))
-            pairs = [(places, nearest)] if torch.compiler.is_compiling() else alone
-            found = torch.cat([_nearest(own, bank, chosen, centre) for own, chosen in pairs])
+            parts = [slice(None)] if torch.compiler.is_compiling() else [slice(i, i + 1) for i in range(b)]
+            found = torch.cat([_nearest(places[part], bank, nearest[part], centre) for part in parts])
             maps.append(upscale(found.sqrt().view(b, y, x), images.shape[-2:], self.config.sigma))
         return Prediction(torch.stack(maps).mean(dim=0), distances.sqrt().mean(dim=1))
 
