@@ -25,7 +25,8 @@ from blemish.training.profiles import settle
 from blemish.training.setup import FitSettings, check_region, load_images
 
 HEIGHT, WIDTH, TILE = 96, 120, 48
-TILED = {"method": "patchcore", "size": 96, "options": {"fraction": 0.1}, "tile": TILE, "overlap": 12, "pixel": 0.05}
+LEARNED = {"method": "patchcore", "size": 96, "options": {"fraction": 0.1}}
+TILED = {**LEARNED, "tile": TILE, "tile_overlap": 12, "pixel": 0.05}
 MASK = np.arange(WIDTH) < np.full((HEIGHT, 1), 60)
 
 
@@ -148,7 +149,7 @@ def test_areas_in_square_millimetres_and_coco(tiled, folder, tmp_path, blemish):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"overlap": 4}, ConfigError, "give --tile"),
+        ({"tile_overlap": 4}, ConfigError, "give --tile"),
         ({"tile": 48, "resize": "crop"}, ConfigError, "gaps between tiles"),
         ({"roi": "small.png"}, DataError, "fewer|one of its cells"),
         ({"roi": "none.png"}, DataError, "leaves nothing"),

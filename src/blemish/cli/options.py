@@ -115,7 +115,9 @@ class Learning:
     ] = None
     pixel: Annotated[str | None, typer.Option(help="Width of a pixel on the part, such as 0.05mm.")] = None
     tile: Annotated[int | None, typer.Option(help="Cut large images into tiles of so many pixels a side.")] = None
-    overlap: Annotated[int | None, typer.Option(help="Pixels by which tiles overlap; an eighth by default.")] = None
+    tile_overlap: Annotated[
+        int | None, typer.Option("--overlap", help="Pixels by which tiles overlap; an eighth by default.")
+    ] = None
     roi: Annotated[Path | None, typer.Option(help="Judge only here: a mask image, or polygons in JSON.")] = None
     ignore: Annotated[Path | None, typer.Option(help="Do not judge here: a mask image, or polygons in JSON.")] = None
     poses: Annotated[

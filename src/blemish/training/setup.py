@@ -44,7 +44,7 @@ class FitSettings:
         smallest_defect: pixels of the images that the smallest defect to be found is wide; the size then follows it.
         tile: pixels a side of tiles that images are cut into, each of which is an image of ``size`` for the network;
             None for whole images, unless ``smallest_defect`` needs more than the profile's size.
-        overlap: by so many pixels tiles overlap at least; None for an eighth of ``tile``.
+        tile_overlap: by so many pixels tiles overlap at least; None for an eighth of ``tile``.
         roi: a file of the region to judge: a mask as large as the images, not black there, or polygons in JSON.
         ignore: such a file of what is left out.
         pixel: millimetres of the part that a pixel is wide: areas are then told in mm2, too.
@@ -74,7 +74,7 @@ class FitSettings:
     size: int | tuple[int, int] | None = None
     smallest_defect: float | None = None
     tile: int | None = None
-    overlap: int | None = None
+    tile_overlap: int | None = None
     roi: Path | None = None
     ignore: Path | None = None
     pixel: float | None = None
@@ -104,7 +104,7 @@ class Changes(TypedDict, total=False):
     size: int | tuple[int, int] | None
     smallest_defect: float | None
     tile: int | None
-    overlap: int | None
+    tile_overlap: int | None
     roi: Path | None
     ignore: Path | None
     pixel: float | None
@@ -152,9 +152,10 @@ def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> Image
     with run.timer.stage("images"):
         tiling, white = None, fitted_white_level(training.samples)
         if settings.tile is not None:
-            tiling = Tiling(settings.tile, settings.tile // 8 if settings.overlap is None else settings.overlap)
-        elif settings.overlap is not None:
-            raise ConfigError(f"overlap {settings.overlap} is of tiles, and there are none: give --tile, too")
+            usual = settings.tile // 8
+            tiling = Tiling(settings.tile, usual if settings.tile_overlap is None else settings.tile_overlap)
+        elif settings.tile_overlap is not None:
+            raise ConfigError(f"overlap {settings.tile_overlap} is of tiles, and there are none: give --tile, too")
         roi = fitted_roi(settings.roi, settings.ignore, training.samples, white)
         preparation = Preprocessing(settings.resize, settings.size or USUAL_SIZE, settings.crop, white, tiling, roi)
         load = partial(PreparedImages, preparation=preparation, strict=settings.strict, progress=run.progress)
