@@ -35,7 +35,7 @@ BUDGET = {
     "the redesign": 12_000,
     "defaults that find the defects": 1_000,
     "everything that broke": 1_270,
-    "one file that runs anywhere": 1_700,
+    "one file that runs anywhere": 2_200,
     "the station": 3_740,
     "the station's page": 600,
     "systems the papers compare with, part one": 760,

@@ -26,7 +26,6 @@ from blemish.data.readers import read_training
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, OutputError
-from blemish.ops.config import LATER
 from blemish.registry import make_config, method_class, method_entry
 from blemish.run import written_atomically
 
@@ -240,6 +239,8 @@ def _configuration(
         if not Path(weights).is_file():
             raise ConfigError(f"weights {weights!r}: pretrained, random or an existing file is needed")
         weights = f"sha256:{_file_digest(Path(weights))}"
+    from blemish.ops.config import LATER  # imports torch, which whoever only starts jobs does without
+
     hints, options = get_type_hints(cls.Config, include_extras=True), dataclasses.asdict(config)
     for option in dataclasses.fields(config):
         if LATER in getattr(hints[option.name], "__metadata__", ()) and options[option.name] == option.default:
