@@ -29,7 +29,7 @@ method = "patchcore"
 options = { fraction = 0.5 }
 [[methods]]
 label = "missing <method>"
-method = "padim"
+method = "cfa"
 [[data]]
 set = "weave"
 note = "made up"
@@ -87,7 +87,7 @@ def test_what_stands_is_skipped_and_changed_images_are_not(finished, data):
     for line in (
         "half on weave, seed 3: stands in the ledger",
         "absent: elsewhere: the data folder holds no elsewhere",
-        "absent: missing <method>: the method padim is not built yet",
+        "absent: missing <method>: the method cfa is not built yet",
         "0 jobs to run",
     ):
         assert line in output

@@ -22,7 +22,7 @@ def recipe_of(**changes):
         "methods": [
             {"label": "one", "method": "patchcore", "options": {"fraction": 0.01}},
             {"label": "ten", "method": "patchcore", "options": {"fraction": 0.1}},
-            {"label": "later", "method": "padim"},
+            {"label": "later", "method": "cfa"},
         ],
         "data": [{"set": name} for name in SETS],
         "seeds": [0, 1, 2],
@@ -128,7 +128,7 @@ def test_failures_stand_only_until_the_job_succeeds(measured, tmp_path):
     failed = rows[0] | {"status": "failed", "reason": "out of memory"}
     text = text_of(summarise(recipe_of(), [failed, *rows[1:]]), tmp_path)
     assert "| one on a, seed 0 | failed | out of memory |" in text
-    assert "| later | absent | the method padim is not built yet |" in text
+    assert "| later | absent | the method cfa is not built yet |" in text
     assert summarise(recipe_of(), [failed, *rows]).failed == ()
 
 

@@ -18,7 +18,7 @@ from blemish.errors import ConfigError
 from blemish.registry import METHODS, nearest_name
 
 DEMO = "demo"  # the name of the built-in set
-PLANNED = ("recontrast", "urd", "stfpm", "padim", "cfa")
+PLANNED = ("recontrast", "urd", "cfa")
 """Methods that a recipe may name before they are built: they are listed as absent."""
 
 METRICS: dict[str, str] = {
