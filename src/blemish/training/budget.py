@@ -73,7 +73,7 @@ def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings
         if all(trials):
             usual, faster = (trial.stand_out(wanted.poses or "none", quiet) for trial in trials if trial)
             what = "painted defects" if trials[0] and trials[0].known_bad is None else "known-bad images"
-            cost = f"{what} stand {faster:.2f} deviations above good images that were held out, with it {usual:.2f}"
+            cost = f"{what} stand {usual:.2f} deviations above good images that were held out, with it {faster:.2f}"
         run.progress.note(f"budget: without it {first}; {cost}")
     return chosen.settings
 
