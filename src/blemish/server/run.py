@@ -30,7 +30,8 @@ class _Server(uvicorn.Server):
 def bind(settings: Settings) -> socket.socket:
     """A listening socket; a ConfigError where the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family)
+    # asyncio turns Nagle's algorithm off, which costs 40 ms an answer, only where the protocol is named.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
