@@ -1,6 +1,5 @@
 # `make demo` and `make test` do all the set-up they need, in .venv. Another environment: make VENV=path test
-# The demo needs no development tools. A smaller torch, without CUDA:
-#     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+# The demo needs no development tools. A smaller torch, without CUDA: README, "Disk space".
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
