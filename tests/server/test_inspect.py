@@ -63,7 +63,8 @@ def test_several_photographs_of_a_part_have_one_verdict(
     assert answer["part"] == expected | {"photographs": 2, "worst": worst["id"]}
     later = client.post("/v1/models/parts/inspect?part=S1", content=good).json()
     assert later["decision"] != "reject" and later["part"] == answer["part"] | {"photographs": 3}
-    assert [one["id"] for one in client.get("/v1/inspections?part=S1&decision=reject").json()["inspections"]] == [2]
+    rejected = client.get("/v1/inspections?part=S1&decision=reject").json()["inspections"]
+    assert [one["id"] for one in rejected] == [worst["id"]]  # two decoders: either may be the first
 
 
 def png_claiming(width: int, height: int) -> bytes:

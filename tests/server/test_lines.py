@@ -149,7 +149,9 @@ def test_a_recorded_camera(serve: Serve, tmp_path: Path) -> None:
     for level in (60, 120, 180):
         writer.write(np.full((64, 64, 3), level, np.uint8))
     writer.release()
-    client = serve(cameras={"parts": str(film)})
+    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
+    (tmp_path / "arriving").mkdir()
+    client = serve(cameras={"parts": str(film)}, watch={"parts": tmp_path / "arriving"})  # a model may have both
     until(lambda: len(rows(client)) == 3)
     assert [round(row["brightness"] * 255, -1) for row in rows(client)] == [60, 120, 180]
     assert client.get("/v1/cameras/parts").content.startswith(b"\xff\xd8\xff")

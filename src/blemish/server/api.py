@@ -274,7 +274,7 @@ def count(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dic
 @router.get("/cameras/{model}", **sends("image/jpeg"))
 def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
     """The last picture of a model's camera, as JPEG; 404 without one."""
-    picture = getattr(getattr(here.feeds.get(model), "source", None), "picture", b"")
+    picture = getattr(getattr(here.cameras.get(model), "source", None), "picture", b"")
     if not picture:
         raise HTTPException(404, f"{model} has no camera, or it has sent nothing yet")
     return Response(picture, media_type="image/jpeg")

@@ -1,7 +1,6 @@
 """What a station does by itself: tests promises, lets go of what is kept no longer, and says what it deleted."""
 
 import logging
-import threading
 import time
 from collections import Counter
 from typing import Any
@@ -12,6 +11,7 @@ from blemish.errors import BlemishError
 from blemish.server.health import watch_promise
 from blemish.server.station import Station
 from blemish.server.tables import inspections, labels, outbox, sessions
+from blemish.server.worker import Worker
 
 PERIOD, RETENTION_PERIOD = 5.0, 600.0  # seconds
 GRACE = 3600.0  # seconds for which every photograph is kept, so that people can look at it
@@ -20,19 +20,16 @@ FULL = 0.95  # of a bound on the disk, that is left after the oldest photographs
 log = logging.getLogger("blemish.server")
 
 
-class Caretaker:
-    """One thread, until ``close``."""
+class Caretaker(Worker):
+    """Looks after one station."""
+
+    _patience = None  # a deletion that was begun ends
 
     def __init__(self, here: Station) -> None:
-        self._here, self._ended = here, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._here = here
+        super().__init__()
 
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def _work(self) -> None:
         cleaned = -RETENTION_PERIOD
         while not self._ended.wait(PERIOD):
             try:

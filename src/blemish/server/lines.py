@@ -23,9 +23,9 @@ def connect(here: Station, settings: Settings) -> list[Feed | Delivery]:
     for model, folder in settings.watch.items():
         here.judge(model)
         feeds.append(Feed(here, model, "folder", partial(Folder, folder, settings.move, partial(_is_known, here))))
-    feeds += [Feed(here, model, "camera", partial(Camera, place)) for model, place in settings.cameras.items()]
+    here.cameras = {m: Feed(here, m, "camera", partial(Camera, place)) for m, place in settings.cameras.items()}
+    feeds += here.cameras.values()
     feeds += [Feed(here, model, "line", partial(Line, folder)) for model, folder in settings.simulated.items()]
-    here.feeds = {feed.model: feed for feed in feeds}
     return [*feeds, *(Delivery(here.store, name, make) for name, make in sinks.items())]
 
 

@@ -47,7 +47,7 @@ class Station:
         self.events, self.metrics = Events(), Metrics()
         self.judges: dict[str, JudgeQueue] = {}
         self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict
-        self.feeds: Mapping[str, Any] = {}  # what brings images besides HTTP, by model
+        self.cameras: Mapping[str, Any] = {}  # the feed of each model's camera
         self._swapping = threading.Lock()
         self._recent: OrderedDict[int, Verdict] = OrderedDict()
         self._earlier: OrderedDict[str, Judge] = OrderedDict()  # inspectors of models that judge no more, by digest
@@ -180,7 +180,7 @@ class Station:
         return answers
 
     def submit(self, name: str, content: bytes, file: str, source: str) -> dict[str, Any]:
-        """JudgeQueue an image for a watched folder or a camera, and wait for it; whatever went wrong is raised."""
+        """Judge an image for a watched folder or a camera, and wait for it; whatever went wrong is raised."""
         photograph = Photograph(content, file, source)
         self.judge(name).submit([photograph])
         return photograph.answer.result(self.settings.seconds)
@@ -225,7 +225,7 @@ class Station:
         return self._earlier[digest]
 
     def replay(self, number: int) -> dict[str, Any]:
-        """JudgeQueue a photograph again by the model that judged it, and compare to the last bit."""
+        """Judge a photograph again by the model that judged it, and compare to the last bit."""
         row = self.inspection(number)
         again, stored = self.verdict(row, afresh=True).as_dict(), as_json(row)
         # As JSON they are compared: that is what was answered.

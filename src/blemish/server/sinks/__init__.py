@@ -7,7 +7,6 @@ seen it before.
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from blemish.errors import ConfigError, StoreError
 from blemish.server.settings import Settings
 from blemish.server.store import Store
 from blemish.server.tables import outbox
+from blemish.server.worker import Worker
 
 PATIENCE = 60.0  # seconds at most between two attempts
 IDLE = 0.5  # seconds between two looks into the store, where nothing tells of a new message
@@ -57,20 +57,14 @@ EXAMPLES = {
 }
 
 
-class Delivery:
-    """The thread of one sink, until ``close``."""
+class Delivery(Worker):
+    """Brings messages to one sink."""
 
     def __init__(self, store: Store, name: str, make: Callable[[], Sink]) -> None:
         self._store, self._name, self._make = store, name, make
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        super().__init__()
 
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
+    def _work(self) -> None:
         sink: Sink | None = None
         wait, query = IDLE, select(outbox).where(outbox.c.sink == self._name).order_by(outbox.c.id).limit(100)
         while not self._ended.wait(wait):

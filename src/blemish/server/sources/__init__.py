@@ -13,6 +13,7 @@ from fastapi import HTTPException
 
 from blemish.errors import BlemishError, ImageError
 from blemish.server.station import Station
+from blemish.server.worker import Worker
 
 log = logging.getLogger("blemish.server")
 Submit = Callable[[bytes, str], dict[str, Any]]
@@ -25,21 +26,15 @@ class Source(Protocol):
         """Hand in contents and names until ``ended``; ``submit`` returns the verdict, or raises an ImageError."""
 
 
-class Feed:
-    """The thread of one source, which begins anew where it fails, until ``close``."""
+class Feed(Worker):
+    """Takes what one source brings, and begins anew where it fails."""
 
     def __init__(self, here: Station, model: str, name: str, make: Callable[[], Source]) -> None:
         self._here, self.model, self._name, self._make = here, model, name, make
         self.source: Source | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        super().__init__()
 
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
+    def _work(self) -> None:
         while not self._ended.is_set():
             try:
                 self.source = self._make()
