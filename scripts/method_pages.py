@@ -34,9 +34,14 @@ def options_of(name: str) -> list[str]:
 
 def main() -> None:
     """Write or check."""
-    listed = [f"| [`{name}`]({name}.md) | {entry.regime} | {entry.idea} |" for name, entry in METHODS.items()]
+    listed = [
+        f"| [`{name}`]({name}.md) | {e.family} | {e.regime} | {'yes' if e.has_map else 'no'} | {e.cost} "
+        f"| {'yes' if e.exports else 'no'} | {e.idea} |"
+        for name, e in METHODS.items()
+    ]
+    head = ["| method | family | regime | map | learns in | exports | idea |", "|---|---|---|---|---|---|---|"]
     fresh = {PAGES / f"{name}.md": (OPTIONS, options_of(name)) for name in METHODS}
-    fresh[PAGES / "README.md"] = (LIST, ["| method | regime | idea |", "|---|---|---|", *listed])
+    fresh[PAGES / "README.md"] = (LIST, [*head, *listed])
     for page, (name, table) in fresh.items():
         text = filled(page, name, table)
         if "--check" not in sys.argv[1:]:

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from blemish.contract import Method, Regime
 
 
+Family = Literal[
+    "memory", "density", "teacher and student", "one class", "flow", "made-up defects", "reconstruction",
+    "self-supervised", "known defects",
+]
+Cost = Literal["seconds", "minutes", "hours"]
+
+
 @dataclass(frozen=True)
 class MethodEntry:
     """One line of ``blemish methods``."""
@@ -24,6 +31,10 @@ class MethodEntry:
     regime: Regime
     idea: str
     paper: str
+    family: Family
+    cost: Cost = "seconds"  # what learning thirty images of 256 pixels takes on two cores
+    has_map: bool = True
+    exports: bool = True  # False where a verdict needs a gradient
     version: int = 1  # grows when a change moves a method's figures: the bench then measures anew
 
 
@@ -32,84 +43,99 @@ METHODS: dict[str, MethodEntry] = {
         "blemish.methods.patchcore:PatchCore", "clean",
         "a memory of normal patches; an image is as bad as its strangest patch",
         "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022",
+        family="memory",
     ),
     "nkd": MethodEntry(
         "blemish.methods.nkd:NKD", "clean",
         "a student of the teacher's architecture agrees with it on normal images only",
         "the baseline of FMAM's supplement; cf. Wang et al., Student-Teacher Feature Pyramid Matching, BMVC 2021",
-        version=2,
+        family="teacher and student", cost="hours", version=2,
     ),
     "rd": MethodEntry(
         "blemish.methods.rd:RD", "clean",
         "a student decodes the teacher's features from a narrow code, and only normal ones well",
         "Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022",
+        family="teacher and student", cost="hours",
     ),
     "rdpp": MethodEntry(
         "blemish.methods.rdpp:RDPP", "clean",
         "rd behind projections that learn to undo pretended defects made of noise",
         "Tien et al., Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023",
+        family="teacher and student", cost="hours",
     ),
     "fmam": MethodEntry(
         "blemish.methods.fmam:FMAM", "clean",
         "rd or nkd with a learned mapping on the student's features (its inside is our reading)",
         "the supplement on FMAM; neither its main text nor code was found",
+        family="teacher and student", cost="hours",
     ),
     "stfpm": MethodEntry(
         "blemish.methods.stfpm:STFPM", "clean",
         "a student of the teacher's architecture; a place is bad where they differ at every level",
         "Wang et al., Student-Teacher Feature Pyramid Matching for Anomaly Detection, BMVC 2021",
+        family="teacher and student", cost="minutes",
     ),
     "padim": MethodEntry(
         "blemish.methods.padim:PaDiM", "clean",
         "a Gaussian of good features at every place of the image, for parts that lie alike",
         "Defard et al., PaDiM: a Patch Distribution Modeling Framework, ICPR workshops 2021",
+        family="density",
     ),
     "spade": MethodEntry(
         "blemish.methods.spade:SPADE", "clean",
         "finds the good images most like this one, and in them the place most like each place",
         "Cohen and Hoshen, Sub-Image Anomaly Detection with Deep Pyramid Correspondences, 2020",
+        family="memory",
     ),
     "subspacead": MethodEntry(
         "blemish.methods.subspacead:SubspaceAD", "clean",
         "principal components of good patches; a patch is as bad as what they leave of it",
         "SubspaceAD: Training-Free Few-Shot Anomaly Detection via Subspace Modeling, CVPR 2026",
+        family="density",
     ),
     "mahalanobis": MethodEntry(
         "blemish.methods.mahalanobis:Mahalanobis", "clean",
         "how far a whole image's features lie from a Gaussian of good ones; no map",
         "Rippel et al., Modeling the Distribution of Normal Data in Pre-Trained Deep Features, ICPR 2020",
+        family="density", has_map=False,
     ),
     "ocsvm": MethodEntry(
         "blemish.methods.ocsvm:OCSVM", "clean",
         "a one-class support vector machine on a whole image's features; no map",
         "Schölkopf et al., Estimating the Support of a High-Dimensional Distribution, 2001",
+        family="one class", has_map=False,
     ),
     "cdd": MethodEntry(
         "blemish.methods.cdd:CDD", "contaminated",
         "students of random parts of the pile teach a global one what none of them saw go wrong",
         "Liu et al., Fence off Anomaly Interference: Cross-Domain Distillation for Fully Unsupervised Anomaly "
         "Detection, 2025",
+        family="teacher and student", cost="hours",
     ),
     "softpatch": MethodEntry(
         "blemish.methods.softpatch:SoftPatch", "contaminated",
         "patchcore whose memory leaves out patches that stand off from other images' at their place",
         "Jiang et al., SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022",
+        family="memory",
     ),
     "ckaad": MethodEntry(
         "blemish.methods.ckaad:CKAAD", "weak",
         "rd kept normal by a discriminator that a few known-bad images sharpen",
         "Fang et al., Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial "
         "Learning, AAAI 2025",
+        family="teacher and student", cost="hours",
     ),
     "deepsad": MethodEntry(
         "blemish.methods.deepsad:DeepSAD", "weak",
         "a head on frozen features: good images are drawn to one point, known-bad ones pushed away; no map",
         "Ruff et al., Deep Semi-Supervised Anomaly Detection, ICLR 2020",
+        family="one class", cost="minutes", has_map=False,
     ),
     "devnet": MethodEntry(
         "blemish.methods.devnet:DevNet", "weak",
         "a head on frozen features: good scores stay near zero, known-bad ones several deviations above",
         "Pang et al., Explainable Deep Few-shot Anomaly Detection with Deviation Networks, 2021",
+        family="known defects", cost="minutes",
     ),
 }
 

@@ -35,10 +35,10 @@ BUDGET = {
     "the redesign": 12_000,
     "defaults that find the defects": 1_000,
     "everything that broke": 1_270,
-    "one file that runs anywhere": 2_200,
+    "one file that runs anywhere": 2_205,
     "the station": 3_740,
     "the station's page": 600,
-    "systems the papers compare with, part one": 760,
+    "systems the papers compare with, part one": 800,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 

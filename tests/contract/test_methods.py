@@ -195,6 +195,7 @@ def test_shapes_and_finite_numbers(name: str, learn) -> None:
     assert found.score.shape == (3,)
     assert found.score.dtype == torch.float32
     assert found.score.isfinite().all()
+    assert (found.map is not None) == METHODS[name].has_map
     if found.map is not None:
         assert found.map.shape == (3, SIDE, SIDE)
         assert found.map.isfinite().all()

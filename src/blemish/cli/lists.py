@@ -19,12 +19,25 @@ def info(model: ModelFile, weights: Weights = None, engine: Engine = "auto", as_
 @command
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, whose options for --set are listed instead.")] = None,
+    detail: Annotated[str | None, typer.Option("--detail", help="The same, by name.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The methods there are, one line each. Example: blemish methods"""
     from blemish.registry import METHODS, method_class, option_table
 
-    rows = {key: {"regime": e.regime, "idea": e.idea, "paper": e.paper} for key, e in METHODS.items()}
+    rows = {
+        key: {
+            "family": e.family,
+            "regime": e.regime,
+            "map": "yes" if e.has_map else "no",
+            "learns in": e.cost,
+            "exports": "yes" if e.exports else "no",
+            "idea": e.idea,
+        }
+        | ({"paper": e.paper} if as_json else {})
+        for key, e in METHODS.items()
+    }
+    name = name or detail
     print_table(rows if name is None else option_table(method_class(name)), as_json)
 
 

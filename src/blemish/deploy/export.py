@@ -23,6 +23,7 @@ from blemish.deploy.parity import Parity, compare
 from blemish.errors import ConfigError, OutputError
 from blemish.inspection.exported_file import sealed
 from blemish.inspection.inspector import Inspector
+from blemish.registry import method_entry
 from blemish.run.files import check_writable, written_atomically
 
 OPSET = 18
@@ -63,6 +64,9 @@ def export(
     if (pixels == "uint16") != deep:
         known = f"up to {inspector.preparation.white_level}" if deep else "8 bits"
         raise ConfigError(f"an input of {pixels} was asked for, but the model learned from images of {known}")
+    name = inspector.name
+    if not method_entry(name).exports:
+        raise ConfigError(f"{name} cannot be exported: each of its verdicts needs a gradient, which no engine computes")
     check_writable(path)
     # Whoever runs the graph cuts tiles and covers what is not judged: it is compared on whole images without either.
     bare = replace(inspector, preparation=replace(inspector.preparation, tiling=None, roi=None))
