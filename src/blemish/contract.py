@@ -132,6 +132,7 @@ class Method(nn.Module, ABC):
     Attributes:
         Config: a frozen dataclass whose defaults are the paper's; its fields carry their descriptions.
         regimes: in which it finds the images it needs; ``clean`` serves the others by the normal images alone.
+        on_pixels: True for methods that see the images alone: they get a backbone without levels, and no ``layers``.
         has_schedule: True where the first epochs of a long training are not a short one: then its length cannot be
             chosen by looking at it on the way.
         precision: how the networks that were trained compute; None for the processor's choice.
@@ -141,6 +142,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[Any]]
     regimes: ClassVar[frozenset[Regime]]
+    on_pixels: ClassVar[bool] = False
     has_schedule: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: Any) -> None:

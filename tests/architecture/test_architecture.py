@@ -32,7 +32,7 @@ TREES = {name: ast.parse(text) for name, text in SOURCE.items()}
 NODES = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)]
 
 BUDGET = {
-    "the redesign": 12_000,
+    "the redesign": 12_040,
     "defaults that find the defects": 1_000,
     "everything that broke": 1_270,
     "one file that runs anywhere": 2_205,

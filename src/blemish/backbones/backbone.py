@@ -100,6 +100,23 @@ class FrozenBackbone(Backbone):
         return {**dataclasses.asdict(self._spec), "stages": [level.stage for level in self.levels]}
 
 
+class NoBackbone(Backbone):
+    """What methods that see pixels alone are given: no levels, no weights."""
+
+    name, levels, dense, digest = "none", (), True, ""
+
+    def __init__(self, precision: Precision | None = None) -> None:
+        super().__init__()
+        self.register_buffer("nothing", torch.empty(0), persistent=False)  # is where the method is
+        self.precision = precision or choose_precision(torch.device("cpu"))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return []
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, "stages": []}
+
+
 def normalise_cells(maps: Sequence[Tensor]) -> list[Tensor]:
     """Maps ``b c y x`` whose every cell has mean 0 and variance 1 over its channels."""
     return [layer_norm(map_.float().movedim(1, -1), map_.shape[1:2]).movedim(-1, 1) for map_ in maps]
@@ -150,7 +167,7 @@ def rebuild(
     state: Mapping[str, Tensor] | None = None,
     weights: str | Path | None = None,
     precision: Precision | None = None,
-) -> FrozenBackbone:
+) -> FrozenBackbone | NoBackbone:
     """The backbone whose ``spec`` came from ``FrozenBackbone.spec``, possibly by way of JSON or of an earlier version.
 
     With ``state``, from ``FrozenBackbone.state_dict``, nothing is looked for, and its tensors are used, not copied.
@@ -160,6 +177,8 @@ def rebuild(
         ModelFileError: ``spec`` or ``state`` is incomplete, or they do not belong together.
         WeightsError: the weights are not to be had, or are not those that ``spec`` names.
     """
+    if spec.get("name") == NoBackbone.name:
+        return NoBackbone(precision)
     try:
         saved = TypeAdapter(BackboneSpec).validate_python(dict(spec))
         stages = [level.stage for level in saved.levels]

@@ -13,6 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ class FrozenTeacher:
         size, and the backbone's precision must not change afterwards.
         """
         count = sum(len(images) for images in sets)
-        if count == 0:
+        if count == 0 or not self.backbone.levels:
             return
         self._cache = None
         first = next(images for images in sets if len(images)).batch([0])
@@ -107,13 +108,17 @@ class FrozenTeacher:
 
     def _compute(self, images: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            maps: list[Tensor] = self.backbone(images.to(next(self.backbone.parameters()).device))
+            maps: list[Tensor] = self.backbone(images.to(_device(self.backbone)))
         return maps
+
+
+def _device(backbone: Backbone) -> torch.device:
+    return next(chain(backbone.parameters(), backbone.buffers())).device
 
 
 def identity(backbone: Backbone) -> dict[str, str]:
     """Everything that features depend on, beside the image and its preparation: others may round otherwise."""
-    device = next(backbone.parameters()).device
+    device = _device(backbone)
     return {
         "backbone": backbone.name + " normalised" * getattr(backbone, "tokens", False),  # as they were not at first
         "stages": str([level.stage for level in backbone.levels]),

@@ -185,8 +185,8 @@ def load(
         preparation = Preprocessing.from_dict(description.preparation.model_dump())
         cls = method_class(description.method)
         config = make_config(cls, description.config)
-        if sorted({*config.layers}) != [level.stage for level in backbone.levels]:
-            raise ConfigError(f"its backbone has other stages than layers={config.layers}")
+        if sorted({*getattr(config, "layers", ())}) != [level.stage for level in backbone.levels]:
+            raise ConfigError("its backbone has other stages than its options name")
         state |= {BACKBONE + name: tensor for name, tensor in backbone.state_dict().items()}
         method = cls(backbone, preparation.input_size, config)
         method.precision = as_calibrated(cls.gains_from_bf16(backbone, config), made.precision_trained)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from blemish.backbones.backbone import build_backbone
+from blemish.backbones.backbone import FrozenBackbone, NoBackbone, build_backbone
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Regime
@@ -189,7 +189,14 @@ def build_learner(
             f"{name} learns from known-bad images, whose tiles are good but for a few: use "
             f"-m {DEFAULT_METHOD['clean']} or leave --tile out"
         )
-    backbone = build_backbone(settings.backbone or DEFAULT_BACKBONE, tuple(config.layers), settings.weights, run.seed)
+    backbone: FrozenBackbone | NoBackbone
+    if not cls.on_pixels:
+        chosen = settings.backbone or DEFAULT_BACKBONE
+        backbone = build_backbone(chosen, tuple(config.layers), settings.weights, run.seed)
+    elif settings.backbone is None:
+        backbone = NoBackbone()
+    else:
+        raise ConfigError(f"{name} sees pixels alone and has no use for {settings.backbone}: leave --backbone out")
     backbone.precision = choose_precision(run.device, settings.precision, backbone.dense)
     run.progress.note(f"precision: {backbone.precision.name} ({backbone.precision.reason})")
     trained = choose_precision(run.device, settings.precision, cls.gains_from_bf16(backbone, config))
