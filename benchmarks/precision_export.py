@@ -75,7 +75,7 @@ def main() -> None:
                 path = folder / f"{precision}.onnx"
                 try:
                     if not path.exists():
-                        print(convert(files["onnxruntime", "fp32"], path, precision, shown, is_forced=True))
+                        print(convert(files["onnxruntime", "fp32"], path, precision, images, is_forced=True))
                     files[engine, precision] = path
                 except BlemishError as error:
                     print(json.dumps({"set": source.name, "precision": precision, "refused": str(error)}))

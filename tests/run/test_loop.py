@@ -11,6 +11,7 @@ from toy_training import Length, Notes, learn, same
 
 from blemish.errors import Cancelled, ConfigError
 from blemish.run import Run, epochs
+from blemish.run.progress import Bar
 
 
 def test_an_epoch_shows_each_image_once_in_an_order_of_its_own() -> None:
@@ -146,3 +147,13 @@ def test_a_loss_that_is_not_finite_is_said() -> None:
     for epoch in epochs(Run(progress=notes), "x", {}, Length(), epoch_steps=1):
         epoch.log(loss=float("nan"), other=1.0)
     assert len(notes.said) == 1 and "loss is not finite" in notes.said[0]
+
+
+def test_a_person_watching_sees_warnings_in_red(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    Bar().note("warning: nothing is found [red]")
+    Bar().note("profile: fast \x1b[2J")
+    red, plain = capsys.readouterr().err.splitlines()
+    assert red == "\x1b[1;31mwarning: nothing is found [red]\x1b[0m"
+    assert plain == "profile: fast \\x1b[2J"

@@ -93,6 +93,14 @@ class Bar(Lines):
                     said = time.monotonic()
             bar.update(task, description=_text(title))
 
+    def note(self, text: str) -> None:
+        """Warnings in red, unless the terminal knows no colours or ``NO_COLOR`` is set."""
+        from rich.console import Console
+        from rich.text import Text
+
+        style = "bold red" if text.startswith("warning:") else ""
+        Console(stderr=True).print(Text(printable(text), style), soft_wrap=True)
+
 
 def printable(text: str) -> str:
     """``text`` without what would steer a terminal or cannot be encoded, such as names of files may hold."""
