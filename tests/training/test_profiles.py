@@ -114,3 +114,20 @@ def test_a_long_training_is_announced_and_may_be_declined(tmp_path, monkeypatch)
     assert text.startswith("training takes about")
     assert "(60 steps)" in text
     assert f"note: {text.removesuffix('. Begin?')}" in notes.said
+
+
+def test_the_first_step_of_all_is_slow_and_not_counted(tmp_path, monkeypatch):
+    clock, warm = [0.0], []
+
+    def learn(self, indices, run):
+        clock[0] += 30 * (not warm) + 10 + 2 * self.config.steps  # beginning, then two seconds a step
+        warm.append(True)
+
+    monkeypatch.setattr(forecast.Learner, "learn", learn)
+    monkeypatch.setattr(forecast.time, "monotonic", lambda: clock[0])
+    notes = Notes()
+    settings = FitSettings("nkd", backbone="resnet18", weights="random", size=64, calibration="none", epochs=50)
+    monkeypatch.setattr("blemish.training.fit.announce", lambda *given: (forecast.announce(*given), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        fit(bars(tmp_path, 6, False), settings, Run(progress=notes))
+    assert "note: training takes about 100 s on this machine (50 steps)" in notes.said

@@ -9,7 +9,7 @@ from blemish.run import Run, RunLog, Silent, Timer
 from blemish.training.learner import Learner
 
 FEW_STEPS = 50  # of fewer, nobody needs to be told
-TRIED = (1, 4)  # steps: what three more take is not the cost of beginning
+TRIED = (1, 1, 5)  # steps: the first of all is slow, and what four more take is not the cost of beginning
 LONG = 600.0  # seconds; before longer trainings a person is asked
 
 
@@ -33,7 +33,7 @@ def announce(learner: Learner, indices: Sequence[int], models: float, run: Run) 
         tried = dataclasses.replace(learner, config=dataclasses.replace(config, steps=number))
         tried.learn(indices[: 4 * getattr(config, "batch_size", 16)], quiet)
         taken.append(time.monotonic() - began)
-    seconds = models * steps * (taken[1] - taken[0]) / (TRIED[1] - TRIED[0])
+    seconds = models * steps * (taken[-1] - taken[-2]) / (TRIED[-1] - TRIED[-2])
     in_words = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else ""
     in_words = in_words or f"{seconds / 3600:.1f} h"
     times = f", {models:.3g} times over for the calibration" if models > 1 else ""
