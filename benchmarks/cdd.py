@@ -9,6 +9,7 @@ standard output. Run it with nothing else running.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -18,14 +19,16 @@ import torch
 
 import blemish
 from blemish.data.readers import read_training
-from blemish.run import set_threads
+from blemish.run import choose_device, set_threads
 
 
 def seconds(given: argparse.Namespace, method: str, **options: Any) -> float:
     """Of learning alone."""
-    run = blemish.Run()
+    run = blemish.Run(device=choose_device(given.device))
+    known = read_training(given.folder)
+    pile = tuple(dataclasses.replace(sample, label="unlabelled") for sample in known.normal)
     blemish.fit(
-        read_training(given.folder), run=run, method=method, options={"epochs": given.epochs, **options},
+        dataclasses.replace(known, samples=pile), run=run, method=method, options={"epochs": given.epochs, **options},
         backbone=given.backbone, weights=given.weights, size=given.size, calibration="none",
     )  # fmt: skip
     return run.timer.seconds["fit"]
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     threads = set_threads(given.threads)
     rd, cdd = [], []
@@ -48,7 +52,8 @@ def main() -> None:
         cdd.append(seconds(given, "cdd", domains=[2]))
     found = {
         "backbone": given.backbone, "size": given.size, "epochs": given.epochs, "threads": threads,
-        "torch": torch.__version__, "rd_s": round(statistics.median(rd), 2), "cdd_s": round(statistics.median(cdd), 2),
+        "device": given.device, "torch": torch.__version__, "rd_s": round(statistics.median(rd), 2),
+        "cdd_s": round(statistics.median(cdd), 2),
         "ratio": round(statistics.median(c / r for c, r in zip(cdd, rd)), 2),
     }  # fmt: skip
     print(json.dumps(found, indent=2))

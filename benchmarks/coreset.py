@@ -25,13 +25,15 @@ from torch import Tensor
 from blemish.contract import Backbone, Batch, Level, TrainingImages
 from blemish.methods.patchcore import PatchCore, PatchCoreConfig
 from blemish.ops.coreset import farthest_first, first_distances
-from blemish.run import Run
+from blemish.run import Run, choose_device
+
+DEVICE = torch.device("cpu")
 
 
 def made_up_vectors(n: int, m: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     factors = torch.randn(n, 16, generator=generator) @ torch.randn(16, m, generator=generator)
-    return torch.tanh(0.3 * factors) + 0.1 * torch.randn(n, m, generator=generator)
+    return (torch.tanh(0.3 * factors) + 0.1 * torch.randn(n, m, generator=generator)).to(DEVICE)
 
 
 def starts(points: Tensor) -> Tensor:
@@ -84,6 +86,8 @@ def radius(points: Tensor, picks: Sequence[int]) -> float:
 def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -162,9 +166,9 @@ def memory(images: int = 383, fractions: Sequence[float] = (0.01, 0.1)) -> list[
     results = []
     for fraction in fractions:
         backbone, timed = MadeUpFeatures(), Timed()
-        method = PatchCore(backbone, (224, 224), PatchCoreConfig(fraction=fraction))
+        method = PatchCore(backbone, (224, 224), PatchCoreConfig(fraction=fraction)).to(DEVICE)
         training = TrainingImages(NoPixels(images), NoPixels(0), "clean")
-        whole = seconds(lambda: method.fit(training, backbone, Run(progress=timed)))  # noqa: B023
+        whole = seconds(lambda: method.fit(training, backbone, Run(progress=timed, device=DEVICE)))  # noqa: B023
         results.append(
             {
                 "vectors": images * 784,
@@ -193,11 +197,14 @@ def equality(n: int = 3_000, m: int = 32, count: int = 600) -> dict[str, object]
 
 
 def main() -> None:
+    global DEVICE  # noqa: PLW0603
     parts: dict[str, Callable[[], object]] = {"speed": speed, "memory": memory, "equality": equality}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(parts)}; all by default")
     parser.add_argument("--threads", type=int, help="torch's threads")
+    parser.add_argument("--device", default="cpu", help="of speed and memory")
     given = parser.parse_args()
+    DEVICE = choose_device(given.device)
     if unknown := set(given.parts) - set(parts):
         parser.error(f"unknown part {sorted(unknown)[0]!r}: choose from {', '.join(parts)}")
     if given.threads:
@@ -206,6 +213,7 @@ def main() -> None:
         "machine": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
     for name in given.parts or parts:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import blemish
-from blemish.run import set_threads
+from blemish.run import choose_device, set_threads
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "PatchCore 10 %": ("patchcore", {"fraction": 0.1}),
@@ -40,13 +40,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     threads = set_threads(given.threads)
     inspectors = {}
     for label, (method, options) in METHODS.items():
         inspectors[label] = blemish.fit(
             given.folder, method=method, options=options, backbone=given.backbone, weights=given.weights,
-            calibration="none", cache="off",
+            calibration="none", cache="off", run=blemish.Run(device=choose_device(given.device)),
         )  # fmt: skip
     paths = sorted(given.folder.glob("test/*/*.png"))
     paths = paths[:: max(1, len(paths) // given.images)]
@@ -66,7 +67,13 @@ def main() -> None:
             "p95_ms": round(statistics.quantiles(values, n=20)[18], 1),
             **({} if memory is None else {"memory": list(memory.points.shape)}),
         }
-    asked = {"backbone": given.backbone, "images": given.images, "threads": threads, "torch": torch.__version__}
+    asked = {
+        "backbone": given.backbone,
+        "images": given.images,
+        "threads": threads,
+        "device": given.device,
+        "torch": torch.__version__,
+    }
     print(json.dumps({**asked, "methods": found}, indent=2))
 
 

@@ -31,7 +31,7 @@ from blemish.contract import Batch, TrainingImages
 from blemish.methods.rd import RD, RDConfig
 from blemish.ops.cosine import layer_loss
 from blemish.ops.residual import initialise
-from blemish.run import Precision, Run, choose_precision, set_threads
+from blemish.run import Precision, Run, choose_device, choose_precision, set_threads
 
 STAGES = (1, 2, 3)
 BATCH = 16
@@ -74,18 +74,21 @@ class Drawn:
         return Batch(self.images[chosen], tuple(self.keys[i] for i in chosen))
 
 
-def ours(name: str, images: Drawn, epochs: int, is_cached: bool) -> tuple[list[float], list[float], list[list[int]]]:
+def ours(
+    name: str, images: Drawn, epochs: int, is_cached: bool, device: torch.device
+) -> tuple[list[float], list[float], list[list[int]]]:
     """Seconds and mean loss of each epoch, and the batches. The first epoch includes filling the cache."""
-    backbone = build_backbone(name, STAGES, weights="random")
+    backbone = build_backbone(name, STAGES, weights="random").to(device)
+    backbone.precision = choose_precision(device, dense=backbone.dense)
     height, width = images.images.shape[-2:]
-    method = RD(backbone, (height, width), RDConfig(epochs=epochs, batch_size=BATCH))
+    method = RD(backbone, (height, width), RDConfig(epochs=epochs, batch_size=BATCH)).to(device)
     teacher, ends, losses = FrozenTeacher(backbone), [], []
 
     def ended(_: int, means: dict[str, float]) -> None:
         ends.append(time.perf_counter())
         losses.append(means["loss"])
 
-    run = Run(on_epoch=ended)
+    run = Run(on_epoch=ended, device=device, precision=choose_precision(device))
     nothing = Drawn(0, 8)
     began = time.perf_counter()
     if is_cached:
@@ -95,21 +98,21 @@ def ours(name: str, images: Drawn, epochs: int, is_cached: bool) -> tuple[list[f
     return [end - start for start, end in zip([began, *ends], ends)], losses, list(images.asked)
 
 
-def usual(name: str, images: Tensor, batches: Sequence[Sequence[int]]) -> tuple[float, float]:
+def usual(name: str, images: Tensor, batches: Sequence[Sequence[int]], device: torch.device) -> tuple[float, float]:
     """Seconds and mean loss of one epoch of the loop as it is usually written."""
-    frozen = build_backbone(name, STAGES, weights="random")
-    teacher = random_network(name, STAGES, 0).eval()
+    frozen = build_backbone(name, STAGES, weights="random").to(device)
+    teacher = random_network(name, STAGES, 0).eval().to(device)
     student: nn.Module = RD(frozen, (64, 64), RDConfig()).student
     initialise(student, Run().generator("student"))
-    student = student.to(memory_format=torch.contiguous_format).train()
+    student = student.to(device, memory_format=torch.contiguous_format).train()
     optimiser = torch.optim.Adam(student.parameters(), lr=0.005, betas=(0.5, 0.999))
     losses = []
     began = time.perf_counter()
     for indices in batches:
         with torch.no_grad():
-            features = teacher(frozen.normalise(images[list(indices)]))
+            features = teacher(frozen.normalise(images[list(indices)].to(device)))
         made = student(features)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=device)
         for t, s in zip(features, made):
             loss = loss + torch.mean(1 - cosine_similarity(t.flatten(1), s.flatten(1)))
         optimiser.zero_grad()
@@ -119,17 +122,19 @@ def usual(name: str, images: Tensor, batches: Sequence[Sequence[int]]) -> tuple[
     return time.perf_counter() - began, statistics.mean(losses)
 
 
-def parts(name: str, images: Tensor, rounds: int) -> tuple[dict[str, float], float]:
+def parts(name: str, images: Tensor, rounds: int, device: torch.device) -> tuple[dict[str, float], float]:
     """Milliseconds of the parts of one step of ours, and its products in GFLOP (teacher left out)."""
-    backbone = build_backbone(name, STAGES, weights="random")
+    backbone, images = build_backbone(name, STAGES, weights="random").to(device), images.to(device)
+    precision = choose_precision(device)
+    backbone.precision = choose_precision(device, dense=backbone.dense)
     method = RD(backbone, (64, 64), RDConfig())
     initialise(method.student, torch.Generator().manual_seed(0))
-    method.student.train()
+    method.to(device).student.train()
     optimiser = torch.optim.Adam(method.student.parameters(), lr=0.005, fused=True)
-    device, precision = torch.device("cpu"), choose_precision(torch.device("cpu"))
     found: dict[str, list[float]] = {}
 
     def timed(part: str, began: float) -> float:
+        settled(device)
         now = time.perf_counter()
         found.setdefault(part, []).append(1000 * (now - began))
         return time.perf_counter()
@@ -154,15 +159,24 @@ def parts(name: str, images: Tensor, rounds: int) -> tuple[dict[str, float], flo
     return {part: statistics.median(values[1:]) for part, values in found.items()}, counter.get_total_flops() / 1e9
 
 
-def peak(dtype: torch.dtype, rounds: int = 7) -> float:
+def settled(device: torch.device) -> None:
+    """Wait until a graphics card has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak(dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
     """GFLOP a second of one large matrix product: the best of several."""
-    one = torch.rand(2048, 2048).to(dtype)
+    side = 8192 if device.type == "cuda" else 2048
+    one = torch.rand(side, side).to(device, dtype)
     seconds = []
     for _ in range(rounds):
+        settled(device)
         began = time.perf_counter()
         one @ one
+        settled(device)
         seconds.append(time.perf_counter() - began)
-    return 2 * 2048**3 / min(seconds) / 1e9
+    return 2 * side**3 / min(seconds) / 1e9
 
 
 def rival(python: str, backbone: str, size: int, steps: int, threads: int) -> float | str:
@@ -174,21 +188,21 @@ def rival(python: str, backbone: str, size: int, steps: int, threads: int) -> fl
     return statistics.median(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def measured(given: argparse.Namespace, threads: int) -> dict[str, object]:
+def measured(given: argparse.Namespace, threads: int, device: torch.device) -> dict[str, object]:
     images = Drawn(given.images, given.size)
     steps = -(-given.images // BATCH)
     first, cached, uncached, plain, gaps = [], [], [], [], []
     for _ in range(given.rounds):
-        seconds, losses, batches = ours(given.backbone, images, 2, is_cached=True)
+        seconds, losses, batches = ours(given.backbone, images, 2, True, device)
         first.append(seconds[0])
         cached.append(seconds[1])
-        uncached.append(ours(given.backbone, images, 1, is_cached=False)[0][0])
-        seconds_usual, loss_usual = usual(given.backbone, images.images, batches[:steps])
+        uncached.append(ours(given.backbone, images, 1, False, device)[0][0])
+        seconds_usual, loss_usual = usual(given.backbone, images.images, batches[:steps], device)
         plain.append(seconds_usual)
         gaps.append(abs(losses[0] / loss_usual - 1))
-    pieces, gflop = parts(given.backbone, images.images[:BATCH], given.rounds + 2)
+    pieces, gflop = parts(given.backbone, images.images[:BATCH], given.rounds + 2, device)
     products = statistics.median([pieces["student"] + pieces["gradients"]])
-    ceiling = {"fp32": peak(torch.float32), "bf16": peak(torch.bfloat16)}
+    ceiling = {"fp32": peak(torch.float32, device), "bf16": peak(torch.bfloat16, device)}
     middle = {
         "usual": statistics.median(plain),
         "ours, every epoch but the first": statistics.median(cached),
@@ -197,6 +211,7 @@ def measured(given: argparse.Namespace, threads: int) -> dict[str, object]:
     }
     found: dict[str, object] = {
         "epoch_s": {key: round(value, 2) for key, value in middle.items()},
+        "images_a_second": round(given.images / middle["ours, every epoch but the first"], 1),
         "usual_over_ours": round(middle["usual"] / middle["ours, every epoch but the first"], 2),
         "losses_differ_by": f"{max(gaps):.2%}",
         "parts_of_a_step_ms": {part: round(value, 1) for part, value in pieces.items()},
@@ -218,12 +233,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rival-python")
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    threads = set_threads(given.threads)
-    chosen: Precision = choose_precision(torch.device("cpu"))
+    threads, device = set_threads(given.threads), choose_device(given.device)
+    chosen: Precision = choose_precision(device)
     asked = {"backbone": given.backbone, "size": given.size, "images": given.images, "threads": threads}
-    machine = {"torch": torch.__version__, "precision": chosen.name, "why": chosen.reason}
-    print(json.dumps({**asked, **machine, **measured(given, threads)}, indent=2))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    machine = {"device": name, "torch": torch.__version__, "precision": chosen.name, "why": chosen.reason}
+    print(json.dumps({**asked, **machine, **measured(given, threads, device)}, indent=2))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from blemish.contract import Method, Prediction, TrainingImages
 from blemish.errors import BlemishError, Cancelled, ConfigError, RegimeError
 from blemish.inspection.inspector import Inspector, load
 from blemish.registry import METHODS, make_config, method_class, option_table
-from blemish.run import Run
+from blemish.run import Run, choose_device
 from blemish.training import setup
 from blemish.training.fit import fit
 
@@ -33,6 +34,9 @@ STEPS = 15
 
 QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
+
+DEVICE = choose_device(os.environ.get("BLEMISH_TEST_DEVICE", "cpu"))
+"""The whole contract may be asked of a graphics card: scripts/gpu/check.sh does."""
 
 REGIMES = ("clean", "contaminated", "weak")
 Pixels = NDArray[np.uint8]
@@ -125,7 +129,7 @@ def learn(folders: dict[str, Path], backbones, name: str):
                 size=size,
                 calibration="none",
                 precision=precision,
-                run=run or Run(seed=seed),
+                run=dataclasses.replace(run or Run(seed=seed), device=DEVICE),
             )
 
     return learned

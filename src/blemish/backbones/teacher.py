@@ -69,7 +69,10 @@ class FrozenTeacher:
             cache = FeatureCache(self._features(first.images), identity(self.backbone), folder)
             needed, hint = count * cache.bytes_each, ""
             if cache.folder is None:
-                place, limit, why = "memory", int(0.25 * available_memory()), "a quarter of the memory available"
+                free, place, why = available_memory(), "memory", "a quarter of the memory available"
+                if (device := _device(self.backbone)).type == "cuda":
+                    free, why = torch.cuda.mem_get_info(device)[0], "a quarter of the graphics card's free memory"
+                limit = int(0.25 * free)
                 hint = "; a folder on a disk may hold them (--cache DIR)"
             else:
                 place, why = str(folder), "half of the disk's free space"

@@ -75,7 +75,14 @@ class Learner:
             inspector = Inspector(method, self.name, preparation)
             if on_epoch is not None:
                 run = dataclasses.replace(run, on_epoch=lambda epoch, means: on_epoch(epoch, means, inspector))
-            method.fit(training, self.teacher, run)
+            try:
+                method.fit(training, self.teacher, run)
+            except torch.OutOfMemoryError as error:
+                batch = getattr(self.config, "batch_size", 1)
+                smaller = (
+                    f"--set batch_size={batch // 2} in place of {batch}, or a smaller" if batch > 1 else "a smaller"
+                )
+                raise MemoryError(f"the graphics card's memory is full; try {smaller} --size") from error
         for tensor in method.state_dict().values():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 way_out = "Lower the learning rate, such as --set learning_rate=0.001"

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# What a graphics card is asked, within nine minutes: tests, speed beside the usual loops, then figures at full length.
+#   scripts/gpu/check.sh FOLDER OUT        FOLDER as scripts/gpu/pack.sh makes it: wheels/ and data/
+#   BLEMISH_GPU_TRY=1 scripts/gpu/check.sh FOLDER OUT      the same on the processor, tiny: it works the first time
+# Each part has its own limit and leaves what it found in OUT, as it is found; a part that fails stops no other.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+FOLDER=$(realpath "$1")
+OUT=$(mkdir -p "$2" && realpath "$2")
+BEGAN=$SECONDS
+PYTHON=${PYTHON:-python3}
+if compgen -G "$FOLDER/wheels/*.whl" >/dev/null; then
+    site=$(mktemp -d)
+    $PYTHON -m pip install -q --no-index --no-deps --no-compile --target "$site" "$FOLDER"/wheels/*.whl || exit 1
+fi
+export PYTHONPATH="src:benchmarks${site:+:$site}${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+if [ -n "${BLEMISH_GPU_TRY:-}" ]; then
+    DEVICE=cpu JOBS=1 WHOLE=270 ONLY="*magnetic_tile*" TESTS="shapes and padim" RECIPE=$OUT/tiny.toml SMALL="--size 64 --rounds 1"
+    sed -e 's/^epochs = .*/epochs = 1/' -e 's/^seeds = .*/seeds = [0]/' -e 's/^size = .*/size = 64/' \
+        recipes/claims/on-a-card.toml >"$RECIPE"
+    BACKBONES=test_resnet IMAGES=16 BATCH=4 CORESET="equality"
+else
+    DEVICE=cuda JOBS=8 WHOLE=530 ONLY="*" TESTS="not nothing" RECIPE=recipes/claims/on-a-card.toml SMALL=""
+    BACKBONES="resnet18 wide_resnet50_2 efficientnet_lite0" IMAGES=512 BATCH=16 CORESET="speed memory"
+fi
+
+part() { # seconds name command...
+    local limit=$1 name=$2 left=$((WHOLE - SECONDS + BEGAN))
+    shift 2
+    [ "$left" -lt "$limit" ] && limit=$left
+    [ "$limit" -lt 5 ] && { echo "$name: no time left" | tee -a "$OUT/parts.txt"; return; }
+    local since=$SECONDS
+    timeout --signal=INT --kill-after=5 "$limit" "$@" >"$OUT/$name.txt" 2>&1
+    echo "$name: exit status $? after $((SECONDS - since)) s" | tee -a "$OUT/parts.txt"
+}
+
+{ nvidia-smi 2>/dev/null || true; $PYTHON -c "import torch; print(torch.__version__, torch.version.cuda)"; } >"$OUT/machine.txt"
+part 60 cuda $PYTHON -m pytest -q -p no:cacheprovider tests/gpu -k "not try"
+BLEMISH_TEST_DEVICE=$DEVICE part 120 contract $PYTHON -m pytest -q -p no:cacheprovider -n $JOBS tests/contract -k "$TESTS"
+for name in $BACKBONES; do
+    part 45 "rd-$name" $PYTHON benchmarks/rd.py --backbone "$name" --images $IMAGES --device $DEVICE --rounds 2 $SMALL
+done
+part 40 coreset $PYTHON benchmarks/coreset.py $CORESET --device $DEVICE
+for name in $BACKBONES; do
+    part 30 "rdpp-$name" $PYTHON benchmarks/rdpp.py --backbone "$name" --device $DEVICE --batch $BATCH $SMALL
+done
+set -- "$FOLDER"/data/*/
+part 40 cdd $PYTHON benchmarks/cdd.py "$1" --device $DEVICE --epochs 2 --rounds 1 --size 64
+part 40 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1
+part 600 bench $PYTHON -m blemish bench "$RECIPE" --data "$FOLDER/data" --device $DEVICE --jobs $JOBS \
+    --only "$ONLY" --results "$OUT" --reports "$(mktemp -d)"
+cat "$OUT/parts.txt"
