@@ -72,7 +72,7 @@ def test_a_full_card_is_said_with_a_smaller_batch(folder: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(420)
 def test_a_try_of_the_script_on_the_processor(tmp_path: Path) -> None:
     """All that the script does on a card, tiny: every part but those that need one ends well and leaves its rows."""
     rng = np.random.default_rng(1)
@@ -92,4 +92,4 @@ def test_a_try_of_the_script_on_the_processor(tmp_path: Path) -> None:
     assert not wrong, wrong + [
         (tmp_path / "out" / f"{line.partition(':')[0]}.txt").read_text()[-800:] for line in wrong
     ]
-    assert len((tmp_path / "out/ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 4, done.stdout
+    assert len((tmp_path / "out/ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 1, done.stdout
