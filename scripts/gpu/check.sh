@@ -46,7 +46,7 @@ for name in $BACKBONES; do
 done
 set -- "$FOLDER"/data/*/
 part 40 cdd $PYTHON benchmarks/cdd.py "$1" --device $DEVICE --epochs 2 --rounds 1 --size 64
-part 40 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1
+part 70 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1
 bench() { # recipe only
     part 600 "bench-$(basename "$1" .toml)" $PYTHON -m blemish bench "$1" --only "$2" --data "$FOLDER/data" \
         --device $DEVICE --jobs $JOBS --results "$OUT" --reports "$(mktemp -d)"
