@@ -38,10 +38,10 @@ def test_only_what_is_between_the_markers_changes(script):
 
 def test_a_new_row_makes_the_table_another_one(script, tmp_path):
     (tmp_path / "recipes").mkdir()
-    shutil.copy(ROOT / "recipes" / "quick.toml", tmp_path / "recipes" / "mine.toml")
+    shutil.copy(ROOT / "recipes" / "quick.toml", tmp_path / "recipes" / "few-labels.toml")
     (tmp_path / "results").mkdir()
     assert script.readme_tables(tmp_path) == ""
-    cell = experiments(load_recipe(tmp_path / "recipes" / "mine.toml"))[0]
+    cell = experiments(load_recipe(tmp_path / "recipes" / "few-labels.toml"))[0]
     row = {
         "key": "k", "status": "done", "set": cell.set_name, "configuration": cell.configuration, "seed": 0,
         "commit": None, "device": "cpu", "machine": {"processor": "some"}, "precision": "fp32", "data_digest": "d",
@@ -51,7 +51,9 @@ def test_a_new_row_makes_the_table_another_one(script, tmp_path):
     (tmp_path / "results" / "ledger.jsonl").write_text(json.dumps(row) + "\n")
     tables = script.readme_tables(tmp_path)
     assert "| demo/brick | – | 0.876 | – |" in tables or "| demo/brick | – | 0.877 | – |" in tables
-    assert "blemish bench recipes/mine.toml" in script.results_page(tmp_path)
+    (tmp_path / "recipes" / "few-labels.toml").rename(tmp_path / "recipes" / "other.toml")
+    assert script.readme_tables(tmp_path) == ""  # the README shows a few recipes alone
+    assert "blemish bench recipes/other.toml" in script.results_page(tmp_path)
 
 
 def test_every_row_of_the_ledger_still_belongs_to_a_recipe():
