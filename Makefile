@@ -32,7 +32,7 @@ test-slow: $(READY)   ## stops and kills, long examples, browsers and servers wh
 	$(PYTEST) -m slow
 
 test-avx2: $(READY)   ## the methods' common tests as a processor without AVX-512 and bf16 units computes
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) tests/contract tests/ops
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" tests/contract tests/ops
 
 lint: $(READY)
 	$(BIN)/ruff check .

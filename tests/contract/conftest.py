@@ -1,0 +1,22 @@
+"""The whole contract is asked of the ten methods that the five papers are about in ``make test``.
+
+Of the systems they compare with, ``make test`` asks what a user would meet first, and ``make test-slow`` the rest.
+"""
+
+import pytest
+
+MAIN = {"patchcore", "nkd", "rd", "rdpp", "fmam", "cdd", "softpatch", "ckaad", "deepsad", "devnet"}
+FIRST = (
+    "test_the_entry_is_whole",
+    "test_options_",
+    "test_shapes_",
+    "test_a_planted_defect_",
+    "test_a_saved_and_loaded_method_",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")  # type: ignore[attr-defined]
+        if "test_methods.py" in item.nodeid and name and name not in MAIN and not item.name.startswith(FIRST):
+            item.add_marker(pytest.mark.slow)
