@@ -7,7 +7,7 @@ import html
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
@@ -107,18 +107,11 @@ class Judge(ABC):
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least 1 is needed")
 
-        tiling = self.preparation.tiling
-
         def load(item: T) -> tuple[DecodedImage | None, Any]:
             image = read(item)
-            if not isinstance(image, DecodedImage):
-                return None, image
-            if tiling is None:
-                return image, self.prepared(image)
-            self.preparation.check(image)
-            return image, self.preparation.cut(image)
+            return (image, self.loaded(image)) if isinstance(image, DecodedImage) else (None, image)
 
-        remaining, together = iter(items), batch_size if tiling is None else 1
+        remaining, together = iter(items), batch_size if self.preparation.tiling is None else 1
         with ThreadPoolExecutor(WORKERS) as pool:
             batches = iter(lambda: [(item, pool.submit(load, item)) for item in islice(remaining, together)], [])
             following = next(batches, [])
@@ -132,16 +125,33 @@ class Judge(ABC):
                         if on_error is None:
                             raise
                         on_error(item, error)
-                found: Iterable[tuple[float, Map | None]] = ()
-                if tiling is not None and readable and (image := readable[0][1]) is not None:
-                    found = [self._of_tiles(tiling, image, readable[0][2], pool, batch_size)]
-                elif readable:
-                    found = self.computed([prepared for *_, prepared in readable])
+                found = self._scored([(image, prepared) for _, image, prepared in readable], batch_size, pool.map)
                 for (item, image, prepared), (score, map_) in zip(readable, found):
                     yield Scored(item, image, prepared, score, map_)
 
+    def loaded(self, image: DecodedImage) -> Any:
+        """What ``judged`` takes beside an image: as prepared, or its tiles; an ImageError as of ``prepared``."""
+        if self.preparation.tiling is None:
+            return self.prepared(image)
+        self.preparation.check(image)
+        return self.preparation.cut(image)
+
+    def judged(self, images: Sequence[tuple[DecodedImage, Any]]) -> list[Verdict]:
+        """Judge together images that were ``loaded`` before, each with what that gave, in this thread alone."""
+        found = zip(images, self._scored(images, BATCH, map))
+        return [self._verdict(Scored(None, *image, score, map_)) for image, (score, map_) in found]
+
+    def _scored(
+        self, images: Sequence[tuple[DecodedImage | None, Any]], batch_size: int, run: Callable[..., Iterator[Any]]
+    ) -> Iterable[tuple[float, Map | None]]:
+        """Raw score and map of each; ``run`` maps a function over tiles."""
+        tiling = self.preparation.tiling
+        if tiling is None or not all(image for image, _ in images):
+            return self.computed([prepared for _, prepared in images]) if images else ()
+        return [self._of_tiles(tiling, image, tiles, run, batch_size) for image, tiles in images if image is not None]
+
     def _of_tiles(
-        self, tiling: Tiling, image: DecodedImage, tiles: Sequence[DecodedImage], pool: Executor, batch_size: int
+        self, tiling: Tiling, image: DecodedImage, tiles: Sequence[DecodedImage], run: Any, batch_size: int
     ) -> tuple[float, Map | None]:
         """The largest score of an image's tiles, each by the method's own rule, and their maps blended.
 
@@ -152,7 +162,7 @@ class Judge(ABC):
         def maps() -> Iterator[tuple[Window, Map]]:
             for start in range(0, len(tiles), batch_size):
                 some = tiles[start : start + batch_size]
-                found = self.computed([*pool.map(self.prepared, some)])
+                found = self.computed([*run(self.prepared, some)])
                 for window, tile, (score, map_) in zip(windows[start:], some, found):
                     scores.append(score)
                     if map_ is not None:

@@ -18,10 +18,9 @@ class Events:
 
     def publish(self, kind: str, data: dict[str, Any]) -> None:
         """Tell all listeners; from any thread."""
-        message = f"event: {kind}\ndata: {json.dumps(data)}\n\n"
         if self._listeners and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._put, message)
+                self._loop.call_soon_threadsafe(self._put, f"event: {kind}\ndata: {json.dumps(data)}\n\n")
 
     def _put(self, message: str) -> None:
         for listener in self._listeners:

@@ -13,7 +13,7 @@ SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 class Metrics:
     """Counts by decision, latency, what waits, refusals, and whether promises hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, judges: Mapping[str, JudgeQueue]) -> None:
         self._registry = own = CollectorRegistry()
         self._judged = Counter("blemish_inspections", "Images judged", ["model", "decision"], registry=own)
         labels = ["model"]
@@ -24,9 +24,6 @@ class Metrics:
         self.holds = Gauge("blemish_promise_holds", "1 while no test speaks against it", labels, registry=own)
         self.undelivered = Gauge("blemish_undelivered", "Messages that wait for a sink", ["sink"], registry=own)
         self._waiting = Gauge("blemish_waiting", "Photographs taken and not yet answered", labels, registry=own)
-        self._judges: Mapping[str, JudgeQueue] = {}
-
-    def watch(self, judges: Mapping[str, JudgeQueue]) -> None:
         self._judges = judges
 
     def judged(self, answer: Mapping[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Photographs and models on disk, each below the SHA-256 of its content: no name from outside becomes a path.
 
-A photograph is written to ``incoming/``, safe against a power cut, before its row is committed, and moved to its place
-after that. A station that was killed in between finds it there at its next start, and keeps it if the row stands.
+A photograph is written to ``incoming/`` before its row is committed, and moved to its place after that. A station that
+was killed in between finds it there at its next start, and keeps it if the row stands. When it reaches the disk is left
+to the operating system, half a minute later as a rule: each would cost its sender two waits for the disk. What a power
+cut left of one is known by its digest, and is never taken for the photograph.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from blemish.errors import OutputError
+from blemish.run import written_atomically
 
 
 class Pictures:
@@ -32,22 +35,15 @@ class Pictures:
 
     def write(self, photographs: Mapping[str, bytes]) -> None:
         """To ``incoming/``, by digest, unless there or in their place; an OutputError where the disk is full."""
-        missing = [name for name in photographs if not (self.path(name).exists() or (self.incoming / name).exists())]
-        temporary = self.incoming / "next.part"
-        try:
-            for name in missing:
-                with temporary.open("wb") as file:
-                    file.write(photographs[name])
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self.incoming / name)
-            if missing and hasattr(os, "O_DIRECTORY"):  # the new names, too, must be on the disk
-                handle = os.open(self.incoming, os.O_RDONLY | os.O_DIRECTORY)
-                os.fsync(handle)
-                os.close(handle)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(f"the photograph was not written ({reason}): free or mend the disk") from error
+        for name, content in photographs.items():
+            if any(_size(path) == len(content) for path in (self.path(name), self.incoming / name)):
+                continue
+            try:
+                (self.incoming / name).write_bytes(content)
+            except OSError as error:
+                (self.incoming / name).unlink(missing_ok=True)
+                reason = error.strerror or error
+                raise OutputError(f"the photograph was not written ({reason}): free or mend the disk") from error
 
     def settle(self, digest: str) -> None:
         """Move a photograph whose row is committed to its place."""
@@ -69,10 +65,11 @@ class Pictures:
         return moved, removed
 
     def read(self, digest: str) -> bytes | None:
-        """A photograph's content, or None."""
+        """A photograph's content, None where it is not there or not whole."""
         for path in (self.path(digest), self.incoming / digest, self.path(digest)):  # it may move in between
             with contextlib.suppress(OSError):
-                return path.read_bytes()
+                if hashlib.sha256(content := path.read_bytes()).hexdigest() == digest:
+                    return content
         return None
 
     def remove(self, digest: str) -> None:
@@ -91,14 +88,15 @@ class Pictures:
         suffix = source.suffix if source.suffix in (".blemish", ".onnx") else ".blemish"
         target = self.models / f"{digest}{suffix}"
         if not target.exists():
-            temporary = target.with_suffix(".part")
-            try:
+            with written_atomically(target) as temporary:
                 shutil.copyfile(source, temporary)
-                temporary.replace(target)
-            except OSError as error:
-                temporary.unlink(missing_ok=True)
-                raise OutputError(f"{target} was not written ({error.strerror}): free some disk space") from error
         return target
+
+
+def _size(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return None
 
 
 def digest_of_file(path: Path) -> str:

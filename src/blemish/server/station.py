@@ -1,7 +1,8 @@
 """The station itself: models that judge, what is kept of it, and who is told."""
 
 import contextlib
-import logging
+import json
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -27,7 +28,6 @@ from blemish.server.tables import inspections, models
 
 RECENT, RECENT_PIXELS = 24, 4_000_000  # verdicts kept whole in memory, for their pictures
 REPLAYED = ("decision", "score", "p_value", "regions", "width", "height")
-log = logging.getLogger("blemish.server")
 
 
 class Station:
@@ -44,8 +44,8 @@ class Station:
         self.store = Store(settings.store)
         self.store.hold()
         self.pictures, self.access = Pictures(settings.images), Access(self.store, settings)
-        self.events, self.metrics = Events(), Metrics()
         self.judges: dict[str, JudgeQueue] = {}
+        self.events, self.metrics = Events(), Metrics(self.judges)
         self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict
         self.cameras: Mapping[str, Any] = {}  # the feed of each model's camera
         self._swapping = threading.Lock()
@@ -66,7 +66,6 @@ class Station:
             if rows and self.store.rows(select(models).where(models.c.digest == digest, models.c.name == name)):
                 file = self.pictures.models / f"{rows[0].digest}{rows[0].suffix}"  # noqa: PLW2901
             self.put_model(name, file, "start", "station")
-        self.metrics.watch(self.judges)
 
     def close(self) -> None:
         for judge in self.judges.values():
@@ -116,14 +115,8 @@ class Station:
     ) -> None:
         """Keep in the store which model has which state; an active one retires the one before it."""
         first = select(models.c.scores).where(models.c.digest == (same_scores_as or model.digest))
-        row = {
-            "digest": model.digest,
-            "name": name,
-            "suffix": model.suffix,
-            "state": state,
-            "at": time.time(),
-            "why": why,
-        }
+        row: dict[str, Any] = {"digest": model.digest, "name": name, "suffix": model.suffix}
+        row |= {"state": state, "at": time.time(), "why": why}
         with self.store.write() as connection:
             row["scores"] = connection.scalar(first) or same_scores_as or model.digest
             if state == "active":
@@ -153,9 +146,8 @@ class Station:
         judge = self.judge(name)
         info, model = judge.model.inspector.info(), judge.model
         row = self.store.rows(select(models).where(models.c.digest == model.digest, models.c.name == name))[0]
-        named = {
-            key: info.get(key) for key in ("promise", "method", "threshold", "review_threshold", "pixel_threshold")
-        }
+        keys = ("promise", "method", "threshold", "review_threshold", "pixel_threshold")
+        named = {key: info.get(key) for key in keys}
         waits = {"waiting": judge.depth, "may_wait": self.settings.queue}
         return {"model": name, "digest": model.digest, "since": row.at, "why": row.why, **named, **waits}
 
@@ -170,9 +162,8 @@ class Station:
                 for photograph in batch:
                     self.pictures.settle(photograph.digest)
         for photograph, answer in zip(batch, answers):
-            verdict = photograph.verdict
-            if verdict is not None and verdict.size[0] * verdict.size[1] <= RECENT_PIXELS:
-                self._recent[answer["id"]] = verdict
+            if math.prod(photograph.verdict.size) <= RECENT_PIXELS:
+                self._recent[answer["id"]] = photograph.verdict
             self.metrics.judged(answer)
             self.events.publish("inspection", answer)
         while len(self._recent) > RECENT:
@@ -191,6 +182,13 @@ class Station:
             raise HTTPException(404, f"there is no inspection {number}")
         return row
 
+    def say(self, number: int, said: str | None, kind: str, person: str) -> dict[str, Any]:
+        """Keep what a person says of a verdict, None to take it back; an HTTPException 404 where there is none."""
+        if (row := self.store.say(number, said, kind, person)) is None:
+            raise HTTPException(404, f"there is no inspection {number}")
+        self.events.publish("said", answer := as_json(row))
+        return answer
+
     def photograph(self, row: Row[Any]) -> bytes:
         """The file as it was sent; an HTTPException 410 where it is kept no longer."""
         content = self.pictures.read(row.image) if row.image_kept else None
@@ -206,9 +204,8 @@ class Station:
         """
         if not afresh and (recent := self._recent.get(row.id)) is not None:
             return recent
-        pixels = decode(self.photograph(row), self.settings.max_pixels)
-        found: Verdict = [*self.inspector(row.digest).many([pixels] * row.batch, row.batch)][row.position]
-        return found
+        image, inspector = decode(self.photograph(row), self.settings.max_pixels), self.inspector(row.digest)
+        return inspector.judged([(image, inspector.loaded(image))] * row.batch)[row.position]
 
     def inspector(self, digest: str) -> Judge:
         """By the digest of its file; an HTTPException 410 where no copy of it is left."""
@@ -227,20 +224,8 @@ class Station:
     def replay(self, number: int) -> dict[str, Any]:
         """Judge a photograph again by the model that judged it, and compare to the last bit."""
         row = self.inspection(number)
-        again, stored = self.verdict(row, afresh=True).as_dict(), as_json(row)
         # As JSON they are compared: that is what was answered.
-        differ = [name for name in REPLAYED if _plain(again[name]) != stored[name]]
-        return {
-            "id": number,
-            "same": not differ,
-            "differ": differ,
-            "stored": {name: stored[name] for name in REPLAYED},
-            "replayed": {name: again[name] for name in REPLAYED},
-        }
-
-
-def _plain(value: Any) -> Any:
-    """Without tuples, as JSON has it."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        again, stored = json.loads(json.dumps(self.verdict(row, afresh=True).as_dict())), as_json(row)
+        replayed, before = ({name: one[name] for name in REPLAYED} for one in (again, stored))
+        differ = [name for name in REPLAYED if replayed[name] != before[name]]
+        return {"id": number, "same": not differ, "differ": differ, "stored": before, "replayed": replayed}

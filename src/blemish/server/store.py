@@ -10,23 +10,20 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Row, Select, create_engine, delete, event, func, insert, select, text, update
+from sqlalchemy import inspect as look_into
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from blemish.errors import ConfigError, StoreError
-from blemish.server.tables import audit, inspections, labels, outbox
+from blemish.server.tables import VERSION, audit, inspections, labels, metadata, outbox
 
 CHAINED = ("id", "model", "digest", "image", "name", "part", "decision", "score", "p_value", "batch", "position")
 """What the audit trail says of a verdict, and ``verify`` compares with its row."""
@@ -63,21 +60,25 @@ class Search(BaseModel):
 
     def apply(self, query: Select[Any]) -> Select[Any]:
         """The query with these conditions, without order and limit."""
-        columns = inspections.c
-        for name in ("model", "decision", "part"):
-            if (value := getattr(self, name)) is not None:
-                query = query.where(columns[name] == value)
-        if self.said is not None:
-            has = columns.said.is_not(None) if self.said == "something" else columns.said.is_(None)
-            query = query.where(columns.said == self.said if self.said in ("good", "bad") else has)
-        since, until = self.since, self.until
-        if self.day is not None:
-            query = query.where(columns.at >= midnight(self.day), columns.at < midnight(self.day + timedelta(days=1)))
-        query = query if since is None else query.where(columns.at >= since.timestamp())
-        query = query if until is None else query.where(columns.at < until.timestamp())
-        query = query if self.min_score is None else query.where(columns.score >= self.min_score)
-        query = query if self.max_score is None else query.where(columns.score <= self.max_score)
-        return query if self.cursor is None else query.where(columns.id < self.cursor)
+        return query.where(*(CONDITIONS[name](value) for name, value in self if name in CONDITIONS and value is not None))
+
+
+def _said(word: str) -> Any:
+    column = inspections.c.said
+    return {"something": column.is_not(None), "nothing": column.is_(None)}.get(word, column == word)
+
+
+CONDITIONS: dict[str, Callable[[Any], Any]] = {
+    **{name: inspections.c[name].__eq__ for name in ("model", "decision", "part")},
+    "said": _said,
+    "day": lambda day: (inspections.c.at >= midnight(day)) & (inspections.c.at < midnight(day + timedelta(days=1))),
+    "since": lambda since: inspections.c.at >= since.timestamp(),
+    "until": lambda until: inspections.c.at < until.timestamp(),
+    "min_score": inspections.c.score.__ge__,
+    "max_score": inspections.c.score.__le__,
+    "cursor": inspections.c.id.__lt__,
+}
+"""What a search asks of a row."""
 
 
 def midnight(day: date) -> float:
@@ -134,17 +135,25 @@ class Store:
             raise
 
     def _migrate(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", "blemish.server:migrations")
         with self.write() as connection:
-            config.attributes["connection"] = connection
-            try:
-                command.upgrade(config, "head")
-            except CommandError as error:
-                raise StoreError(
-                    f"the store {self.name} was written by another version of Blemish ({error}): update Blemish, or "
-                    "give it another --store"
-                ) from error
+            if not look_into(connection).has_table("alembic_version"):  # new: made whole, with no step in between
+                metadata.create_all(connection, checkfirst=False)
+                connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
+                connection.execute(text("INSERT INTO alembic_version VALUES (:now)"), {"now": VERSION})
+            elif connection.scalar(text("SELECT version_num FROM alembic_version")) != VERSION:
+                from alembic import command
+                from alembic.config import Config
+                from alembic.util.exc import CommandError
+
+                config = Config(attributes={"connection": connection})
+                config.set_main_option("script_location", "blemish.server:migrations")
+                try:
+                    command.upgrade(config, "head")
+                except CommandError as error:
+                    raise StoreError(
+                        f"the store {self.name} was written by another version of Blemish ({error}): update Blemish, or "
+                        "give it another --store"
+                    ) from error
 
     @property
     def name(self) -> str:
@@ -328,9 +337,3 @@ def _begin_sqlite(connection: Connection) -> None:
     # A transaction that writes takes its lock at once: one that upgraded a reader's lock could only fail.
     kind = "IMMEDIATE" if connection.get_execution_options().get("writes") else "DEFERRED"
     connection.execute(text(f"BEGIN {kind}"))
-
-
-def database_folder(url: str) -> Path | None:
-    """The folder of an SQLite store, to say how full its disk is."""
-    database = make_url(url if "://" in url else f"sqlite:///{url}")
-    return Path(database.database or ".").parent if database.get_backend_name() == "sqlite" else None

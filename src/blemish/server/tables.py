@@ -3,36 +3,41 @@
 A change here needs a step in ``migrations/versions``, by which a store of the version before becomes one of this.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from sqlalchemy import JSON, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
+VERSION = "0002"  # the newest step
 metadata = MetaData()
 Float = Double  # 64 bits everywhere: a score must come back as it was
+Short, Word, Name, Digest = String(8), String(16), String(64), String(64)
+
+
+def _of(kind: Any, names: str, **options: Any) -> Iterator[Column[Any]]:
+    for name in names.split():
+        yield Column(name, kind, **{"nullable": False, **options})
+
 
 inspections = Table(
     "inspections",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("at", Float, nullable=False),
-    Column("model", String(64), nullable=False),
-    Column("digest", String(64), nullable=False),  # of the model's file
-    Column("image", String(64), nullable=False),  # SHA-256 of the image file's content: its name on disk
-    Column("image_kept", Boolean, nullable=False),
-    Column("source", String(64), nullable=False),  # http, or the name of a watched folder or camera
-    Column("name", Text, nullable=False),  # of the file, as the sender called it
-    Column("part", String(200)),
-    Column("decision", String(8)),
-    Column("score", Float),  # None where it is not finite
-    Column("p_value", Float),
-    Column("regions", JSON, nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-    Column("brightness", Float, nullable=False),
-    Column("sharpness", Float, nullable=False),
-    Column("milliseconds", Float, nullable=False),  # from arrival to judged
-    Column("batch", Integer, nullable=False),  # how many images were judged together ...
-    Column("position", Integer, nullable=False),  # ... and which of them this was: what a replay repeats
-    Column("said", String(4)),  # good or bad: what a person said last
-    Column("kind", String(100)),  # of defect, where a person named it
+    *_of(Float, "at brightness sharpness"),
+    *_of(Float, "milliseconds"),  # from arrival to judged
+    *_of(Name, "model"),
+    *_of(Digest, "digest image"),  # SHA-256 of the model's file and of the image file: their names on disk
+    *_of(Boolean, "image_kept"),
+    *_of(Name, "source"),  # http, folder, camera or line
+    *_of(Text, "name"),  # of the file, as the sender called it
+    *_of(String(200), "part", nullable=True),
+    *_of(Short, "decision", nullable=True),
+    *_of(Float, "score p_value", nullable=True),  # None where it is not finite
+    *_of(JSON, "regions"),
+    *_of(Integer, "width height"),
+    *_of(Integer, "batch position"),  # how many images were judged together, and which of them: a replay repeats it
+    *_of(String(4), "said", nullable=True),  # good or bad: what a person said last
+    *_of(String(100), "kind", nullable=True),  # of defect, where a person named it
     Index("ix_inspections_at", "at"),
     Index("ix_inspections_model", "model", "id"),
     Index("ix_inspections_part", "part"),
@@ -43,73 +48,66 @@ labels = Table(
     "labels",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("at", Float, nullable=False),
-    Column("inspection", Integer, nullable=False, index=True),
-    Column("said", String(4), nullable=False),
-    Column("kind", String(100), nullable=False),
-    Column("person", String(100), nullable=False),
+    *_of(Float, "at"),
+    *_of(Integer, "inspection", index=True),
+    *_of(String(4), "said"),
+    *_of(String(100), "kind person"),
 )
 models = Table(
     "models",
     metadata,
-    Column("name", String(64), primary_key=True),
-    Column("digest", String(64), primary_key=True),  # of the file, which is kept below that name
-    Column("suffix", String(16), nullable=False),
-    Column("state", String(10), nullable=False),  # active or retired
-    Column("at", Float, nullable=False),  # since when it has that state
-    Column("why", Text, nullable=False),
-    Column("scores", String(64), nullable=False),  # digest of the first model that gave the same scores
+    *_of(Name, "name digest", primary_key=True),  # the file is kept below its digest
+    *_of(Word, "suffix"),
+    *_of(String(10), "state"),  # active or retired
+    *_of(Float, "at"),  # since when it has that state
+    *_of(Text, "why"),
+    *_of(Digest, "scores"),  # digest of the first model that gave the same scores
 )
 audit = Table(
     "audit",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("at", Float, nullable=False),
-    Column("kind", String(32), nullable=False),
-    Column("actor", String(100), nullable=False),
-    Column("body", Text, nullable=False),  # JSON
-    Column("hash", String(64), nullable=False),  # of the row before and of this one
+    *_of(Float, "at"),
+    *_of(String(32), "kind"),
+    *_of(String(100), "actor"),
+    *_of(Text, "body"),  # JSON
+    *_of(Digest, "hash"),  # of the row before and of this one
     sqlite_autoincrement=True,
 )
 tokens = Table(
     "tokens",
     metadata,
-    Column("hash", String(64), primary_key=True),
-    Column("name", String(100), nullable=False),
-    Column("role", String(8), nullable=False),
-    Column("at", Float, nullable=False),
-    Column("revoked", Boolean, nullable=False),
+    Column("hash", Digest, primary_key=True),
+    *_of(String(100), "name"),
+    *_of(Short, "role"),
+    *_of(Float, "at"),
+    *_of(Boolean, "revoked"),
 )
 sessions = Table(
     "sessions",
     metadata,
-    Column("hash", String(64), primary_key=True),
-    Column("token", String(64), nullable=False),
-    Column("csrf", String(64), nullable=False),
-    Column("expires", Float, nullable=False),
+    Column("hash", Digest, primary_key=True),
+    *_of(Digest, "token csrf"),
+    *_of(Float, "expires"),
 )
 windows = Table(  # of consecutive parts, each tested once against the promise
     "windows",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("model", String(64), nullable=False),
-    Column("digest", String(64), nullable=False),
-    Column("last", Integer, nullable=False),  # inspection
-    Column("since", Float, nullable=False),
-    Column("until", Float, nullable=False),
-    Column("parts", Integer, nullable=False),
-    Column("rejected", Integer, nullable=False),
-    Column("p_rejected", Float, nullable=False),
-    Column("p_scores", Float, nullable=False),
-    Column("alarm", Boolean, nullable=False),  # until a person has acknowledged it
+    *_of(Name, "model digest"),
+    *_of(Integer, "last"),  # inspection
+    *_of(Float, "since until"),
+    *_of(Integer, "parts rejected"),
+    *_of(Float, "p_rejected p_scores"),
+    *_of(Boolean, "alarm"),  # until a person has acknowledged it
     Index("ix_windows_model", "model", "digest", "id"),
 )
 outbox = Table(
     "outbox",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("sink", String(64), nullable=False, index=True),
-    Column("inspection", Integer, nullable=False),
-    Column("body", LargeBinary, nullable=False),
+    *_of(Name, "sink", index=True),
+    *_of(Integer, "inspection"),
+    *_of(LargeBinary, "body"),
     sqlite_autoincrement=True,
 )
