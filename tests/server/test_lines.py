@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import http.server
@@ -160,7 +159,7 @@ def test_a_recorded_camera(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mqtt_by_a_real_broker(serve: Serve, inspect: Inspect, good: bytes, tmp_path: Path) -> None:
-    aiomqtt = pytest.importorskip("aiomqtt", reason="the extra [mqtt] is not installed")
+    mqtt = pytest.importorskip("paho.mqtt.client", reason="the extra [mqtt] is not installed")
     if (program := shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin")) is None:
         pytest.skip("mosquitto is not installed")
     with socket.socket() as free:
@@ -171,21 +170,21 @@ def test_mqtt_by_a_real_broker(serve: Serve, inspect: Inspect, good: bytes, tmp_
     client = serve(mqtt=[f"mqtt://127.0.0.1:{port}/line/verdicts"])
     said = [inspect(client, good)]  # while the broker is down
     got: list[dict[str, Any]] = []
-
-    async def listen() -> None:
-        async with aiomqtt.Client("127.0.0.1", port) as own:
-            await own.subscribe("line/#", qos=1)
-            said.append(await asyncio.to_thread(inspect, client, good))
-            async for message in own.messages:
-                got.append(json.loads(message.payload))
-                if len(got) == 2:
-                    return
-
     broker = subprocess.Popen([program, "-c", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    listener = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    listener.on_connect = lambda *_: listener.subscribe("line/#", qos=1)
+    listener.on_subscribe = lambda *_: subscribed.set()
+    listener.on_message = lambda client, _, message: got.append(json.loads(message.payload))
+    subscribed = threading.Event()
     try:
         until(lambda: _listens(port))
-        asyncio.run(asyncio.wait_for(listen(), 60))
+        listener.connect("127.0.0.1", port)
+        listener.loop_start()
+        assert subscribed.wait(30)
+        said.append(inspect(client, good))
+        until(lambda: len(got) == 2, 60)
     finally:
+        listener.loop_stop()
         broker.terminate()
         broker.wait()
     assert got == said

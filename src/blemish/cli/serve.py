@@ -1,7 +1,6 @@
 """The inspection station: ``serve``, ``token``, ``audit-log``."""
 
 import re
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,10 +28,12 @@ def serve(
         list[str] | None, typer.Option(help="[NAME=]FOLDER whose new images are judged.", show_default=False)
     ] = None,
     move: Annotated[bool, typer.Option("--move", help="Watched files go to ok/, review/ or reject/.")] = False,
-    camera: Annotated[
-        list[str] | None, typer.Option(help="[NAME=]NUMBER, address or file of a camera.", show_default=False)
+    cameras: Annotated[
+        list[str] | None, typer.Option("--camera", help="[NAME=]NUMBER, address or file.", show_default=False)
     ] = None,
-    webhook: Annotated[list[str] | None, typer.Option(help="Address told of each verdict.", show_default=False)] = None,
+    webhooks: Annotated[
+        list[str] | None, typer.Option("--webhook", help="Address told of each verdict.", show_default=False)
+    ] = None,
     webhook_secret: Annotated[str, typer.Option(envvar="BLEMISH_WEBHOOK_SECRET", help="Signs its messages.")] = "",
     mqtt: Annotated[list[str] | None, typer.Option(help="mqtt://HOST:PORT/TOPIC.", show_default=False)] = None,
     opcua: Annotated[list[str] | None, typer.Option(help="opc.tcp://HOST:PORT/...", show_default=False)] = None,
@@ -41,10 +42,11 @@ def serve(
         str, typer.Option(help="all, none, or of rejected,reviewed,labelled,1%: others go after an hour.")
     ] = "all",
     max_disk: Annotated[str | None, typer.Option(help="For photographs, such as 20G: the oldest go first.")] = None,
+    shifts: Annotated[str, typer.Option(help="Hours at which a shift begins.")] = "6,14,22",
     queue: Annotated[int, typer.Option(min=1, help="Images of a model that may wait.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Images judged together.")] = 8,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name browsers call it by.", show_default=False)
+    hosts: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A name browsers call it by.", show_default=False)
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="A proxy before it speaks TLS.")] = False,
     *,
@@ -53,31 +55,17 @@ def serve(
     precision: PrecisionOption = "auto",
 ) -> None:
     """The inspection station, with its page. Example: blemish serve parts.blemish --port 8000"""
+    given = {name: value for name, value in locals().items() if value is not None}  # by the names that settings have
     from blemish.server.run import serve as run
-    from blemish.server.settings import LOOPBACK
 
-    files = dict(_named(models))
+    files = _named(models)
     only = next(iter(files)) if len(files) == 1 else None
-    settings = make_settings(
-        models=files,
-        store=store,
-        images=images,
-        training=dict(_named(training, only)),
-        watch=dict(_named(watch, only)),
-        cameras=dict(_named(camera, only)),
-        webhooks=webhook or (),
-        mqtt=mqtt or (),
-        opcua=opcua or (),
-        keep=None if keep is None else _duration(keep),
-        max_disk=None if max_disk is None else _bytes(max_disk),
-        hosts=allow_host or (),
-        **{"host": host, "port": port, "move": move, "webhook_secret": webhook_secret, "keep_images": keep_images},
-        **{"queue": queue, "batch": batch, "tls": tls, "device": device, "threads": threads, "precision": precision},
-    )
+    named = {option: _named(given.get(option), only) for option in ("training", "watch", "cameras")}
+    settings = make_settings(**given | named | {"models": files})
 
     def ready(address: str, station: Any) -> None:
         say(f"the station is ready: {address} (Ctrl-C ends it)")
-        if host not in LOOPBACK and not station.access.has_admin():
+        if not settings.is_open and not station.access.has_admin():
             token = station.access.new_token("first", "admin", "station")
             say(f"its first token, shown this once, of the role admin: {token}")
 
@@ -157,10 +145,11 @@ def make_settings(**given: Any) -> Any:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+        option = f"--{first['loc'][0]}".replace("_", "-") + f" {first['input']}: " if first["loc"] else ""
+        raise ConfigError(option + first["msg"].removeprefix("Value error, ")) from error
 
 
-def _named(given: list[str] | None, default: str | None = None) -> list[tuple[str, str]]:
+def _named(given: list[str] | None, default: str | None = None) -> dict[str, str]:
     """``NAME=PLACE`` pairs; without a name, ``default``, else that of the file."""
     from blemish.errors import ConfigError
 
@@ -172,20 +161,4 @@ def _named(given: list[str] | None, default: str | None = None) -> list[tuple[st
         if name in pairs:
             raise ConfigError(f"{text}: there is a {name} already: write NAME=FILE to give another name")
         pairs[name] = place
-    return list(pairs.items())
-
-
-def _duration(text: str) -> timedelta:
-    from blemish.errors import ConfigError
-
-    if not (match := re.fullmatch(r"(\d{1,5})([hdw])", text)):
-        raise ConfigError(f"--keep {text}: give hours, days or weeks, such as 12h, 30d or 8w")
-    return timedelta(**{{"h": "hours", "d": "days", "w": "weeks"}[match[2]]: int(match[1])})
-
-
-def _bytes(text: str) -> int:
-    from blemish.errors import ConfigError
-
-    if not (match := re.fullmatch(r"(\d{1,6})([MGT])", text)):
-        raise ConfigError(f"--max-disk {text}: give megabytes, gigabytes or terabytes, such as 20G")
-    return int(match[1]) * {"M": 10**6, "G": 10**9, "T": 10**12}[match[2]]
+    return pairs

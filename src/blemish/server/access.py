@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Access:
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store, self._settings = store, settings
         self._failures: dict[str, list[float]] = {}
+        self._counting = threading.Lock()
 
     def new_token(self, name: str, role: str, actor: str = "command line") -> str:
         """A token, which is shown once: only its hash is kept."""
@@ -75,11 +77,9 @@ class Access:
         query = select(func.count()).where(tokens.c.role == "admin", tokens.c.revoked.is_(False))
         return bool(self._store.rows(query)[0][0])
 
-    def log_in(self, token: str) -> tuple[str, Person]:
-        """A session's secret, for a cookie, and whom it speaks for; an HTTPException 401 for a wrong token."""
-        person = self._by_token(token)
-        if person is None:
-            raise HTTPException(401, "this token is not known, or was revoked")
+    def log_in(self, request: Request, token: str) -> tuple[str, Person]:
+        """A session's secret, for a cookie, and whom it speaks for; HTTPExceptions as of ``by_token``."""
+        person = self.by_token(request, token)
         secret, csrf, now = secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.time()
         row = {"hash": _hash(secret), "token": _hash(token), "csrf": csrf, "expires": now + SESSION_SECONDS}
         with self._store.write() as connection:
@@ -92,9 +92,23 @@ class Access:
         with self._store.write() as connection:
             connection.execute(delete(sessions).where(sessions.c.hash == _hash(secret)))
 
-    def _by_token(self, token: str) -> Person | None:
+    def by_token(self, request: Request, token: str) -> Person:
+        """Whose token it is; an HTTPException 401 for a wrong one, 429 for an address with too many of them."""
+        address = request.client.host if request.client else ""
+        if len(recent := self._recent(address)) >= ATTEMPTS:
+            wait = {"Retry-After": str(round(WITHIN - (time.monotonic() - recent[0])) + 1)}
+            raise HTTPException(429, "too many wrong tokens: wait a minute", wait)
         found = self._store.rows(select(tokens).where(tokens.c.hash == _hash(token), tokens.c.revoked.is_(False)))
-        return Person(found[0].name, found[0].role) if found else None
+        if not found:
+            with self._counting:
+                self._failures[address] = [*self._recent(address), time.monotonic()]
+                if len(self._failures) > MANY:
+                    self._failures.pop(next(iter(self._failures)))
+            raise HTTPException(401, "this token is not known, or was revoked", {"WWW-Authenticate": "Bearer"})
+        return Person(found[0].name, found[0].role)
+
+    def _recent(self, address: str) -> list[float]:
+        return [at for at in self._failures.get(address, ()) if time.monotonic() - at < WITHIN]
 
     def _by_session(self, secret: str) -> Person | None:
         query = select(tokens.c.name, tokens.c.role, sessions.c.csrf).join(tokens, tokens.c.hash == sessions.c.token)
@@ -106,15 +120,9 @@ class Access:
         """Who asks, None for nobody known; an HTTPException 401, 403 or 429 where a proof is wrong."""
         if self._settings.is_open:
             return Person("this machine", "admin")
-        address = request.client.host if request.client else ""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme:
-            self.check_rate(address)
-            person = await run_in_threadpool(self._by_token, token) if scheme.lower() == "bearer" else None
-            if person is None:
-                self.failed(address)
-                raise HTTPException(401, "this token is not known, or was revoked", {"WWW-Authenticate": "Bearer"})
-            return person
+            return await run_in_threadpool(self.by_token, request, token if scheme.lower() == "bearer" else "")
         if secret := request.cookies.get(COOKIE):
             person = await run_in_threadpool(self._by_session, secret)
             if person is not None and request.method not in ("GET", "HEAD"):
@@ -128,22 +136,6 @@ class Access:
             given = str((await request.form()).get(CSRF_FIELD, ""))
         if not hmac.compare_digest((given or "").encode(), (person.csrf or "").encode()):
             raise HTTPException(403, "this form is not from this page, or is too old: load the page again")
-
-    def check_rate(self, address: str) -> None:
-        """An HTTPException 429 for an address with too many failures."""
-        now = time.monotonic()
-        recent = [at for at in self._failures.get(address, ()) if now - at < WITHIN]
-        if len(recent) >= ATTEMPTS:
-            wait = {"Retry-After": str(round(WITHIN - (now - recent[0])) + 1)}
-            raise HTTPException(429, "too many wrong tokens: wait a minute", wait)
-
-    def failed(self, address: str) -> None:
-        """Count a failure."""
-        now = time.monotonic()
-        recent = [at for at in self._failures.pop(address, ()) if now - at < WITHIN]
-        self._failures[address] = [*recent, now][-ATTEMPTS:]
-        if len(self._failures) > MANY:
-            self._failures.pop(next(iter(self._failures)))
 
 
 def needs(role: Role) -> Callable[[Request], Awaitable[Person]]:

@@ -70,7 +70,7 @@ def sends(*kinds: str) -> dict[str, Any]:
     return {"response_class": Response, "responses": {200: {"content": {kind: {} for kind in kinds}}}}
 
 
-def station_of(request: Request) -> Station:
+async def station_of(request: Request) -> Station:
     """The station behind a request."""
     return request.app.state.station  # type: ignore[no-any-return]
 
@@ -96,7 +96,7 @@ async def inspect(
     overlay: bool = False,
     part: Annotated[str | None, Query(max_length=200, pattern=PRINTABLE)] = None,
 ) -> Response:
-    """JudgeQueue one image (raw bytes) or several (multipart), and remember the verdicts.
+    """Judge one image (raw bytes) or several (multipart), and remember the verdicts.
 
     `decision` is the worst of them. `overlay=1` adds each picture as a `data:` address. Photographs sent with the same
     `part` are of one part: `part` in the answer is its verdict so far, that of its worst photograph. What is no image
@@ -113,21 +113,19 @@ async def inspect(
     results = await _answers(request, photographs, here.settings.seconds)
     if results is None:
         return Response(status_code=499)  # nobody reads it
-    verdicts = [result for result in results if isinstance(result, dict)]
-    errors = [(sent.name, result) for sent, result in zip(photographs, results) if isinstance(result, BaseException)]
-    refused = [{"path": name, "detail": str(error)} for name, error in errors]
-    if not verdicts:
-        return problem_of(errors[0][1])
-    if grave := [error for _, error in errors if problem_of(error).status_code != 422]:
-        return problem_of(grave[0])
-    if overlay:
-        for photograph, verdict in zip([p for p, r in zip(photographs, results) if isinstance(r, dict)], verdicts):
-            if photograph.verdict is not None:
-                picture = await run_in_threadpool(photograph.verdict.overlay)
-                verdict["overlay"] = await run_in_threadpool(data_uri, picture)
+    answers = [*zip(photographs, results)]
+    errors = [(sent.name, result) for sent, result in answers if isinstance(result, BaseException)]
+    verdicts = [(sent, result) for sent, result in answers if isinstance(result, dict)]
+    for _, error in errors:
+        if (answer := problem_of(error)).status_code != 422 or not verdicts:
+            return answer
+    for sent, verdict in verdicts if overlay else ():
+        verdict["overlay"] = await run_in_threadpool(lambda sent=sent: data_uri(sent.verdict.overlay()))
     whole = await run_in_threadpool(here.store.part_verdict, model, part) if part else None
-    decision = max((verdict["decision"] for verdict in verdicts), key=WORST.__getitem__)
-    return JSONResponse({"decision": decision, "verdicts": verdicts, "refused": refused, "part": whole})
+    decision = max((verdict["decision"] for _, verdict in verdicts), key=WORST.__getitem__)
+    refused = [{"path": name, "detail": str(error)} for name, error in errors]
+    said = {"decision": decision, "verdicts": [verdict for _, verdict in verdicts]}
+    return JSONResponse({**said, "refused": refused, "part": whole})
 
 
 async def _sent(request: Request, here: Station) -> list[tuple[str, bytes]]:
@@ -196,14 +194,14 @@ def show_image(here: Here, person: Viewer, number: BigId) -> Response:
     content = here.photograph(row)
     kind = next((kind for start, kind in KINDS.items() if content.startswith(start)), None)
     if kind is None:
-        return _png(Image.fromarray(here.verdict(row).pixels))
-    return Response(content, media_type=kind, headers=_lasting)
+        return picture(Image.fromarray(here.verdict(row).pixels))
+    return Response(content, media_type=kind, headers=LASTING)
 
 
 @router.get("/inspections/{number}/overlay", **sends("image/png"))
 def show_overlay(here: Here, person: Viewer, number: BigId) -> Response:
     """The photograph with what is wrong coloured and outlined, as PNG."""
-    return _png(here.verdict(here.inspection(number)).overlay())
+    return picture(here.verdict(here.inspection(number)).overlay())
 
 
 @router.get("/inspections/{number}/map", **sends("image/png", "image/tiff"))
@@ -216,20 +214,18 @@ def show_map(
     if heatmap is None:
         raise HTTPException(404, f"inspection {number} has no map")
     if format == "tiff":
-        file = io.BytesIO()
-        Image.fromarray(heatmap).save(file, format="TIFF")
-        return Response(file.getvalue(), media_type="image/tiff", headers=_lasting)
+        return picture(Image.fromarray(heatmap), "tiff")
     scale = here.inspector(row.digest).scale
-    return _png(Image.fromarray(np.zeros((*heatmap.shape, 4), np.uint8) if scale is None else scale.layer(heatmap)))
+    return picture(Image.fromarray(np.zeros((*heatmap.shape, 4), np.uint8) if scale is None else scale.layer(heatmap)))
 
 
-_lasting = {"Cache-Control": "private, max-age=3600"}  # what a number shows never changes
+LASTING = {"Cache-Control": "private, max-age=3600"}  # what a number shows never changes
 
 
-def _png(image: Image.Image) -> Response:
-    file = io.BytesIO()
-    image.save(file, format="PNG", compress_level=1)
-    return Response(file.getvalue(), media_type="image/png", headers=_lasting)
+def picture(image: Image.Image, kind: str = "png", **options: Any) -> Response:
+    """An image as an answer."""
+    image.save(file := io.BytesIO(), format=kind, compress_level=1, **options)
+    return Response(file.getvalue(), media_type=f"image/{kind}", headers=LASTING)
 
 
 class Said(Strict):
@@ -242,26 +238,18 @@ class Said(Strict):
 @router.put("/inspections/{number}/said")
 def say(here: Here, person: Operator, number: BigId, body: Said) -> dict[str, Any]:
     """Keep what a person says: `good` or `bad` after all. What was said before is kept, too."""
-    return _said(here, number, body.said, body.kind, person)
+    return here.say(number, body.said, body.kind, person.name)
 
 
 @router.delete("/inspections/{number}/said")
 def take_back(here: Here, person: Operator, number: BigId) -> dict[str, Any]:
     """Undo: what was said before the last word holds again."""
-    return _said(here, number, None, "", person)
-
-
-def _said(here: Station, number: int, said: str | None, kind: str, person: Person) -> dict[str, Any]:
-    if (row := here.store.say(number, said, kind, person.name)) is None:
-        raise HTTPException(404, f"there is no inspection {number}")
-    answer = as_json(row)
-    here.events.publish("said", answer)
-    return answer
+    return here.say(number, None, "", person.name)
 
 
 @router.post("/inspections/{number}/replay")
 def replay(here: Here, person: Viewer, number: BigId) -> dict[str, Any]:
-    """JudgeQueue its photograph again by the model that judged it: `same` where all is equal to the last bit."""
+    """Judge its photograph again by the model that judged it: `same` where all is equal to the last bit."""
     return here.replay(number)
 
 
@@ -290,13 +278,7 @@ class LogIn(Strict):
 @router.post("/login")
 def log_in(request: Request, here: Here, body: LogIn, response: Response) -> dict[str, Any]:
     """A session cookie from a token; `csrf` goes into the header `X-CSRF-Token` of every change made with it."""
-    address = request.client.host if request.client else ""
-    here.access.check_rate(address)
-    try:
-        secret, person = here.access.log_in(body.token)
-    except HTTPException:
-        here.access.failed(address)
-        raise
+    secret, person = here.access.log_in(request, body.token)
     set_session(response, secret, here)
     return {"name": person.name, "role": person.role, "csrf": person.csrf}
 

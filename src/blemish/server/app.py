@@ -1,7 +1,8 @@
-"""The web application of a station."""
+"""The web application of a station, and what the station is connected to."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -13,25 +14,32 @@ from blemish.server import api, api_models, pages
 from blemish.server.access import Guard
 from blemish.server.api import PROBLEMS, Here, Viewer, sends
 from blemish.server.care import Caretaker
-from blemish.server.lines import connect
 from blemish.server.problems import answer_problems
 from blemish.server.settings import Settings
+from blemish.server.sinks import Delivery, named_sinks
+from blemish.server.sources import Feed
+from blemish.server.sources.camera import Camera
+from blemish.server.sources.folder import Folder
+from blemish.server.sources.line import Line
 from blemish.server.station import Station
 from blemish.server.teaching import Teacher
 
 
-def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
+def create_app(settings: Settings, station: Station | None = None, ready: Callable[[], None] | None = None) -> FastAPI:
     """The application; its station is opened at once, and closed when the application ends."""
     station = station or Station(settings)
     teacher = Teacher(station)
-    parts = [*connect(station, settings), Caretaker(station), teacher, station]
+    parts = [*_connect(station, settings), Caretaker(station), teacher, station]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
+            if ready is not None:
+                ready()
             yield
         finally:
-            await run_in_threadpool(_close, parts)
+            for part in parts:
+                await run_in_threadpool(part.close)
 
     app = FastAPI(
         title="Blemish: the inspection station",
@@ -67,6 +75,15 @@ def create_app(settings: Settings, station: Station | None = None) -> FastAPI:
     return app
 
 
-def _close(parts: Iterable[Any]) -> None:
-    for part in parts:
-        part.close()
+def _connect(here: Station, settings: Settings) -> list[Feed | Delivery]:
+    """Start what feeds the station and what is told of verdicts; to be closed in this order."""
+    sinks = named_sinks(settings)
+    here.sinks = tuple(sinks)
+    feeds = [
+        Feed(here, model, "folder", partial(Folder, folder, settings.move, here.has_judged))
+        for model, folder in settings.watch.items()
+    ]
+    here.cameras = {m: Feed(here, m, "camera", partial(Camera, place)) for m, place in settings.cameras.items()}
+    feeds += here.cameras.values()
+    feeds += [Feed(here, model, "line", partial(Line, folder)) for model, folder in settings.simulated.items()]
+    return [*feeds, *(Delivery(here.store, name, make) for name, make in sinks.items())]

@@ -28,20 +28,19 @@ from blemish.inspection.overlay import data_uri
 from blemish.inspection.verdict import on_screen
 from blemish.server import charts, reports
 from blemish.server.access import COOKIE, Person
-from blemish.server.api import Admin, Here, Operator, Viewer, set_session
+from blemish.server.api import Admin, Here, Operator, Viewer, picture, set_session
 from blemish.server.api_models import Teaching
 from blemish.server.health import acknowledge, promise
 from blemish.server.health import health as health_of
 from blemish.server.station import Station
 from blemish.server.store import BigId, Search, as_json
 from blemish.server.tables import inspections, labels
-from blemish.server.teaching import PAST, preview, set_threshold
+from blemish.server.teaching import past_verdicts, preview, recalibrated, set_threshold
 from blemish.server.words import DIGEST, STATIC, address, environment, shift_around
 
 router = APIRouter(include_in_schema=False)
 
 STRIP, ROWS, TILES, THUMBNAIL = 12, 50, 60, 200
-SHIFTS = (6, 14, 22)  # hours of the station's day at which one begins
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 ModelField = Annotated[str, Form(max_length=64)]
 Handler = Callable[[Request, Any], Awaitable[Response]]
@@ -73,7 +72,7 @@ def _for_people(answer: Any) -> Handler:
 class Page:
     """A page that somebody asks for."""
 
-    def __init__(self, request: Request, here: Station, person: Person | None) -> None:
+    def __init__(self, request: Request, here: Here, person: Viewer) -> None:
         self.request, self.here, self.person = request, here, person
 
     def show(self, template: str, **context: Any) -> HTMLResponse:
@@ -116,25 +115,8 @@ class Page:
         kinds = [*dict.fromkeys([*(row.kind for row in named), *KINDS])][:9]
         return {"gauge": charts.gauge(shown["score"], calibration), "kinds": kinds, "is_current": is_current}
 
-    def past(self, name: str, limits: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The last verdicts whose scores are those of today's model, with what ``limits`` would make of them."""
-        own, reject, review = inspections.c, limits["threshold"], limits["review_threshold"]
-        query = select(own.id, own.score, own.decision.label("old"), own.said)
-        query = query.where(own.digest.in_(self.here.same_scores(name))).order_by(own.id.desc()).limit(PAST)
-        past = [row._asdict() for row in self.here.store.rows(query)]
-        for one in past:
-            is_strange = review is not None and one["score"] is not None and one["score"] > review
-            one["new"] = "review" if is_strange else "ok"
-            if one["score"] is None or one["score"] > reject:
-                one["new"] = "reject"
-        return past
 
-
-async def _page(request: Request, here: Here, person: Viewer) -> Page:
-    return Page(request, here, person)
-
-
-View = Annotated[Page, Depends(_page)]
+View = Annotated[Page, Depends()]
 
 
 @router.get("/")
@@ -142,7 +124,7 @@ def live(page: View, here: Here, model: str | None = None) -> Response:
     """The last verdict, large, and those before it."""
     if model:
         here.judge(model)
-    shift = shift_around(datetime.now().astimezone(), SHIFTS)
+    shift = shift_around(datetime.now().astimezone(), here.settings.shifts)
     last = here.store.find(Search(model=model, limit=STRIP + 1))["inspections"]
     context: dict[str, Any] = {"model": model, "last": last, "shown": None, "part": None, "shift": shift}
     if last:
@@ -191,15 +173,11 @@ def _sheet(page: Page, here: Station, number: int, replayed: Any) -> Response:
 @router.get("/inspections/{number}/thumbnail")
 def thumbnail(here: Here, person: Viewer, number: BigId) -> Response:
     """The photograph, small."""
-    file = io.BytesIO()
-    _small(here.photograph(here.inspection(number))).save(file, format="JPEG", quality=82)
-    return Response(file.getvalue(), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
+    return picture(_small(here.photograph(here.inspection(number))), "jpeg", quality=82)
 
 
 def _small(content: bytes) -> Image.Image:
-    if content.startswith(
-        b"\xff\xd8\xff"
-    ):  # JPEG: large ones are decoded at an eighth of their size in a tenth of the time
+    if content.startswith(b"\xff\xd8\xff"):  # JPEG is decoded at an eighth of its size in a tenth of the time
         with Image.open(io.BytesIO(content)) as file:
             file.draft("RGB", (THUMBNAIL, THUMBNAIL))
             picture = ImageOps.exif_transpose(file).convert("RGB")
@@ -234,12 +212,12 @@ def threshold(page: View, here: Here, model: str | None = None, percent: float |
     now = here.judge(name).model.inspector.calibration if name else None
     if name is None or now is None or now.rate is None:
         return page.show("threshold.j2", model=name, described=name and here.describe(name), tried=None)
-    refusal = None
+    refusal, rate = None, None if percent is None else percent / 100
     try:
-        tried = preview(here, name, None if percent is None else percent / 100, None)
+        tried = preview(here, name, rate, None)
     except BlemishError as error:
-        refusal, tried = str(error), preview(here, name, None, None)
-    past = page.past(name, tried)
+        refusal, rate, tried = str(error), None, preview(here, name, None, None)
+    past = past_verdicts(here, name, recalibrated(here, name, rate, None))
     context = {
         "past": {decision: sum(one["new"] == decision for one in past) for decision in ("reject", "review", "ok")},
         "changed": [one for one in past if one["old"] != one["new"]],
@@ -279,9 +257,7 @@ def say(
     """Keep what a person says of a verdict, ``bad`` with a kind after a colon, and go back to where it was said."""
     word, _, named = said.partition(":")
     kind = "".join(filter(str.isprintable, named or kind)).strip()[:100] if word == "bad" else ""
-    if (row := here.store.say(number, None if word == "undo" else word, kind, person.name)) is None:
-        raise HTTPException(404, f"there is no inspection {number}")
-    here.events.publish("said", as_json(row))
+    here.say(number, None if word == "undo" else word, kind, person.name)
     return RedirectResponse(_inside(back, f"/inspections/{number}"), 303)
 
 
@@ -314,7 +290,7 @@ def report(page: View, here: Here) -> Response:
     """A shift, or another span, as one page that stands alone and prints well."""
     search, pictures, drawn = page.search(), {}, {}
     if search.since is None and search.day is None:
-        began, ends = shift_around(datetime.now().astimezone(), SHIFTS)
+        began, ends = shift_around(datetime.now().astimezone(), here.settings.shifts)
         search = search.model_copy(update={"since": began, "until": ends})
     found = reports.shift(here, search)
     for shown in found["worst"]:
@@ -323,7 +299,7 @@ def report(page: View, here: Here) -> Response:
             pictures[shown["id"]] = data_uri(small, "JPEG", quality=80)
     for name in [one["model"] for one in found["promises"]]:
         calibration, described = here.judge(name).model.inspector.calibration, here.describe(name)
-        drawn[name] = calibration.rate and charts.histogram(calibration, page.past(name, described), described)
+        drawn[name] = calibration.rate and charts.histogram(calibration, past_verdicts(here, name, calibration), described)
     css = environment().get_template("report.css").render()
     hashed = b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'"
@@ -366,14 +342,11 @@ def log_in(
     next: Annotated[str, Form(max_length=500)] = "/",
 ) -> Response:
     """A session, or the sentence that says why not."""
-    client = request.client.host if request.client else ""
-    here.access.check_rate(client)
     try:
-        secret, _ = here.access.log_in(token.strip())
+        secret, _ = here.access.log_in(request, token.strip())
     except HTTPException as error:
-        here.access.failed(client)
         page = _login(request, here, next, error.detail)
-        page.status_code = 401
+        page.status_code = error.status_code
         return page
     response = RedirectResponse(_inside(next), 303)
     set_session(response, secret, here)

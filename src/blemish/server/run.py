@@ -17,16 +17,6 @@ CONNECTIONS = 4000  # at a time; more are refused at once
 HEADER_BYTES = 32 * 1024
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-
 def bind(settings: Settings) -> socket.socket:
     """A listening socket; a ConfigError where the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -52,11 +42,11 @@ def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
         config = uvicorn.Config(
-            create_app(settings, station),
+            create_app(settings, station, lambda: ready(address, station)),
             limit_concurrency=CONNECTIONS,
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=5,
             **options,
         )
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal that it ended by
-            _Server(config, lambda: ready(address, station)).run([listening])
+            uvicorn.Server(config).run([listening])

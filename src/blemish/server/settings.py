@@ -3,9 +3,9 @@
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -37,9 +37,10 @@ class Settings(BaseModel):
     max_images: Annotated[int, Field(ge=1)] = 16  # of a request
     max_headers: Annotated[int, Field(ge=1)] = 64
 
-    keep: timedelta | None = None  # verdicts; None for ever
+    keep: timedelta | None = None  # verdicts, for 12h, 30d or 8w; None for ever
     keep_images: str = "all"  # or of rejected, reviewed, labelled and 1%; others go after an hour
-    max_disk: int | None = None  # bytes of photographs
+    max_disk: ByteSize | None = None  # of photographs, such as 20G
+    shifts: tuple[Annotated[int, Field(ge=0, le=23)], ...] = (6, 14, 22)  # hours of its day at which one begins
 
     watch: dict[str, Path] = {}  # folders by the model that judges what appears in them
     move: bool = False  # files of watched folders go to ok/, review/ or reject/
@@ -50,6 +51,20 @@ class Settings(BaseModel):
     mqtt: tuple[str, ...] = ()  # mqtt://host:port/topic
     opcua: tuple[str, ...] = ()  # opc.tcp://host:port/path
 
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _duration(cls, given: Any) -> Any:
+        if isinstance(given, str) and not given.startswith("P"):  # which ISO 8601 has
+            if not (match := re.fullmatch(r"(\d{1,5})([hdw])", given)):
+                raise ValueError("give hours, days or weeks, such as 12h, 30d or 8w")
+            return timedelta(**{{"h": "hours", "d": "days", "w": "weeks"}[match[2]]: int(match[1])})
+        return given
+
+    @field_validator("shifts", mode="before")
+    @classmethod
+    def _hours(cls, given: Any) -> Any:
+        return given.split(",") if isinstance(given, str) else given
+
     @field_validator("keep_images")
     @classmethod
     def _known_shares(cls, text: str) -> str:
@@ -57,6 +72,14 @@ class Settings(BaseModel):
             if not re.fullmatch(r"all|none|rejected|reviewed|labelled|\d{1,2}(\.\d+)?%", word):
                 raise ValueError(f"{word!r}: all, none, or of rejected, reviewed, labelled, 1% with commas")
         return text
+
+    @model_validator(mode="after")
+    def _known_models(self) -> Self:
+        for option in ("training", "watch", "cameras"):
+            for name in getattr(self, option):
+                if name not in self.models:
+                    raise ValueError(f"{option} of {name}, and no model of that name is served: name one of those")
+        return self
 
     @property
     def is_open(self) -> bool:

@@ -1,6 +1,7 @@
 """The station itself: models that judge, what is kept of it, and who is told."""
 
 import contextlib
+import hashlib
 import json
 import math
 import threading
@@ -175,6 +176,12 @@ class Station:
         photograph = Photograph(content, file, source)
         self.judge(name).submit([photograph])
         return photograph.answer.result(self.settings.seconds)
+
+    def has_judged(self, name: str, content: bytes) -> bool:
+        """Whether a watched folder brought this very file before."""
+        columns, digest = inspections.c, hashlib.sha256(content).hexdigest()
+        same = (columns.image == digest, columns.name == name, columns.source == "folder")
+        return bool(self.store.rows(select(columns.id).where(*same).limit(1)))
 
     def inspection(self, number: int) -> Row[Any]:
         """A row; an HTTPException 404 where there is none."""

@@ -25,43 +25,57 @@ from blemish.server.tables import inspections
 PAST = 5000  # verdicts that another threshold is tried on
 COMPARED = 2000  # and that a new model judges again
 SHOWN_LINES = 40
-JUDGED = ("id", "decision", "score", "said")
 
 
-def preview(here: Station, name: str, rate: float | None, review: float | None, bins: int = 40) -> dict[str, Any]:
-    """What another rate would do: threshold, promise, and past parts rejected; by default the rate there is.
+def recalibrated(here: Station, name: str, rate: float | None, review: float | None) -> Calibration:
+    """A model's calibration at another rate; the one there is where none is given.
 
     Raises:
         ConfigError: a share is not between 0 and 1.
         CalibrationError: the model has no calibration, or too few parts for the rate.
     """
-    inspector = here.judge(name).model.inspector
-    now = inspector.calibration
+    now: Calibration = here.judge(name).model.inspector.calibration
+    if now.rate is None:
+        raise CalibrationError(now.sentence())
     if rate is None and review is None:
-        rate, review = now.rate, now.review
-    other = dataclasses.replace(inspector, calibration=_recalibrated(now, rate, review))  # type: ignore[type-var]
-    changed: Calibration = other.calibration
-    past = [(row.score, row.decision) for row in _past(here, name)]
-    scores = np.array([score for score, _ in past if score is not None])
+        return now
+    rate = settle_rate(rate, now.n, now.kind)
+    return dataclasses.replace(now, rate=rate, review=settle_review(review, rate))
+
+
+def past_verdicts(here: Station, name: str, calibration: Calibration) -> list[dict[str, Any]]:
+    """The last verdicts whose scores are those of today's model, each ``old``, and ``new`` as of ``calibration``."""
+    own = inspections.c
+    query = select(own.id, own.score, own.decision.label("old"), own.said).where(own.model == name)
+    rows = here.store.rows(query.where(own.digest.in_(here.same_scores(name))).order_by(own.id.desc()).limit(PAST))
+    decide = calibration.decide
+    return [{**row._asdict(), "new": decide(float("nan") if row.score is None else row.score)} for row in rows]
+
+
+def preview(here: Station, name: str, rate: float | None, review: float | None, bins: int = 40) -> dict[str, Any]:
+    """What another rate would do: threshold, promise, and past parts rejected; raises as ``recalibrated``."""
+    inspector, changed = here.judge(name).model.inspector, recalibrated(here, name, rate, review)
+    other, now = dataclasses.replace(inspector, calibration=changed), inspector.calibration  # type: ignore[type-var]
+    past = past_verdicts(here, name, changed)
+    scores = np.array([one["score"] for one in past if one["score"] is not None])
     limit = max(changed.threshold or 0, now.threshold or 0)
     everything = np.concatenate([now.scores, scores])
     # A few wild scores must not press all others into one bar: they are counted in the last.
     top = max(1.3 * limit, float(np.quantile(everything, 0.98)))
     edges = np.linspace(min(float(everything.min()), limit), top, bins + 1)
-    decisions = [changed.decide(float("nan") if score is None else score) for score, _ in past]
+    counts = {"calibration": now.scores, "judged": scores}
     return {
         "model": name,
         **_limits(other),
         "now": _limits(inspector),
         "histogram": {
             "edges": edges.tolist(),
-            "calibration": np.histogram(np.minimum(now.scores, top), edges)[0].tolist(),
-            "judged": np.histogram(np.minimum(scores, top), edges)[0].tolist(),
+            **{key: np.histogram(np.minimum(values, top), edges)[0].tolist() for key, values in counts.items()},
         },
         "past": {
             "parts": len(past),
-            **{f"{word}ed": decisions.count(word) for word in ("reject", "review")},
-            **{f"{word}ed_now": sum(said == word for _, said in past) for word in ("reject", "review")},
+            **{f"{word}ed": sum(one["new"] == word for one in past) for word in ("reject", "review")},
+            **{f"{word}ed_now": sum(one["old"] == word for one in past) for word in ("reject", "review")},
         },
     }
 
@@ -76,7 +90,7 @@ def set_threshold(here: Station, name: str, rate: float | None, review: float | 
         raise ConfigError(
             f"{name} was exported, and its threshold with it: set it in the file that learned, and export that again"
         )
-    changed = dataclasses.replace(inspector, calibration=_recalibrated(inspector.calibration, rate, review))
+    changed = dataclasses.replace(inspector, calibration=recalibrated(here, name, rate, review))
     with tempfile.TemporaryDirectory(dir=here.pictures.models) as folder:
         file = changed.save(Path(folder) / "new.blemish")
         why = f"threshold: rate {changed.calibration.rate:g}, review {changed.calibration.review or 0:g}"
@@ -84,25 +98,10 @@ def set_threshold(here: Station, name: str, rate: float | None, review: float | 
     return preview(here, name, None, None)
 
 
-def _recalibrated(now: Calibration, rate: float | None, review: float | None) -> Calibration:
-    if now.rate is None:
-        raise CalibrationError(now.sentence())
-    rate = settle_rate(rate, now.n, now.kind)
-    return dataclasses.replace(now, rate=rate, review=settle_review(review, rate))
-
-
 def _limits(inspector: Any) -> dict[str, Any]:
     calibration = inspector.calibration
     named = ("rate", "review", "threshold", "review_threshold")
     return {**{name: getattr(calibration, name) for name in named}, "promise": inspector.promise}
-
-
-def _past(here: Station, name: str) -> Any:
-    """The last verdicts whose scores are those of today's model, whatever threshold they met."""
-    columns = inspections.c
-    same = (columns.model == name, columns.digest.in_(here.same_scores(name)))
-    query = select(columns.score, columns.decision).where(*same)
-    return here.store.rows(query.order_by(columns.id.desc()).limit(PAST))
 
 
 class Teacher:
@@ -134,17 +133,8 @@ class Teacher:
                 "model": str(here.pictures.models / f"{judge.model.digest}{judge.model.suffix}"),
                 "training": str(here.settings.training[name]),
                 "threads": here.settings.threads,
-                "said": [
-                    {"part": row.part or row.image, "said": row.said, "kind": row.kind, "path": self._path(row.image)}
-                    for row in said
-                ],
-                "judged": [
-                    {
-                        "path": self._path(row.image),
-                        **{key: getattr(row, key) for key in ("id", "decision", "score", "said")},
-                    }
-                    for row in judged
-                ],
+                "said": [self._told(row, "said", "kind") | {"part": row.part or row.image} for row in said],
+                "judged": [self._told(row, "id", "decision", "score", "said") for row in judged],
             }
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -158,8 +148,9 @@ class Teacher:
         threading.Thread(target=self._follow, args=(name, process), daemon=True).start()
         return self.state(name)
 
-    def _path(self, image: str) -> str:
-        return str(self._here.pictures.path(image).absolute())
+    def _told(self, row: Any, *names: str) -> dict[str, Any]:
+        path = str(self._here.pictures.path(row.image).absolute())
+        return {"path": path, **{name: getattr(row, name) for name in names}}
 
     def _is_running(self, name: str) -> bool:
         return name in self._processes and self._processes[name].poll() is None

@@ -1,9 +1,8 @@
 """Publish each verdict to a topic, with quality of service 1: the broker has confirmed it before the next."""
 
-import asyncio
 import json
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -14,45 +13,29 @@ class Mqtt:
     """``mqtt://USER:PASSWORD@HOST:PORT/TOPIC``, or ``mqtts://`` for TLS."""
 
     def __init__(self, address: str) -> None:
-        from aiomqtt import Client, TLSParameters
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion
 
-        parts = urlsplit(address)
-        self._topic = parts.path.lstrip("/") or "blemish"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)  # it also keeps the broker's peace
-        self._thread.start()
-        secure = parts.scheme == "mqtts"
-
-        async def connect() -> Client:
-            client = Client(
-                parts.hostname or "localhost",
-                parts.port or (8883 if secure else 1883),
-                username=unquote(parts.username) if parts.username else None,
-                password=unquote(parts.password) if parts.password else None,
-                tls_params=TLSParameters() if secure else None,
-                timeout=SECONDS,
-            )
-            return await client.__aenter__()
-
-        try:
-            self._client: Client = self._run(connect())
-        except BaseException:
-            self._end()
-            raise
+        parts, connected = urlsplit(address), threading.Event()
+        is_secure, self._topic = parts.scheme == "mqtts", parts.path.lstrip("/") or "blemish"
+        self._client = Client(CallbackAPIVersion.VERSION2)
+        if parts.username:
+            self._client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
+        if is_secure:
+            self._client.tls_set()
+        self._client.on_connect = lambda *told: told[3].is_failure or connected.set()
+        self._client.connect(parts.hostname or "localhost", parts.port or (8883 if is_secure else 1883))
+        self._client.loop_start()  # in a thread, which also keeps the broker's peace
+        if not connected.wait(SECONDS):
+            self.close()
+            raise ConnectionError("the broker refuses the connection: look at name, password and its log")
 
     def send(self, message: Mapping[str, Any]) -> None:
-        self._run(self._client.publish(self._topic, json.dumps(message).encode(), qos=1, timeout=SECONDS))
+        sent = self._client.publish(self._topic, json.dumps(message), qos=1)
+        sent.wait_for_publish(SECONDS)
+        if not sent.is_published():
+            raise TimeoutError("the broker did not confirm it")
 
     def close(self) -> None:
-        try:
-            self._run(self._client.__aexit__(None, None, None))
-        finally:
-            self._end()
-
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * SECONDS)
-
-    def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(SECONDS)
-        self._loop.close()
+        self._client.disconnect()
+        self._client.loop_stop()
