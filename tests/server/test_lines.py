@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import http.server
+import io
 import json
 import shutil
 import socket
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from blemish.server.sinks import Delivery
 
@@ -155,6 +158,40 @@ def test_a_recorded_camera(serve: Serve, tmp_path: Path) -> None:
     assert [round(row["brightness"] * 255, -1) for row in rows(client)] == [60, 120, 180]
     assert client.get("/v1/cameras/parts").content.startswith(b"\xff\xd8\xff")
     assert client.get("/v1/cameras/other").status_code == 404
+
+
+class Stream(http.server.BaseHTTPRequestHandler):
+    """Pictures without end, as many cameras send them; ends after a few, so that a camera connects again."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+        self.end_headers()
+        self.server.connections += 1
+        file = io.BytesIO()
+        Image.new("L", (64, 64), 60 * self.server.connections).save(file, format="JPEG")
+        with contextlib.suppress(OSError):
+            for _ in range(40):
+                self.wfile.write(b"--next\r\nContent-Type: image/jpeg\r\n\r\n" + file.getvalue() + b"\r\n")
+                time.sleep(0.05)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_stream_is_judged_and_opened_again_after_it_ended(serve: Serve) -> None:
+    pytest.importorskip("cv2", reason="the extra [camera] is not installed")
+    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stream)
+    server.connections = 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        client = serve(cameras={"parts": f"http://127.0.0.1:{server.server_port}/live.mjpg"})
+        until(lambda: {60, 120} <= {round(row["brightness"] * 255, -1) for row in rows(client)}, 60)
+        client.close()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.slow

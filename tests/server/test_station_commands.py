@@ -57,6 +57,8 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "a long time": (["serve", "parts.blemish", "--keep", "forever"], 2, "--keep forever"),
     "a large disk": (["serve", "parts.blemish", "--max-disk", "all"], 2, "--max-disk all"),
     "some images": (["serve", "parts.blemish", "--keep-images", "nice"], 2, "--keep-images"),
+    "no such hour": (["serve", "parts.blemish", "--shifts", "6,24"], 2, "--shifts 24: "),
+    "a folder of no model": (["serve", "parts.blemish", "--watch", "other=new"], 2, "watch of other, and no model"),
     "no address": (["serve", "parts.blemish", "--port", "0", "--host", "203.0.113.7"], 2, "an address of this machine"),
     "no sink": (["serve", "parts.blemish", "--port", "0", "--mqtt", "broker"], 2, "a whole address is needed"),
 }

@@ -24,12 +24,11 @@ pytest.importorskip("sqlalchemy", reason="the extra [server] is not installed")
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
-from sqlalchemy import inspect as look_into
+from sqlalchemy import create_engine, event, text
 
 from blemish.errors import ConfigError, StoreError
 from blemish.server.store import Search, Store, midnight
-from blemish.server.tables import inspections, metadata
+from blemish.server.tables import VERSION, inspections, metadata
 
 ROW: dict[str, Any] = {
     **{"at": 1000.0, "model": "parts", "digest": "d" * 64, "image": "i" * 64, "image_kept": True, "source": "http"},
@@ -79,19 +78,16 @@ def store(address: str) -> Iterator[Store]:
     opened.close()
 
 
-def test_migrations_lead_to_the_tables_of_today(store: Store) -> None:
-    with store.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-
-
-def test_a_store_of_the_first_version_opens_and_keeps_its_rows(store: Store, address: str) -> None:
+def test_a_store_of_the_first_version_opens_with_its_rows_and_the_tables_of_today(store: Store, address: str) -> None:
     store.record([ROW])
     with store.write() as connection:  # as the first version left it
         connection.execute(text("DROP TABLE windows"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     store.close()
     again = Store(address)
-    assert "windows" in look_into(again.engine).get_table_names()
+    with again.engine.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, metadata) == [] and context.get_current_revision() == VERSION
     assert [one["score"] for one in again.find(Search())["inspections"]] == [1.5]
     assert again.verify()["whole"]
     again.close()
@@ -123,6 +119,20 @@ def test_one_station_a_store(store: Store, address: str) -> None:
     store.close()
     other.hold()
     other.close()
+
+
+def test_a_store_that_is_read_only_says_so(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "station.db"))
+    store.record([ROW])
+    store.close()
+    with pytest.raises(StoreError, match=r"read-only: make the file and its folder writable"):
+        Store(f"sqlite:///file:{tmp_path / 'station.db'}?mode=ro&uri=true")
+    store = Store(str(tmp_path / "station.db"))  # one that becomes so while it is open
+    event.listen(store.engine, "checkout", lambda connection, *_: connection.execute("PRAGMA query_only=1"))
+    with pytest.raises(StoreError, match=r"read-only: make the file and its folder writable"):
+        store.record([ROW])
+    assert len(store.find(Search())["inspections"]) == 1 and store.verify()["rows"] == 1
+    store.close()
 
 
 def test_a_locked_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

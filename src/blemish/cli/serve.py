@@ -21,22 +21,14 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     store: StorePlace = "station.db",
     images: Annotated[Path, typer.Option(help="Folder for photographs and models.")] = Path("station-images"),
-    training: Annotated[
-        list[str] | None, typer.Option(help="[NAME=]DATA a model learned from, to learn again.", show_default=False)
-    ] = None,
-    watch: Annotated[
-        list[str] | None, typer.Option(help="[NAME=]FOLDER whose new images are judged.", show_default=False)
-    ] = None,
+    training: Annotated[list[str] | None, typer.Option(help="[NAME=]DATA a model learned from, to learn again.")] = None,
+    watch: Annotated[list[str] | None, typer.Option(help="[NAME=]FOLDER whose new images are judged.")] = None,
     move: Annotated[bool, typer.Option("--move", help="Watched files go to ok/, review/ or reject/.")] = False,
-    cameras: Annotated[
-        list[str] | None, typer.Option("--camera", help="[NAME=]NUMBER, address or file.", show_default=False)
-    ] = None,
-    webhooks: Annotated[
-        list[str] | None, typer.Option("--webhook", help="Address told of each verdict.", show_default=False)
-    ] = None,
+    cameras: Annotated[list[str] | None, typer.Option("--camera", help="[NAME=]NUMBER, address or file.")] = None,
+    webhooks: Annotated[list[str] | None, typer.Option("--webhook", help="Address told of each verdict.")] = None,
     webhook_secret: Annotated[str, typer.Option(envvar="BLEMISH_WEBHOOK_SECRET", help="Signs its messages.")] = "",
-    mqtt: Annotated[list[str] | None, typer.Option(help="mqtt://HOST:PORT/TOPIC.", show_default=False)] = None,
-    opcua: Annotated[list[str] | None, typer.Option(help="opc.tcp://HOST:PORT/...", show_default=False)] = None,
+    mqtt: Annotated[list[str] | None, typer.Option(help="mqtt://HOST:PORT/TOPIC.")] = None,
+    opcua: Annotated[list[str] | None, typer.Option(help="opc.tcp://HOST:PORT/...")] = None,
     keep: Annotated[str | None, typer.Option(help="How long verdicts are kept, such as 30d or 12h.")] = None,
     keep_images: Annotated[
         str, typer.Option(help="all, none, or of rejected,reviewed,labelled,1%: others go after an hour.")
@@ -45,9 +37,7 @@ def serve(
     shifts: Annotated[str, typer.Option(help="Hours at which a shift begins.")] = "6,14,22",
     queue: Annotated[int, typer.Option(min=1, help="Images of a model that may wait.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Images judged together.")] = 8,
-    hosts: Annotated[
-        list[str] | None, typer.Option("--allow-host", help="A name browsers call it by.", show_default=False)
-    ] = None,
+    hosts: Annotated[list[str] | None, typer.Option("--allow-host", help="A name browsers call it by.")] = None,
     tls: Annotated[bool, typer.Option("--tls", help="A proxy before it speaks TLS.")] = False,
     *,
     device: Device = "auto",

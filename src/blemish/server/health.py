@@ -17,12 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import betabinom, mannwhitneyu
 from sqlalchemy import insert, select, update
 
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.thresholds import gaps_above
-from blemish.server.pictures import Pictures
 from blemish.server.station import Station
 from blemish.server.store import spoken_time
 from blemish.server.tables import inspections, windows
@@ -38,6 +36,8 @@ TEST = (
 
 def test_window(calibration: Calibration, scores: NDArray[np.float64]) -> tuple[int, float, float]:
     """Of a window of parts' scores: how many are rejected, and the p-values of the two tests."""
+    from scipy.stats import betabinom, mannwhitneyu  # takes a second, which a start does not wait for
+
     rate, threshold, n = calibration.rate or 0.5, calibration.threshold, calibration.n
     if threshold is None:
         return 0, 1.0, 1.0
@@ -97,14 +97,7 @@ def promise(here: Station, name: str) -> dict[str, Any]:
     """Whether the promise of a model holds; if not, since when and why, in words."""
     model = here.judge(name).model
     own = (windows.c.model == name, windows.c.digest == model.digest)
-    said = {
-        "holds": None,
-        "since": None,
-        "sentence": model.inspector.promise,
-        "test": TEST,
-        "parts": 0,
-        "p_value": None,
-    }
+    said = {"holds": None, "since": None, "sentence": model.inspector.promise, "test": TEST, "parts": 0, "p_value": None}
     if model.inspector.calibration.rate is None:
         return said
     tested = here.store.rows(select(windows).where(*own).order_by(windows.c.id.desc()).limit(1000))
@@ -148,10 +141,8 @@ def health(here: Station, name: str, points: int = 120) -> dict[str, Any]:
     first = here.store.rows(select(*wanted).where(*same, columns.decision == "ok").order_by(columns.id).limit(BASELINE))
     calibration: Calibration = judge.model.inspector.calibration
     charts = {"score": _chart(rows, "score", calibration.scores, points, calibration.threshold)}
-    charts |= {
-        name: _chart(rows, name, np.array([getattr(row, name) for row in first]), points)
-        for name in ("brightness", "sharpness")
-    }
+    for key in ("brightness", "sharpness"):
+        charts[key] = _chart(rows, key, np.array([getattr(row, key) for row in first]), points)
     latency = [row.milliseconds for row in rows[-1000:]]
     quantiles = np.quantile(latency, [0.5, 0.99]).tolist() if latency else [None, None]
     return {
@@ -162,7 +153,7 @@ def health(here: Station, name: str, points: int = 120) -> dict[str, Any]:
         "latency": dict(zip(("p50", "p99"), quantiles)),
         "waiting": judge.depth,
         "may_wait": here.settings.queue,
-        "disk": disk(here.pictures),
+        "disk": dict(zip(("total", "free"), shutil.disk_usage(here.pictures.root)[::2])),
     }
 
 
@@ -176,20 +167,9 @@ def _chart(
     taken = [(row.at, getattr(row, name), row.id) for row in rows if getattr(row, name) is not None]
     each = max(1, math.ceil(len(taken) / points))
     groups = [taken[start : start + each] for start in range(0, len(taken), each)]
-    centre = spread = None
+    centre = low = None
     if len(known) > 1:
         centre, spread = float(np.mean(known)), 3 * float(np.std(known, ddof=1)) / math.sqrt(each)
+        low, high = centre - spread, centre + spread if high is None else high
     shown = [[spoken_time(group[-1][0]), float(np.mean([one[1] for one in group])), group[-1][2]] for group in groups]
-    return {
-        "centre": centre,
-        "low": None if centre is None or spread is None else centre - spread,
-        "high": high if high is not None or centre is None or spread is None else centre + spread,
-        "each": each,
-        "points": shown,
-    }
-
-
-def disk(pictures: Pictures) -> dict[str, int]:
-    """Bytes of the disk below the photographs."""
-    usage = shutil.disk_usage(pictures.root)
-    return {"total": usage.total, "free": usage.free}
+    return {"centre": centre, "low": low, "high": high, "each": each, "points": shown}

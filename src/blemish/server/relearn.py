@@ -60,32 +60,25 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     except CalibrationError:  # the parts, used otherwise, do not support the rate of before
         new = fit(learned, settings, run)
     new.save(folder / MODEL)
-    before = {verdict.source: verdict.decision for verdict in old.many(held, on_error=_leave_out)}
-    after = {verdict.source: verdict.decision for verdict in new.many(held, on_error=_leave_out)}
+    rejected = {
+        f"rejected_{word}": sum(verdict.decision == "reject" for verdict in judge.many(held, on_error=_leave_out))
+        for word, judge in (("old", old), ("new", new))
+    }
     judged: dict[str, Any] = {one["path"]: one for one in job["judged"]}
-    changes = []
-    for verdict in new.many([*judged], on_error=_leave_out):
-        one = judged[verdict.source or ""]
-        if verdict.decision != one["decision"]:
-            scores = {"old_score": one["score"], "new_score": verdict.as_dict()["score"]}
-            changes.append(
-                {"id": one["id"], "old": one["decision"], "new": verdict.decision, "said": one["said"], **scores}
-            )
+    changes = [
+        {
+            **{"id": one["id"], "old": one["decision"], "new": verdict.decision, "said": one["said"]},
+            **{"old_score": one["score"], "new_score": verdict.as_dict()["score"]},
+        }
+        for verdict in new.many([*judged], on_error=_leave_out)
+        if verdict.decision != (one := judged[verdict.source or ""])["decision"]
+    ]
     count = Counter(sample.label for sample in samples)
     return {
-        "learned_from": {
-            "regime": learned.regime,
-            **count,
-            "training": len(training.samples),
-            "said": len(job["said"]),
-        },
+        "learned_from": {"regime": learned.regime, **count, "training": len(training.samples), "said": len(job["said"])},
         "promise": new.promise,
         "comparison": {
-            "held_out": {
-                "parts": len(held),
-                "rejected_old": sum(decision == "reject" for decision in before.values()),
-                "rejected_new": sum(decision == "reject" for decision in after.values()),
-            },
+            "held_out": {"parts": len(held), **rejected},
             "judged": {"compared": len(judged), "changed": len(changes)},
             "changes": changes,
         },

@@ -57,7 +57,7 @@ class Camera:
         """Keep reading, so that the driver's queue holds no old frames."""
         while not ended.is_set():
             is_read, frame = self._capture.read()
+            self._latest = frame if is_read else None
+            self._is_fresh.set()
             if not is_read:
                 return
-            self._latest = frame
-            self._is_fresh.set()
