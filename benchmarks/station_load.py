@@ -1,9 +1,11 @@
 """What a station does under load, on loopback, with nothing else running.
 
     python benchmarks/station_load.py --clients 1000 --seconds 30
+    python benchmarks/station_load.py --soak 60
 
 Four figures beside each other: a bare ``many`` loop, one client, sixteen clients (micro-batches), and a crowd, most of
-which is refused at once. One JSON object: images a second, milliseconds, answers by status, memory in MB.
+which is refused at once. One JSON object: images a second, milliseconds, answers by status, memory in MB. With
+``--soak``, sixteen clients for so many minutes, each of them a line: what grows is seen there.
 """
 
 import argparse
@@ -74,12 +76,26 @@ def memory(served: Served) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
+def soak(served: Served, photographs: list[bytes], minutes: int) -> dict[str, Any]:
+    """Sixteen clients, minute by minute; at the end, whether the store has what was answered."""
+    lines, answered = [], 0
+    for minute in range(minutes):
+        found = crowd(served, photographs, 16, 60)
+        answered += found["statuses"].get(200, 0)
+        files = len([*Path(f"/proc/{served.process.pid}/fd").iterdir()])
+        lines.append({"minute": minute + 1, **found, "memory_mb": memory(served), "open_files": files})
+        sys.stderr.write(json.dumps(lines[-1]) + "\n")
+    counted, audit = served.ask("GET", "/v1/counts")["total"], served.ask("GET", "/v1/audit/verify")["whole"]
+    return {"soak": lines, "answered": answered, "stored": counted, "audit_whole": audit}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--model", type=Path, help="a model file; by default a tiny one, whose judging costs little")
     parser.add_argument("--images", type=Path, help="a folder of PNG files for it")
+    parser.add_argument("--soak", type=int, default=0, metavar="MINUTES")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -104,9 +120,12 @@ def main() -> None:
             "memory_mb": memory(served),
             "bare": bare,
         }
-        crowd(served, photographs, 2, 2)  # warms it up
-        for clients in (1, 16, given.clients):
-            result[f"{clients}_clients"] = crowd(served, photographs, clients, given.seconds)
+        if given.soak:
+            result |= soak(served, photographs, given.soak)
+        else:
+            crowd(served, photographs, 2, 2)  # warms it up
+            for clients in (1, 16, given.clients):
+                result[f"{clients}_clients"] = crowd(served, photographs, clients, given.seconds)
         result["memory_mb_after"] = memory(served)
         served.end()
     sys.stdout.write(json.dumps(result, indent=1) + "\n")

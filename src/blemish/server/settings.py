@@ -73,6 +73,13 @@ class Settings(BaseModel):
                 raise ValueError(f"{word!r}: all, none, or of rejected, reviewed, labelled, 1% with commas")
         return text
 
+    @field_validator("webhooks", "mqtt", "opcua")
+    @classmethod
+    def _whole_addresses(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if not all("://" in place for place in given):
+            raise ValueError("a whole address is needed, such as https://plc.local/verdicts or mqtt://broker:1883/line")
+        return given
+
     @model_validator(mode="after")
     def _known_models(self) -> Self:
         for option in ("training", "watch", "cameras"):

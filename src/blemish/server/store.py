@@ -267,22 +267,22 @@ class Store:
 
     def say(self, number: int, said: str | None, kind: str, person: str) -> Row[Any] | None:
         """Keep what a person says of a verdict; ``said`` None takes the last word back. The row, None if unknown."""
+        row = select(inspections).where(inspections.c.id == number)
+        own = select(labels).where(labels.c.inspection == number).order_by(labels.c.id.desc()).limit(1)
         with self.write() as connection:
-            if connection.scalar(select(inspections.c.id).where(inspections.c.id == number)) is None:
-                return None
-            own = select(labels).where(labels.c.inspection == number).order_by(labels.c.id.desc()).limit(1)
+            last = connection.execute(own).first()
+            if connection.execute(row).first() is None or (said is None and last is None):
+                return connection.execute(row).first()  # there is none, or nothing was said of it
             if said is not None:
-                row = {"at": time.time(), "inspection": number, "said": said, "kind": kind, "person": person}
-                connection.execute(insert(labels), row)
-            elif (last := connection.execute(own).first()) is not None:
+                told = {"at": time.time(), "inspection": number, "said": said, "kind": kind, "person": person}
+                connection.execute(insert(labels), told)
+            elif last is not None:
                 connection.execute(delete(labels).where(labels.c.id == last.id))
-            else:
-                return self.inspection(number)  # nothing was said
             valid = connection.execute(own).first()
             now = {"said": valid and valid.said, "kind": valid and (valid.kind or None)}
             connection.execute(update(inspections).where(inspections.c.id == number).values(**now))
             self.note(connection, "said" if said else "taken back", person, {"id": number, **now})
-        return self.inspection(number)
+            return connection.execute(row).one()
 
     def count(self, search: Search) -> dict[str, Any]:
         """How many verdicts of each decision, and what people said of them."""

@@ -8,11 +8,12 @@ seen it before.
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from sqlalchemy import delete, select
 
-from blemish.errors import ConfigError, StoreError
+from blemish.errors import StoreError
 from blemish.server.settings import Settings
 from blemish.server.store import Store
 from blemish.server.tables import outbox
@@ -35,26 +36,14 @@ class Sink(Protocol):
 
 def named_sinks(settings: Settings) -> dict[str, Callable[[], Sink]]:
     """What makes the sinks that were asked for, by the names under which messages wait for them."""
-    from blemish.server.sinks import mqtt, opcua, webhook
+    from blemish.server.sinks.mqtt import Mqtt
+    from blemish.server.sinks.opcua import OpcUa
+    from blemish.server.sinks.webhook import Webhook
 
     made: dict[str, Callable[[], Sink]] = {}
-    for kind, places, make in (
-        ("webhook", settings.webhooks, lambda place: webhook.Webhook(place, settings.webhook_secret)),
-        ("mqtt", settings.mqtt, mqtt.Mqtt),
-        ("opcua", settings.opcua, opcua.OpcUa),
-    ):
-        for place in places:
-            if "://" not in place:
-                raise ConfigError(f"--{kind} {place}: a whole address is needed, such as {EXAMPLES[kind]}")
-            made[place[:64]] = lambda make=make, place=place: make(place)  # type: ignore[misc]
-    return made
-
-
-EXAMPLES = {
-    "webhook": "https://plc.local/verdicts",
-    "mqtt": "mqtt://broker:1883/line/verdicts",
-    "opcua": "opc.tcp://0.0.0.0:4840",
-}
+    made |= {place[:64]: partial(Webhook, place, settings.webhook_secret) for place in settings.webhooks}
+    made |= {place[:64]: partial(Mqtt, place) for place in settings.mqtt}
+    return made | {place[:64]: partial(OpcUa, place) for place in settings.opcua}
 
 
 class Delivery(Worker):
