@@ -125,14 +125,13 @@ def test_a_store_that_is_read_only_says_so(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "station.db"))
     store.record([ROW])
     store.close()
-    with pytest.raises(StoreError, match=r"read-only: make the file and its folder writable"):
-        Store(f"sqlite:///file:{tmp_path / 'station.db'}?mode=ro&uri=true")
-    store = Store(str(tmp_path / "station.db"))  # one that becomes so while it is open
-    event.listen(store.engine, "checkout", lambda connection, *_: connection.execute("PRAGMA query_only=1"))
-    with pytest.raises(StoreError, match=r"read-only: make the file and its folder writable"):
-        store.record([ROW])
-    assert len(store.find(Search())["inspections"]) == 1 and store.verify()["rows"] == 1
-    store.close()
+    for query_only, address in ((0, f"sqlite:///file:{tmp_path / 'station.db'}?mode=ro&uri=true"), (1, str(store.url))):
+        store = Store(address)  # a file that is so, or becomes so while it is open
+        event.listen(store.engine, "checkout", lambda own, *_: own.execute(f"PRAGMA query_only={query_only}"))  # noqa: B023
+        with pytest.raises(StoreError, match=r"read-only: make the file and its folder writable"):
+            store.record([ROW])
+        assert len(store.find(Search())["inspections"]) == 1 and store.verify()["rows"] == 1
+        store.close()
 
 
 def test_a_locked_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     store: StorePlace = "station.db",
     images: Annotated[Path, typer.Option(help="Folder for photographs and models.")] = Path("station-images"),
-    training: Annotated[list[str] | None, typer.Option(help="[NAME=]DATA a model learned from, to learn again.")] = None,
+    training: Annotated[list[str] | None, typer.Option(help="[NAME=]DATA it learned from, to learn again.")] = None,
     watch: Annotated[list[str] | None, typer.Option(help="[NAME=]FOLDER whose new images are judged.")] = None,
     move: Annotated[bool, typer.Option("--move", help="Watched files go to ok/, review/ or reject/.")] = False,
     cameras: Annotated[list[str] | None, typer.Option("--camera", help="[NAME=]NUMBER, address or file.")] = None,

@@ -97,7 +97,8 @@ def promise(here: Station, name: str) -> dict[str, Any]:
     """Whether the promise of a model holds; if not, since when and why, in words."""
     model = here.judge(name).model
     own = (windows.c.model == name, windows.c.digest == model.digest)
-    said = {"holds": None, "since": None, "sentence": model.inspector.promise, "test": TEST, "parts": 0, "p_value": None}
+    said: dict[str, Any] = dict.fromkeys(("holds", "since", "p_value"))
+    said |= {"sentence": model.inspector.promise, "test": TEST, "parts": 0}
     if model.inspector.calibration.rate is None:
         return said
     tested = here.store.rows(select(windows).where(*own).order_by(windows.c.id.desc()).limit(1000))

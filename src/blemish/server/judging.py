@@ -2,7 +2,7 @@
 
 Decoders take what waits and prepare it, a judge takes up to ``batch`` of what is prepared, and a writer keeps what is
 judged, all that there is in one transaction, while the next ones are judged. Only then does a sender hear of its
-verdict. What waits is bounded: more is refused at once. What nobody waits for any longer is dropped before it is judged.
+verdict. What waits is bounded, more is refused at once, and what nobody waits for any longer is dropped.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +27,7 @@ from blemish.inspection.outlook import KINDS
 from blemish.inspection.overlay import data_uri
 from blemish.inspection.verdict import on_screen
 from blemish.server import charts, reports
-from blemish.server.access import COOKIE, Person
+from blemish.server.access import COOKIE
 from blemish.server.api import Admin, Here, Operator, Viewer, picture, set_session
 from blemish.server.api_models import Teaching
 from blemish.server.health import acknowledge, promise
@@ -299,7 +299,8 @@ def report(page: View, here: Here) -> Response:
             pictures[shown["id"]] = data_uri(small, "JPEG", quality=80)
     for name in [one["model"] for one in found["promises"]]:
         calibration, described = here.judge(name).model.inspector.calibration, here.describe(name)
-        drawn[name] = calibration.rate and charts.histogram(calibration, past_verdicts(here, name, calibration), described)
+        past = past_verdicts(here, name, calibration)
+        drawn[name] = calibration.rate and charts.histogram(calibration, past, described)
     css = environment().get_template("report.css").render()
     hashed = b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'"

@@ -73,9 +73,9 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for verdict in new.many([*judged], on_error=_leave_out)
         if verdict.decision != (one := judged[verdict.source or ""])["decision"]
     ]
-    count = Counter(sample.label for sample in samples)
+    count = {"training": len(training.samples), "said": len(job["said"]), **Counter(one.label for one in samples)}
     return {
-        "learned_from": {"regime": learned.regime, **count, "training": len(training.samples), "said": len(job["said"])},
+        "learned_from": {"regime": learned.regime, **count},
         "promise": new.promise,
         "comparison": {
             "held_out": {"parts": len(held), **rejected},

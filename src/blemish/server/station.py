@@ -157,11 +157,11 @@ class Station:
     def _keep(self, name: str, batch: Sequence[Photograph]) -> list[dict[str, Any]]:
         """Photographs to the disk, rows to the store: after this nothing of the batch can be lost."""
         with self.pictures.lock:
-            self.pictures.write({photograph.digest: photograph.content for photograph in batch})
+            self.pictures.write(contents := {photograph.row["image"]: photograph.content for photograph in batch})
             answers = self.store.record([photograph.row | {"model": name} for photograph in batch], self.sinks)
             with contextlib.suppress(OSError):  # the next start moves what is left
-                for photograph in batch:
-                    self.pictures.settle(photograph.digest)
+                for digest in contents:
+                    self.pictures.settle(digest)
         for photograph, answer in zip(batch, answers):
             if math.prod(photograph.verdict.size) <= RECENT_PIXELS:
                 self._recent[answer["id"]] = photograph.verdict

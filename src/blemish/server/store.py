@@ -60,7 +60,8 @@ class Search(BaseModel):
 
     def apply(self, query: Select[Any]) -> Select[Any]:
         """The query with these conditions, without order and limit."""
-        return query.where(*(CONDITIONS[name](value) for name, value in self if name in CONDITIONS and value is not None))
+        given = ((CONDITIONS.get(name), value) for name, value in self if value is not None)
+        return query.where(*(condition(value) for condition, value in given if condition))
 
 
 def _said(word: str) -> Any:
@@ -150,10 +151,8 @@ class Store:
                 try:
                     command.upgrade(config, "head")
                 except CommandError as error:
-                    raise StoreError(
-                        f"the store {self.name} was written by another version of Blemish ({error}): update Blemish, or "
-                        "give it another --store"
-                    ) from error
+                    why = f"the store {self.name} was written by another version of Blemish ({error})"
+                    raise StoreError(f"{why}: update Blemish, or give it another --store") from error
 
     @property
     def name(self) -> str:

@@ -23,7 +23,12 @@ class Mqtt:
             self._client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if is_secure:
             self._client.tls_set()
-        self._client.on_connect = lambda *told: told[3].is_failure or connected.set()
+
+        def told(*given: Any) -> None:
+            if not given[3].is_failure:
+                connected.set()
+
+        self._client.on_connect = told
         self._client.connect(parts.hostname or "localhost", parts.port or (8883 if is_secure else 1883))
         self._client.loop_start()  # in a thread, which also keeps the broker's peace
         if not connected.wait(SECONDS):
