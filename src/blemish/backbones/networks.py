@@ -115,11 +115,14 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
             if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
                 continue
             statistics: Any = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            setattr(parent, name, nn.Identity())
+            if norm.weight.is_meta:  # blank: shapes are all there is, and to compute them torch would load its compiler
+                convolution.bias = norm.bias
+                continue
             # In float64, so that the only rounding is the last one.
             kernel, mean, variance, scale, shift = (x.detach().double() for x in (convolution.weight, *statistics))
             weight, bias = fuse_conv_bn_weights(kernel, None, mean, variance, norm.eps, scale, shift)
             convolution.weight, convolution.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
-            setattr(parent, name, nn.Identity())
     return network
 
 

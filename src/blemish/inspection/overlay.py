@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are loaded when first used
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from blemish.errors import ConfigError, DataError
 from blemish.inspection.regions import TOUCHING, Region, checked_map, fill_holes
@@ -106,17 +106,17 @@ def overlay(
     picture = _magnified(picture, zoom)
     width = max(1, round(max(picture.shape[:2]) / 250))  # two pixels of 400: one is lost on brushed metal
     if regions:
-        labels, _ = ndimage.label(above, structure=TOUCHING)
+        labels, _ = scipy.ndimage.label(above, structure=TOUCHING)
         outlined = np.isin(labels, [labels[region.peak[::-1]] for region in regions])
         inside = _magnified(fill_holes(outlined), zoom)
         for colour in (LINE, CASING):
-            grown = ndimage.maximum_filter(inside, size=2 * width + 1)
+            grown = scipy.ndimage.maximum_filter(inside, size=2 * width + 1)
             picture[grown & ~inside] = colour
             inside = grown
     if truth is not None:
         inside = _magnified(np.asarray(truth) > 0, zoom)
-        grown = ndimage.maximum_filter(inside, 2 * width + 1)
-        rows, columns = np.nonzero(grown & ~ndimage.minimum_filter(inside, 2 * width + 1, mode="constant"))
+        grown = scipy.ndimage.maximum_filter(inside, 2 * width + 1)
+        rows, columns = np.nonzero(grown & ~scipy.ndimage.minimum_filter(inside, 2 * width + 1, mode="constant"))
         # Boundaries run along rows and columns of pixels, so on each of them row + column counts its steps.
         is_blue = (rows + columns) // (_DASH * width) % 2 == 0
         picture[rows, columns] = np.where(is_blue[:, None], TRUTH, CASING)

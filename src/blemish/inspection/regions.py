@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are loaded when first used
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from blemish.errors import ConfigError, DataError
 
@@ -56,9 +56,9 @@ def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1)
     if not smallest_area >= 0:
         raise ConfigError(f"smallest area {smallest_area!r}: a number of pixels, 0 or more, is needed")
     values = checked_map(heatmap)
-    labels, _ = ndimage.label(values > np.float32(threshold), structure=TOUCHING)
+    labels, _ = scipy.ndimage.label(values > np.float32(threshold), structure=TOUCHING)
     regions = []
-    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+    for index, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels), start=1):
         mask = labels[rows, columns] == index
         if (area := int(mask.sum())) < smallest_area:
             continue
@@ -80,7 +80,7 @@ def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1)
 
 def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """``mask`` with all that it encloses; labelling is several times quicker than SciPy's filling by erosion."""
-    outside, _ = ndimage.label(~np.pad(mask, 1))
+    outside, _ = scipy.ndimage.label(~np.pad(mask, 1))
     filled: NDArray[np.bool_] = outside[1:-1, 1:-1] != outside[0, 0]
     return filled
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are loaded when first used
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv, gammaincinv
 
 Scores = NDArray[np.float64]
 
@@ -45,16 +45,17 @@ class Tail:
 
     def bound(self, rate: float) -> float:
         """What the share above that threshold stays below with 95 % confidence, if excesses are exponential."""
-        from scipy.optimize import brentq  # takes a third of a second to import, and few ask
-
         # That share is B exp(-c G): B ~ Beta(k + 1, n - k) lies above the start, G ~ Gamma(free) is the total.
         c = (self.share / rate) ** (1 / self.free) - 1
-        growth = np.exp(c * gammaincinv(self.free, (np.arange(500) + 0.5) / 500))
+        growth = np.exp(c * scipy.special.gammaincinv(self.free, (np.arange(500) + 0.5) / 500))
 
         def excess(limit: float) -> float:
-            return float(betainc(self.k + 1, self.n - self.k, np.minimum(1, limit * growth)).mean()) - CONFIDENCE
+            return (
+                float(scipy.special.betainc(self.k + 1, self.n - self.k, np.minimum(1, limit * growth)).mean())
+                - CONFIDENCE
+            )
 
-        return float(brentq(excess, 0, 1))
+        return float(scipy.optimize.brentq(excess, 0, 1))
 
 
 def fit_tail(ascending: Scores, censored: int | None = None) -> Tail | None:
@@ -108,4 +109,4 @@ def groups_needed(rate: float) -> int:
 
 def rate_bound(rejects: int, n: int) -> float:
     """What the false-reject rate of one calibration stays below with 95 % confidence: a quantile of its Beta law."""
-    return float(betaincinv(rejects, n + 1 - rejects, CONFIDENCE))
+    return float(scipy.special.betaincinv(rejects, n + 1 - rejects, CONFIDENCE))

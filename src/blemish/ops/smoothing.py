@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import scipy  # its parts are loaded when first used
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 
@@ -31,5 +31,6 @@ def _matrix(cells: int, pixels: int, sigma: float, align_corners: bool) -> Tenso
     with torch.inference_mode(False), torch.no_grad():
         unit = torch.eye(cells, dtype=torch.float64)[None]
         spread = F.interpolate(unit, size=pixels, mode="linear", align_corners=align_corners)[0].T
-        smoothing = torch.from_numpy(gaussian_filter1d(np.eye(pixels), sigma, axis=0)) if sigma else torch.eye(pixels)
+        filtered = scipy.ndimage.gaussian_filter1d
+        smoothing = torch.from_numpy(filtered(np.eye(pixels), sigma, axis=0)) if sigma else torch.eye(pixels)
         return (smoothing.double() @ spread).float()

@@ -60,13 +60,17 @@ class Station:
             with self.store.write() as connection:
                 found = {"photographs_kept": moved, "photographs_without_a_verdict_removed": removed}
                 self.store.note(connection, "hard end found", "station", found)
-        for name, file in settings.models.items():
-            digest = digest_of_file(file) if file.is_file() else ""
-            rows = self.store.rows(select(models).where(models.c.name == name, models.c.state == "active"))
-            # A model that was swapped in after this file was first given stays, as it would have without a restart.
-            if rows and self.store.rows(select(models).where(models.c.digest == digest, models.c.name == name)):
-                file = self.pictures.models / f"{rows[0].digest}{rows[0].suffix}"  # noqa: PLW2901
-            self.put_model(name, file, "start", "station")
+        try:
+            for name, file in settings.models.items():
+                digest = digest_of_file(file) if file.is_file() else ""
+                rows = self.store.rows(select(models).where(models.c.name == name, models.c.state == "active"))
+                # A model that was swapped in after this file was first given stays, as it would have without a restart.
+                if rows and self.store.rows(select(models).where(models.c.digest == digest, models.c.name == name)):
+                    file = self.pictures.models / f"{rows[0].digest}{rows[0].suffix}"  # noqa: PLW2901
+                self.put_model(name, file, "start", "station")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         for judge in self.judges.values():
