@@ -352,7 +352,7 @@ def test_errors_are_said_in_words(open_page: Open) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Not Found 404")
     expect(page.locator("main")).to_contain_text("there is no inspection 999999")
     page = open_page("/history?decision=perhaps", expected=("422",))
-    expect(page.locator("main")).to_contain_text("this filter cannot be used")
+    expect(page.locator("main")).to_contain_text("decision: Input should be 'ok', 'review' or 'reject'")
     page = open_page("/", expected=("422",))
     page.locator("#files").set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
     expect(page.locator("#note")).to_contain_text("notes.txt: ")

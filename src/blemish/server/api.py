@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -33,35 +34,17 @@ PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 WORST = {"ok": 0, None: 1, "review": 2, "reject": 3}
 KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"BM": "image/bmp"}
 """How files begin that every browser shows; the rest is sent as PNG."""
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "properties": {"image": {"type": "array", "items": _FILE}}}
 IMAGES = {
     "requestBody": {
         "required": True,
-        "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            },
-        },
+        "content": {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}},
     }
 }
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": words, "content": {"application/problem+json": {}}}
-    for status, words in {
-        400: "Not a request of this kind",
-        401: "A token is needed, or it is wrong",
-        403: "The role does not suffice, or another site sent it",
-        404: "There is none of that name or number",
-        408: "The body did not arrive in time",
-        409: "Not in this state",
-        410: "Not kept any longer",
-        413: "The body is too large",
-        422: "It cannot be read or used; the sentence says why",
-        429: "Too many wrong tokens",
-        503: "Not now: Retry-After says when",
-    }.items()
+    status: {"description": HTTPStatus(status).phrase, "content": {"application/problem+json": {}}}
+    for status in (400, 401, 403, 404, 408, 409, 410, 413, 422, 429, 503)
 }
 
 

@@ -51,9 +51,9 @@ def create_app(settings: Settings, station: Station | None = None, ready: Callab
     )
     app.state.station, app.state.teacher = station, teacher
     app.add_middleware(Guard, settings=settings)
-    answer_problems(app)
-    app.include_router(api.router)
-    app.include_router(api_models.router)
+    answer_problems(app, pages.problem_page)
+    for addresses in (api, api_models, pages):
+        app.include_router(addresses.router)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -71,7 +71,6 @@ def create_app(settings: Settings, station: Station | None = None, ready: Callab
         """For Prometheus."""
         return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    pages.register(app)
     return app
 
 

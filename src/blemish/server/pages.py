@@ -9,17 +9,17 @@ import hashlib
 import io
 import json
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 from sqlalchemy import func, select
-from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from blemish.data.images import read_image
 from blemish.errors import BlemishError, ImageError
@@ -27,7 +27,7 @@ from blemish.inspection.outlook import KINDS
 from blemish.inspection.overlay import data_uri
 from blemish.inspection.verdict import on_screen
 from blemish.server import charts, reports
-from blemish.server.access import COOKIE
+from blemish.server.access import COOKIE, Person, needs
 from blemish.server.api import Admin, Here, Operator, Viewer, picture, set_session
 from blemish.server.api_models import Teaching
 from blemish.server.health import acknowledge, promise
@@ -43,48 +43,37 @@ router = APIRouter(include_in_schema=False)
 STRIP, ROWS, TILES, THUMBNAIL = 12, 50, 60, 200
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 ModelField = Annotated[str, Form(max_length=64)]
-Handler = Callable[[Request, Any], Awaitable[Response]]
 
 
-def register(app: FastAPI) -> None:
-    """Add the pages to ``app``, which is complete otherwise: what goes wrong is said to its people in words, too."""
-    app.include_router(router)
-    for kind, answer in [*app.exception_handlers.items()]:
-        app.add_exception_handler(kind, _for_people(answer))
-
-
-def _for_people(answer: Any) -> Handler:
-    async def handler(request: Request, error: Exception) -> Response:
-        response: Response = await answer(request, error)
-        if request.url.path.startswith("/v1/") or "text/html" not in request.headers.get("accept", ""):
-            return response
-        if response.status_code == 401 and request.method == "GET":
-            return RedirectResponse(f"/login?next={quote(str(request.url.replace(scheme='', netloc='')))}", 303)
-        said = json.loads(bytes(response.body))
-        page = Page(request, request.app.state.station, None).show("error.j2", **said)
-        page.status_code = response.status_code
-        page.headers.update({name: value for name, value in response.headers.items() if name == "retry-after"})
-        return page
-
-    return handler
+def problem_page(request: Request, answer: JSONResponse) -> Response:
+    """What went wrong, for a person who asked for a page; the answer itself for a program."""
+    if request.url.path.startswith("/v1/") or "text/html" not in request.headers.get("accept", ""):
+        return answer
+    if answer.status_code == 401 and request.method == "GET":
+        return RedirectResponse(f"/login?next={quote(str(request.url.replace(scheme='', netloc='')))}", 303)
+    page = Page(request, request.app.state.station, None).show("error.j2", **json.loads(bytes(answer.body)))
+    page.status_code = answer.status_code
+    page.headers.update({name: value for name, value in answer.headers.items() if name == "retry-after"})
+    return page
 
 
 class Page:
     """A page that somebody asks for."""
 
-    def __init__(self, request: Request, here: Here, person: Viewer) -> None:
+    def __init__(
+        self, request: Request, here: Here, person: Annotated[Person | None, Depends(needs("viewer"))]
+    ) -> None:
         self.request, self.here, self.person = request, here, person
 
     def show(self, template: str, **context: Any) -> HTMLResponse:
         """The template, filled with ``context`` and what every page has."""
         here, person = self.here, self.person
-        shared: dict[str, Any] = {
-            "path": self.request.url.path,
-            "person": person,
+        shared: dict[str, Any] = {"path": self.request.url.path, "person": person, "model": None}
+        shared |= {
             "is_open": here.settings.is_open,
-            "model": None,
+            "names": [*here.judges] if person else [],
+            "now": datetime.now().astimezone(),
         }
-        shared |= {"names": [*here.judges] if person else [], "now": datetime.now().astimezone()}
         return HTMLResponse(environment().get_template(template).render(shared | context))
 
     def named(self, model: str | None) -> str | None:
@@ -99,8 +88,7 @@ class Page:
         try:
             return Search.model_validate({**given, "limit": limit})
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
-            raise HTTPException(422, f"this filter cannot be used. {wrong}") from error
+            raise RequestValidationError(error.errors()) from error
 
     def of_verdict(self, shown: dict[str, Any]) -> dict[str, Any]:
         """What is shown beside a verdict: its place on the model's scale, and kinds of defects, nine, one a key.

@@ -1,7 +1,7 @@
 """What is answered where something is wrong: one sentence as a problem document (RFC 9457)."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -27,6 +27,9 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 
 def problem_of(error: BaseException) -> JSONResponse:
     """What an error is answered with: 503 for what may go better later, 422 for what was asked for."""
+    if isinstance(error, RequestValidationError):
+        said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+        return problem(422, "; ".join(said))
     if isinstance(error, HTTPException):
         return problem(error.status_code, str(error.detail), error.headers)
     if isinstance(error, Full | Closed | StoreError | OutputError | MemoryError | ModelFileError):
@@ -37,21 +40,12 @@ def problem_of(error: BaseException) -> JSONResponse:
     return problem(500, "an error that was not foreseen: the station's log has it")
 
 
-def answer_problems(app: FastAPI) -> None:
-    """Make everything that goes wrong in ``app`` a problem document."""
+def answer_problems(app: FastAPI, show: Callable[[Request, JSONResponse], Response]) -> None:
+    """Make everything that goes wrong in ``app`` a problem document, which ``show`` may turn into a page."""
 
-    async def as_problem(_: Request, error: Exception) -> JSONResponse:
-        return problem_of(error)
+    async def answer(request: Request, error: Exception) -> Response:
+        gone = isinstance(error, ClientDisconnect)  # nobody reads it
+        return Response(status_code=499) if gone else show(request, problem_of(error))
 
-    async def as_invalid(_: Request, error: Exception) -> JSONResponse:
-        problems = error.errors() if isinstance(error, RequestValidationError) else []
-        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems[:5])
-        return problem(422, said)
-
-    async def as_nothing(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)  # the client has gone
-
-    app.add_exception_handler(ClientDisconnect, as_nothing)
-    for kind in (BlemishError, HTTPException, MemoryError, Exception):
-        app.add_exception_handler(kind, as_problem)
-    app.add_exception_handler(RequestValidationError, as_invalid)
+    for kind in (BlemishError, HTTPException, MemoryError, RequestValidationError, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, answer)

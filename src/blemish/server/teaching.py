@@ -181,13 +181,15 @@ class Teacher:
 
     def stop(self, name: str, actor: str) -> None:
         """Stop it where it runs, and forget what it made."""
-        folder = self._folder(name)
+        self._end(name)
+        shutil.rmtree(self._folder(name), ignore_errors=True)
+        with self._here.store.write() as connection:
+            self._here.store.note(connection, "learned model discarded", actor, {"model": name})
+
+    def _end(self, name: str) -> None:
         if self._is_running(name):
             self._processes[name].terminate()
             self._processes[name].wait()
-        shutil.rmtree(folder, ignore_errors=True)
-        with self._here.store.write() as connection:
-            self._here.store.note(connection, "learned model discarded", actor, {"model": name})
 
     def accept(self, name: str, actor: str) -> dict[str, Any]:
         """Swap the new model in; an HTTPException 409 where none is ready."""
@@ -202,7 +204,5 @@ class Teacher:
 
     def close(self) -> None:
         """Stop what runs: it can be begun again."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        for name in self._processes:
+            self._end(name)
