@@ -139,7 +139,7 @@ class Judge(ABC):
     def judged(self, images: Sequence[tuple[DecodedImage, Any]]) -> list[Verdict]:
         """Judge together images that were ``loaded`` before, each with what that gave, in this thread alone."""
         found = zip(images, self._scored(images, BATCH, map))
-        return [self._verdict(Scored(None, *image, score, map_)) for image, (score, map_) in found]
+        return [self._verdict(Scored(image.pixels, image, prepared, *one)) for (image, prepared), one in found]
 
     def _scored(
         self, images: Sequence[tuple[DecodedImage | None, Any]], batch_size: int, run: Callable[..., Iterator[Any]]

@@ -99,11 +99,11 @@ async def inspect(
     answers = [*zip(photographs, results)]
     errors = [(sent.name, result) for sent, result in answers if isinstance(result, BaseException)]
     verdicts = [(sent, result) for sent, result in answers if isinstance(result, dict)]
-    for _, error in errors:
-        if (answer := problem_of(error)).status_code != 422 or not verdicts:
+    for _, why in errors:
+        if (answer := problem_of(why)).status_code != 422 or not verdicts:
             return answer
     for sent, verdict in verdicts if overlay else ():
-        verdict["overlay"] = await run_in_threadpool(lambda sent=sent: data_uri(sent.verdict.overlay()))
+        verdict["overlay"] = await run_in_threadpool(data_uri, await run_in_threadpool(sent.verdict.overlay))
     whole = await run_in_threadpool(here.store.part_verdict, model, part) if part else None
     decision = max((verdict["decision"] for _, verdict in verdicts), key=WORST.__getitem__)
     refused = [{"path": name, "detail": str(error)} for name, error in errors]

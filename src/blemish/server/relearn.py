@@ -73,9 +73,10 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for verdict in new.many([*judged], on_error=_leave_out)
         if verdict.decision != (one := judged[verdict.source or ""])["decision"]
     ]
-    count = {"training": len(training.samples), "said": len(job["said"]), **Counter(one.label for one in samples)}
+    count = Counter(sample.label for sample in samples)
+    told = {"regime": learned.regime, "training": len(training.samples), "said": len(job["said"])}
     return {
-        "learned_from": {"regime": learned.regime, **count},
+        "learned_from": {**told, **count},
         "promise": new.promise,
         "comparison": {
             "held_out": {"parts": len(held), **rejected},

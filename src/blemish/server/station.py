@@ -216,7 +216,8 @@ class Station:
         if not afresh and (recent := self._recent.get(row.id)) is not None:
             return recent
         image, inspector = decode(self.photograph(row), self.settings.max_pixels), self.inspector(row.digest)
-        return inspector.judged([(image, inspector.loaded(image))] * row.batch)[row.position]
+        found: Verdict = inspector.judged([(image, inspector.loaded(image))] * row.batch)[row.position]
+        return found
 
     def inspector(self, digest: str) -> Judge:
         """By the digest of its file; an HTTPException 410 where no copy of it is left."""
