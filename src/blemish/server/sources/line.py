@@ -14,9 +14,10 @@ class Line:
 
     def __init__(self, folder: Path, seconds: float = 1.5, good: float = 0.9) -> None:
         self._images, self._seconds, self._good = images_below(folder), seconds, good
+        self._order = random.Random(folder.parent.name)  # its own: several lines do not err in step
 
     def run(self, submit: Submit, ended: threading.Event) -> None:
-        order = random.Random(0)
+        order = self._order
         good = [path for path in self._images if path.parent.name == "good"]
         bad = [path for path in self._images if path.parent.name != "good"]
         while not ended.wait(self._seconds):
