@@ -36,8 +36,8 @@ BUDGET = {
     "defaults that find the defects": 1_000,
     "everything that broke": 1_270,
     "one file that runs anywhere": 2_205,
-    "the station": 3_740,
-    "the station's page": 600,
+    "the station": 3_500,
+    "the station's page": 560,
     "on a graphics card": 12,
     "systems the papers compare with, part one": 800,
 }
