@@ -8,7 +8,7 @@ processor has units for it.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from blemish.data.images import DecodedImage
+from blemish.deploy.parity import inputs
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.inspection.engines import EngineName, choose_engine
 from blemish.inspection.exported import ExportedInspector, load_exported
@@ -70,8 +71,6 @@ def convert(
 
     A DataError where the images are too few, an OutputError where it does not pay here, unless ``is_forced``.
     """
-    import onnx
-
     if len(images) < FEWEST:
         raise DataError(f"{precision} is measured on {FEWEST} good images or more, and there are {len(images)}")
     if precision == "bf16":
@@ -83,32 +82,34 @@ def convert(
         raise ConfigError(
             f"{precision} is measured on whole images, and this model judges tiles: leave --precision out"
         )
-    prepared = [judge.prepared(image) for image in images.values()]
+    chosen = list(images.values())
     with written_atomically(target) as temporary:
         if precision == "int8":
-            _quantise(source, temporary, prepared[::2], judge.preparation.white_level)
-        model = onnx.load(temporary if precision == "int8" else source)
-        properties = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL.decode()}
-        description = json.loads(properties[KEY])
-        description["export"]["precision"] = precision
-
-        def save() -> None:
-            del model.metadata_props[:]
-            onnx.helper.set_model_props(model, properties | {KEY: json.dumps(description, sort_keys=True)})
-            temporary.write_bytes(sealed(model.SerializeToString()))
-
-        save()
+            _quantise(source, temporary, chosen[::2], judge.preparation.white_level)
+        note(temporary if precision == "int8" else source, temporary, precision=precision)
         able = installed if precision == "int8" else installed[-1:]
         cheaper = {engine: load_exported(temporary, engine, threads) for engine in able}
-        cost = _compared(precision, usual, cheaper, prepared[1::2])
+        cost = _compared(precision, usual, cheaper, [judge.prepared(image) for image in chosen[1::2]])
         if not cost.pays and not is_forced:
             raise OutputError(f"{precision} does not pay here, so nothing was written. {cost}. Leave --precision out")
-        description["export"]["precision_cost"] = asdict(cost)
-        save()
+        note(temporary, temporary, precision_cost=asdict(cost))
     return cost
 
 
-def _quantise(source: Path, target: Path, prepared: list[Any], white: int) -> None:
+def note(source: Path, target: Path, **facts: Any) -> None:
+    """Write the exported file ``source`` as ``target``, with ``facts`` of how it was exported in its description."""
+    import onnx
+
+    model = onnx.load(source)
+    properties = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL.decode()}
+    description = json.loads(properties[KEY])
+    description["export"] |= facts
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, properties | {KEY: json.dumps(description, sort_keys=True)})
+    target.write_bytes(sealed(model.SerializeToString()))
+
+
+def _quantise(source: Path, target: Path, images: list[DecodedImage], white: int) -> None:
     """Ranges of activations are of the images and of copies with blots, as defects excite what good parts do not.
 
     From good images alone a gross defect lost a quarter of its score, and the good ones did not become more exact.
@@ -116,19 +117,21 @@ def _quantise(source: Path, target: Path, prepared: list[Any], white: int) -> No
     import onnx
     from onnxruntime import quantization as q
 
-    rng, blotted = np.random.default_rng(0), [pixels.copy() for pixels in prepared]
-    for pixels in blotted:
-        height, width = (-(-side // 4) for side in pixels.shape[:2])
+    rng, blotted = np.random.default_rng(0), [replace(image, pixels=image.pixels.copy()) for image in images]
+    for image in blotted:
+        rows, columns = image.size
+        height, width = -(-rows // 4), -(-columns // 4)
         for _ in range(BLOTS):
-            top, left = rng.integers(0, pixels.shape[0] - height + 1), rng.integers(0, pixels.shape[1] - width + 1)
-            pixels[top : top + height, left : left + width] = rng.integers(0, white + 1, 3)
+            top, left = rng.integers(0, rows - height + 1), rng.integers(0, columns - width + 1)
+            colour = rng.integers(0, {8: 255, 16: white, 32: 1}[image.bits] + 1, 3)
+            image.pixels[top : top + height, left : left + width] = colour
 
     class Images(q.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left = iter([*prepared, *blotted])
+            self.left = iter([*images, *blotted])
 
         def get_next(self) -> dict[str, Any] | None:
-            return next(({"image": pixels[None]} for pixels in self.left), None)
+            return next((inputs(image, white) for image in self.left), None)
 
     graph = onnx.load(source).graph
     weights = {tensor.name for tensor in graph.initializer}
