@@ -4,6 +4,7 @@ What prepares images inside a graph has tests of its own, and takes most of an e
 """
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from PIL import Image
 
 import blemish
 from blemish.data.images import read_image
+from blemish.deploy import export as exporting
 from blemish.deploy import graph
-from blemish.deploy.export import export
+from blemish.deploy.export import export, to_onnx
 from blemish.errors import ConfigError
 from blemish.registry import METHODS, method_class
 
@@ -67,7 +69,8 @@ def test_a_method_s_file_judges_as_it_does_on_both_engines_or_is_refused(name, p
         return
     monkeypatch.setattr(graph, "Prepare", AsGiven)
     monkeypatch.setattr(graph, "ToOriginal", AsGiven)
-    monkeypatch.setattr("blemish.deploy.export.EXAMPLE", (2, SIDE, SIDE, 3))
+    monkeypatch.setattr(exporting, "EXAMPLE", (2, SIDE, SIDE, 3))
+    monkeypatch.setattr(exporting, "to_onnx", partial(to_onnx, any_size=False))
     export(inspector, path, pictures)
     expected = list(inspector.many(images))
     spread = np.ptp([verdict.score for verdict in expected])

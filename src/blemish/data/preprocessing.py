@@ -240,7 +240,8 @@ def _read(values: npt.NDArray[Any], positions: npt.NDArray[np.float64], last: in
     below = positions.astype(np.intp)
     weight = (positions - below).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1 - axis))
     lower, upper = values.take(below, axis), values.take(np.minimum(below + 1, last), axis)
-    read, is_near = upper - lower, weight < 0.5
+    is_near = weight < 0.5
+    read: npt.NDArray[Any] = upper - lower
     read *= np.where(is_near, weight, weight - 1)
     read += np.where(is_near, lower, upper)
     return read

@@ -18,7 +18,9 @@ from blemish.inspection.judge import Source
 WARM_UP, MEASURED = 3, 20  # verdicts of each engine, which take turns
 
 
-def within_budget(file: Path, budget: float, images: Sequence[Source], threads: int | None) -> tuple[dict[str, Any], str]:
+def within_budget(
+    file: Path, budget: float, images: Sequence[Source], threads: int | None
+) -> tuple[dict[str, Any], str]:
     """Note in an exported file the engine that is fastest from image to verdict; milliseconds of all, and one sentence.
 
     A ConfigError names the fastest where 19 of 20 verdicts take longer than ``budget`` milliseconds.
@@ -39,5 +41,6 @@ def within_budget(file: Path, budget: float, images: Sequence[Source], threads: 
             f"no engine judges an image in {budget:g} ms here, so nothing was written. {words}. Try --precision bf16 or "
             "int8, more --threads, or a smaller model: blemish fit --budget"
         )
-    note(file, file, fastest=ranked[0], milliseconds=found)
-    return {"fastest": ranked[0], "milliseconds": found}, f"{words}; --engine auto takes {ranked[0]}, where it is installed"
+    facts: dict[str, Any] = {"fastest": ranked[0], "milliseconds": found}
+    note(file, file, **facts)
+    return facts, f"{words}; --engine auto takes {ranked[0]}, where it is installed"

@@ -123,8 +123,8 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
     for value in inside:  # no outputs to programs, but names by which our engines leave preparation out
         model.graph.output.remove(value)
         sides = [*[3] * (value.name == "prepared"), *deployed.input_size]
-        value = onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["n", *sides])
-        model.graph.value_info.append(value)
+        named = onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["n", *sides])
+        model.graph.value_info.append(named)
     for name, value in deployed.inputs.items():  # inputs that have a value need not be given
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
     return model

@@ -34,7 +34,7 @@ class Deployed(nn.Module):
         self.with_white = with_white
         with torch.inference_mode():
             self.input_size = inspector.preparation.input_size
-            map_ = self.method(torch.zeros(1, 3, *self.input_size)).map  # it also keeps what is computed once, for export
+            map_ = self.method(torch.zeros(1, 3, *self.input_size)).map  # it also keeps what is computed once
         calibration = inspector.calibration
         self.inputs = {"white": float(self.white_level)} if with_white else {}
         self.outputs = ["prepared", "score"]

@@ -77,7 +77,8 @@ def open_session(
 
 def judged(session: Session, prepared: Sequence[NDArray[Any]]) -> tuple[list[float], list[NDArray[np.float32] | None]]:
     """Scores and maps of what ``Preprocessing.pixels`` gave; a ModelFileError or MemoryError where the engine fails."""
-    planes = [np.moveaxis(np.float32(one) / np.float32(255 if one.dtype == np.uint8 else 1), 2, 0) for one in prepared]
+    scaled = (np.divide(one, 255 if one.dtype == np.uint8 else 1, dtype=np.float32) for one in prepared)
+    planes = [np.moveaxis(one, 2, 0) for one in scaled]
     images = np.stack([np.broadcast_to(one, (3, *one.shape[1:])) for one in planes])
     try:
         scores, maps = session.run(images)
@@ -102,11 +103,13 @@ def _onnxruntime(content: bytes, threads: int) -> Session:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow a server's rest
     options.log_severity_level = 4  # what it would print is raised here
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    kind = {given.name: given.type for given in session.get_inputs()}["image"].removeprefix("tensor(").rstrip(")")
+    kinds = {given.name: given.type.removeprefix("tensor(").rstrip(")") for given in session.get_inputs()}
     outputs = [given.name for given in session.get_outputs()]
 
     def run(images: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        given = {"prepared": images, "image": np.zeros((len(images), 1, 1, 3), kind)}
+        given = {"prepared": images}
+        if "image" in kinds:
+            given["image"] = np.zeros((len(images), 1, 1, 3), kinds["image"])
         found = dict(zip(outputs, session.run(outputs, given)))
         return found["score"], found.get("input_map")
 
@@ -121,8 +124,10 @@ def _openvino(content: bytes, threads: int, hint: str) -> Session:
     graph = core.read_model(content)
     # With the number of images left open, OpenVINO 2026.4.1 scored the first ones up to three times too high and all
     # others only to a thousandth; with it fixed, to a hundred-thousandth.
-    graph.reshape({"prepared": [1, *graph.input("prepared").partial_shape[1:]], "image": [1, 1, 1, 3]})
-    image = np.zeros((1, 1, 1, 3), graph.input("image").get_element_type().to_dtype())
+    shapes = {"prepared": [1, *list(graph.input("prepared").partial_shape)[1:]], "image": [1, 1, 1, 3]}
+    kinds = {port.get_any_name(): port.get_element_type().to_dtype() for port in graph.inputs}
+    graph.reshape({name: shapes[name] for name in kinds})
+    rest = {"image": np.zeros(shapes["image"], kinds["image"])} if "image" in kinds else {}
     compiled = core.compile_model(graph, "CPU", hints)
     has_map = any("input_map" in port.get_names() for port in graph.outputs)
 
@@ -130,7 +135,7 @@ def _openvino(content: bytes, threads: int, hint: str) -> Session:
         scores, maps = [], []
         with lock:  # a compiled model has one request, and what it gave is written over by the next
             for start in range(len(images)):
-                found = compiled({"prepared": images[start : start + 1], "image": image})
+                found = compiled({"prepared": images[start : start + 1], **rest})
                 scores.append(found["score"].copy())
                 maps += [found["input_map"].copy()] if has_map else []
         return np.concatenate(scores), np.concatenate(maps) if maps else None

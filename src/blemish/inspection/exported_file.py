@@ -61,7 +61,8 @@ def network(path: Path) -> bytes:
     wanted, found, kept = {b"score", b"input_map"}, set[bytes](), list[bytes | memoryview]()
     ends = {b"prepared": _INPUT, b"image": _INPUT} | dict.fromkeys(wanted, _OUTPUT)
     graph = next(value for number, value, _ in model if number == _GRAPH)
-    for number, value, whole in reversed([*_fields(graph)]):  # nodes come after those that they depend on
+    fields = reversed([*_fields(graph)])  # nodes come after those that they depend on
+    for number, value, whole in sorted(fields, key=lambda field: field[0] != _NODE):
         if number == _NODE:
             names = [(field, bytes(name)) for field, name, _ in _fields(value) if field in (1, 2)]
             if wanted.isdisjoint(name for field, name in names if field == 2):
@@ -69,12 +70,13 @@ def network(path: Path) -> bytes:
             wanted |= {name for field, name in names if field == 1} - {b"prepared"}
         elif number in (_INPUT, _OUTPUT, _VALUE):
             name = next(bytes(text) for field, text, _ in _fields(value) if field == 1)
-            if name not in ends or name in found:
+            if name not in ends or name in found or (name == b"image" and name not in wanted):
                 continue
             found.add(name)
-            whole = _field(ends[name], value)
+            kept.append(_field(ends[name], value))
+            continue
         kept.append(whole)
-    if not {b"prepared", b"image", b"score"} <= found:
+    if not {b"prepared", b"score"} <= found:
         raise ModelFileError(f"{path} was exported by an older Blemish, or changed: export it again")
     rest = [whole for number, _, whole in model if number not in (_GRAPH, _METADATA)]
     return b"".join([*rest, _field(_GRAPH, b"".join(reversed(kept)))])

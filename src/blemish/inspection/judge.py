@@ -211,9 +211,7 @@ class Judge(ABC):
         preparation, known, threshold = self.preparation, calibration.kind != "none", calibration.pixel_threshold
         if map_ is not None and not np.isfinite(map_).all():
             map_ = None  # it shows nothing; its score is no better and is rejected
-        heatmap: Callable[[], Any] = cache(
-            lambda: None if map_ is None else preparation.to_original(map_, image.size)
-        )
+        heatmap: Callable[[], Any] = cache(lambda: None if map_ is None else preparation.to_original(map_, image.size))
         regions: tuple[Region, ...] = ()
         # Resizing never exceeds the map's maximum, so a map below the threshold needs none.
         if map_ is not None and threshold is not None and float(map_.max()) > threshold:

@@ -46,9 +46,7 @@ def checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
     return values
 
 
-def label(
-    mask: NDArray[np.bool_], corners: bool = True
-) -> tuple[NDArray[np.int32], list[tuple[slice, slice]]]:
+def label(mask: NDArray[np.bool_], corners: bool = True) -> tuple[NDArray[np.int32], list[tuple[slice, slice]]]:
     """Numbers of the connected parts of ``mask``, from 1 in reading order, 0 outside; and the box of each.
 
     Pixels that meet at ``corners`` alone belong together or not. It joins the runs of pixels in rows: NumPy is all

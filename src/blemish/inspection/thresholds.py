@@ -126,7 +126,7 @@ def gamma_share(a: int, limit: ArrayLike) -> Scores:
     return below
 
 
-def _solved(rising: Callable[[Scores], Scores], wanted: ArrayLike, most: float) -> Scores:
+def _solved(rising: Callable[[Scores], Scores], wanted: Scores | float, most: float) -> Scores:
     """Where a rising function, from 0 to ``most``, is ``wanted``, by halving."""
     low = np.zeros_like(wanted, dtype=np.float64)
     high = np.full_like(low, most)
