@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import blemish
 from blemish.cli import app
 from blemish.data.images import read_image
+from blemish.data.preprocessing import stacked
 from blemish.deploy import parity
 from blemish.deploy.export import export
 from blemish.deploy.graph import Judge, below
@@ -158,6 +159,9 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
 
     monkeypatch.setattr(parity, "run_session", run)
     monkeypatch.setattr(parity, "open_session", lambda file: None)
+    monkeypatch.setattr(parity.engines, "open_session", lambda *_: None)
+    alone = lambda _, prepared: (model.predict(stacked(prepared)).score.tolist(), None)  # noqa: E731
+    monkeypatch.setattr(parity.engines, "judged", alone)
     monkeypatch.setattr("blemish.deploy.export.to_onnx", lambda deployed, pixels: None)
     monkeypatch.setattr("blemish.deploy.export._save", lambda model, file, *_: file.write_bytes(content))
     assert export(model, path, pictures).score < 1e-3

@@ -21,6 +21,8 @@ import blemish
 from blemish.cli import app
 from blemish.data.roi import Roi
 from blemish.data.tiles import Tiling
+from blemish.deploy.budget import within_budget
+from blemish.deploy.precision import note
 from blemish.errors import ConfigError, ImageError, ModelFileError
 from blemish.inspection.exported_file import sealed
 from blemish.training.evaluate import evaluate
@@ -37,23 +39,23 @@ HIDING = f"import sys\nfor name in {HIDDEN.split()}: sys.modules[name] = None\n"
 SIZE = (40, 50)  # of the network's input, and of most pictures: resizing then changes nothing
 
 
-def graph(white: int = 255, maps: bool = True, name: str = "image", score: str = "both", size=SIZE):
-    """``score``: axes over which it is the maximum."""
+def graph(white: int = 255, maps: bool = True, named: bool = True, score: str = "both", size=SIZE):
+    """``named``: what engines go from and to; ``score``: axes over which it is the maximum."""
     helper, kinds = onnx.helper, onnx.TensorProto
     values = {"white": np.float32(white), "colours": np.array([1]), "both": np.array([1, 2]), "rows": np.array([1])}
     nodes = [
-        helper.make_node("Cast", [name], ["float"], to=kinds.FLOAT),
+        helper.make_node("Cast", ["image"], ["float"], to=kinds.FLOAT),
         helper.make_node("Div", ["float", "white"], ["shares"]),
         helper.make_node("Transpose", ["shares"], ["prepared"], perm=[0, 3, 1, 2]),
         helper.make_node("ReduceMean", ["prepared", "colours"], ["input_map"], keepdims=0),
         helper.make_node("ReduceMax", ["input_map", score], ["score"], keepdims=0),
         helper.make_node("Identity", ["input_map"], ["map"]),
     ]
-    given = [helper.make_tensor_value_info(name, kinds.UINT8 if white == 255 else kinds.UINT16, ["n", "h", "w", 3])]
+    given = [helper.make_tensor_value_info("image", kinds.UINT8 if white == 255 else kinds.UINT16, ["n", "h", "w", 3])]
     given += [helper.make_tensor_value_info("white", kinds.FLOAT, [])]
     found = [helper.make_tensor_value_info("score", kinds.FLOAT, None)]
     found += [helper.make_tensor_value_info("map", kinds.FLOAT, ["n", "h", "w"])] * maps
-    inside = [helper.make_tensor_value_info("prepared", kinds.FLOAT, ["n", 3, *size])]
+    inside = [helper.make_tensor_value_info("prepared", kinds.FLOAT, ["n", 3, *size])] * named
     inside += [helper.make_tensor_value_info("input_map", kinds.FLOAT, ["n", *size])] * maps
     initializers = [onnx.numpy_helper.from_array(np.asarray(value), key) for key, value in values.items()]
     whole = helper.make_graph(nodes, "g", given, found, initializers, value_info=inside)
@@ -193,7 +195,7 @@ def test_a_file_that_is_not_whole_or_not_ours_is_refused_in_words(exported, tmp_
         ({"says": description(calibration_tensors={"scores": ["many"]})}, "calibration_tensors.scores.0"),
         ({"says": description(calibration_tensors={})}, "calibration is not whole"),
         ({"says": description(preparation={"size": 64, "full_scale": 256})}, "full_scale 256"),
-        ({"name": "picture"}, "exported by an older Blemish, or changed"),
+        ({"named": False}, "exported by an older Blemish, or changed"),
         ({"score": "rows"}, "no score and map of its input's size"),
     ],
 )
@@ -229,6 +231,23 @@ def test_what_is_not_installed_is_named_with_its_extra(exported, monkeypatch):
                 patch.setitem(sys.modules, name, None)
             with pytest.raises(ConfigError, match=words):
                 blemish.load(exported, engine=asked)
+
+
+def test_the_engine_that_is_fastest_here_is_measured_noted_and_taken(tmp_path):
+    pytest.importorskip("openvino", reason="needs pip install 'blemish[openvino]'")
+    file, images = write(tmp_path / "part.onnx"), [part(100), part(100, 240, (60, 70))]
+    facts, words = within_budget(file, 10_000, images, threads=1)
+    quick, slow = sorted(facts["milliseconds"], key=lambda name: facts["milliseconds"][name]["p95"])
+    assert facts["fastest"] == quick and words.index(quick) < words.index(slow)
+    assert blemish.load(file).session.engine == quick and blemish.load(file, engine=slow).session.engine == slow
+    noted = file.read_bytes()
+    with pytest.raises(ConfigError, match=r"in 0\.001 ms here, so nothing was written.*openvino"):
+        within_budget(file, 0.001, images, threads=1)
+    assert file.read_bytes() == noted
+    note(file, file, fastest="openvino")
+    assert blemish.load(file).info()["engine"] == "openvino"
+    note(file, file, fastest="an engine of tomorrow")
+    assert blemish.load(file).info()["engine"] == "onnxruntime"
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def within_budget(
     words = f"image to verdict, 19 of 20 images, now, on this machine: {told}"
     if found[ranked[0]]["p95"] > budget:
         raise ConfigError(
-            f"no engine judges an image in {budget:g} ms here, so nothing was written. {words}. Try --precision bf16 or "
-            "int8, more --threads, or a smaller model: blemish fit --budget"
+            f"no engine judges an image in {budget:g} ms here, so nothing was written. {words}. Try --precision bf16, "
+            "int8, more --threads, or a smaller model by blemish fit --budget"
         )
     facts: dict[str, Any] = {"fastest": ranked[0], "milliseconds": found}
     note(file, file, **facts)
-    return facts, f"{words}; --engine auto takes {ranked[0]}, where it is installed"
+    return facts, f"{words}; --engine auto takes the first where it is installed"
