@@ -156,15 +156,14 @@ def timed(calls: dict[str, Callable[[Any], Any]], items: Sequence[Any], rounds: 
     return {name: quantiles(values) for name, values in taken.items()}
 
 
-def networks(backbone: Any, place: Path, threads: int) -> dict[str, Callable[[Any], Any]]:
-    """The backbone alone, by torch and by both engines, each of a tensor 1 3 256 256."""
+def networks(backbone: Any, place: Path, threads: int, example: torch.Tensor) -> dict[str, Callable[[Any], Any]]:
+    """The backbone alone, by torch and by both engines, each of a tensor such as ``example``."""
     import onnxruntime
     import openvino
 
     file = place / "backbone.onnx"
     if not file.exists():
-        given = (torch.rand(1, 3, 256, 256),)
-        torch.onnx.export(Bare(backbone).eval(), given, file, dynamo=True, input_names=["image"],
+        torch.onnx.export(Bare(backbone).eval(), (example,), file, dynamo=True, input_names=["image"],
                           external_data=False, verbose=False)  # fmt: skip
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
@@ -199,7 +198,7 @@ def ours(inspector: Any, place: Path, paths: list[Path], threads: int, rounds: i
         found["stages"] |= timed({name: lambda one, s=judges[name].session: judged(s, [one])}, prepared, 1)  # type: ignore
     tensors = [inspector.preparation.prepare(image)[None] for image in images[:10]]
     try:
-        found["backbone"] = timed(networks(inspector.method.backbone, place, threads), tensors, rounds)
+        found["backbone"] = timed(networks(inspector.method.backbone, place, threads, tensors[0]), tensors, rounds)
     except Exception as error:
         found["backbone"] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
     return found
@@ -271,7 +270,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         many = ", ".join(f"{said[name]['many']:.0f}" for name in ("onnxruntime", "openvino"))
         parts = [*cells, faster, f"{min(shares, default=float('nan')):.2f}", many]
         lines.append(f"| {row['method']}, {threads} | {' | '.join(parts)} |")
-    return [line.replace("nan (nan)", "–") for line in lines]
+    return [line.replace("nan", "–") for line in lines]
 
 
 def main() -> None:

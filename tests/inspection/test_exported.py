@@ -21,8 +21,7 @@ import blemish
 from blemish.cli import app
 from blemish.data.roi import Roi
 from blemish.data.tiles import Tiling
-from blemish.deploy.budget import within_budget
-from blemish.deploy.precision import note
+from blemish.deploy.precision import note, within_budget
 from blemish.errors import ConfigError, ImageError, ModelFileError
 from blemish.inspection.exported_file import sealed
 from blemish.training.evaluate import evaluate

@@ -50,11 +50,10 @@ def export(
 
     from blemish.data.images import read_image
     from blemish.data.readers import find_images
-    from blemish.deploy.budget import within_budget
     from blemish.deploy.export import export as write
     from blemish.deploy.page import MODEL, find_runtime, write_page
     from blemish.deploy.parity import pictures
-    from blemish.deploy.precision import convert
+    from blemish.deploy.precision import convert, within_budget
     from blemish.errors import ConfigError
     from blemish.run import check_writable
     from blemish.run.files import written_atomically

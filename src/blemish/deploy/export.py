@@ -30,7 +30,6 @@ OPSET = 18
 LARGEST = 2**31 - 2**24  # bytes of weights: a larger graph would need a second file beside it
 EXAMPLE = (2, 50, 70, 3)  # all at least 2: 0 and 1 would be taken for constants
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-INSIDE = ("prepared", "input_map")
 
 Pixels = Literal["uint8", "uint16"]
 
@@ -119,12 +118,11 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
             f"this model has no ONNX form: {what} cannot be translated. Use another --backbone, or the model file"
         ) from error
     model = program.model_proto
-    inside = [value for value in model.graph.output if value.name in INSIDE]
-    for value in inside:  # no outputs to programs, but names by which our engines leave preparation out
+    # No outputs to programs, but names by which our engines leave preparation out.
+    for value in [value for value in model.graph.output if value.name in ("prepared", "input_map")]:
         model.graph.output.remove(value)
-        sides = [*[3] * (value.name == "prepared"), *deployed.input_size]
-        named = onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["n", *sides])
-        model.graph.value_info.append(named)
+        shape = ["n", *[3] * (value.name == "prepared"), *deployed.input_size]
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
     for name, value in deployed.inputs.items():  # inputs that have a value need not be given
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
     return model

@@ -1,4 +1,4 @@
-"""Cheaper arithmetic for an exported file, kept only where it gains on this machine.
+"""Cheaper arithmetic for an exported file, kept only where it gains on this machine; and which engine is fastest here.
 
 ``int8``: the network's weights in eight bits, one scale a channel, and ranges of activations from good images and from
 copies with blots; all else stays in float32. ``bf16``: a word to OpenVINO, which computes products in it where the
@@ -7,9 +7,10 @@ processor has units for it.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +19,17 @@ import numpy as np
 from blemish.data.images import DecodedImage
 from blemish.deploy.parity import inputs
 from blemish.errors import ConfigError, DataError, OutputError
-from blemish.inspection.engines import EngineName, choose_engine
+from blemish.inspection.engines import EXTRAS, EngineName, choose_engine
 from blemish.inspection.exported import ExportedInspector, load_exported
 from blemish.inspection.exported_file import KEY, SEAL, sealed
+from blemish.inspection.judge import Source
 from blemish.run.files import written_atomically
 
 ExportPrecision = Literal["fp32", "int8", "bf16"]
 NETWORK = "method.backbone"  # in the names of scopes that torch's exporter gives to nodes
 QUANTISED = ["Conv", "Gemm", "MatMul", "Clip", "Relu", "Add", "AveragePool"]
 FEWEST, TURNS = 8, 2  # images, half of them for the scales of activations; and times that each of the others is judged
+WARM_UP, MEASURED = 3, 20  # verdicts of each engine, which take turns
 BLOTS = 4  # on each copy, a quarter of its sides long
 LEAST_GAIN, MOST_CHANGED, MOST_SHIFT = 0.1, 0.1, 0.5  # of the time, of the decisions, of the scores' spread
 
@@ -175,3 +178,31 @@ def _compared(
     changed = sum(calibration.decide(one) != calibration.decide(other) for one, other in pairs)
     shift, largest = float(shifts.mean()), float(shifts.max())
     return Cost(precision, chosen[1], speed[chosen], speed[exact], shift, largest, changed, len(prepared))
+
+
+def within_budget(
+    file: Path, budget: float, images: Sequence[Source], threads: int | None
+) -> tuple[dict[str, Any], str]:
+    """Note in an exported file the engine that is fastest from image to verdict; milliseconds of all, and one sentence.
+
+    A ConfigError names the fastest where 19 of 20 verdicts take longer than ``budget`` milliseconds.
+    """
+    judges = {name: load_exported(file, name, threads) for name in EXTRAS if find_spec(name)}  # type: ignore[arg-type]
+    times: dict[str, list[float]] = {name: [] for name in judges}
+    for number, image in enumerate(islice(cycle(images), WARM_UP + MEASURED)):
+        for name, judge in judges.items():
+            start = time.perf_counter()
+            judge(image)
+            times[name] += [1000 * (time.perf_counter() - start)] * (number >= WARM_UP)
+    found = {name: dict(zip(("p50", "p95"), np.quantile(taken, (0.5, 0.95)).tolist())) for name, taken in times.items()}
+    ranked = sorted(found, key=lambda name: found[name]["p95"])
+    told = ", ".join(f"{name} {found[name]['p95']:.1f} ms" for name in ranked)
+    words = f"image to verdict, 19 of 20 images, now, on this machine: {told}"
+    if found[ranked[0]]["p95"] > budget:
+        raise ConfigError(
+            f"no engine judges an image in {budget:g} ms here, so nothing was written. {words}. Try --precision bf16, "
+            "int8, more --threads, or a smaller model by blemish fit --budget"
+        )
+    facts: dict[str, Any] = {"fastest": ranked[0], "milliseconds": found}
+    note(file, file, **facts)
+    return facts, f"{words}; --engine auto takes the first where it is installed"

@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -63,12 +62,9 @@ def open_session(
     is_bf16 = precision == "bf16"
     chosen = choose_engine(engine, "openvino" if is_bf16 else fastest)
     hint = "bf16" if is_bf16 else "f32"  # by itself it is bf16 where there is AMX
-    opening: dict[str, Callable[[bytes, int], Session]] = {
-        "onnxruntime": _onnxruntime,
-        "openvino": partial(_openvino, hint=hint),
-    }
     try:
-        return opening[chosen](network(path), threads or usable)
+        content, count = network(path), threads or usable
+        return _openvino(content, count, hint) if chosen == "openvino" else _onnxruntime(content, count)
     except ModelFileError:
         raise
     except Exception as error:  # engines raise their own kinds
