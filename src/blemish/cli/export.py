@@ -26,10 +26,7 @@ def export(
         typer.Option(help="Of the network; others than fp32 need --check with good images, and are kept if they gain."),
     ] = "fp32",
     budget: Annotated[
-        float | None,
-        typer.Option(
-            parser=parse_milliseconds, metavar="TIME", help="Of a verdict here, as 30ms: finds the fastest engine."
-        ),
+        float | None, typer.Option(parser=parse_milliseconds, metavar="TIME", help="Of a verdict here, such as 30ms.")
     ] = None,
     web: Annotated[
         Path | None, typer.Option(help="Folder to write a page to that judges photographs in a browser, offline.")

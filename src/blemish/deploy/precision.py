@@ -180,12 +180,10 @@ def _compared(
     return Cost(precision, chosen[1], speed[chosen], speed[exact], shift, largest, changed, len(prepared))
 
 
-def within_budget(
-    file: Path, budget: float, images: Sequence[Source], threads: int | None
-) -> tuple[dict[str, Any], str]:
+def within_budget(file: Path, most: float, images: Sequence[Source], threads: int | None) -> tuple[dict[str, Any], str]:
     """Note in an exported file the engine that is fastest from image to verdict; milliseconds of all, and one sentence.
 
-    A ConfigError names the fastest where 19 of 20 verdicts take longer than ``budget`` milliseconds.
+    A ConfigError names the fastest where 19 of 20 verdicts take longer than ``most`` milliseconds.
     """
     judges = {name: load_exported(file, name, threads) for name in EXTRAS if find_spec(name)}  # type: ignore[arg-type]
     times: dict[str, list[float]] = {name: [] for name in judges}
@@ -198,9 +196,9 @@ def within_budget(
     ranked = sorted(found, key=lambda name: found[name]["p95"])
     told = ", ".join(f"{name} {found[name]['p95']:.1f} ms" for name in ranked)
     words = f"image to verdict, 19 of 20 images, now, on this machine: {told}"
-    if found[ranked[0]]["p95"] > budget:
+    if found[ranked[0]]["p95"] > most:
         raise ConfigError(
-            f"no engine judges an image in {budget:g} ms here, so nothing was written. {words}. Try --precision bf16, "
+            f"no engine judges an image in {most:g} ms here, so nothing was written. {words}. Try --precision bf16, "
             "int8, more --threads, or a smaller model by blemish fit --budget"
         )
     facts: dict[str, Any] = {"fastest": ranked[0], "milliseconds": found}
