@@ -113,6 +113,8 @@ def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1)
 
 def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """``mask`` with all that it encloses."""
+    if min(mask.shape) < 3:
+        return mask
     outside, _ = label(~np.pad(mask, 1), corners=False)
     filled: NDArray[np.bool_] = outside[1:-1, 1:-1] != outside[0, 0]
     return filled
