@@ -1,5 +1,6 @@
 """From a model to a file that decides alike, and what happens where it cannot."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -178,3 +179,10 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
     with pytest.raises(OutputError, match="the disk is full"):
         export(model, path, pictures)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_compared_is_said_without_maps_and_p_values():
+    compared = parity.Parity(3, 2, 1.0, 2e-4, 1e-5, None, None, "fp32", 2e-4, 0)
+    said = "3 images of 2 sizes: scores differ by at most 0.0002 of their spread, on average by 1e-05"
+    assert str(compared) == said
+    assert str(dataclasses.replace(compared, map=0.5, p_value=0.01)) == f"{said}, maps by 0.5, p-values by 0.01"
