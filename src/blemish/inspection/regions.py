@@ -89,7 +89,9 @@ def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1)
     if not smallest_area >= 0:
         raise ConfigError(f"smallest area {smallest_area!r}: a number of pixels, 0 or more, is needed")
     values = checked_map(heatmap)
-    labels, boxes = label(values > np.float32(threshold))
+    above = values > np.float32(threshold)
+    labels, boxes = label(above)
+    enclosed = label(~np.pad(above, 1), corners=False)[0][1:-1, 1:-1] > 1  # the first is what is around all
     regions = []
     for index, (rows, columns) in enumerate(boxes, start=1):
         mask = labels[rows, columns] == index
@@ -105,7 +107,7 @@ def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1)
             worst=float(inside[peak]),
             centre=(left + float(inside_x.mean()) + 0.5, top + float(inside_y.mean()) + 0.5),
             peak=(left + int(inside_x[peak]), top + int(inside_y[peak])),
-            outline=trace(fill_holes(mask), (left, top)),
+            outline=trace(fill_holes(mask) if enclosed[rows, columns].any() else mask, (left, top)),
         )
         regions.append(region)
     return tuple(sorted(regions, key=lambda region: (-region.worst, -region.area, region.peak[1], region.peak[0])))
@@ -113,8 +115,6 @@ def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1)
 
 def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """``mask`` with all that it encloses."""
-    if min(mask.shape) < 3:
-        return mask
     outside, _ = label(~np.pad(mask, 1), corners=False)
     filled: NDArray[np.bool_] = outside[1:-1, 1:-1] != outside[0, 0]
     return filled
