@@ -127,7 +127,9 @@ def main() -> None:
             with ROWS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
     if given.table:
-        rows = pd.read_json(ROWS, lines=True).drop_duplicates(["set", "method"], keep="last")
+        read = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+        rows = pd.DataFrame([row for row in read if "kind" not in row])  # others are of deploy_latency.py
+        rows = rows.drop_duplicates(["set", "method"], keep="last")
         before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- deploy:begin -->")
         after = rest.partition("<!-- deploy:end -->")[2]
         listed = table(rows.sort_values(["set", "method"]).to_dict("records"))

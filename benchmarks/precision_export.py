@@ -93,6 +93,7 @@ def measure(name: str, profile: str, files: dict[tuple[str, str], Path], folder:
             start = time.perf_counter()
             ((score, map_),) = judge.computed([pixels])
             times[key].append(1000 * (time.perf_counter() - start))
+            map_ = judge.preparation.to_original(map_, image.size)
             verdicts[key].append((score, map_, judge.calibration.decide(score)))
     labels = np.array([sample.anomalous for sample in samples])
     truths = [

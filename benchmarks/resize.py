@@ -24,7 +24,7 @@ SIZE = 256
 class Resize(nn.Module):
     """``uint8 n h w 3`` to what a network sees."""
 
-    inputs, outputs = {}, ["prepared"]
+    inputs, outputs = {}, ["resized"]
 
     def __init__(self):
         super().__init__()

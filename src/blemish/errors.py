@@ -16,7 +16,7 @@
 Every message says what was given, what was needed and what to do next.
 """
 
-LEARN = {"torch", "torchvision", "timm", "safetensors", "geomloss", "filelock", "matplotlib"}
+LEARN = {"torch", "torchvision", "timm", "scipy", "safetensors", "geomloss", "filelock", "matplotlib"}
 """Packages of the extra ``learn``, which judging exported files needs none of."""
 _EXTRAS = {"watchfiles": "watch", "cv2": "camera", "paho": "mqtt", "asyncua": "opcua", "psycopg": "postgresql"}
 _EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "starlette", "sqlalchemy", "alembic", "prometheus_client"), "server")

@@ -39,11 +39,12 @@ BUDGET = {
     "the station": 3_500,
     "the station's page": 560,
     "on a graphics card": 12,
+    "exported files, faster and without SciPy": 155,
     "systems the papers compare with, part one": 800,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 17_330
+TEST_BUDGET = 17_470
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

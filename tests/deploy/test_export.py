@@ -1,5 +1,6 @@
 """From a model to a file that decides alike, and what happens where it cannot."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import blemish
 from blemish.cli import app
 from blemish.data.images import read_image
+from blemish.data.preprocessing import stacked
 from blemish.deploy import parity
 from blemish.deploy.export import export
 from blemish.deploy.graph import Judge, below
@@ -158,6 +160,9 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
 
     monkeypatch.setattr(parity, "run_session", run)
     monkeypatch.setattr(parity, "open_session", lambda file: None)
+    monkeypatch.setattr(parity.engines, "open_session", lambda *_: None)
+    alone = lambda _, prepared: (model.predict(stacked(prepared)).score.tolist(), None)  # noqa: E731
+    monkeypatch.setattr(parity.engines, "judged", alone)
     monkeypatch.setattr("blemish.deploy.export.to_onnx", lambda deployed, pixels: None)
     monkeypatch.setattr("blemish.deploy.export._save", lambda model, file, *_: file.write_bytes(content))
     assert export(model, path, pictures).score < 1e-3
@@ -174,3 +179,10 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
     with pytest.raises(OutputError, match="the disk is full"):
         export(model, path, pictures)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_compared_is_said_without_maps_and_p_values():
+    compared = parity.Parity(3, 2, 1.0, 2e-4, 1e-5, None, None, "fp32", 2e-4, 0)
+    said = "3 images of 2 sizes: scores differ by at most 0.0002 of their spread, on average by 1e-05"
+    assert str(compared) == said
+    assert str(dataclasses.replace(compared, map=0.5, p_value=0.01)) == f"{said}, maps by 0.5, p-values by 0.01"

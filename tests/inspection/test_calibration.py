@@ -7,12 +7,12 @@ from math import ceil, floor, inf
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from blemish.errors import CalibrationError, ConfigError, ModelFileError
 from blemish.inspection import calibration
 from blemish.inspection.calibration import Calibration, calibrate, group_scores, plan
-from blemish.inspection.thresholds import suspects
+from blemish.inspection.thresholds import beta_share, gamma_share, suspects
 
 
 def brute_decision(scores, new, rate: Fraction):
@@ -382,3 +382,11 @@ def test_a_plan_can_always_be_kept():
 def test_plans_that_cannot_be_kept_are_refused_with_what_is_needed(n, wanted, rate, error, message):
     with pytest.raises(error, match=message):
         plan(n, wanted, rate)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (1, 99), (3, 7), (13, 288), (50, 951), (1000, 99_001)])
+def test_shares_of_beta_and_gamma_laws_are_scipy_s(a, b):
+    limits = np.array([1e-9, 1e-4, 0.003, 0.05, 0.3, 0.9, 1 - 1e-9, 1])
+    np.testing.assert_allclose(beta_share(a, b, limits), special.betainc(a, b, limits), atol=1e-11)
+    totals = np.array([1e-6, 0.1, 1, 3, 12, 100])
+    np.testing.assert_allclose(gamma_share(a, totals), special.gammainc(a, totals), atol=1e-11)

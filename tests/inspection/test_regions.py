@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.path import Path as Polygon
+from scipy import ndimage
 from skimage import measure
 
 from blemish.errors import ConfigError, DataError
-from blemish.inspection.regions import COLUMNS, Region, find_regions, regions_csv, trace
+from blemish.inspection.regions import COLUMNS, Region, find_regions, label, regions_csv, trace
 
 small_masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=11))
 small_maps = hnp.arrays(
@@ -158,3 +159,20 @@ def test_json_and_csv_hold_every_number_and_every_image():
 def test_neither_verdicts_nor_regions_nor_pictures_need_torch():
     code = "import sys, blemish.inspection.output, blemish.inspection.overlay; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=25)), st.booleans())
+def test_labels_and_boxes_are_scipy_s(mask, corners):
+    labels, boxes = label(mask, corners)
+    expected, count = ndimage.label(mask, np.ones((3, 3)) if corners else None)
+    np.testing.assert_array_equal(labels, expected)
+    assert boxes == ndimage.find_objects(expected, count)
+
+
+def test_labels_of_noise_and_of_one_long_snake():
+    noise = np.random.default_rng(0).random((300, 400)) < 0.45
+    np.testing.assert_array_equal(label(noise)[0], ndimage.label(noise, np.ones((3, 3)))[0])
+    snake = np.zeros((61, 80), bool)
+    snake[::2] = snake[1::4, -1] = snake[3::4, 0] = True
+    assert label(snake, corners=False)[1] == [(slice(0, 61), slice(0, 80))]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from blemish.cli.app import command, print_result
-from blemish.cli.options import AsJson, Machine, ModelFile, Quiet, Threads, Weights
+from blemish.cli.options import AsJson, Machine, ModelFile, Quiet, Threads, Weights, parse_milliseconds
 
 
 @command
@@ -25,6 +25,9 @@ def export(
         Literal["fp32", "int8", "bf16"],
         typer.Option(help="Of the network; others than fp32 need --check with good images, and are kept if they gain."),
     ] = "fp32",
+    budget: Annotated[
+        float | None, typer.Option(parser=parse_milliseconds, metavar="TIME", help="Of a verdict here, such as 30ms.")
+    ] = None,
     web: Annotated[
         Path | None, typer.Option(help="Folder to write a page to that judges photographs in a browser, offline.")
     ] = None,
@@ -38,6 +41,7 @@ def export(
 ) -> None:
     """One ONNX file for any program, checked against the model. Example: blemish export parts.blemish -o parts.onnx"""
     import hashlib
+    import shutil
     import tempfile
     from dataclasses import asdict
 
@@ -46,9 +50,10 @@ def export(
     from blemish.deploy.export import export as write
     from blemish.deploy.page import MODEL, find_runtime, write_page
     from blemish.deploy.parity import pictures
-    from blemish.deploy.precision import convert
+    from blemish.deploy.precision import convert, within_budget
     from blemish.errors import ConfigError
     from blemish.run import check_writable
+    from blemish.run.files import written_atomically
 
     target = output or (web and web / MODEL)
     if target is None:
@@ -66,12 +71,18 @@ def export(
     images = pictures(check, seen.white_level)
     kind = None if pixels == "auto" else pixels
     with tempfile.TemporaryDirectory() as folder:
-        exact = target if precision == "fp32" else Path(folder) / MODEL
-        parity = write(inspector, exact, images, pixels=kind, made_from=digest)
+        made = Path(folder) / MODEL
+        parity = write(inspector, made, images, pixels=kind, made_from=digest)
         facts, words = {"model": str(target), **asdict(parity)}, f"{target}: {parity}"
         if precision != "fp32" and check is not None:
-            cost = convert(exact, target, precision, {str(p): read_image(p) for p in find_images(check)}, threads)
+            cost = convert(made, made, precision, {str(p): read_image(p) for p in find_images(check)}, threads)
             facts, words = facts | {"precision_cost": asdict(cost)}, f"{words}\n{cost}"
+        if budget is not None:
+            sources = find_images(check) if check else [image.pixels for image in images.values()]
+            measured, told = within_budget(made, budget, sources, threads)
+            facts, words = facts | measured, f"{words}\n{told}"
+        with written_atomically(target) as temporary:
+            shutil.copyfile(made, temporary)
     if web is not None and runtime is not None:
         write_page(web, runtime, target, inspector.promise)
         words += f"\n{web}: python -m http.server -d {web}"

@@ -96,12 +96,17 @@ class Preprocessing:
         return None if self.roi is None else self.prepare_mask(self.roi.mask[self.windows(self.roi.size)[window]])
 
     def prepare(self, image: DecodedImage) -> Tensor:
-        """``3 h w``, float32 in [0, 1], of an image, or of one of those that ``cut`` gave for tiles.
+        """``pixels`` as ``3 h w``, float32 in [0, 1]."""
+        return stacked([self.pixels(image)])[0]
+
+    def pixels(self, image: DecodedImage) -> npt.NDArray[Any]:
+        """``resized`` of an image, or of one of those that ``cut`` gave for tiles.
 
         Raises what ``resized`` does, and an ImageError where the image has another size than the region of interest.
         """
-        whole = image if self.roi is None or self.tiling is not None else self.roi.cover(image, self.white_level)
-        return stacked([self.resized(whole)])[0]
+        if self.roi is not None and self.tiling is None:
+            image = self.roi.cover(image, self.white_level)
+        return self.resized(image)
 
     def check(self, image: DecodedImage) -> None:
         """An ImageError where an image has 16 bits and none seen in training had, or its size does not fit."""
@@ -129,12 +134,11 @@ class Preprocessing:
         elif image.bits == 16:
             pixels = np.minimum(pixels.astype(np.float32) / np.float32(self.white_level), np.float32(1))
         if self.resize == "opencv":  # pixel centres at half-integers, no antialiasing, float64 in between
-            import torch
-            from torch.nn import functional as F
-
-            scaled = torch.from_numpy(pixels.astype(np.float64) / (255 if pixels.dtype == np.uint8 else 1))
-            grid = F.interpolate(scaled.permute(2, 0, 1)[None], self._sides, mode="bilinear", align_corners=False)[0]
-            return np.ascontiguousarray(grid.permute(1, 2, 0).to(torch.float32).numpy())
+            scaled = pixels.astype(np.float64) / (255 if pixels.dtype == np.uint8 else 1)
+            for axis, (given, side) in enumerate(zip(image.size, self._sides)):
+                position = (np.arange(side) + 0.5) * given / side - 0.5
+                scaled = _read(scaled, position.clip(0, given - 1), given - 1, axis)
+            return scaled.astype(np.float32)
         (rows, top), (columns, left) = self._placings(image.size)
         # Pillow's bilinear resize channel by channel: uint8 stays uint8.
         planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, -1, 0)]
@@ -167,28 +171,24 @@ class Preprocessing:
         Raises:
             DataError: the map does not have the input's size.
         """
-        import torch
-
-        values = torch.as_tensor(anomaly_map).detach().to("cpu", torch.float32)
-        if self.tiling is not None and tuple(values.shape) == size:
-            return np.asarray(values)
-        if tuple(values.shape) != self.input_size:
-            raise DataError(f"a map of shape {tuple(values.shape)} was given, {self.input_size} is needed")
+        if isinstance(anomaly_map, np.ndarray):
+            values = anomaly_map.astype(np.float32, copy=False)
+        else:
+            values = anomaly_map.detach().cpu().float().numpy()
+        if self.tiling is not None and values.shape == size:
+            return values
+        if values.shape != self.input_size:
+            raise DataError(f"a map of shape {values.shape} was given, {self.input_size} is needed")
         smallest = values.min()
         for axis, (length, offset) in enumerate(self._placings(size)):
             # Read linearly where the centres of the original pixels lie.
             side, available = size[axis], values.shape[axis]
-            position = (torch.arange(side, dtype=torch.float64) + 0.5) * length / side - 0.5 + offset
+            position = (np.arange(side) + 0.5) * length / side - 0.5 + offset
             last = min(available, offset + length) - 1
-            held = position.clamp(max(0, offset), last)
-            below = held.floor().long()
-            shape = (-1, 1) if axis == 0 else (1, -1)
-            weight = (held - below).to(torch.float32).view(shape)
-            lower, upper = values.index_select(axis, below), values.index_select(axis, (below + 1).clamp(max=last))
-            unknown = (position < -0.5) | (position > available - 0.5)
-            values = torch.where(unknown.view(shape), smallest, torch.lerp(lower, upper, weight))
-        original: npt.NDArray[np.float32] = values.numpy()
-        return original if self.roi is None or self.tiling is not None else self.roi.clear(original)
+            values = _read(values, position.clip(max(0, offset), last), last, axis)
+            unknown = np.flatnonzero((position < -0.5) | (position > available - 0.5))
+            values[(slice(None), unknown) if axis else unknown] = smallest
+        return values if self.roi is None or self.tiling is not None else self.roi.clear(values)
 
     def highest(self, anomaly_map: npt.NDArray[np.float32]) -> float:
         """The largest value of a map where images are judged."""
@@ -233,6 +233,18 @@ class Preprocessing:
             rows, columns = (max(1, round(side * scale)) for side in size)
             return (rows, (height - rows) // 2), (columns, (width - columns) // 2)
         return (height, 0), (width, 0)
+
+
+def _read(values: npt.NDArray[Any], positions: npt.NDArray[np.float64], last: int, axis: int) -> npt.NDArray[Any]:
+    """``values`` read linearly at ``positions`` from 0 to ``last`` along an axis; never beyond the two next to it."""
+    below = positions.astype(np.intp)
+    weight = (positions - below).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1 - axis))
+    lower, upper = values.take(below, axis), values.take(np.minimum(below + 1, last), axis)
+    is_near = weight < 0.5
+    read: npt.NDArray[Any] = upper - lower
+    read *= np.where(is_near, weight, weight - 1)
+    read += np.where(is_near, lower, upper)
+    return read
 
 
 def stacked(prepared: Sequence[npt.NDArray[Any]]) -> Tensor:

@@ -118,6 +118,11 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
             f"this model has no ONNX form: {what} cannot be translated. Use another --backbone, or the model file"
         ) from error
     model = program.model_proto
+    # No outputs to programs, but names by which our engines leave preparation out.
+    for value in [value for value in model.graph.output if value.name in ("prepared", "input_map")]:
+        model.graph.output.remove(value)
+        sides: list[str | int] = ["n", *[3] * (value.name == "prepared"), *deployed.input_size]
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, sides))
     for name, value in deployed.inputs.items():  # inputs that have a value need not be given
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
     return model

@@ -22,7 +22,7 @@ class Deployed(nn.Module):
 
     Attributes:
         inputs: the names of ``forward``'s arguments after the images, and their defaults.
-        outputs: the names of what it gives.
+        outputs: the names of what it gives; ``prepared`` and ``input_map`` are before and after the network.
     """
 
     def __init__(self, inspector: Inspector, with_white: bool) -> None:
@@ -33,17 +33,17 @@ class Deployed(nn.Module):
         self.white_level = inspector.preparation.white_level
         self.with_white = with_white
         with torch.inference_mode():
-            height, width = inspector.preparation.input_size
-            map_ = self.method(torch.zeros(1, 3, height, width)).map  # it also keeps what is computed once, for export
+            self.input_size = inspector.preparation.input_size
+            map_ = self.method(torch.zeros(1, 3, *self.input_size)).map  # it also keeps what is computed once
         calibration = inspector.calibration
         self.inputs = {"white": float(self.white_level)} if with_white else {}
-        self.outputs = ["score"]
+        self.outputs = ["prepared", "score"]
         if self.judge is not None:
             self.inputs["reject_above"] = below(calibration.threshold)
             self.inputs["review_above"] = below(calibration.review_limit)
             self.outputs += ["p_value", "decision"]
         if map_ is not None:
-            self.outputs.append("map")
+            self.outputs += ["input_map", "map"]
             if calibration.pixel_threshold is not None:
                 self.inputs["pixel_threshold"] = below(calibration.pixel_threshold)
                 self.outputs.append("mask")
@@ -51,15 +51,17 @@ class Deployed(nn.Module):
     def forward(self, image: Tensor, *options: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.inputs, options, strict=True))
         white = given.get("white", torch.full((), float(self.white_level)))
-        prediction = self.method(self.prepare(image, white))
+        prepared = self.prepare(image, white)
+        prediction = self.method(prepared)
         score = prediction.score.float()
-        results = {"score": score}
+        results = {"prepared": prepared, "score": score}
         if self.judge is not None:
             results["p_value"] = self.judge(score)
             is_reject, is_review = ~(score <= given["reject_above"]), score > given["review_above"]
             results["decision"] = torch.where(is_reject, 2, torch.where(is_review, 1, 0))
         if prediction.map is not None:
-            results["map"] = self.to_original(prediction.map.float(), image)
+            results["input_map"] = prediction.map.float()
+            results["map"] = self.to_original(results["input_map"], image)
             if "pixel_threshold" in given:
                 results["mask"] = results["map"] > given["pixel_threshold"]
         return tuple(results[name] for name in self.outputs)

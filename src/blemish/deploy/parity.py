@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from blemish.data.demo import read_photograph
@@ -15,6 +16,7 @@ from blemish.data.public import DEMO_CATEGORIES
 from blemish.data.readers import find_images
 from blemish.deploy.graph import DECISIONS, in_float32
 from blemish.errors import DataError, ImageError, OutputError
+from blemish.inspection import engines
 from blemish.inspection.inspector import BACKBONE, Inspector
 
 TOLERANCE = 1e-3  # of the spread of scores: on average over images
@@ -52,8 +54,8 @@ class Parity:
     def __str__(self) -> str:
         """One line for people."""
         parts = [f"scores differ by at most {self.score:.1g} of their spread, on average by {self.mean_score:.1g}"]
-        parts += [f"maps by {self.map:.2g}"] * (self.map is not None)
-        parts += [f"p-values by {self.p_value:.1g}"] * (self.p_value is not None)
+        parts += [] if self.map is None else [f"maps by {self.map:.2g}"]
+        parts += [] if self.p_value is None else [f"p-values by {self.p_value:.1g}"]
         own = f"; from the model's own {self.own_precision} scores by {self.own_score:.1g} of it"
         return f"{self.images} images of {self.sizes} sizes: {', '.join(parts)}{own * (self.own_precision != 'fp32')}"
 
@@ -64,7 +66,7 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
     Raises:
         OutputError: the file cannot be run, decides otherwise, or is further off than ``TOLERANCE`` of the spread.
     """
-    session = open_session(file)
+    session, network = open_session(file), engines.open_session(file, "onnxruntime", torch.get_num_threads())
     precise = replace(inspector, method=in_float32(inspector.method))
     names, images = list(pictures), list(pictures.values())
     own, exact = ([*judge.stream(images, lambda image: image, batch_size=1)] for judge in (inspector, precise))
@@ -79,6 +81,8 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
         unit = spread * max(1.0, scored.score / threshold)
         for key, reference in (("score", scored), ("own_score", ours)):
             differ[key].append(abs(float(found["score"][0]) - reference.score) / unit)
+        alone, _ = engines.judged(network, [inspector.preparation.pixels(image)])  # as `blemish inspect` runs it
+        differ["score"].append(abs(alone[0] - scored.score) / unit)
         if scored.map is not None:
             map_ = inspector.preparation.to_original(scored.map, image.size)
             differ["map"].append(float(np.abs(found["map"][0] - map_).max()))
@@ -116,7 +120,6 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
 def open_session(file: Path) -> Any:
     """ONNX Runtime on a file, with as many threads as torch has; an OutputError names what it cannot run."""
     import onnxruntime
-    import torch
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
@@ -129,11 +132,17 @@ def open_session(file: Path) -> Any:
 
 def run_session(session: Any, image: DecodedImage, white_level: int) -> dict[str, Any]:
     """The file's outputs by name, of one image."""
-    given: dict[str, Any] = {"image": image.pixels[None]}
-    if white_level > 255:
-        given["image"] = image.pixels.astype(np.uint16)[None]
-        given["white"] = np.array(white_level if image.bits == 16 else 255, np.float32)
-    return dict(zip([output.name for output in session.get_outputs()], session.run(None, given)))
+    outputs = [output.name for output in session.get_outputs()]
+    return dict(zip(outputs, session.run(None, inputs(image, white_level))))
+
+
+def inputs(image: DecodedImage, white_level: int) -> dict[str, Any]:
+    """What a file made for that level takes of an image."""
+    pixels = np.rint(image.pixels * white_level) if image.bits == 32 else image.pixels
+    if white_level == 255:
+        return {"image": pixels[None].astype(np.uint8)}
+    white = np.array(255 if image.bits == 8 else white_level, np.float32)
+    return {"image": pixels[None].astype(np.uint16), "white": white}
 
 
 def pictures(folder: Path | None, white_level: int) -> dict[str, DecodedImage]:

@@ -1,4 +1,4 @@
-"""Cheaper arithmetic for an exported file, kept only where it gains on this machine.
+"""Cheaper arithmetic for an exported file, kept only where it gains on this machine; and which engine is fastest here.
 
 ``int8``: the network's weights in eight bits, one scale a channel, and ranges of activations from good images and from
 copies with blots; all else stays in float32. ``bf16``: a word to OpenVINO, which computes products in it where the
@@ -7,25 +7,29 @@ processor has units for it.
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from blemish.data.images import DecodedImage
+from blemish.deploy.parity import inputs
 from blemish.errors import ConfigError, DataError, OutputError
-from blemish.inspection.engines import EngineName, choose_engine
+from blemish.inspection.engines import EXTRAS, EngineName, choose_engine
 from blemish.inspection.exported import ExportedInspector, load_exported
 from blemish.inspection.exported_file import KEY, SEAL, sealed
+from blemish.inspection.judge import Source
 from blemish.run.files import written_atomically
 
 ExportPrecision = Literal["fp32", "int8", "bf16"]
 NETWORK = "method.backbone"  # in the names of scopes that torch's exporter gives to nodes
 QUANTISED = ["Conv", "Gemm", "MatMul", "Clip", "Relu", "Add", "AveragePool"]
 FEWEST, TURNS = 8, 2  # images, half of them for the scales of activations; and times that each of the others is judged
+WARM_UP, MEASURED = 3, 20  # verdicts of each engine, which take turns
 BLOTS = 4  # on each copy, a quarter of its sides long
 LEAST_GAIN, MOST_CHANGED, MOST_SHIFT = 0.1, 0.1, 0.5  # of the time, of the decisions, of the scores' spread
 
@@ -70,8 +74,6 @@ def convert(
 
     A DataError where the images are too few, an OutputError where it does not pay here, unless ``is_forced``.
     """
-    import onnx
-
     if len(images) < FEWEST:
         raise DataError(f"{precision} is measured on {FEWEST} good images or more, and there are {len(images)}")
     if precision == "bf16":
@@ -83,32 +85,34 @@ def convert(
         raise ConfigError(
             f"{precision} is measured on whole images, and this model judges tiles: leave --precision out"
         )
-    prepared = [judge.prepared(image) for image in images.values()]
+    chosen = list(images.values())
     with written_atomically(target) as temporary:
         if precision == "int8":
-            _quantise(source, temporary, prepared[::2], judge.preparation.white_level)
-        model = onnx.load(temporary if precision == "int8" else source)
-        properties = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL.decode()}
-        description = json.loads(properties[KEY])
-        description["export"]["precision"] = precision
-
-        def save() -> None:
-            del model.metadata_props[:]
-            onnx.helper.set_model_props(model, properties | {KEY: json.dumps(description, sort_keys=True)})
-            temporary.write_bytes(sealed(model.SerializeToString()))
-
-        save()
+            _quantise(source, temporary, chosen[::2], judge.preparation.white_level)
+        note(temporary if precision == "int8" else source, temporary, precision=precision)
         able = installed if precision == "int8" else installed[-1:]
         cheaper = {engine: load_exported(temporary, engine, threads) for engine in able}
-        cost = _compared(precision, usual, cheaper, prepared[1::2])
+        cost = _compared(precision, usual, cheaper, [judge.prepared(image) for image in chosen[1::2]])
         if not cost.pays and not is_forced:
             raise OutputError(f"{precision} does not pay here, so nothing was written. {cost}. Leave --precision out")
-        description["export"]["precision_cost"] = asdict(cost)
-        save()
+        note(temporary, temporary, precision_cost=asdict(cost))
     return cost
 
 
-def _quantise(source: Path, target: Path, prepared: list[Any], white: int) -> None:
+def note(source: Path, target: Path, **facts: Any) -> None:
+    """Write the exported file ``source`` as ``target``, with ``facts`` of how it was exported in its description."""
+    import onnx
+
+    model = onnx.load(source)
+    properties = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL.decode()}
+    description = json.loads(properties[KEY])
+    description["export"] |= facts
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, properties | {KEY: json.dumps(description, sort_keys=True)})
+    target.write_bytes(sealed(model.SerializeToString()))
+
+
+def _quantise(source: Path, target: Path, images: list[DecodedImage], white: int) -> None:
     """Ranges of activations are of the images and of copies with blots, as defects excite what good parts do not.
 
     From good images alone a gross defect lost a quarter of its score, and the good ones did not become more exact.
@@ -116,19 +120,21 @@ def _quantise(source: Path, target: Path, prepared: list[Any], white: int) -> No
     import onnx
     from onnxruntime import quantization as q
 
-    rng, blotted = np.random.default_rng(0), [pixels.copy() for pixels in prepared]
-    for pixels in blotted:
-        height, width = (-(-side // 4) for side in pixels.shape[:2])
+    rng, blotted = np.random.default_rng(0), [replace(image, pixels=image.pixels.copy()) for image in images]
+    for image in blotted:
+        rows, columns = image.size
+        height, width = -(-rows // 4), -(-columns // 4)
         for _ in range(BLOTS):
-            top, left = rng.integers(0, pixels.shape[0] - height + 1), rng.integers(0, pixels.shape[1] - width + 1)
-            pixels[top : top + height, left : left + width] = rng.integers(0, white + 1, 3)
+            top, left = rng.integers(0, rows - height + 1), rng.integers(0, columns - width + 1)
+            colour = rng.integers(0, {8: 255, 16: white, 32: 1}[image.bits] + 1, 3)
+            image.pixels[top : top + height, left : left + width] = colour
 
     class Images(q.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left = iter([*prepared, *blotted])
+            self.left = iter([*images, *blotted])
 
         def get_next(self) -> dict[str, Any] | None:
-            return next(({"image": pixels[None]} for pixels in self.left), None)
+            return next((inputs(image, white) for image in self.left), None)
 
     graph = onnx.load(source).graph
     weights = {tensor.name for tensor in graph.initializer}
@@ -172,3 +178,29 @@ def _compared(
     changed = sum(calibration.decide(one) != calibration.decide(other) for one, other in pairs)
     shift, largest = float(shifts.mean()), float(shifts.max())
     return Cost(precision, chosen[1], speed[chosen], speed[exact], shift, largest, changed, len(prepared))
+
+
+def within_budget(file: Path, most: float, images: Sequence[Source], threads: int | None) -> tuple[dict[str, Any], str]:
+    """Note in an exported file the engine that is fastest from image to verdict; milliseconds of all, and one sentence.
+
+    A ConfigError names the fastest where 19 of 20 verdicts take longer than ``most`` milliseconds.
+    """
+    judges = {name: load_exported(file, name, threads) for name in EXTRAS if find_spec(name)}  # type: ignore[arg-type]
+    times: dict[str, list[float]] = {name: [] for name in judges}
+    for number, image in enumerate(islice(cycle(images), WARM_UP + MEASURED)):
+        for name, judge in judges.items():
+            start = time.perf_counter()
+            judge(image)
+            times[name] += [1000 * (time.perf_counter() - start)] * (number >= WARM_UP)
+    found = {name: dict(zip(("p50", "p95"), np.quantile(taken, (0.5, 0.95)).tolist())) for name, taken in times.items()}
+    ranked = sorted(found, key=lambda name: found[name]["p95"])
+    told = ", ".join(f"{name} {found[name]['p95']:.1f} ms" for name in ranked)
+    words = f"image to verdict, 19 of 20 images, now, on this machine: {told}"
+    if found[ranked[0]]["p95"] > most:
+        raise ConfigError(
+            f"no engine judges an image in {most:g} ms here, so nothing was written. {words}. Try --precision bf16, "
+            "int8, more --threads, or a smaller model by blemish fit --budget"
+        )
+    facts: dict[str, Any] = {"fastest": ranked[0], "milliseconds": found}
+    note(file, file, **facts)
+    return facts, f"{words}; --engine auto takes the first where it is installed"

@@ -14,6 +14,7 @@ from blemish.inspection.description import Exported, check_file, parsed
 
 KEY, SEAL = "blemish", b"blemish_sha256"  # in the metadata
 _GRAPH, _METADATA = 7, 14  # fields of an ONNX ModelProto
+_NODE, _INPUT, _OUTPUT, _VALUE = 1, 11, 12, 13  # and of its graph
 
 
 def is_exported(path: Path) -> bool:
@@ -37,11 +38,11 @@ def read_exported(path: Path) -> Exported:
     content = path.read_bytes()
     try:
         fields = list(_fields(memoryview(content)))
-        entries = [dict(_fields(value)) for number, value in fields if number == _METADATA]
+        entries = [{n: text for n, text, _ in _fields(value)} for number, value, _ in fields if number == _METADATA]
         metadata = {bytes(entry[1]).decode(): bytes(entry.get(2, b"")) for entry in entries}
     except (ValueError, LookupError) as error:
         raise ModelFileError(f"{path} is not a whole ONNX file ({error}): copy or export it again") from error
-    if _GRAPH not in dict(fields):
+    if _GRAPH not in {number for number, *_ in fields}:
         raise ModelFileError(f"{path} is not an ONNX file: there is no graph in it. Copy or export it again")
     if KEY not in metadata:
         raise ModelFileError(f"{path} is an ONNX file, but none that `blemish export` wrote")
@@ -50,8 +51,47 @@ def read_exported(path: Path) -> Exported:
     return parsed(metadata[KEY].decode(errors="replace"), Exported, path)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each field of a protobuf message; numbers' contents are left empty."""
+def network(path: Path) -> bytes:
+    """An exported graph without its preparation and way back, as engines take it here.
+
+    From ``prepared`` (``n 3 y x``) it goes to ``score`` and, if there is a map, ``input_map``; of ``image`` it may use
+    how many there are. A ModelFileError where the file has not these names.
+    """
+    model = list(_fields(memoryview(path.read_bytes())))
+    wanted, found, kept = {b"score", b"input_map"}, set[bytes](), list[bytes | memoryview]()
+    ends = {b"prepared": _INPUT, b"image": _INPUT} | dict.fromkeys(wanted, _OUTPUT)
+    graph = next(value for number, value, _ in model if number == _GRAPH)
+    fields = reversed([*_fields(graph)])  # nodes come after those that they depend on
+    for number, value, whole in sorted(fields, key=lambda field: field[0] != _NODE):
+        if number == _NODE:
+            names = [(field, bytes(name)) for field, name, _ in _fields(value) if field in (1, 2)]
+            if wanted.isdisjoint(name for field, name in names if field == 2):
+                continue
+            wanted |= {name for field, name in names if field == 1} - {b"prepared"}
+        elif number in (_INPUT, _OUTPUT, _VALUE):
+            name = next(bytes(text) for field, text, _ in _fields(value) if field == 1)
+            if name not in ends or name in found or (name == b"image" and name not in wanted):
+                continue
+            found.add(name)
+            kept.append(_field(ends[name], value))
+            continue
+        kept.append(whole)
+    if not {b"prepared", b"score"} <= found:
+        raise ModelFileError(f"{path} was exported by an older Blemish, or changed: export it again")
+    rest = [whole for number, _, whole in model if number not in (_GRAPH, _METADATA)]
+    return b"".join([*rest, _field(_GRAPH, b"".join(reversed(kept)))])
+
+
+def _field(number: int, content: bytes | memoryview) -> bytes:
+    """One field of a protobuf message, of a number below 16."""
+    length, size = b"", len(content)
+    while size > 127:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Number, content and whole of each field of a protobuf message; numbers' contents are left empty."""
     at = 0
 
     def varint() -> int:
@@ -66,12 +106,12 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         raise ValueError("a number in it has no end")
 
     while at < len(message):
-        key = varint()
+        start, key = at, varint()
         if key & 7 not in (0, 2):
             raise ValueError(f"it has a field of kind {key & 7} at byte {at}")
         length = varint()  # or the number itself
         end = at + length * (key & 7 == 2)
         if end > len(message):
             raise ValueError(f"{end - len(message)} bytes are missing")
-        yield key >> 3, message[at:end]
+        yield key >> 3, message[at:end], message[start:end]
         at = end

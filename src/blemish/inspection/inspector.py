@@ -61,10 +61,6 @@ class Inspector(Judge):
         scores = prediction.score.tolist()
         return zip(scores, [None] * len(scores) if prediction.map is None else prediction.map.numpy())
 
-    def at_original(self, map_: Map, size: tuple[int, int]) -> Map:
-        """A map of ``computed`` at the image's own ``size`` (height, width)."""
-        return self.preparation.to_original(map_, size)
-
     def predict(self, images: Tensor) -> Prediction:
         """Raw scores and maps of prepared images, ``b 3 h w`` in [0, 1], on the CPU."""
         device = next(self.method.parameters(), torch.empty(0)).device

@@ -73,11 +73,7 @@ class Judge(ABC):
 
     @abstractmethod
     def computed(self, prepared: Sequence[Any]) -> Iterable[tuple[float, Map | None]]:
-        """Raw score and map of each."""
-
-    @abstractmethod
-    def at_original(self, map_: Map, size: tuple[int, int]) -> Map:
-        """A map of ``computed`` at the image's own ``size`` (height, width)."""
+        """Raw score and map, at the input's size, of each."""
 
     def __call__(self, image: Source) -> Verdict:
         """Judge one image: a path, encoded bytes, a PIL image, or an array (h w or h w c, RGB, uint8 or uint16)."""
@@ -166,7 +162,7 @@ class Judge(ABC):
                 for window, tile, (score, map_) in zip(windows[start:], some, found):
                     scores.append(score)
                     if map_ is not None:
-                        yield window, self.at_original(map_, tile.size)
+                        yield window, self.preparation.to_original(map_, tile.size)
 
         blended = tiling.blend(image.size, maps())
         return float(np.max(scores)), blended if blended is None or roi is None else roi.clear(blended)
@@ -225,7 +221,7 @@ class Judge(ABC):
         preparation, known, threshold = self.preparation, calibration.kind != "none", calibration.pixel_threshold
         if map_ is not None and not np.isfinite(map_).all():
             map_ = None  # it shows nothing; its score is no better and is rejected
-        heatmap: Callable[[], Any] = cache(lambda: None if map_ is None else self.at_original(map_, image.size))
+        heatmap: Callable[[], Any] = cache(lambda: None if map_ is None else preparation.to_original(map_, image.size))
         regions: tuple[Region, ...] = ()
         # Resizing never exceeds the map's maximum, so a map below the threshold needs none.
         if map_ is not None and threshold is not None and float(map_.max()) > threshold:

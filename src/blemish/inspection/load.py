@@ -31,7 +31,8 @@ def load(
         precision: ``auto``, ``fp32`` or ``bf16``; an exported file has its own.
         weights: for a file saved without its backbone: a file, or ``pretrained``, which may download them. By itself
             they are looked for on this machine alone.
-        engine: for an exported file: ``onnxruntime`` or ``openvino``; ``auto`` takes the first that is installed.
+        engine: for an exported file: ``onnxruntime`` or ``openvino``; ``auto`` takes what the file names as fastest, or
+            the first that is installed.
         threads: of the processor; by default all that this process may use.
 
     Raises:

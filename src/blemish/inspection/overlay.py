@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy  # its parts are loaded when first used
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from blemish.errors import ConfigError, DataError
-from blemish.inspection.regions import TOUCHING, Region, checked_map, fill_holes
+from blemish.inspection.regions import Region, checked_map, fill_holes, label
 
 LINE, CASING, TRUTH = (255, 255, 255), (0, 0, 0), (90, 220, 255)
 _ANCHORS = (
@@ -106,17 +105,16 @@ def overlay(
     picture = _magnified(picture, zoom)
     width = max(1, round(max(picture.shape[:2]) / 250))  # two pixels of 400: one is lost on brushed metal
     if regions:
-        labels, _ = scipy.ndimage.label(above, structure=TOUCHING)
+        labels, _ = label(above)
         outlined = np.isin(labels, [labels[region.peak[::-1]] for region in regions])
         inside = _magnified(fill_holes(outlined), zoom)
         for colour in (LINE, CASING):
-            grown = scipy.ndimage.maximum_filter(inside, size=2 * width + 1)
+            grown = _grown(inside, width)
             picture[grown & ~inside] = colour
             inside = grown
     if truth is not None:
         inside = _magnified(np.asarray(truth) > 0, zoom)
-        grown = scipy.ndimage.maximum_filter(inside, 2 * width + 1)
-        rows, columns = np.nonzero(grown & ~scipy.ndimage.minimum_filter(inside, 2 * width + 1, mode="constant"))
+        rows, columns = np.nonzero(_grown(inside, width) & _grown(~inside, width, beyond=True))
         # Boundaries run along rows and columns of pixels, so on each of them row + column counts its steps.
         is_blue = (rows + columns) // (_DASH * width) % 2 == 0
         picture[rows, columns] = np.where(is_blue[:, None], TRUTH, CASING)
@@ -128,6 +126,15 @@ def overlay(
             box = (x - outer, y - outer, x + outer, y + outer)
             ImageDraw.Draw(drawn).ellipse(box, outline=colour, width=line)
     return drawn
+
+
+def _grown(mask: NDArray[np.bool_], radius: int, beyond: bool = False) -> NDArray[np.bool_]:
+    """Where ``mask``, which is ``beyond`` outside of the picture, holds within a square of that radius."""
+    for _ in range(2):
+        padded = np.pad(mask, ((radius + 1, radius), (0, 0)), constant_values=beyond)
+        counts = np.cumsum(padded, axis=0, dtype=np.int32)
+        mask = (counts[2 * radius + 1 :] > counts[: -2 * radius - 1]).T
+    return mask
 
 
 def _magnified(array: NDArray[Any], zoom: int) -> NDArray[Any]:

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy  # its parts are loaded when first used
 from numpy.typing import ArrayLike, NDArray
 
 from blemish.errors import ConfigError, DataError
 
 Polygon = tuple[tuple[int, int], ...]  # corners, clockwise as seen; the last one joins the first, which is not repeated
-
-TOUCHING = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,42 @@ def checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
     return values
 
 
+def label(mask: NDArray[np.bool_], corners: bool = True) -> tuple[NDArray[np.int32], list[tuple[slice, slice]]]:
+    """Numbers of the connected parts of ``mask``, from 1 in reading order, 0 outside; and the box of each.
+
+    Pixels that meet at ``corners`` alone belong together or not. It joins the runs of pixels in rows: NumPy is all
+    that a station needs for it.
+    """
+    height, width = mask.shape
+    pitch = width + 1  # with a column between rows, so that no run goes on into the next
+    flat = np.pad(mask, ((0, 0), (0, 1))).ravel()
+    edges = np.flatnonzero(np.diff(flat, prepend=False))
+    starts, ends = edges[::2], edges[1::2]
+    # The runs of the row above that each touches lie side by side.
+    first = np.searchsorted(ends, starts - pitch - corners, side="right")
+    touched = np.maximum(np.searchsorted(starts, ends - pitch + corners) - first, 0)
+    lower = np.repeat(np.arange(starts.size), touched)
+    upper = np.arange(lower.size) + np.repeat(first - np.cumsum(touched) + touched, touched)
+    roots = np.arange(starts.size)  # of each run, the first run that it is known to be connected with
+    while (apart := roots[lower] != roots[upper]).any():
+        pair = roots[lower[apart]], roots[upper[apart]]
+        for run in pair:
+            np.minimum.at(roots, run, np.minimum(*pair))
+        while (roots != roots[roots]).any():
+            roots = roots[roots]
+    numbers = np.cumsum(roots == np.arange(starts.size))[roots]
+    labels = np.zeros(flat.size, np.int32)
+    labels[flat] = np.repeat(numbers, ends - starts)
+    order = np.argsort(numbers, kind="stable")
+    begins = np.flatnonzero(np.diff(numbers[order], prepend=0))
+    rows = starts[order] // pitch
+    left, right = starts[order] - rows * pitch, ends[order] - rows * pitch
+    lowest = (np.minimum.reduceat(side, begins).tolist() for side in (rows, left))
+    highest = (np.maximum.reduceat(side, begins).tolist() for side in (rows + 1, right))
+    boxes = [(slice(y, bottom), slice(x, end)) for y, x, bottom, end in zip(*lowest, *highest)]
+    return labels.reshape(height, pitch)[:, :-1], boxes
+
+
 def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1) -> tuple[Region, ...]:
     """The regions of ``heatmap``, ``h w`` at the image's size, worst first; those of fewer pixels are left out."""
     if math.isnan(threshold):
@@ -56,9 +89,11 @@ def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1)
     if not smallest_area >= 0:
         raise ConfigError(f"smallest area {smallest_area!r}: a number of pixels, 0 or more, is needed")
     values = checked_map(heatmap)
-    labels, _ = scipy.ndimage.label(values > np.float32(threshold), structure=TOUCHING)
+    above = values > np.float32(threshold)
+    labels, boxes = label(above)
+    enclosed = label(~np.pad(above, 1), corners=False)[0][1:-1, 1:-1] > 1  # the first is what is around all
     regions = []
-    for index, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels), start=1):
+    for index, (rows, columns) in enumerate(boxes, start=1):
         mask = labels[rows, columns] == index
         if (area := int(mask.sum())) < smallest_area:
             continue
@@ -72,15 +107,15 @@ def find_regions(heatmap: ArrayLike, threshold: float, smallest_area: float = 1)
             worst=float(inside[peak]),
             centre=(left + float(inside_x.mean()) + 0.5, top + float(inside_y.mean()) + 0.5),
             peak=(left + int(inside_x[peak]), top + int(inside_y[peak])),
-            outline=trace(fill_holes(mask), (left, top)),
+            outline=trace(fill_holes(mask) if enclosed[rows, columns].any() else mask, (left, top)),
         )
         regions.append(region)
     return tuple(sorted(regions, key=lambda region: (-region.worst, -region.area, region.peak[1], region.peak[0])))
 
 
 def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """``mask`` with all that it encloses; labelling is several times quicker than SciPy's filling by erosion."""
-    outside, _ = scipy.ndimage.label(~np.pad(mask, 1))
+    """``mask`` with all that it encloses."""
+    outside, _ = label(~np.pad(mask, 1), corners=False)
     filled: NDArray[np.bool_] = outside[1:-1, 1:-1] != outside[0, 0]
     return filled
 

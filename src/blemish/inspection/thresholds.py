@@ -1,11 +1,11 @@
 """Which score a share of normal groups exceeds: by counting gaps, or by a tail that no single group can spoil."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # its parts are loaded when first used
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Scores = NDArray[np.float64]
 
@@ -47,15 +47,13 @@ class Tail:
         """What the share above that threshold stays below with 95 % confidence, if excesses are exponential."""
         # That share is B exp(-c G): B ~ Beta(k + 1, n - k) lies above the start, G ~ Gamma(free) is the total.
         c = (self.share / rate) ** (1 / self.free) - 1
-        growth = np.exp(c * scipy.special.gammaincinv(self.free, (np.arange(500) + 0.5) / 500))
+        shares = (np.arange(500) + 0.5) / 500
+        growth = np.exp(c * _solved(lambda total: gamma_share(self.free, total), shares, 20.0 + 10 * self.free))
 
-        def excess(limit: float) -> float:
-            return (
-                float(scipy.special.betainc(self.k + 1, self.n - self.k, np.minimum(1, limit * growth)).mean())
-                - CONFIDENCE
-            )
+        def covered(limit: Scores) -> Scores:
+            return np.asarray(beta_share(self.k + 1, self.n - self.k, np.minimum(1, limit * growth)).mean())
 
-        return float(scipy.optimize.brentq(excess, 0, 1))
+        return float(_solved(covered, CONFIDENCE, 1.0))
 
 
 def fit_tail(ascending: Scores, censored: int | None = None) -> Tail | None:
@@ -109,4 +107,31 @@ def groups_needed(rate: float) -> int:
 
 def rate_bound(rejects: int, n: int) -> float:
     """What the false-reject rate of one calibration stays below with 95 % confidence: a quantile of its Beta law."""
-    return float(scipy.special.betaincinv(rejects, n + 1 - rejects, CONFIDENCE))
+    return float(_solved(lambda share: beta_share(rejects, n + 1 - rejects, share), CONFIDENCE, 1.0))
+
+
+def beta_share(a: int, b: int, limit: ArrayLike) -> Scores:
+    """How much of Beta(a, b), of whole numbers, lies below limits in (0, 1]: ``a`` of ``a + b - 1`` draws or more."""
+    x, j = np.asarray(limit, np.float64)[..., None], np.arange(a)
+    ways = np.cumsum(np.log(np.concatenate([[1], (a + b - j[1:]) / j[1:]])))
+    with np.errstate(divide="ignore"):
+        below: Scores = 1 - np.exp(ways + j * np.log(x) + (a + b - 1 - j) * np.log1p(-x)).sum(axis=-1)
+    return below
+
+
+def gamma_share(a: int, limit: ArrayLike) -> Scores:
+    """How much of Gamma(a), of a whole number, lies below positive limits: ``a`` events or more in that time."""
+    x, j = np.asarray(limit, np.float64)[..., None], np.arange(a)
+    below: Scores = 1 - np.exp(j * np.log(x) - x - np.cumsum(np.log(np.maximum(j, 1)))).sum(axis=-1)
+    return below
+
+
+def _solved(rising: Callable[[Scores], Scores], wanted: Scores | float, most: float) -> Scores:
+    """Where a rising function, from 0 to ``most``, is ``wanted``, by halving."""
+    low = np.zeros_like(wanted, dtype=np.float64)
+    high = np.full_like(low, most)
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_below = rising(middle) < wanted
+        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+    return high

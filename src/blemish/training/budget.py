@@ -65,7 +65,7 @@ def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings
     first, chosen = candidates[0], candidates[-1]
     run.progress.note(
         f"budget: {chosen} from file to verdict (19 of 20 images; half take {chosen.p50:.0f} ms; "
-        f"{torch.get_num_threads()} threads, now, on this machine)"
+        f"{torch.get_num_threads()} threads, now, on this machine); `blemish export --budget` says what engines take"
     )
     if chosen is not first:
         cost = "too few good parts to tell what that costs"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+from torch import Tensor
 from torch.nn import functional as F
 
 from blemish.data.images import read_image
@@ -19,7 +20,6 @@ from blemish.data.samples import Sample
 from blemish.data.testset import TestSet, load_mask, open_test_set
 from blemish.errors import DataError, ImageError
 from blemish.inspection.calibration import group_scores
-from blemish.inspection.exported import ExportedInspector
 from blemish.inspection.judge import Judge
 from blemish.metrics import aupro_per_image, auroc, caught_at, cue_aurocs, cue_values, image_metrics, pixel_metrics
 from blemish.run import Run
@@ -81,7 +81,7 @@ def evaluate(
         test: a folder or manifest with labels and, where known, masks; or such a set read before.
         run: reports progress and counts seconds; silent by default.
         at: pixel metrics at the model's input size (masks resized by nearest pixel) or at each image's own size, as
-            those of an exported file, or of one that judges in tiles, always are.
+            those of a model that judges in tiles always are.
         per_image_pro: add ``aupro_per_image``, the variant of the RD family.
         kinds: also figures for each kind of defect.
 
@@ -92,10 +92,9 @@ def evaluate(
     judged: list[Judged] = []
     thumbnails: list[NDArray[np.float32]] = []
     notes, unusable, preparation = list(test.notes), list[str](), inspector.preparation
-    by_itself = isinstance(inspector, ExportedInspector) or preparation.tiling is not None
-    if by_itself and at != "original":
+    if preparation.tiling is not None and at != "original":
         at = "original"
-        notes.append("pixel metrics are measured at the images' own sizes, at which exported files and tiles give maps")
+        notes.append("pixel metrics are measured at the images' own sizes, at which tiles give maps")
     inside = None if preparation.roi is None else preparation.roi.mask
     inside = inside if inside is None or at == "original" else preparation.prepare_mask(inside)
 
@@ -106,7 +105,7 @@ def evaluate(
         samples = run.progress.track(test.samples, f"judging {test.name}")
         for scored in inspector.stream(samples, lambda sample: read_image(sample.path), on_error=leave_out):
             prepared = scored.prepared
-            if scored.image is not None and by_itself:
+            if scored.image is not None and not isinstance(prepared, Tensor):
                 prepared = preparation.prepare(scored.image)
             thumbnails.append(F.interpolate(prepared[None], (THUMBNAIL, THUMBNAIL), mode="area").mean(1).numpy())
             sample, map_, mask = scored.item, scored.map, None
@@ -117,7 +116,7 @@ def evaluate(
                 except DataError as error:
                     unusable.append(str(error))
             if at == "original":
-                map_ = None if map_ is None else inspector.at_original(map_, size)
+                map_ = None if map_ is None else preparation.to_original(map_, size)
             elif mask is not None:
                 mask = preparation.prepare_mask(mask)
             judged.append(Judged(sample, scored.score, map_, mask))

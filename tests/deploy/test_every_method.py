@@ -1,0 +1,83 @@
+"""Every method of the registry by its exported file on both engines, or its refusal; on tiny images and networks.
+
+What prepares images inside a graph has tests of its own, and takes most of an export's time: here it is left out.
+"""
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import blemish
+from blemish.data.images import read_image
+from blemish.deploy import export as exporting
+from blemish.deploy import graph
+from blemish.deploy.export import export, to_onnx
+from blemish.errors import ConfigError
+from blemish.registry import METHODS, method_class
+
+pytest.importorskip("onnxscript", reason="exporting needs the extra export")
+
+SIDE = 64
+QUICK = {"steps": 2, "batch_size": 4, "memory": 50}
+
+
+class AsGiven(torch.nn.Module):
+    """Images of the input's size need no preparation, and their maps no way back."""
+
+    def __init__(self, *_):
+        super().__init__()
+
+    def forward(self, images, *_):
+        return images.permute(0, 3, 1, 2) / 255 if images.ndim == 4 else images
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Folders of good and bad parts, and of ones that nobody has looked at."""
+    root, rng = tmp_path_factory.mktemp("every"), np.random.default_rng(0)
+    waves = 120 + 40 * np.sin(0.6 * np.arange(SIDE))[:, None, None] + np.zeros((SIDE, SIDE, 3))
+    for place, count in (("weak/good", 10), ("weak/anomalous/hole", 3), ("clean", 10), ("contaminated/unlabelled", 10)):
+        (root / place).mkdir(parents=True)
+        for number in range(count):
+            pixels = (waves + rng.normal(0, 5, waves.shape)).astype(np.uint8)
+            pixels[20:40, 16:40] = (200, 0, 40) if "hole" in place else pixels[20:40, 16:40]
+            Image.fromarray(pixels).save(root / place / f"{number}.png")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_s_file_judges_as_it_does_on_both_engines_or_is_refused(name, parts, tmp_path, monkeypatch):
+    known = {field.name for field in dataclasses.fields(method_class(name).Config)}
+    options = {key: value for key, value in QUICK.items() if key in known}
+    # Half the parts calibrate: few, but no matter whether a decision is a good one.
+    settings = {"backbone": "test_resnet", "weights": "random", "size": SIDE, "calibration": "holdout"}
+    if METHODS[name].regime == "contaminated":
+        settings["calibration"] = "none"
+    folder = parts / METHODS[name].regime
+    inspector = blemish.fit(folder, method=name, options=options, precision="fp32", **settings)
+    images = sorted((parts / "weak").glob("*/*.png")) + sorted((parts / "weak").glob("*/*/*.png"))
+    pictures, path = {path.name: read_image(path) for path in images[:4]}, tmp_path / "part.onnx"
+    if not METHODS[name].exports:
+        with pytest.raises(ConfigError, match=f"{name} cannot be exported"):
+            export(inspector, path, pictures)
+        assert list(tmp_path.iterdir()) == []
+        return
+    monkeypatch.setattr(graph, "Prepare", AsGiven)
+    monkeypatch.setattr(graph, "ToOriginal", AsGiven)
+    monkeypatch.setattr(exporting, "EXAMPLE", (2, SIDE, SIDE, 3))
+    monkeypatch.setattr(exporting, "to_onnx", partial(to_onnx, any_size=False))
+    export(inspector, path, pictures)
+    expected = list(inspector.many(images))
+    spread = np.ptp([verdict.score for verdict in expected])
+    for engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine)
+        for ours, theirs in zip(blemish.load(path, engine=engine, threads=1).many(images), expected, strict=True):
+            assert ours.score == pytest.approx(theirs.score, abs=1e-2 * spread), engine
+            assert (ours.heatmap is None) == (theirs.heatmap is None) == (not METHODS[name].has_map)
+            if theirs.heatmap is not None:
+                np.testing.assert_allclose(ours.heatmap, theirs.heatmap, atol=2e-2 * np.ptp(theirs.heatmap))
