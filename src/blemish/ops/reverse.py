@@ -7,7 +7,7 @@ mirrors that with two basic blocks a stage. It works at ``MIN_WIDTH`` channels o
 a level that is narrower or can be negative (docs/methods/rd.md says why).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -89,10 +89,16 @@ class Decoder(nn.Module):
             self.rectified.append(is_read_off and not level.signed)
             ins = width
 
-    def forward(self, code: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def forward(
+        self,
+        code: Tensor,
+        grids: Sequence[tuple[int, int]],
+        inject: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    ) -> list[Tensor]:
         """Maps ``b c y x`` on the teacher's ``grids`` (rows and columns, shallowest first) of a bottleneck's code.
 
-        Doubling a halved odd grid gives a row or column too many, which is cut off, or, where the teacher rounds down,
+        ``inject`` is given how many levels are still to come, the code and the map read off it, and gives the code for
+        the next one. Doubling a halved odd grid gives a row or column too many, which is cut off, or, where the teacher rounds down,
         one too few: the last is given twice.
         """
         maps = []
@@ -104,6 +110,8 @@ class Decoder(nn.Module):
                 code = F.pad(code, (0, right, 0, below), mode="replicate")
             code = code[..., :rows, :columns]
             maps.append(F.relu(head(code), inplace=True) if rectified else head(code))
+            if inject is not None and (left := len(grids) - len(maps)):
+                code = inject(left, code, maps[-1])
         return maps[::-1]
 
 
