@@ -161,7 +161,7 @@ def summarise(recipe: Recipe, rows: Iterable[Row], missing: Mapping[str, str] | 
         rows=tuple(stands["done"]),
         failed=tuple(stands["failed"]),
         open=tuple(still_open),
-        missing={**(missing or {}), **recipe.unbuilt},
+        missing=missing or {},
     )
 
 

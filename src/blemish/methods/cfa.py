@@ -1,13 +1,12 @@
 """CFA: a layer that draws good features to the centres of hyperspheres; a place is bad when no centre is near.
 
-Idea: features of several stages, averaged over 3 x 3 places and joined on the finest grid, go through one 1x1
-convolution that also sees each place's coordinates: the only thing that learns, beside one radius for all spheres.
-Before it learns, the means over the good images of what it gives at each place become the centres, which stay.
-Loss: 1000 times the sum of attraction, max(0, d - r^2) over the nearest centres, and repulsion, max(0, r^2 - d - .1)
-over the next ones; d is the squared distance, and both are means.
-Score: a place's distance from its nearest centre, times that one's part in the softmin over the nearest ones; the map is
-these, upsampled and smoothed, and an image's score is the map's highest value.
-As released, but that means count all images alike and the last epoch stays. Differences: docs/methods/cfa.md.
+Idea: features of several stages, averaged over 3 x 3 places and joined on the finest grid, go through a 1x1 convolution
+that also sees each place's coordinates. It learns, and so does one radius for all spheres; their centres are the means
+over good images of what it gave at each place before.
+Loss: 1000 times attraction, max(0, d - r^2) of the nearest centres, plus repulsion, max(0, r^2 - d - .1) of the next
+ones; d is the squared distance, and both are means.
+Score: a place's distance from the nearest centre, times that one's part in the softmin over the nearest ones; the map is
+these, upsampled and smoothed, and an image's score is its highest value. Differences: docs/methods/cfa.md.
 
 Lee, Lee, Song: CFA: Coupled-Hypersphere-Based Feature Adaptation for Target-Oriented Anomaly Localization, IEEE Access
 2022.
@@ -38,11 +37,7 @@ FIRST_RADIUS = 1e-5
 class CFAConfig:
     """The released training."""
 
-    layers: Annotated[Layers, Field(description="stages that describe a place; the first one's grid is the places'")] = (
-        1,
-        2,
-        3,
-    )
+    layers: Annotated[Layers, Field(description="stages that are joined on the first one's grid")] = (1, 2, 3)
     epochs: Annotated[Count, Field(description="passes over the images")] = 30
     steps: Steps = None
     batch_size: Annotated[Count, Field(description="images a step")] = 4
@@ -108,11 +103,7 @@ class CFA(Method):
                 with run.precision.autocast(run.device):
                     described = descriptor(features)
                 distances = self._distances(described, config.neighbours + config.repelled)
-                square, own = descriptor.radius.square(), config.neighbours
-                attraction = F.relu(distances[:, :own] - square).mean()
-                beyond = F.relu(square - distances[:, own:] - config.margin)
-                repulsion = beyond.sum() / max(beyond.numel(), 1)  # there may be no more centres
-                loss = SCALE * (attraction + repulsion)
+                loss = sphere_loss(distances, descriptor.radius, config.neighbours, config.margin)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
@@ -139,3 +130,11 @@ class CFA(Method):
             nearest = torch.cat([smallest(product, count)[1] for product in products])
         distances = (points[:, None] - self.centres[nearest]).square().sum(dim=2)
         return distances.sort(dim=1).values
+
+
+def sphere_loss(distances: Tensor, radius: Tensor, attracting: int, margin: float) -> Tensor:
+    """Of squared distances ``n k``, ascending: the first draw a place in, those after them, if any, push it out."""
+    square = radius.square()
+    attraction = F.relu(distances[:, :attracting] - square).mean()
+    beyond = F.relu(square - distances[:, attracting:] - margin)
+    return SCALE * (attraction + beyond.sum() / max(beyond.numel(), 1))

@@ -1,16 +1,12 @@
 """ReContrast: reverse distillation whose encoder learns, too; beside a frozen copy, each is rebuilt from the other.
 
-Idea: the encoder begins as its frozen copy and learns the images' own domain. The features of both, side by side in one
-batch, pass reverse distillation's bottleneck and decoder. One set of 1x1 convolutions reads the frozen features off the
-trained encoder's half, another the trained ones off the frozen half. What the two say differently stays contrast, so
-that the encoder cannot learn to say the same of everything.
-Loss: reverse distillation's, 1 - cosine of whole maps, half of it each way; targets have no gradient. Places that are
-learned already have none either: those whose own 1 - cosine lies below mean + alpha deviations over the batch, where
-alpha rises from -3 to ``hardness`` in the first tenth of the training.
+Idea: the features of a frozen encoder and of its copy that learns the images' own domain, side by side in one batch,
+pass reverse distillation's bottleneck and decoder. 1x1 convolutions read the frozen features off the trained half, and
+others the trained ones off the frozen half: an encoder that came to say the same of everything would gain nothing.
+Loss: 1 - cosine of whole maps, half of it each way. Easy places have no gradient: those whose own 1 - cosine lies below
+mean + alpha deviations of the batch's, where alpha rises from -3 to ``hardness`` in the first tenth of the training.
 Score: 1 - cosine at every place, upsampled, summed over the levels of both ways and smoothed; an image's score is the
-highest value.
-As released (github.com/guojiajeremy/ReContrast), but that one choice for BatchNorm serves all sets and the last step
-stays. Other backbones than ResNets are our reading. Differences: docs/methods/recontrast.md.
+highest value. Differences from the released code, and our readings: docs/methods/recontrast.md.
 
 Guo, Lu, Jia, Zhang, Li: ReContrast: Domain-Specific Anomaly Detection via Contrastive Reconstruction, NeurIPS 2023.
 """

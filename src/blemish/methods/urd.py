@@ -1,22 +1,20 @@
-"""URD: reverse distillation from a teacher that has learned to see made-up defects, to a student that restores them.
+"""URD: reverse distillation from a teacher that has learned to see made-up defects, to a student that mends them.
 
-Idea: a frozen expert, its copy the teacher, which learns, and a student. Copies of good images with a texture laid upon
-them are defects whose place is known. On them the teacher learns to stand off from the expert's view of the good image,
-the student to give that view all the same, from the teacher's features. Between its levels the student is helped with
-detail from the teacher, as far as the two agree there already (guided information injection).
-Loss: the teacher's is 1 - cosine with the expert at every place of good images, plus the distance of the same at the
-defects from their mask (1 there, 0 elsewhere), plus 1 - cosine of whole maps with the expert on the spoiled image. The
-student's is 1 - cosine of whole maps from good and spoiled images, each with teacher's and expert's of the good ones.
+Idea: copies of good images, with a texture laid upon them, show defects whose place is known. On them a teacher, which
+begins as a frozen expert, learns to stand off from the expert's view of the good image, and a student to give just that
+view from the teacher's features, helped between its levels with detail as far as the two agree (guided injection).
+Loss: the teacher's is 1 - cosine with the expert at every place of good images, plus how far the same is at spoiled ones
+from their mask, plus 1 - cosine of whole spoiled maps. The student's is 1 - cosine of whole maps, from good and spoiled
+images, with what teacher and expert say of the good ones.
 Score: 1 - cosine of teacher and student at every place, upsampled, summed over levels and smoothed; an image's score is
-the highest value.
-The released script leaves the gate out by a slip of flags (``gated=false``). Textures, and backbones other than ResNets,
-are our reading; the last step stays. Differences: docs/methods/urd.md.
+the highest value. Differences from the released code, and our readings: docs/methods/urd.md.
 
 Liu, Wang, Leng, Zhang: Unlocking the Potential of Reverse Distillation for Anomaly Detection, AAAI 2025.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -25,12 +23,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.backbones.backbone import build_student
-from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, check_cells
-from blemish.ops.config import Count, EncoderNorm, Rate, Share, Steps, StudentConfig
+from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, check_cells
+from blemish.ops.config import Count, EncoderNorm, Rate, Steps, StudentConfig
 from blemish.ops.cosine import anomaly_map, layer_loss, location_cosines, map_score, vector_loss
 from blemish.ops.residual import convolution, convolutions, initialise, normalisation, untrained
 from blemish.ops.reverse import Bottleneck, Decoder, DecoderSpec, decoder_spec
-from blemish.ops.textures import TextureSource, find_foreground, load_textures, with_textures
+from blemish.ops.textures import find_foreground, load_textures, with_textures
 from blemish.run import Run, epochs
 
 
@@ -42,8 +40,6 @@ class URDConfig(StudentConfig):
     steps: Steps = 5000
     teacher_rate: Annotated[Rate, Field(description="Adam's, of the teacher")] = 1e-4
     gated: Annotated[bool, Field(description="inject detail as far as teacher and student agree (paper)")] = True
-    blend: Annotated[Share, Field(description="most of the image that may shine through a made-up defect")] = 0.8
-    textures: TextureSource = "photographs"
     foreground: Annotated[
         Literal["none", "grabcut"],
         Field(description="where made-up defects may lie: anywhere, or on what GrabCut (OpenCV) takes for the thing"),
@@ -109,34 +105,39 @@ class URD(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
-        self._initialise(run)
-        textures = load_textures(config.textures, run.generator("textures"))
-        foregrounds: dict[str, Tensor] = {}
-        optimisers = [
-            torch.optim.Adam(network.parameters(), rate, config.betas, fused=True)
-            for network, rate in ((self.encoder, config.teacher_rate), (self.student, config.learning_rate))
-        ]
-        state = {"encoder": self.encoder, "student": self.student}
-        for epoch in epochs(run, "urd", state | dict(zip(("teacher's", "student's"), optimisers)), config, len(images)):
+        textures, foregrounds = load_textures(), dict[str, Tensor]()
+        initialise(self.student, run.generator("student"), xavier=True)
+        self.encoder.copy_values(self.backbone)
+        adam = partial(torch.optim.Adam, betas=config.betas, fused=True)
+        learners = (
+            adam(self.encoder.parameters(), config.teacher_rate),
+            adam(self.student.parameters(), config.learning_rate),
+        )
+        state = {"encoder": self.encoder, "student": self.student, "teaching": learners[0], "learning": learners[1]}
+        for epoch in epochs(run, "urd", state, config, len(images)):
             self.student.train()
             draws = epoch.generator("made-up defects")
             for indices in epoch.batches():
                 batch = images.batch(indices)
-                inside = self._foregrounds(batch, foregrounds) if config.foreground == "grabcut" else None
-                spoiled, masks = with_textures(batch.images, textures, draws, config.blend, inside)
+                for key, image in zip(batch.keys, batch.images):
+                    if config.foreground == "grabcut" and key not in foregrounds:
+                        foregrounds[key] = find_foreground(image)
+                inside = torch.stack([foregrounds[key] for key in batch.keys]) if foregrounds else None
+                spoiled, masks = with_textures(batch.images, textures, draws, inside=inside)
                 given = batch.images.to(run.device), spoiled.to(run.device)
-                expert, masks = (teacher(batch), teacher(given[1])), masks.to(run.device)
+                expert = teacher(batch), teacher(given[1])
                 self.encoder.train(config.batchnorm == "train")
-                teacher_loss = teaching_loss(self._encoded(given, run), expert, masks)
+                with self.backbone.precision.autocast(run.device):
+                    taught = [self.encoder(seen) for seen in given]
+                _step(learners[0], taught_loss := teaching_loss(taught, expert, masks.to(run.device)))
                 self.encoder.eval()
-                self._update(optimisers[0], teacher_loss)
-                with torch.no_grad():
-                    taught = self._encoded(given, run)
+                with torch.no_grad(), self.backbone.precision.autocast(run.device):
+                    taught = [self.encoder(seen) for seen in given]
                 with run.precision.autocast(run.device):
                     students = [self.student(features) for features in taught]
                 losses = [layer_loss(target, student) for student in students for target in (taught[0], expert[0])]
-                self._update(optimisers[1], loss := torch.stack(losses).sum())
-                epoch.log(loss=loss.detach(), teacher=teacher_loss.detach())
+                _step(learners[1], loss := torch.stack(losses).sum())
+                epoch.log(loss=loss.detach(), teacher=taught_loss.detach())
 
     def predict(self, images: Tensor) -> Prediction:
         with self.backbone.precision.autocast(images.device):
@@ -146,32 +147,11 @@ class URD(Method):
         map_ = anomaly_map(features, student, images.shape[-2:], self.config.sigma)
         return Prediction(map_, map_score(map_, self.config.score))
 
-    def _initialise(self, run: Run) -> None:
-        """The teacher as the expert is; the student's convolutions Xavier normal, as released."""
-        self.encoder.copy_values(self.backbone)
-        generator = run.generator("student")
-        initialise(self.student, generator)
-        with torch.no_grad():
-            for module in self.student.modules():
-                if isinstance(module, nn.Conv2d):
-                    drawn = nn.init.xavier_normal_(torch.empty(module.weight.shape), generator=generator)
-                    module.weight.copy_(drawn)
 
-    def _encoded(self, given: Sequence[Tensor], run: Run) -> list[list[Tensor]]:
-        with self.backbone.precision.autocast(run.device):
-            return [self.encoder(images) for images in given]
-
-    def _update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-
-    def _foregrounds(self, batch: Batch, known: dict[str, Tensor]) -> Tensor:
-        """``b 1 h w``: each image's, found once."""
-        for key, image in zip(batch.keys, batch.images, strict=True):
-            if key not in known:
-                known[key] = find_foreground(image)
-        return torch.stack([known[key] for key in batch.keys])
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
 
 
 def teaching_loss(taught: Sequence[list[Tensor]], expert: Sequence[list[Tensor]], masks: Tensor) -> Tensor:
