@@ -3,8 +3,8 @@
 Idea: features of several stages, averaged over 3 x 3 places and joined on the finest grid, go through a 1x1 convolution
 that also sees each place's coordinates. It learns, and so does one radius for all spheres; their centres are the means
 over good images of what it gave at each place before.
-Loss: 1000 times attraction, max(0, d - r^2) of the nearest centres, plus repulsion, max(0, r^2 - d - .1) of the next
-ones; d is the squared distance, and both are means.
+Loss: 1000 times attraction, max(0, d - r^2) of the nearest centres, and repulsion, max(0, r^2 - d - .1) of those
+after them; d is the squared distance, and both are means.
 Score: a place's distance from the nearest centre, times that one's part in the softmin over the nearest ones; the map is
 these, upsampled and smoothed, and an image's score is its highest value. Differences: docs/methods/cfa.md.
 
@@ -92,7 +92,7 @@ class CFA(Method):
             for batch in batches(images, run, "finding centres"):
                 parts = [map_.double().sum(dim=0, keepdim=True) / len(images) for map_ in teacher(batch)]
                 means = [mean + part for mean, part in zip(means, parts)] if means else parts
-            # Averaging, joining and a convolution are linear: what they give of the means is the mean of what they give.
+            # Averaging, joining and a convolution are linear: so this is the mean of what they give of each image.
             self.centres = descriptor([mean.float() for mean in means])[0].flatten(1).T.contiguous()
         optimiser = torch.optim.AdamW(
             descriptor.parameters(), config.learning_rate, weight_decay=config.weight_decay, amsgrad=True, fused=True

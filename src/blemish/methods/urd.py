@@ -1,10 +1,10 @@
 """URD: reverse distillation from a teacher that has learned to see made-up defects, to a student that mends them.
 
 Idea: copies of good images, with a texture laid upon them, show defects whose place is known. On them a teacher, which
-begins as a frozen expert, learns to stand off from the expert's view of the good image, and a student to give just that
-view from the teacher's features, helped between its levels with detail as far as the two agree (guided injection).
-Loss: the teacher's is 1 - cosine with the expert at every place of good images, plus how far the same is at spoiled ones
-from their mask, plus 1 - cosine of whole spoiled maps. The student's is 1 - cosine of whole maps, from good and spoiled
+begins as a frozen expert, learns to stand off from the expert's view of the good image; a student gives just that view
+from the teacher's features, and is helped between its levels with detail as far as the two agree (guided injection).
+Loss: the teacher's is 1 - cosine with the expert at every place of good images, plus how far the same of spoiled ones is
+from their mask, plus 1 - cosine of whole spoiled maps; the student's 1 - cosine of whole maps, from good and spoiled
 images, with what teacher and expert say of the good ones.
 Score: 1 - cosine of teacher and student at every place, upsampled, summed over levels and smoothed; an image's score is
 the highest value. Differences from the released code, and our readings: docs/methods/urd.md.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -24,12 +25,15 @@ from torch import Tensor, nn
 
 from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, check_cells
+from blemish.errors import ConfigError
 from blemish.ops.config import Count, EncoderNorm, Rate, Steps, StudentConfig
 from blemish.ops.cosine import anomaly_map, layer_loss, location_cosines, map_score, vector_loss
 from blemish.ops.residual import convolution, convolutions, initialise, normalisation, untrained
 from blemish.ops.reverse import Bottleneck, Decoder, DecoderSpec, decoder_spec
-from blemish.ops.textures import find_foreground, load_textures, with_textures
+from blemish.ops.textures import Textures, with_textures
 from blemish.run import Run, epochs
+
+GRABCUT_ROUNDS = 11  # as released
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class URD(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
-        textures, foregrounds = load_textures(), dict[str, Tensor]()
+        textures, foregrounds = Textures(run), dict[str, Tensor]()
         initialise(self.student, run.generator("student"), xavier=True)
         self.encoder.copy_values(self.backbone)
         adam = partial(torch.optim.Adam, betas=config.betas, fused=True)
@@ -119,17 +123,19 @@ class URD(Method):
             draws = epoch.generator("made-up defects")
             for indices in epoch.batches():
                 batch = images.batch(indices)
-                for key, image in zip(batch.keys, batch.images):
-                    if config.foreground == "grabcut" and key not in foregrounds:
-                        foregrounds[key] = find_foreground(image)
-                inside = torch.stack([foregrounds[key] for key in batch.keys]) if foregrounds else None
-                spoiled, masks = with_textures(batch.images, textures, draws, inside=inside)
+                spoiled, masks = with_textures(batch.images, textures, draws, alter=False)
+                if config.foreground == "grabcut":
+                    for key, image in zip(batch.keys, batch.images):
+                        if key not in foregrounds:
+                            foregrounds[key] = find_foreground(image)
+                    masks &= torch.stack([foregrounds[key] for key in batch.keys])
+                    spoiled = torch.where(masks[:, None], spoiled, batch.images)
                 given = batch.images.to(run.device), spoiled.to(run.device)
                 expert = teacher(batch), teacher(given[1])
                 self.encoder.train(config.batchnorm == "train")
                 with self.backbone.precision.autocast(run.device):
                     taught = [self.encoder(seen) for seen in given]
-                _step(learners[0], taught_loss := teaching_loss(taught, expert, masks.to(run.device)))
+                _step(learners[0], taught_loss := teaching_loss(taught, expert, masks[:, None].float().to(run.device)))
                 self.encoder.eval()
                 with torch.no_grad(), self.backbone.precision.autocast(run.device):
                     taught = [self.encoder(seen) for seen in given]
@@ -155,7 +161,7 @@ def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def teaching_loss(taught: Sequence[list[Tensor]], expert: Sequence[list[Tensor]], masks: Tensor) -> Tensor:
-    """The teacher's, from its maps and the expert's of good images and of spoiled ones, whose ``masks`` are known.
+    """The teacher's, from its maps and the expert's of good and of spoiled images, whose ``masks`` are ``b 1 h w``.
 
     As released, each level's mask is the one above it made smaller, and again 0 or 1.
     """
@@ -164,3 +170,20 @@ def teaching_loss(taught: Sequence[list[Tensor]], expert: Sequence[list[Tensor]]
         masks = (F.interpolate(masks, t.shape[-2:], mode="bilinear", align_corners=True) >= 0.5).float()
         apart.append((1 - location_cosines(t, e) - masks[:, 0]).abs().mean())
     return vector_loss(taught[0], expert[0]) + torch.stack(apart).sum() + layer_loss(taught[1], expert[1])
+
+
+def find_foreground(image: Tensor) -> Tensor:
+    """``h w``, bool: what OpenCV's GrabCut takes for the thing in ``3 h w`` in [0, 1], from the border inwards."""
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "foreground=grabcut needs OpenCV, which is not there: install it with pip install opencv-python-headless, "
+            "or give --set foreground=none"
+        ) from error
+    pixels = (255 * image.permute(1, 2, 0)).round().byte().numpy()[..., ::-1].copy()
+    mask, models = np.zeros(pixels.shape[:2], np.uint8), (np.zeros((1, 65)), np.zeros((1, 65)))
+    cv2.setRNGSeed(0)  # it begins from clusters drawn at random
+    frame = (1, 1, pixels.shape[1] - 1, pixels.shape[0] - 1)
+    cv2.grabCut(pixels, mask, frame, *models, GRABCUT_ROUNDS, cv2.GC_INIT_WITH_RECT)
+    return torch.from_numpy((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD))

@@ -97,7 +97,8 @@ def untrained(build: Callable[[], Network]) -> Network:
 def initialise(network: nn.Module, generator: torch.Generator, xavier: bool = False) -> None:
     """Fresh values, drawn on the CPU so that a seed means the same on every device, as reverse distillation's code has.
 
-    Convolutions: Kaiming normal by fan-out (a group's own), or Xavier normal; transposed ones torch's default; norms 1 and 0; biases 0.
+    Convolutions: Kaiming normal by fan-out (a group's own), or Xavier normal, as URD's; transposed ones torch's
+    default; norms 1 and 0; biases 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

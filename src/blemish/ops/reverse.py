@@ -20,6 +20,8 @@ from blemish.errors import ConfigError
 from blemish.ops.residual import BlockKind, Norm, Step, convolutions, join_levels, residual_stage, untrained
 
 MIN_WIDTH = 64  # channels inside the student of a backbone that is not a ResNet, at least
+Inject = Callable[[int, Tensor, Tensor], Tensor]
+"""From the number of levels still to come, the code and the map just read off it, the code for the next one."""
 MIN_INNER = 16  # channels inside a projection, at least: ResNet18's narrowest, where EfficientNet-Lite0 would have 6
 
 
@@ -89,16 +91,10 @@ class Decoder(nn.Module):
             self.rectified.append(is_read_off and not level.signed)
             ins = width
 
-    def forward(
-        self,
-        code: Tensor,
-        grids: Sequence[tuple[int, int]],
-        inject: Callable[[int, Tensor, Tensor], Tensor] | None = None,
-    ) -> list[Tensor]:
+    def forward(self, code: Tensor, grids: Sequence[tuple[int, int]], inject: Inject | None = None) -> list[Tensor]:
         """Maps ``b c y x`` on the teacher's ``grids`` (rows and columns, shallowest first) of a bottleneck's code.
 
-        ``inject`` is given how many levels are still to come, the code and the map read off it, and gives the code for
-        the next one. Doubling a halved odd grid gives a row or column too many, which is cut off, or, where the teacher rounds down,
+        Doubling a halved odd grid gives a row or column too many, which is cut off, or, where the teacher rounds down,
         one too few: the last is given twice.
         """
         maps = []
