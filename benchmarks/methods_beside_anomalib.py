@@ -3,9 +3,9 @@
     python benchmarks/methods_beside_anomalib.py DATA --rival-python ENVIRONMENT/bin/python [--sets ...] [--methods ...]
 
 Each fit is a process of its own on one thread. ``--epochs`` is the length of STFPM and CFA; the last epoch stays with
-both. Everything else is what each has by default: anomalib's STFPM halves the loss and sums it over the batch, decays by
-.001 and enlarges each level before the product; its CFA keeps the radius at its first value. Its CFA knows four backbones
-by name, none of them this one, so its own parts are put together here. Prints one JSON object a fit.
+both. Everything else is what each has by default: anomalib's STFPM halves the loss and sums it over the batch, decays
+by .001 and enlarges each level before the product; its CFA keeps the radius at its first value. Its CFA knows four
+backbones by name, none of them this one, so its own parts are put together here. Prints one JSON object a fit.
 MALLOC_MMAP_THRESHOLD_=1000000, set for the rival, makes glibc give back what one of its steps takes.
 """
 

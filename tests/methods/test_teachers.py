@@ -65,17 +65,13 @@ def described_by_numpy(method, features):
     """``b n d``: pooled, joined, with the places' coordinates, through the layer."""
     pooled = [F.avg_pool2d(map_.double(), 3, 1, 1) for map_ in features]
     first = pooled[0]
-    joined = [
-        first,
-        *(F.interpolate(m, size=first.shape[2:], mode="bilinear", align_corners=False) for m in pooled[1:]),
-    ]
+    joined = [F.interpolate(m, size=first.shape[2:], mode="bilinear", align_corners=False) for m in pooled]
     down, right = np.meshgrid(np.linspace(-1, 1, first.shape[2]), np.linspace(-1, 1, first.shape[3]), indexing="ij")
     places = np.broadcast_to(np.stack([down, right]), (len(first), 2, *first.shape[2:]))
     rows = np.concatenate([*(m.numpy() for m in joined), places], axis=1).transpose(0, 2, 3, 1)
-    weight, bias = (
-        value.detach().double().numpy() for value in (method.descriptor.layer.weight, method.descriptor.layer.bias)
-    )
-    return (rows @ weight[:, :, 0, 0].T + bias).reshape(len(first), -1, len(bias))
+    layer = method.descriptor.layer
+    weight, bias = layer.weight.detach().double()[:, :, 0, 0].numpy(), layer.bias.detach().double().numpy()
+    return (rows @ weight.T + bias).reshape(len(first), -1, len(bias))
 
 
 def test_cfa_s_centres_are_what_the_layer_gave_before_it_learned(learned, tiny_backbone, tiny_images):
@@ -180,7 +176,7 @@ def test_easy_places_have_no_gradient_and_the_loss_is_of_whole_maps():
     targets, students = maps_of((2, 3, 4, 4), (2, 5, 2, 2)), maps_of((2, 3, 4, 4), (2, 5, 2, 2), seed=1)
     students = [map_.requires_grad_() for map_ in students]
     loss = recontrast.mined_loss(targets, students, 0.5)
-    assert float(loss) == pytest.approx(whole_loss_by_numpy(targets, students), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(whole_loss_by_numpy(targets, students), rel=1e-5)
     loss.backward()
     for target, student in zip(targets, students):
         away = 1 - cosines_by_numpy(target, student)
@@ -208,7 +204,7 @@ def test_alpha_rises_in_the_first_tenth(learned, monkeypatch):
 
 def test_guided_injection_has_as_many_numbers_as_published():
     backbone = build_backbone("wide_resnet50_2", (1, 2, 3), "random")
-    for gated, count in ((True, 47_853_568), (False, 36_056_064 - 2 * 1536 + 1536)):
+    for gated, count in ((True, 47_853_568), (False, 36_054_016)):
         with torch.device("meta"):
             injections = urd.GuidedStudent(decoder_spec(backbone), gated).injections
         assert sum(values.numel() for values in injections.parameters()) == count
@@ -282,7 +278,7 @@ def test_grabcut_finds_a_disc_the_same_way_twice():
 
 def test_without_opencv_it_says_what_to_do(learned, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ConfigError, match="needs OpenCV.*foreground=none"):
+    with pytest.raises(ConfigError, match=r"needs OpenCV.*foreground=none"):
         learned("urd", {"foreground": "grabcut"})
 
 

@@ -3,8 +3,8 @@
 Idea: features of several stages, averaged over 3 x 3 places and joined on the finest grid, go through a 1x1 convolution
 that also sees each place's coordinates. It learns, and so does one radius for all spheres; their centres are the means
 over good images of what it gave at each place before.
-Loss: 1000 times attraction, max(0, d - r^2) of the nearest centres, and repulsion, max(0, r^2 - d - .1) of those
-after them; d is the squared distance, and both are means.
+Loss: 1000 times attraction plus repulsion: the means of max(0, d - r^2) over the nearest centres and max(0, r^2 - d -
+.1) over those after them, d the squared distance.
 Score: a place's distance from the nearest centre, times that one's part in the softmin over the nearest ones; the map is
 these, upsampled and smoothed, and an image's score is its highest value. Differences: docs/methods/cfa.md.
 

@@ -3,7 +3,7 @@
 Idea: copies of good images, with a texture laid upon them, show defects whose place is known. On them a teacher, which
 begins as a frozen expert, learns to stand off from the expert's view of the good image; a student gives just that view
 from the teacher's features, and is helped between its levels with detail as far as the two agree (guided injection).
-Loss: the teacher's is 1 - cosine with the expert at every place of good images, plus how far the same of spoiled ones is
+Loss: the teacher's is 1 - cosine with the expert at every place of good images, plus how far that of spoiled ones is
 from their mask, plus 1 - cosine of whole spoiled maps; the student's 1 - cosine of whole maps, from good and spoiled
 images, with what teacher and expert say of the good ones.
 Score: 1 - cosine of teacher and student at every place, upsampled, summed over levels and smoothed; an image's score is
