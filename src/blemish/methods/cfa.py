@@ -5,7 +5,7 @@ that also sees each place's coordinates. It learns, and so does one radius for a
 over good images of what it gave at each place before.
 Loss: 1000 times attraction plus repulsion: the means of max(0, d - r^2) over the nearest centres and max(0, r^2 - d -
 .1) over those after them, d the squared distance.
-Score: a place's distance from the nearest centre, times that one's part in the softmin over the nearest ones; the map is
+Score: a place's distance from the nearest centre, times its part in the softmin over the nearest ones; the map is
 these, upsampled and smoothed, and an image's score is its highest value. Differences: docs/methods/cfa.md.
 
 Lee, Lee, Song: CFA: Coupled-Hypersphere-Based Feature Adaptation for Target-Oriented Anomaly Localization, IEEE Access
