@@ -88,12 +88,11 @@ class ReContrast(Method):
         config, images = self.config, training.normal
         initialise(self.student, run.generator("student"))
         self.encoder.copy_values(self.backbone)
-        state: dict[str, nn.Module | torch.optim.Optimizer] = {"student": self.student, "encoder": self.encoder}
-        optimisers = []
-        for network, rate in ((self.student, config.learning_rate), (self.encoder, config.encoder_rate)):
-            parameters, decay = network.parameters(), config.weight_decay
-            optimisers.append(torch.optim.AdamW(parameters, rate, config.betas, weight_decay=decay, fused=True))
-        state |= {"student optimiser": optimisers[0], "encoder optimiser": optimisers[1]}
+        # One optimiser, which moves each parameter by itself, does as two would.
+        rates = (self.student, config.learning_rate), (self.encoder, config.encoder_rate)
+        groups = [{"params": network.parameters(), "lr": rate} for network, rate in rates]
+        optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        state = {"student": self.student, "encoder": self.encoder, "optimiser": optimiser}
         epoch_steps = math.ceil(len(images) / config.batch_size)
         rise = RISE * (config.steps or config.epochs * epoch_steps)
         for epoch in epochs(run, "recontrast", state, config, len(images)):
@@ -109,11 +108,9 @@ class ReContrast(Method):
                 alpha = min(EASIEST + (config.hardness - EASIEST) * step / rise, config.hardness)
                 targets = [map_.detach() for map_ in trained]
                 loss = (mined_loss(frozen, to_frozen, alpha) + mined_loss(targets, to_trained, alpha)) / 2
-                for optimiser in optimisers:
-                    optimiser.zero_grad(set_to_none=True)
+                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                for optimiser in optimisers:
-                    optimiser.step()
+                optimiser.step()
                 epoch.log(loss=loss.detach())
 
     def predict(self, images: Tensor) -> Prediction:

@@ -14,7 +14,6 @@ Liu, Wang, Leng, Zhang: Unlocking the Potential of Reverse Distillation for Anom
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -112,11 +111,8 @@ class URD(Method):
         textures, foregrounds = Textures(run), dict[str, Tensor]()
         initialise(self.student, run.generator("student"), xavier=True)
         self.encoder.copy_values(self.backbone)
-        adam = partial(torch.optim.Adam, betas=config.betas, fused=True)
-        learners = (
-            adam(self.encoder.parameters(), config.teacher_rate),
-            adam(self.student.parameters(), config.learning_rate),
-        )
+        rates = (self.encoder, config.teacher_rate), (self.student, config.learning_rate)
+        learners = [torch.optim.Adam(n.parameters(), rate, config.betas, fused=True) for n, rate in rates]
         state = {"encoder": self.encoder, "student": self.student, "teaching": learners[0], "learning": learners[1]}
         for epoch in epochs(run, "urd", state, config, len(images)):
             self.student.train()
