@@ -125,7 +125,7 @@ class CFA(Method):
             middle = self.centres.mean(dim=0)
             centres, queries = self.centres - middle, points - middle
             norms, each = centres.square().sum(dim=1), max(1, PRODUCT_BYTES // (4 * len(centres)))
-            portions = [queries] if torch.compiler.is_compiling() else queries.split(each)
+            portions = [queries] if torch.compiler.is_compiling() else torch.split(queries, each)
             products = (torch.addmm(norms, portion, centres.T, alpha=-2) for portion in portions)
             nearest = torch.cat([smallest(product, count)[1] for product in products])
         distances = (points[:, None] - self.centres[nearest]).square().sum(dim=2)
