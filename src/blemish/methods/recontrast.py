@@ -65,7 +65,7 @@ class TwinStudent(nn.Module):
         """What it makes of the ``trained`` encoder's features, to be the frozen ones', and the other way round."""
         grids = [(map_.shape[-2], map_.shape[-1]) for map_ in frozen]
         joined = [torch.cat(pair) for pair in zip(trained, frozen, strict=True)]
-        maps, b = self.decoder(self.bottleneck(joined), grids), len(frozen[0])
+        maps, b = self.decoder(self.bottleneck(joined), grids), frozen[0].shape[0]
         first = [head(map_[:b]) for head, map_ in zip(self.heads[0], maps)]  # type: ignore[call-overload]
         return first, [head(map_[b:]) for head, map_ in zip(self.heads[1], maps)]  # type: ignore[call-overload]
 
