@@ -79,7 +79,7 @@ METHODS: dict[str, MethodEntry] = {
         "blemish.methods.cfa:CFA", "clean",
         "a layer learns to draw good features to the centres of spheres; bad ones lie far from all",
         "Lee et al., CFA: Coupled-Hypersphere-Based Feature Adaptation, IEEE Access 2022",
-        family="memory", cost="minutes",
+        family="memory",
     ),
     "recontrast": MethodEntry(
         "blemish.methods.recontrast:ReContrast", "clean",
