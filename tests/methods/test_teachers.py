@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from blemish.backbones.backbone import build_backbone, build_student
+from blemish.backbones.networks import RESNETS, choose_levels
 from blemish.errors import ConfigError
 from blemish.methods import recontrast, urd
 from blemish.methods.cfa import sphere_loss
@@ -29,6 +31,8 @@ DEFAULTS = {
     | {"hardness": 1.0, "batchnorm": "train"},
     "urd": RD_LIKE | {"steps": 5000, "learning_rate": 5e-3, "teacher_rate": 1e-4, "betas": (0.5, 0.999)},
 }
+WIDE = SimpleNamespace(levels=choose_levels("wide_resnet50_2", (1, 2, 3)), residual=RESNETS["wide_resnet50_2"])
+"""What a student needs to know of the papers' backbone."""
 STILL = {"steps": 1, "learning_rate": 1e-12}
 
 
@@ -165,9 +169,8 @@ def test_the_map_sums_all_levels(learned, tiny_images, planted, name):
 
 
 def test_recontrast_s_decoder_has_as_many_numbers_as_published():
-    backbone = build_backbone("wide_resnet50_2", (1, 2, 3), "random")
     with torch.device("meta"):
-        student = recontrast.TwinStudent(decoder_spec(backbone))
+        student = recontrast.TwinStudent(decoder_spec(WIDE))
     parts = [*student.decoder.parameters(), *student.heads.parameters()]
     assert sum(values.numel() for values in parts) == 27_673_600
 
@@ -185,6 +188,7 @@ def test_easy_places_have_no_gradient_and_the_loss_is_of_whole_maps():
         np.testing.assert_array_equal(student.grad.abs().sum(dim=1).numpy() > 0, hard)
 
 
+@pytest.mark.slow
 def test_alpha_rises_in_the_first_tenth(learned, monkeypatch):
     seen, loss_of = [], recontrast.mined_loss
 
@@ -203,10 +207,9 @@ def test_alpha_rises_in_the_first_tenth(learned, monkeypatch):
 
 
 def test_guided_injection_has_as_many_numbers_as_published():
-    backbone = build_backbone("wide_resnet50_2", (1, 2, 3), "random")
     for gated, count in ((True, 47_853_568), (False, 36_054_016)):
         with torch.device("meta"):
-            injections = urd.GuidedStudent(decoder_spec(backbone), gated).injections
+            injections = urd.GuidedStudent(decoder_spec(WIDE), gated).injections
         assert sum(values.numel() for values in injections.parameters()) == count
 
 
@@ -244,6 +247,7 @@ def test_the_teacher_s_loss_by_numpy():
     assert float(urd.teaching_loss(taught, expert, masks)) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_made_up_defects_stay_on_the_foreground_which_is_found_once(learned, tiny_images, listener, monkeypatch):
     asked, masks, loss_of = [], [], urd.teaching_loss
 
