@@ -75,6 +75,24 @@ METHODS: dict[str, MethodEntry] = {
         "Wang et al., Student-Teacher Feature Pyramid Matching for Anomaly Detection, BMVC 2021",
         family="teacher and student", cost="minutes",
     ),
+    "cfa": MethodEntry(
+        "blemish.methods.cfa:CFA", "clean",
+        "a layer learns to draw good features to the centres of spheres; bad ones lie far from all",
+        "Lee et al., CFA: Coupled-Hypersphere-Based Feature Adaptation, IEEE Access 2022",
+        family="memory",
+    ),
+    "recontrast": MethodEntry(
+        "blemish.methods.recontrast:ReContrast", "clean",
+        "rd whose encoder learns beside a frozen copy: a decoder gives each one's features from the other's",
+        "Guo et al., ReContrast: Domain-Specific Anomaly Detection via Contrastive Reconstruction, NeurIPS 2023",
+        family="teacher and student", cost="hours",
+    ),
+    "urd": MethodEntry(
+        "blemish.methods.urd:URD", "clean",
+        "rd whose teacher learns to see made-up defects, and whose student is helped with detail",
+        "Liu et al., Unlocking the Potential of Reverse Distillation for Anomaly Detection, AAAI 2025",
+        family="teacher and student", cost="hours",
+    ),
     "padim": MethodEntry(
         "blemish.methods.padim:PaDiM", "clean",
         "a Gaussian of good features at every place of the image, for parts that lie alike",

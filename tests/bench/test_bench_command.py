@@ -27,14 +27,12 @@ precision = "fp32"
 label = "half"
 method = "patchcore"
 options = { fraction = 0.5 }
-[[methods]]
-label = "missing <method>"
-method = "cfa"
 [[data]]
 set = "weave"
 note = "made up"
 [[data]]
 set = "elsewhere"
+label = "missing <set>"
 [preparation]
 size = 64
 """
@@ -86,14 +84,13 @@ def test_what_stands_is_skipped_and_changed_images_are_not(finished, data):
     assert code == 0
     for line in (
         "half on weave, seed 3: stands in the ledger",
-        "absent: elsewhere: the data folder holds no elsewhere",
-        "absent: missing <method>: the method cfa is not built yet",
+        "absent: missing <set>: the data folder holds no elsewhere",
         "0 jobs to run",
     ):
         assert line in output
     listed = json.loads(bench(finished, data, "--dry-run", "--json")[1])
     assert listed["jobs"] == [{"job": "half on weave, seed 3", "stands": True, "seconds": None}]
-    assert {missing["what"] for missing in listed["absent"]} == {"elsewhere", "missing <method>"}
+    assert {missing["what"] for missing in listed["absent"]} == {"missing <set>"}
     ran = json.loads(bench(finished, data, "--json")[1])
     assert [Path(path).name for path in ran["reports"]] == ["tiny.md", "tiny.html"]
     assert (ran["done"], ran["failed"]) == (0, [])
@@ -128,7 +125,7 @@ def test_figures_measured_here_stand_beside_the_published_ones(finished, data, t
 
 def test_the_page_is_whole_safe_and_asks_nothing_of_the_network(finished):
     page = (finished / "reports" / "tiny.html").read_text()
-    assert "<b>& blots" not in page and "Weave &lt;b&gt;&amp; blots" in page and "missing &lt;method&gt;" in page
+    assert "<b>& blots" not in page and "Weave &lt;b&gt;&amp; blots" in page and "missing &lt;set&gt;" in page
     assert page.count("data:image/jpeg") == 3 + 4, "three misses, four false alarms"
     assert page.endswith("</html>")
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)

@@ -154,7 +154,6 @@ def test_every_method_and_seed_has_its_draw_of_labels_and_says_so(data, tmp_path
 @pytest.mark.parametrize(
     ("text", "what", "reason"),
     [
-        (CLEAN.replace('"rd"', '"cfa"'), "RD", "the method cfa is not built yet"),
         (CLEAN.replace('"weave"', '"tiles"'), "tiles", "the data folder holds no tiles"),
         (PILE.replace("0.2", "0.9"), "weave", "is 10 bad ones, and then no bad part is left"),
         (FEW_LABELS.replace('["blot"]', '["bloat"]'), "weave, bloat known", "no bad image of kind bloat"),

@@ -58,6 +58,7 @@ class FrozenBackbone(Backbone):
         self._spec, self.source = spec, spec.source
         self.name, self.levels, self.digest, self.dense = spec.name, spec.levels, spec.digest, spec.dense
         self.tokens = spec.tokens
+        self.weights: str | Path = "local" if spec.seed is None else "random"  # where to find them again
         self.residual = networks.RESNETS.get(spec.name.partition(".")[0])  # timm's checkpoints stand behind a dot
         self.precision = precision or choose_precision(torch.device("cpu"), dense=spec.dense)
         self.eval()
@@ -143,13 +144,8 @@ def build_backbone(
         WeightsError: the weights are not to be had, or belong to another architecture.
     """
     levels = networks.choose_levels(name, stages)
-    stages = [level.stage for level in levels]
-    if is_random := str(weights) == "random":
-        network, source = networks.random_network(name, stages, seed), f"random, seed {seed}"
-    else:
-        network = blank_network(name, stages)
-        tensors, source = find_weights(name, weights)
-        network.load_state_dict(select_tensors(tensors, network.state_dict(), name, source), assign=True)
+    network, source = build_network(name, [level.stage for level in levels], weights, seed)
+    is_random = str(weights) == "random"
     digest = digest_of(network.state_dict())
     entry, tokens = BACKBONES.get(name), len({level.stride for level in networks.offered_levels(name).values()}) == 1
     if entry is not None:
@@ -159,7 +155,19 @@ def build_backbone(
         signs = [True] * len(levels) if tokens else timm.find_signs(name, network)
         levels = tuple(dataclasses.replace(level, signed=signed) for level, signed in zip(levels, signs))
     spec = BackboneSpec(name, levels, digest, source, seed if is_random else None, mean, std, dense, tokens)
-    return FrozenBackbone(network, spec, precision)
+    backbone = FrozenBackbone(network, spec, precision)
+    backbone.weights = weights
+    return backbone
+
+
+def build_network(name: str, stages: Sequence[int], weights: str | Path, seed: int) -> tuple[nn.Module, str]:
+    """A network of ascending ``stages`` with its values, as they were trained, and where they come from."""
+    if str(weights) == "random":
+        return networks.random_network(name, stages, seed), f"random, seed {seed}"
+    network = blank_network(name, stages)
+    tensors, source = find_weights(name, weights)
+    network.load_state_dict(select_tensors(tensors, network.state_dict(), name, source), assign=True)
+    return network, source
 
 
 def rebuild(
@@ -245,6 +253,15 @@ class Student(nn.Module):
                 if isinstance(module, drawn):
                     module.reset_parameters()
             self.network.load_state_dict(fresh.state_dict())
+
+    def copy_values(self, teacher: Backbone) -> None:
+        """Begin as the teacher is: its trained values, which are looked for again where BatchNorm was multiplied in."""
+        values = getattr(teacher, "network", teacher).state_dict()
+        if isinstance(teacher, FrozenBackbone) and values.keys() != self.network.state_dict().keys():
+            name, seed = teacher.name, teacher.spec()["seed"]
+            fresh = build_network(name, [level.stage for level in teacher.levels], teacher.weights, seed or 0)
+            values = fresh[0].state_dict()
+        self.network.load_state_dict(values)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.network(self.normalise(images).contiguous(memory_format=torch.channels_last))

@@ -117,7 +117,7 @@ def plan(
     except OSError as error:
         raise OutputError(f"{results} cannot be written ({error.strerror}): name another folder, --results") from error
     jobs: list[Job] = []
-    missing = recipe.unbuilt
+    missing: dict[str, str] = {}
     for entry, category, cells in _cells(recipe):
         try:
             jobs += _jobs(recipe, _locate(entry, category, data, runs), cells)
@@ -133,7 +133,7 @@ def plan(
 
 
 def experiments(recipe: Recipe) -> list[Experiment]:
-    """Every cell of a recipe whose method is built: set by set, so that jobs on one set can share features."""
+    """Every cell of a recipe: set by set, so that jobs on one set can share features."""
     return [experiment for *_, cells in _cells(recipe) for experiment in cells]
 
 
@@ -211,11 +211,10 @@ def _jobs(recipe: Recipe, folder: Path, cells: Sequence[Experiment]) -> list[Job
 
 
 def _cells(recipe: Recipe) -> Iterator[tuple[DataEntry, str, list[Experiment]]]:
-    built = [variant for variant in recipe.methods if variant.label not in recipe.unbuilt]
     for entry in recipe.data:
         for category, set_name in entry.names.items():
             cells = []
-            for seed, variant in itertools.product(recipe.seeds, built):
+            for seed, variant in itertools.product(recipe.seeds, recipe.methods):
                 for name, overlap in recipe.protocol.test_sets(set_name).items():
                     configuration = _configuration(recipe, variant, entry, overlap, category)
                     configuration |= {"category": category, "seed": seed}

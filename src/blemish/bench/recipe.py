@@ -18,9 +18,6 @@ from blemish.errors import ConfigError
 from blemish.registry import METHODS, nearest_name
 
 DEMO = "demo"  # the name of the built-in set
-PLANNED = ("recontrast", "urd", "cfa")
-"""Methods that a recipe may name before they are built: they are listed as absent."""
-
 METRICS: dict[str, str] = {
     "image_auroc": "image AUROC",
     "image_ap": "image AP",
@@ -68,7 +65,7 @@ class _Section(BaseModel):
 
 class Variant(_Section):
     label: Text
-    method: Annotated[str, _known("method", [*METHODS, *PLANNED])]
+    method: Annotated[str, _known("method", METHODS)]
     options: dict[str, Any] = {}
     by_category: dict[str, dict[str, Any]] = {}  # further options of a category's own, as some papers have
     sweep: dict[str, list[Any]] = {}  # of an option, its values: a variant for each, ``label option=value``
@@ -215,12 +212,6 @@ class Recipe(_Section):
     @property
     def compared_with(self) -> str:
         return self.reference or self.methods[0].label
-
-    @property
-    def unbuilt(self) -> dict[str, str]:
-        """The labels of methods that are still to come, and what to say of them."""
-        later = [variant for variant in self.methods if variant.method not in METHODS]
-        return {variant.label: f"the method {variant.method} is not built yet" for variant in later}
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -48,12 +48,12 @@ class Summary:
     """A recipe with the rows that stand for it."""
 
     recipe: Recipe
-    labels: tuple[str, ...]  # of the methods that are built, in order
+    labels: tuple[str, ...]  # of the methods, in order
     sets: tuple[str, ...]  # in order
     rows: tuple[Row, ...]  # the finished ones, with the recipe's names for method and set
     failed: tuple[Row, ...]  # the latest row of each experiment that has no finished one
     open: tuple[str, ...]  # titles of experiments without any row
-    missing: dict[str, str]  # what this machine or this Blemish lacks, and why
+    missing: Mapping[str, str]  # what this machine lacks, and why
 
     @cached_property
     def figures(self) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def summarise(recipe: Recipe, rows: Iterable[Row], missing: Mapping[str, str] | 
         rows=tuple(stands["done"]),
         failed=tuple(stands["failed"]),
         open=tuple(still_open),
-        missing={**(missing or {}), **recipe.unbuilt},
+        missing=missing or {},
     )
 
 

@@ -23,6 +23,10 @@ LATER = "an option that came after the ledger's first rows: its default stands f
 DistillationLoss = Annotated[
     Loss, Field(description="1 - cosine of one vector a whole map (layer) or a location (vector), summed over levels")
 ]
+EncoderNorm = Annotated[
+    Literal["train", "frozen"],
+    Field(description="the trained encoder's BatchNorm goes by each batch while it learns, or stays as it was"),
+]
 Steps = Annotated[Count | None, Field(description="updates of the weights, in place of epochs")]
 Sigma = Annotated[float, Field(ge=0, le=100, description="of the Gaussian that smooths the map, in input pixels")]
 

@@ -7,7 +7,7 @@ mirrors that with two basic blocks a stage. It works at ``MIN_WIDTH`` channels o
 a level that is narrower or can be negative (docs/methods/rd.md says why).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,6 +20,8 @@ from blemish.errors import ConfigError
 from blemish.ops.residual import BlockKind, Norm, Step, convolutions, join_levels, residual_stage, untrained
 
 MIN_WIDTH = 64  # channels inside the student of a backbone that is not a ResNet, at least
+Inject = Callable[[int, Tensor, Tensor], Tensor]
+"""From the number of levels still to come, the code and the map just read off it, the code for the next one."""
 MIN_INNER = 16  # channels inside a projection, at least: ResNet18's narrowest, where EfficientNet-Lite0 would have 6
 
 
@@ -89,7 +91,7 @@ class Decoder(nn.Module):
             self.rectified.append(is_read_off and not level.signed)
             ins = width
 
-    def forward(self, code: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def forward(self, code: Tensor, grids: Sequence[tuple[int, int]], inject: Inject | None = None) -> list[Tensor]:
         """Maps ``b c y x`` on the teacher's ``grids`` (rows and columns, shallowest first) of a bottleneck's code.
 
         Doubling a halved odd grid gives a row or column too many, which is cut off, or, where the teacher rounds down,
@@ -104,6 +106,8 @@ class Decoder(nn.Module):
                 code = F.pad(code, (0, right, 0, below), mode="replicate")
             code = code[..., :rows, :columns]
             maps.append(F.relu(head(code), inplace=True) if rectified else head(code))
+            if inject is not None and (left := len(grids) - len(maps)):
+                code = inject(left, code, maps[-1])
         return maps[::-1]
 
 
