@@ -1,14 +1,13 @@
 """AE-FLOW: an auto-encoder with a normalising flow in its middle; bad is what is unlikely, or given back badly.
 
-Idea: a flow brings the features of good images to independent standard normal numbers, and a small decoder makes the
-image again from those numbers. Of an image with something unknown on it the numbers are unlikely and the image that
-comes back differs.
-Loss: half the mean squared difference of image and reconstruction, both in [-1, 1], and half minus the log-likelihood in
+Idea: steps that can be undone turn the features of good images into independent standard normal numbers, and a small
+decoder makes the image again from those. Of something unknown the numbers are unlikely, and it comes back changed.
+Loss: half the mean squared difference of image and reconstruction, in [-1, 1], and half minus the log-likelihood in
 bits a number.
-Score: .9 x -p + .1 x -SSIM, where p is the likelihood of a number of the image, by the geometric mean, and SSIM the
-similarity of image and reconstruction. The map is the same place by place, not smoothed (our reading).
-The paper's code was not found; sizes, weights and training are those of an unofficial one (github.com/Urukat/AE-Flow).
-Features are standardised on good images, since backbones' scales differ (our reading). More: docs/methods/aeflow.md.
+Score: .9 x -p + .1 x -SSIM, with p the likelihood of a number, by the geometric mean, and SSIM the similarity of image
+and reconstruction. The map is the same place by place (our reading).
+The paper's code was not found: sizes, weights and training are an unofficial one's (github.com/Urukat/AE-Flow).
+Features are standardised on good images, as backbones' scales differ (our reading). More: docs/methods/aeflow.md.
 
 Zhao, Ding, Zhang: AE-FLOW: Autoencoders with Normalizing Flows for Medical Images Anomaly Detection, ICLR 2023.
 """
@@ -16,6 +15,7 @@ Zhao, Ding, Zhang: AE-FLOW: Autoencoders with Normalizing Flows for Medical Imag
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -70,11 +70,11 @@ class AEFlow(Method):
             )
         channels = sum(level.channels for level in backbone.levels)
         self.scale = Standardisation([channels])
-        self.flow = Flow(channels, [partial(convolutional, (3, 1), 1)] * config.flow_steps, config.clamp)
+        self.flow = Flow(channels, [partial(convolutional, (3, 1))] * config.flow_steps, config.clamp)
         doublings = math.ceil(math.log2(backbone.levels[-1].stride))
         widths = [channels, *(config.width * wider for wider in reversed(WIDER[: doublings - 1])), 3]
         self.decoder = nn.Sequential()
-        for ins, outs in zip(widths, widths[1:]):  # a tanh after each, as released
+        for ins, outs in pairwise(widths):  # a tanh after each, as released
             self.decoder.extend([nn.ConvTranspose2d(ins, outs, 2, stride=2), nn.Tanh()])
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:

@@ -1,20 +1,19 @@
 """CS-Flow: one normalising flow over three sizes of the image at once, which exchange what they see.
 
-Idea: features of the image at its size, half and a quarter of it are brought together to independent standard normal
-numbers. The network inside each coupling reads all three maps: the finer ones pass on what they see by strided, the
+Idea: steps that can be undone turn features of the image, at its size, half and a quarter of it, into independent
+standard normal numbers z. What is inside each step reads all three maps: finer ones pass on what they see by strided,
 coarser ones by enlarged convolutions. What good images never showed, at whatever scale, lands far from 0.
-Loss: minus the log-likelihood of all three maps, a number each, averaged over images.
-Score: an image's is the mean of z²/2 over all numbers of the three maps; the map is the mean of z² over the channels of
-the finest one, enlarged and not smoothed.
-As released (github.com/marco-rudolph/cs-flow), but for the backbone, and features are standardised by each channel's
-mean and deviation on good images, since backbones' scales differ (our reading). Differences: docs/methods/csflow.md.
+Loss: minus the log-likelihood of all three maps, by the number. Score: the mean of z²/2 over all numbers; the map is
+the mean of z² over the channels of the finest scale, enlarged.
+As released (github.com/marco-rudolph/cs-flow), but for the backbone, and features are standardised on good images, as
+backbones' scales differ (our reading). Differences: docs/methods/csflow.md.
 
 Rudolph, Wehrbein, Rosenhahn, Wandt: Fully Convolutional Cross-Scale-Flows, WACV 2022.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +44,6 @@ class CSFlowConfig:
     betas: Annotated[tuple[float, float], Field(description="Adam's")] = (0.9, 0.999)
     weight_decay: Annotated[Weight, Field(description="Adam's")] = 1e-5
     clip: Annotated[Rate, Field(description="largest norm of the gradient")] = 1.0
-    map: Annotated[
-        Literal["finest", "product"], Field(description="of which scales: the finest, or all, multiplied (anomalib)")
-    ] = "finest"
     sigma: Sigma = 0.0
 
 
@@ -84,9 +80,7 @@ class CSFlow(Method):
         flowed, _ = self._flowed(pyramid(self.backbone, images, images))
         squares = [map_.square() for map_ in flowed]
         score = torch.cat([square.flatten(1) for square in squares], dim=1).mean(dim=1) / 2
-        used = squares if self.config.map == "product" else squares[:1]
-        maps = [upscale(square.mean(dim=1), images.shape[-2:], self.config.sigma) for square in used]
-        return Prediction(torch.stack(maps).prod(dim=0), score)
+        return Prediction(upscale(squares[0].mean(dim=1), images.shape[-2:], self.config.sigma), score)
 
     def _flowed(self, features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         with self.autocast(features[0]):
@@ -94,7 +88,7 @@ class CSFlow(Method):
 
 
 class CrossScale(nn.Module):
-    """A coupling's subnet: maps ``b ins y x`` of several sizes, the finest first, to ``b outs y x`` of the same sizes."""
+    """A coupling's subnet: maps ``b ins y x`` of three sizes, the finest first, to ``b outs y x`` of the same."""
 
     def __init__(self, hidden: int, kernel: int, ins: int, outs: int) -> None:
         super().__init__()

@@ -1,13 +1,12 @@
 """DifferNet: a normalising flow over a whole image's features, seen in many directions; there is no map.
 
-Idea: the features of an image at three sizes, averaged over all places, are one vector. A flow brings the vectors of
-good images, each turned at random at every step, to independent standard normal numbers. An image is judged in many
-directions, so that what does not depend on how a part lies counts most.
-Loss: minus the log-likelihood of a vector, a number of it, averaged over images and directions.
-Score: the mean of z² over numbers and directions. The released map is the gradient of that with respect to the pixels,
-for looking at; it is left out here, so that a model exports.
-As released (github.com/marco-rudolph/differnet), but for the backbone (AlexNet there), and vectors are standardised on
-good images, since backbones' scales differ (our reading). Differences: docs/methods/differnet.md.
+Idea: features of an image at three sizes, averaged over all places, are one vector. Steps that can be undone turn the
+vectors of good images, turned at random, into independent standard normal numbers z. An image is judged in many
+directions, so that how a part lies counts little.
+Loss: minus the log-likelihood of a vector, by the number. Score: the mean of z² over numbers and directions.
+As released (github.com/marco-rudolph/differnet), but for the backbone (there AlexNet), and vectors are standardised on
+good images, as backbones' scales differ (our reading). The released map, a gradient with respect to the pixels for
+looking at, is left out, so that a model exports. Differences: docs/methods/differnet.md.
 
 Rudolph, Wandt, Rosenhahn: Same Same But DifferNet, WACV 2021.
 """
@@ -107,7 +106,7 @@ def _means(see: Callable[[Any], list[Tensor]], given: Batch | Tensor, images: Te
 
 
 def turned(images: Tensor, degrees: Tensor) -> Tensor:
-    """``b c h w``, each turned anticlockwise about its middle by its own of ``degrees`` ``b``; black comes in, as released."""
+    """``b c h w``, each turned anticlockwise by its own of ``degrees`` ``b``; black comes in, as released."""
     height, width = images.shape[-2:]
     cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
     rows = [cos, -sin * height / width, 0 * cos, sin * width / height, cos, 0 * cos]

@@ -1,13 +1,12 @@
-"""FastFlow: a normalising flow over each feature map; a place is bad where its numbers are no longer likely.
+"""FastFlow: a normalising flow over each feature map; a place is bad where its features are unlikely.
 
-Idea: features of good images, of several stages of a frozen network, are brought to independent standard normal numbers
-by invertible convolutional steps (``ops/coupling.py``), place by place and with their neighbours. What good images never
-showed lands far from 0.
-Loss: minus the log-likelihood of the features, summed over a map and over the levels, averaged over images.
-Score: a place's is -exp(-z²/2), with z² averaged over the channels; the map is that, enlarged and averaged over the
-levels, not smoothed; an image's score is its highest value.
-The paper has no code. As in the known reimplementations (github.com/gathierry/FastFlow, anomalib), a layer norm over
-each whole map comes first, whose trained scale the likelihood does not count. Differences: docs/methods/fastflow.md.
+Idea: convolutional steps that can be undone turn the features of good images, of several stages of a frozen network,
+into independent standard normal numbers z. What good images never showed lands far from 0.
+Loss: minus the log-likelihood of a map's features, summed over the levels.
+Score: a place's is -exp(-z²/2), z² averaged over channels; the map is that, enlarged and averaged over the levels; an
+image's score is its highest value.
+The paper has no code. As in known ones (github.com/gathierry/FastFlow, anomalib) a layer norm over the whole map comes
+first, whose trained scale the likelihood does not count. Differences: docs/methods/fastflow.md.
 
 Yu et al.: FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows, 2021.
 """
@@ -37,9 +36,6 @@ class FastFlowConfig:
     alternate: Annotated[
         bool, Field(description="every second coupling sees single cells, as for WideResNet50; else all see 3 x 3")
     ] = False
-    hidden_ratio: Annotated[
-        float, Field(gt=0, le=16, description="width inside a coupling, times the channels that it is given")
-    ] = 1.0
     clamp: Annotated[Rate, Field(description="what a coupling's log scales stay within")] = 2.0
     epochs: Annotated[Count, Field(description="passes over the images")] = 500
     steps: Steps = None
@@ -58,10 +54,8 @@ class FastFlow(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: FastFlowConfig) -> None:
         super().__init__(backbone, size, config)
-        levels, ratio = backbone.levels, config.hidden_ratio
-        subnets = [partial(convolutional, (3, 3), ratio)] * config.flow_steps
-        if config.alternate:
-            subnets[1::2] = [partial(convolutional, (1, 1), ratio)] * (config.flow_steps // 2)
+        levels, kernels = backbone.levels, [3, 1 if config.alternate else 3] * config.flow_steps
+        subnets = [partial(convolutional, (kernel, kernel)) for kernel in kernels[: config.flow_steps]]
         grids = [[-(-side // level.stride) for side in size] for level in levels]
         self.norms = nn.ModuleList(nn.LayerNorm([level.channels, *grid]) for level, grid in zip(levels, grids))
         self.flows = nn.ModuleList(Flow(level.channels, subnets, config.clamp) for level in levels)

@@ -1,10 +1,8 @@
-"""Normalising flows: invertible steps that turn features into independent standard normal numbers.
+"""Normalising flows: steps that can be undone and turn features into independent standard normal numbers.
 
-A coupling permutes the channels, in an order that is drawn once and kept, leaves one half of them as it is, and scales
-and shifts the other by what a small network, the subnet, reads from the first. Whatever that network is, the step can be
-undone, and the logarithm of its determinant is the sum of the logarithms of the scales, its ``volume``. These are bounded
-softly, so that no step can stretch without end. Features are as likely as their numbers are under a standard normal
-distribution, times the determinant.
+A coupling permutes the channels, in an order drawn once, leaves one half of them alone, and scales and shifts the other
+by what a small network, its subnet, reads from the first. So it can be undone whatever the subnet is, and the logarithm
+of its determinant, the ``volume``, is the sum of the log scales, which are bounded softly.
 """
 
 import math
@@ -23,16 +21,15 @@ SCALES = 3  # of a pyramid, each half as large as the one before
 MOST = 1e6  # as released, numbers are cut off there: the squares of what is stranger still would overflow
 UNIT = 2 * math.log(math.exp(5) - 1)  # what a stored scale of 1 is, as ``Coupling._affine`` reads it
 
-Subnet = Callable[[int, int], nn.Module]
-"""Builds a subnet from how many channels it is given and gives back: of one map, or of several at once."""
+Subnet = Callable[[int, int], nn.Module]  # builds one, from how many channels it is given and gives back
 
 
 class Coupling(nn.Module):
-    """One step, of maps ``b c y x`` or vectors ``b c``: one, or several of as many channels that a subnet reads at once.
+    """A step of maps ``b c y x`` or vectors ``b c``: of one, or of several, all of which the subnet reads at once.
 
-    One-sided, as in FastFlow: the second half is changed by the first, log scales are ``clamp`` times the tanh of a tenth
-    of what the subnet says, and a trained scale and shift of every channel follow. Two-sided, as in DifferNet and
-    CS-Flow: the first half is changed by the second and then the second by the first; an arctangent bounds log scales.
+    One-sided, as FastFlow's: the first half changes the second, log scales are ``clamp`` times the tanh of a tenth of
+    what the subnet says, and a trained scale and shift of each channel follow. Two-sided, as DifferNet's and CS-Flow's:
+    the second half changes the first and is then changed by it; an arctangent bounds the log scales.
     """
 
     order: Tensor
@@ -99,19 +96,19 @@ class Coupling(nn.Module):
 
 
 class Flow(nn.Module):
-    """Couplings, one for each subnet, one after the other."""
+    """Couplings one after the other, one for each subnet."""
 
     def __init__(self, channels: int, subnets: Sequence[Subnet], clamp: float, two_sided: bool = False) -> None:
         super().__init__()
         self.steps = nn.ModuleList(Coupling(channels, subnet, clamp, two_sided) for subnet in subnets)
 
     def reset(self, generator: torch.Generator) -> None:
-        """First values, drawn on the CPU, so that a seed means the same on every device."""
+        """Draw all first values, on the CPU: a seed means the same on every device."""
         for step in self.steps:
             step.reset(generator)  # type: ignore[operator]
 
     def forward(self, *maps: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Numbers that are to look standard normal, in maps of the same shapes, float32, and the volume ``b``."""
+        """Maps of the same shapes, float32, whose numbers are to look standard normal, and the volume ``b``."""
         flowed, total = list(maps), torch.zeros(len(maps[0]), device=maps[0].device)
         for step in self.steps:
             flowed, volume = step(flowed)
@@ -124,10 +121,9 @@ def surprise(flowed: Sequence[Tensor], volume: Tensor) -> Tensor:
     return torch.stack([map_.square().flatten(1).sum(dim=1) for map_ in flowed]).sum(dim=0) / 2 - volume
 
 
-def convolutional(kernels: tuple[int, int], ratio: float, ins: int, outs: int) -> nn.Module:
-    """A subnet of two convolutions with a ReLU between, inside ``ratio`` times as wide as what it is given."""
-    inner, (first, second) = max(1, int(ratio * ins)), kernels
-    enter, leave = nn.Conv2d(ins, inner, first, padding="same"), nn.Conv2d(inner, outs, second, padding="same")
+def convolutional(kernels: tuple[int, int], ins: int, outs: int) -> nn.Module:
+    """A subnet of two convolutions, as wide inside as what it is given, with a ReLU between."""
+    enter, leave = (nn.Conv2d(ins, c, k, padding="same") for c, k in zip((ins, outs), kernels))
     return nn.Sequential(enter, nn.ReLU(True), leave)
 
 
@@ -147,7 +143,7 @@ def joined(features: Sequence[Tensor]) -> Tensor:
 
 
 def pyramid(see: Callable[[Any], list[Tensor]], given: Batch | Tensor, images: Tensor) -> list[Tensor]:
-    """Joined features of what is ``given``, and of its ``images`` at half and a quarter of the size: every nth pixel."""
+    """Joined features of what is ``given``, then of every second and every fourth pixel of its ``images``."""
     return [joined(see(given)), *(joined(see(images[..., ::step, ::step])) for step in (2, 4))]
 
 
@@ -161,7 +157,7 @@ def train(
     clip: float = math.inf,
     **adam: Any,
 ) -> None:
-    """Go down ``loss``, of a batch and what may be drawn for it; ``clip``: the largest norm of the gradient."""
+    """Go down ``loss``, of a batch and what is drawn for it, by Adam; ``clip``: the largest norm of the gradient."""
     optimiser = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True, **adam)
     for epoch in epochs(run, name, {"network": network, "optimiser": optimiser}, config, len(images)):
         network.train()
