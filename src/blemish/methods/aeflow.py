@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.errors import ConfigError
 from blemish.ops.config import Count, Layers, Rate, Share, Sigma, Steps, Width
-from blemish.ops.coupling import Flow, convolutional, joined, surprise, train
+from blemish.ops.coupling import RIDGE, Flow, convolutional, joined, surprise, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise_uniform
 from blemish.ops.smoothing import upscale
@@ -69,7 +69,7 @@ class AEFlow(Method):
                 f"--size of {WINDOW} or more"
             )
         channels = sum(level.channels for level in backbone.levels)
-        self.scale = Standardisation([channels])
+        self.scale = Standardisation([channels], RIDGE)
         self.flow = Flow(channels, [partial(convolutional, (3, 1))] * config.flow_steps, config.clamp)
         doublings = math.ceil(math.log2(backbone.levels[-1].stride))
         widths = [channels, *(config.width * wider for wider in reversed(WIDER[: doublings - 1])), 3]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
-from blemish.ops.coupling import SCALES, Flow, pyramid, surprise, train
+from blemish.ops.coupling import RIDGE, SCALES, Flow, pyramid, surprise, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import untrained
 from blemish.ops.smoothing import upscale
@@ -58,7 +58,7 @@ class CSFlow(Method):
         super().__init__(backbone, size, config)
         width = sum(level.channels for level in backbone.levels)
         subnets = [partial(CrossScale, config.hidden, kernel) for kernel in [3] * (config.flow_steps - 1) + [5]]
-        self.scale = Standardisation([width] * SCALES)
+        self.scale = Standardisation([width] * SCALES, RIDGE)
         self.flow = untrained(lambda: Flow(width, subnets, config.clamp, two_sided=True))
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:

@@ -18,6 +18,7 @@ from blemish.ops.residual import initialise_uniform
 from blemish.run import Run, epochs
 
 SCALES = 3  # of a pyramid, each half as large as the one before
+RIDGE = 0.1  # of the mean deviation of features, added to each one: a channel that hardly varies would carry a flow off
 MOST = 1e6  # as released, numbers are cut off there: the squares of what is stranger still would overflow
 UNIT = 2 * math.log(math.exp(5) - 1)  # what a stored scale of 1 is, as ``Coupling._affine`` reads it
 
