@@ -35,7 +35,7 @@ def precise_batchnorm(
 class Standardisation(nn.Module):
     """Feature maps less each channel's mean over normal images, by its deviation; as they are before ``learn``.
 
-    ``ridge`` times the mean deviation of its level is added to each: else channels that hardly vary would count for most.
+    ``ridge`` times a level's mean deviation is added to each: channels that hardly vary would count for most.
     """
 
     def __init__(self, channels: Sequence[int], ridge: float = 0.0) -> None:
