@@ -88,7 +88,7 @@ class DifferNet(Method):
         count, alone = self.config.test_turns, not torch.compiler.is_compiling()  # a graph cannot count images
         scores = []
         for given in images.split(1) if alone else [images]:
-            angles = torch.arange(count, device=images.device).repeat(len(given)) * (360 / count)
+            angles = torch.arange(count, device=images.device).repeat(given.shape[0]) * (360 / count)
             posed = turned(given.repeat_interleave(count, dim=0), angles) if count > 1 else given
             z, _ = self._flowed(_means(self.backbone, posed, posed))
             scores.append(z.square().mean(dim=1).view(-1, count).mean(dim=1))

@@ -56,8 +56,10 @@ class Coupling(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """The maps after the step, and its volume ``b``."""
-        sides = [list(halves) for halves in zip(*(map_[:, self.order].split(self.split, dim=1) for map_ in maps))]
-        volume = torch.zeros(len(maps[0]), device=maps[0].device)
+        sides = [
+            list(halves) for halves in zip(*(torch.split(map_[:, self.order], self.split, dim=1) for map_ in maps))
+        ]
+        volume = torch.zeros(maps[0].shape[0], device=maps[0].device)
         for side in (1, 0) if self.two_sided else (0,):
             logs, shifts = self._read(side, sides[side])
             sides[1 - side] = [half * log.exp() + t for half, log, t in zip(sides[1 - side], logs, shifts)]
@@ -74,7 +76,7 @@ class Coupling(nn.Module):
         if not self.two_sided:
             scale, shift = self._affine(maps[0])
             maps = [(map_ - shift) / scale for map_ in maps]
-        sides = [list(halves) for halves in zip(*(map_.split(self.split, dim=1) for map_ in maps))]
+        sides = [list(halves) for halves in zip(*(torch.split(map_, self.split, dim=1) for map_ in maps))]
         for side in (0, 1) if self.two_sided else (0,):
             logs, shifts = self._read(side, sides[side])
             sides[1 - side] = [(half - t) * (-log).exp() for half, log, t in zip(sides[1 - side], logs, shifts)]
@@ -110,7 +112,7 @@ class Flow(nn.Module):
 
     def forward(self, *maps: Tensor) -> tuple[list[Tensor], Tensor]:
         """Maps of the same shapes, float32, whose numbers are to look standard normal, and the volume ``b``."""
-        flowed, total = list(maps), torch.zeros(len(maps[0]), device=maps[0].device)
+        flowed, total = list(maps), torch.zeros(maps[0].shape[0], device=maps[0].device)
         for step in self.steps:
             flowed, volume = step(flowed)
             total = total + volume
