@@ -81,13 +81,13 @@ class DifferNet(Method):
         self.flow.reset(run.generator("flow"))
         draws = run.generator("directions for the scale")
         self.scale.learn(means(batch, draws) for batch in in_batches(images, config.batch_size))
-        adam = {"betas": config.betas, "eps": 1e-4, "weight_decay": config.weight_decay}
+        adam: dict[str, Any] = {"betas": config.betas, "eps": 1e-4, "weight_decay": config.weight_decay}
         train("differnet", self.flow, loss, images, config, run, **adam)
 
     def predict(self, images: Tensor) -> Prediction:
         count, alone = self.config.test_turns, not torch.compiler.is_compiling()  # a graph cannot count images
         scores = []
-        for given in images.split(1) if alone else [images]:
+        for given in torch.split(images, 1) if alone else [images]:
             angles = torch.arange(count, device=images.device).repeat(given.shape[0]) * (360 / count)
             posed = turned(given.repeat_interleave(count, dim=0), angles) if count > 1 else given
             z, _ = self._flowed(_means(self.backbone, posed, posed))

@@ -37,7 +37,7 @@ class Coupling(nn.Module):
 
     def __init__(self, channels: int, subnet: Subnet, clamp: float, two_sided: bool = False) -> None:
         super().__init__()
-        self.split, self.clamp, self.two_sided = (channels - channels // 2, channels // 2), clamp, two_sided
+        self.split, self.clamp, self.two_sided = [channels - channels // 2, channels // 2], clamp, two_sided
         self.register_buffer("order", torch.arange(channels))
         first, second = self.split
         sides = [(first, second), (second, first)][: 1 + two_sided]
