@@ -232,6 +232,7 @@ def test_turned_is_scipy_s_rotation():
     assert wide[:, 17:31].min() > 0.99 and not wide[:, :15].any()  # pixels stay square
 
 
+@pytest.mark.slow
 def test_differnet_s_score_is_the_mean_over_directions(learned, tiny_images, planted, judged):
     method = learned("differnet", {"hidden": 16, "test_turns": 3}, count=6)
     images = planted(tiny_images(2, seed=5).images)
@@ -303,12 +304,14 @@ def test_aeflow_gives_an_image_back_whatever_the_stride(learned, tiny_images, ju
 # All
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_learning_makes_good_images_likelier(name, learned, tiny_images):
     method = learned(name, {**SMALL[name], "steps": None, "epochs": 8, "batch_size": 4, "learning_rate": 2e-3})
     assert method.curve[-1]["loss"] < method.curve[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_one_image_equal_images_and_a_grid_of_one_cell(name, learned, tiny_images, judged):
     equal = tiny_images(3)
