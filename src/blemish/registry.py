@@ -111,6 +111,30 @@ METHODS: dict[str, MethodEntry] = {
         "SubspaceAD: Training-Free Few-Shot Anomaly Detection via Subspace Modeling, CVPR 2026",
         family="density",
     ),
+    "fastflow": MethodEntry(
+        "blemish.methods.fastflow:FastFlow", "clean",
+        "a normalising flow over each feature map; a place is bad where its features are unlikely",
+        "Yu et al., FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows, 2021",
+        family="flow", cost="minutes",
+    ),
+    "csflow": MethodEntry(
+        "blemish.methods.csflow:CSFlow", "clean",
+        "one normalising flow over three sizes of the image that exchange what they see",
+        "Rudolph et al., Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection, WACV 2022",
+        family="flow", cost="hours",
+    ),
+    "differnet": MethodEntry(
+        "blemish.methods.differnet:DifferNet", "clean",
+        "a normalising flow over a whole image's features, seen in many directions; no map",
+        "Rudolph et al., Same Same But DifferNet: Semi-Supervised Defect Detection with Normalizing Flows, WACV 2021",
+        family="flow", cost="minutes", has_map=False,
+    ),
+    "aeflow": MethodEntry(
+        "blemish.methods.aeflow:AEFlow", "clean",
+        "an auto-encoder with a normalising flow in its middle: what is unlikely, or given back badly, is bad",
+        "Zhao et al., AE-FLOW: Autoencoders with Normalizing Flows for Medical Images Anomaly Detection, ICLR 2023",
+        family="flow", cost="minutes",
+    ),
     "mahalanobis": MethodEntry(
         "blemish.methods.mahalanobis:Mahalanobis", "clean",
         "how far a whole image's features lie from a Gaussian of good ones; no map",

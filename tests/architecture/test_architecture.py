@@ -42,10 +42,11 @@ BUDGET = {
     "exported files, faster and without SciPy": 155,
     "systems the papers compare with, part one": 800,
     "teachers that learn, and CFA": 480,
+    "flows": 620,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 17_620
+TEST_BUDGET = 17_950
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

@@ -15,8 +15,9 @@ pytest.importorskip("onnxscript", reason="exporting needs the extra export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="exporting needs the extra export")
 
 SIZE = (64, 64)
+SMALL = {"csflow": {"hidden": 16}, "differnet": {"hidden": 16, "test_turns": 3}}
 CASES = [
-    *[(name, {}) for name in METHODS],
+    *[(name, SMALL.get(name, {})) for name in METHODS],
     ("patchcore", {"reweight": 3, "neighbours": 2, "top": 0.1, "target_dim": 16}),
     ("devnet", {"scales": 2}),
     ("fmam", {"base": "nkd", "internal": "memory"}),

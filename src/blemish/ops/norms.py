@@ -33,10 +33,14 @@ def precise_batchnorm(
 
 
 class Standardisation(nn.Module):
-    """Feature maps less each channel's mean over normal images, by its deviation; as they are before ``learn``."""
+    """Feature maps less each channel's mean over normal images, by its deviation; as they are before ``learn``.
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    ``ridge`` times a level's mean deviation is added to each: channels that hardly vary would count for most.
+    """
+
+    def __init__(self, channels: Sequence[int], ridge: float = 0.0) -> None:
         super().__init__()
+        self.ridge = ridge
         for level, width in enumerate(channels):
             self.register_buffer(f"mean_{level}", torch.zeros(1, width, 1, 1))
             self.register_buffer(f"deviation_{level}", torch.ones(1, width, 1, 1))
@@ -52,6 +56,7 @@ class Standardisation(nn.Module):
         for level, (cells, total, squares) in enumerate(sums):
             mean = total / cells
             deviation = (squares / cells - mean.square()).clamp_min(0).sqrt()
+            deviation = deviation + self.ridge * deviation.mean()
             deviation = torch.where(deviation < SMALLEST_DEVIATION, 1.0, deviation)
             getattr(self, f"mean_{level}").copy_(mean.view(1, -1, 1, 1))
             getattr(self, f"deviation_{level}").copy_(deviation.view(1, -1, 1, 1))
