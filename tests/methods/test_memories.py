@@ -141,7 +141,9 @@ def test_whitening_is_by_the_shrunk_covariance():
     covariance = np.cov(points.T)
     shrunk = 0.9 * covariance + 0.1 * np.trace(covariance) / 6 * np.eye(6)
     whitened = points[:9] @ whitening(torch.from_numpy(covariance), 1 - 1e-12, 0.1).numpy()
-    np.testing.assert_allclose(cdist(whitened, whitened), cdist(points[:9], points[:9], "mahalanobis", VI=np.linalg.inv(shrunk)))
+    np.testing.assert_allclose(
+        cdist(whitened, whitened), cdist(points[:9], points[:9], "mahalanobis", VI=np.linalg.inv(shrunk))
+    )
 
 
 def test_whitened_distances_are_scikit_learn_s(learned, tiny_images, planted, described):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.spatial.distance import cdist
 
 from blemish.errors import ConfigError
 from blemish.methods.students import NETWORKS, PatchNetwork, draw_crops, teacher_loss
