@@ -32,7 +32,16 @@ SIDE = 64
 STEPS = 15
 """Of the fit that has to see a defect; fits that only have to work take one or two."""
 
-QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0, "filters": 8, "spacing": 4}
+QUICK = {
+    "fraction": 0.2,
+    "batch_size": 4,
+    "domains": (2,),
+    "perturbation": 0.0,
+    "filters": 4,
+    "fields": (33,),
+    "spacing": 4,
+    "taught": 0.2,
+}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
 DEVICE = choose_device(os.environ.get("BLEMISH_TEST_DEVICE", "cpu"))

@@ -1,4 +1,4 @@
-"""MeDS, its first step: what is rare in a pile is rarer still in a tenth of it, so tenths serve as memories as they are.
+"""MeDS, its first step: what is rare in a pile is rarer still in a tenth of it, so tenths serve as memories.
 
 Idea: a pile that nobody has looked at holds few bad images, and their patches are few among all. Each of some banks is
 a tenth of all patches of the pile, drawn at random: most banks hold none that are like a given defect, while what is

@@ -107,7 +107,7 @@ class PatchNetwork(nn.Module):
 
 
 class Students(Method):
-    """``teachers``, one a size of patches, ``students`` of each; ``usual``: mean and deviation of both disagreements."""
+    """``teachers``, one a size of patch, ``students`` of each; ``usual``: mean and deviation of what good images have."""
 
     Config = StudentsConfig
     regimes = frozenset({"clean"})
