@@ -21,6 +21,9 @@ CASES = [
     ("devnet", {"scales": 2}),
     ("fmam", {"base": "nkd", "internal": "memory"}),
     ("softpatch", {"weighting": "nearest"}),
+    ("patchcore", {"whitened": 0.07}),
+    ("ensemble", {"backbones": ("test_resnet",), "weights": "random"}),
+    ("students", {"filters": 4, "spacing": 4}),
 ]
 
 

@@ -16,7 +16,7 @@ Bergmann, Fauser, Sattlegger, Steger: Uninformed Students: Student-Teacher Anoma
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ class PatchNetwork(nn.Module):
 
 
 class Students(Method):
-    """``teachers``, one a size of patch, ``students`` of each; ``usual``: mean and deviation of what good images have."""
+    """``teachers``, one a size of patch, ``students`` of each; ``usual``: mean and deviation on good images."""
 
     Config = StudentsConfig
     regimes = frozenset({"clean"})
@@ -139,8 +139,8 @@ class Students(Method):
         parameters, decay = [*self.teachers.parameters(), *decoders.parameters()], config.weight_decay
         teaching = torch.optim.Adam(parameters, TEACHER_RATE, weight_decay=decay, fused=True)
         following = torch.optim.Adam(self.students.parameters(), config.learning_rate, weight_decay=decay, fused=True)
-        state = {"teachers": self.teachers, "students": self.students, "decoders": decoders}
-        state |= {"teaching": teaching, "following": following}
+        networks = {"teachers": self.teachers, "students": self.students, "decoders": decoders}
+        state: dict[str, Any] = {**networks, "teaching": teaching, "following": following}
         each = -(-len(learned) // config.batch_size)
         taught = int(config.taught * (config.steps or config.epochs * each))
         for epoch in epochs(run, "students", state, config, len(learned)):
@@ -190,14 +190,11 @@ class Students(Method):
 
     def _disagreements(self, images: Tensor) -> Tensor:
         """``f 2 b y x``, for each size of patches: squared error of the students' mean, variance of the students."""
-        found = []
-        for number, teacher in enumerate(self.teachers):
-            own = self.students[number * self.config.students : (number + 1) * self.config.students]
-            (target,), given = self._described([teacher], images), self._described(list(own), images)
-            mean = given.mean(dim=0)
-            error, variance = (mean - target).square().sum(dim=1), (given - mean).square().sum(dim=2).mean(dim=0)
-            found.append(torch.stack([error, variance]))
-        return torch.stack(found)
+        target = self._described(list(self.teachers), images)
+        given = self._described(list(self.students), images).unflatten(0, (len(target), -1))
+        mean = given.mean(dim=1)
+        error, variance = (mean - target).square().sum(dim=2), (given - mean[:, None]).square().sum(dim=3).mean(dim=1)
+        return torch.stack([error, variance], dim=1)
 
     def _follow(self, images: Tensor) -> Tensor:
         """Backward through each student's squared distance to its teacher; gives their sum."""
@@ -206,7 +203,7 @@ class Students(Method):
             targets = self._described(list(self.teachers), images).repeat_interleave(self.config.students, dim=0)
         for student, target in zip(self.students, targets, strict=True):
             loss = (self._described([student], images)[0] - target).square().sum(dim=1).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
@@ -215,8 +212,7 @@ class Students(Method):
     ) -> Tensor:
         """Backward through each teacher's loss on crops of ``images``; gives their sum."""
         losses = []
-        for network, decode in zip(self.teachers, decoders, strict=True):
-            field = network.field
+        for network, field, decode in zip(self.teachers, self.config.fields, decoders, strict=True):
             crops = draw_crops(network.padded(images), field, draws).to(run.device)  # type: ignore[operator]
             enlarged = F.interpolate(crops[: len(crops) // 2], size=(SEEN, SEEN), mode="bilinear")
             features = torch.cat([map_.mean(dim=(2, 3)) for map_ in backbone(enlarged)], dim=1)
