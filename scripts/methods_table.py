@@ -35,6 +35,7 @@ SETS = {
     ("elpv_mono", ""): "cells",
     ("brain_mri", ""): "brains",
 }
+FEWEST = 2  # sets that a line of the tables needs
 GREY = "#7d8794"  # to be read on white and on black
 SAME = {"backbone": DEFAULT_BACKBONE, "size": 256, "resize": "stretch", "selection": "last", "calibration": "none"}
 PROTOCOLS: Mapping[str, Callable[[dict[str, Any]], bool]] = {
@@ -56,9 +57,11 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
             continue
         judging = row["seconds"].get("judging", np.nan) / row["test"]["images"]
         timed = (row["seconds"]["fit"], 1000 * judging) if is_timed(row) else (np.nan, np.nan)
+        options, name = asked["options"], row["label"]
+        length = next((f", {options[unit]} {unit}" for unit in ("steps", "epochs") if options.get(unit)), "")
         lines.append((
-            protocol, asked["method"], str(sorted(asked["options"].items())), row["label"], SETS[place],
-            row["metrics"]["image_auroc"], *timed, row.get("model_mib") or np.nan,
+            protocol, asked["method"], str(sorted(options.items())), name if length in name else name + length,
+            SETS[place], row["metrics"]["image_auroc"], *timed, row.get("model_mib") or np.nan,
         ))  # fmt: skip
     columns = ["protocol", "method", "options", "name", "set", "auroc", "fit", "judging", "size"]
     found = pd.DataFrame(lines, columns=columns)
@@ -67,11 +70,11 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def by_method(figures: pd.DataFrame) -> pd.DataFrame:
-    """A line a method with its options: image AUROC by set, their mean where there are all, times and size."""
+    """A line a method with its options: image AUROC by set, the mean where there are all, times and size."""
     keys = ["method", "options", "name"]
-    table = figures.pivot_table(index=keys, columns="set", values="auroc", aggfunc="mean").reindex(
-        columns=SETS.values()
-    )
+    table = figures.pivot_table(index=keys, columns="set", values="auroc", aggfunc="mean")
+    table = table.reindex(columns=list(SETS.values()))
+    table = table[table.notna().sum(axis=1) >= FEWEST]
     table["mean"] = table.mean(axis=1, skipna=False)
     table = table.join(figures.groupby(keys)[["fit", "judging", "size"]].median())
     return table.sort_values("mean", ascending=False, na_position="last").reset_index(["options"], drop=True)
@@ -107,6 +110,7 @@ def picture(figures: pd.DataFrame) -> Figure:
     figure = Figure((8, 5), layout="constrained")
     title = "What a method finds, and how long it learns"
     axes = figure.add_subplot(title=title, xlabel="seconds of learning", ylabel="mean image AUROC", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
     families = list(dict.fromkeys(entry.family for entry in METHODS.values()))
     for i, ((method, name), line) in enumerate(table.iterrows()):
         colour = SERIES[families.index(METHODS[str(method)].family) % len(SERIES)]
