@@ -264,7 +264,7 @@ def kind_table(summary: Summary, set_name: str, metric: str) -> Table:
 
 
 def _saw_test(asked: Configuration) -> bool:
-    return asked["selection"] == "best_on_test" or asked["options"].get("normalise") == "test"
+    return bool(asked["selection"] == "best_on_test" or asked["options"].get("normalise") == "test")
 
 
 def footnotes(summary: Summary) -> list[str]:

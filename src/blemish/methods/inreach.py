@@ -119,8 +119,9 @@ class InReaCh(Method):
 
 def lies_alike(images: Images, run: Run) -> bool:
     """Whether the mean of all images, brought to a square, is unlike its transpose."""
-    mean = sum(batch.images.double().sum(dim=0) for batch in batches(images, run, "averaging images")) / len(images)
-    square = F.interpolate(torch.as_tensor(mean)[None], size=(min(mean.shape[1:]),) * 2, mode="area")
+    sums = torch.stack([batch.images.double().sum(dim=0) for batch in batches(images, run, "averaging images")])
+    mean = sums.sum(dim=0, keepdim=True) / len(images)
+    square = F.interpolate(mean, size=(min(mean.shape[2:]),) * 2, mode="area")
     return bool((square - square.mT).square().mean() >= UNLIKE)
 
 
@@ -167,4 +168,5 @@ def recurring(points: Tensor, patches: Tensor, channels: Tensor, members: int, s
         variances = own.new_zeros(len(counts), 1).index_add_(0, channels, distances) / counts
         near = (distances <= spread**2 * variances[channels]).squeeze(1)
         patches, channels = patches[near], channels[near]
-    return patches[large()].unique()
+    kept: Tensor = torch.unique(patches[large()])
+    return kept

@@ -191,7 +191,7 @@ class Students(Method):
     def _disagreements(self, images: Tensor) -> Tensor:
         """``f 2 b y x``, for each size of patches: squared error of the students' mean, variance of the students."""
         target = self._described(list(self.teachers), images)
-        given = self._described(list(self.students), images).unflatten(0, (len(target), -1))
+        given = self._described(list(self.students), images).view(len(target), -1, *target.shape[1:])
         mean = given.mean(dim=1)
         error, variance = (mean - target).square().sum(dim=2), (given - mean[:, None]).square().sum(dim=3).mean(dim=1)
         return torch.stack([error, variance], dim=1)
