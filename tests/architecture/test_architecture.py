@@ -40,7 +40,7 @@ BUDGET = {
     "the station's page": 600,
     "on a graphics card": 12,
     "systems the papers compare with, part one": 800,
-    "part one, students and memories": 620,
+    "part one, students and memories": 720,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
