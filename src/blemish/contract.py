@@ -194,6 +194,12 @@ class Method(nn.Module, ABC):
         """Get ready to judge. ``fit`` ends with it; whoever judges with a method that still learns calls it first."""
         self.eval()
 
+    def see_test(self, images: Images) -> None:
+        """Take from the test images what a paper takes from them, where the option ``normalise`` says ``test``.
+
+        The bench alone calls it, and its tables mark such figures.
+        """
+
     @final  # type: ignore[misc]  # torch declares an attribute
     def forward(self, images: Tensor) -> Prediction:
         """Judge ``b 3 h w`` images in [0, 1]: deterministic; ``ConfigError`` where it has learned nothing yet."""

@@ -105,6 +105,18 @@ METHODS: dict[str, MethodEntry] = {
         "Cohen and Hoshen, Sub-Image Anomaly Detection with Deep Pyramid Correspondences, 2020",
         family="memory",
     ),
+    "students": MethodEntry(
+        "blemish.methods.students:Students", "clean",
+        "students learn to describe patches as a teacher does; bad is where they miss it, or each other",
+        "Bergmann et al., Uninformed Students: Student-Teacher Anomaly Detection, CVPR 2020",
+        family="teacher and student", cost="hours",
+    ),
+    "ensemble": MethodEntry(
+        "blemish.methods.patchcore:PatchCoreEnsemble", "clean",
+        "patchcore by several backbones, brought to one scale and averaged",
+        "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, supplement",
+        family="memory",
+    ),
     "subspacead": MethodEntry(
         "blemish.methods.subspacead:SubspaceAD", "clean",
         "principal components of good patches; a patch is as bad as what they leave of it",
@@ -159,6 +171,19 @@ METHODS: dict[str, MethodEntry] = {
         "patchcore whose memory leaves out patches that stand off from other images' at their place",
         "Jiang et al., SoftPatch: Unsupervised Anomaly Detection with Noisy Data, NeurIPS 2022",
         family="memory",
+    ),
+    "meds": MethodEntry(
+        "blemish.methods.meds:MeDS", "contaminated",
+        "random tenths of the pile are memories: what is rare in it is in few of them",
+        "MeDS, its first step, ICML 2026",
+        family="memory",
+    ),
+    "inreach": MethodEntry(
+        "blemish.methods.inreach:InReaCh", "contaminated",
+        "remembers only patches that recur from image to image",
+        "McIntosh and Albu, Inter-Realization Channels: Unsupervised Anomaly Detection Beyond One-Class "
+        "Classification, ICCV 2023",
+        family="memory", cost="minutes",
     ),
     "ckaad": MethodEntry(
         "blemish.methods.ckaad:CKAAD", "weak",

@@ -43,10 +43,11 @@ BUDGET = {
     "systems the papers compare with, part one": 800,
     "teachers that learn, and CFA": 480,
     "flows": 620,
+    "part one, students and memories": 720,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 17_950
+TEST_BUDGET = 18_350
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

@@ -34,6 +34,7 @@ STEPS = 15
 
 QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0, "batchnorm": "frozen"}
 QUICK |= {"hidden": 64, "flow_steps": 2, "test_turns": 2}
+QUICK |= {"filters": 4, "fields": (33,), "spacing": 4, "taught": 0.2}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
 DEVICE = choose_device(os.environ.get("BLEMISH_TEST_DEVICE", "cpu"))

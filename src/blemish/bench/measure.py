@@ -20,6 +20,7 @@ from blemish.bench.artifacts import gather, save_artifacts
 from blemish.bench.curves import Evaluations
 from blemish.bench.jobs import CHECKPOINTS, CURVES, EVIDENCE, Experiment, Job, job_folder, open_sets, row_of
 from blemish.bench.ledger import Row
+from blemish.data.loading import PreparedImages
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
@@ -60,13 +61,15 @@ def perform(job: Job, experiments: Sequence[Experiment], folder: Path) -> Iterat
         evaluations = Evaluations(configuration, tests, training, planted, run, folder / CURVES)
     inspector = fit(training, FitSettings(**settings), run, evaluations.on_epoch if evaluations else None)
     for experiment in experiments:
+        if sees_test := configuration["options"].get("normalise") == "test":
+            inspector.method.see_test(PreparedImages(tests[experiment.key].samples, inspector.preparation).windows)
         own = dataclasses.replace(run, timer=Timer())
         how = configuration["at"], configuration["per_image_pro"]
         evaluation = evaluate(inspector, tests[experiment.key], own, *how)
         row = row_of(job, experiment, "done") | _measured(experiment, inspector, evaluation, evaluations, run, results)
         seconds = run.timer.seconds | own.timer.seconds
         row |= {"seconds": {stage: round(spent, 3) for stage, spent in seconds.items()}, "threads": threads}
-        row |= {"commit": at_commit, "dirty": dirty}
+        row |= {"commit": at_commit, "dirty": dirty, "test_openings": row["test_openings"] + sees_test}
         if experiment is not experiments[0]:
             row["learned_by"] = experiments[0].key
         yield row
@@ -101,6 +104,7 @@ def _measured(
         "precision": provenance.get("precision"),
         "precision_trained": provenance.get("precision_trained"),
         "resumed": run.resume,  # its seconds are then those of the last process alone
+        "model_mib": round(sum(t.nbytes for t in inspector.method.state_dict().values()) / 1024**2, 2),
         "peak_memory_mib": peak_memory_mib(),
         "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 1024**2, 1) if on_gpu else None,
         "test_openings": 1 + (len(evaluations.points[key]) if evaluations else 0),

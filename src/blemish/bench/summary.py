@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from blemish.bench.eta import is_timed
-from blemish.bench.jobs import digest, experiments
+from blemish.bench.jobs import Configuration, digest, experiments
 from blemish.bench.ledger import Row
 from blemish.bench.recipe import LOWER_IS_BETTER, METRICS, Recipe
 from blemish.errors import ConfigError
@@ -69,8 +69,8 @@ class Summary:
 
     @cached_property
     def columns(self) -> dict[str, str]:
-        """Each method's name at the head of a column, marked where the test set chose the epoch of one of its rows."""
-        chosen = {row["label"] for row in self.rows if row["configuration"]["selection"] == "best_on_test"}
+        """Each method's name at the head of a column, marked where a row took more than figures from the test set."""
+        chosen = {row["label"] for row in self.rows if _saw_test(row["configuration"])}
         return {label: f"{label} {CHOSEN}" if label in chosen else label for label in self.labels}
 
     def rows_of(self, label: str, set_name: str | None = None) -> list[Row]:
@@ -263,11 +263,15 @@ def kind_table(summary: Summary, set_name: str, metric: str) -> Table:
     return header, rows
 
 
+def _saw_test(asked: Configuration) -> bool:
+    return bool(asked["selection"] == "best_on_test" or asked["options"].get("normalise") == "test")
+
+
 def footnotes(summary: Summary) -> list[str]:
     notes = []
     if any(CHOSEN in column for column in summary.columns.values()):
         notes.append(
-            f"{CHOSEN} the epoch was chosen by looking at the test set, as the recipe asks: too good by that much"
+            f"{CHOSEN} the test set chose the epoch or scaled the scores, as the recipe asks: too good by that much"
         )
     if any("oracle" in metric for metric in summary.recipe.metrics):
         notes.append("oracle: with the threshold that is best on the test labels, which nobody has in use")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import Layers, Sigma
-from blemish.ops.gaussian import Moments
+from blemish.ops.gaussian import Moments, principal_components
 from blemish.ops.passes import batches, check_spread
 from blemish.ops.patches import PatchVectors, strangest_mean
 from blemish.ops.smoothing import upscale
@@ -67,14 +67,11 @@ class SubspaceAD(Method):
         for batch in batches(training.normal, run, "describing patches"):
             moments.add(self._vectors(teacher(batch)).flatten(0, 2)[None])
         ((mean, covariance),) = moments.portions()
-        values, vectors = torch.linalg.eigh(covariance[0])
-        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-        check_spread("subspacead", float(values.sum()), training.normal)
-        explained = values.cumsum(0) / values.sum()
-        # Of all directions one at least is left out, or nothing would ever remain of a patch.
-        count = min(int((explained < self.config.variance).sum()) + 1, len(values) - 1)
+        check_spread("subspacead", float(covariance[0].trace()), training.normal)
+        _, directions = principal_components(covariance[0], self.config.variance)
         self.mean.copy_(mean)
-        self.components = vectors[:, :count].T.float().contiguous()
+        # Of all directions one at least is left out, or nothing would ever remain of a patch.
+        self.components = directions[:, : len(directions) - 1].T.float().contiguous()
 
     def predict(self, images: Tensor) -> Prediction:
         centred = self._vectors(self.backbone(images)) - self.mean

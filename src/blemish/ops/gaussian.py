@@ -72,6 +72,25 @@ class Gaussians(nn.Module):
         return ((points - self.mean[:, None]) @ self.whitening.mT).square().sum(dim=2)
 
 
+def principal_components(covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Variances ``k`` and directions ``d k``, largest first, that explain ``share`` of a covariance ``d d``."""
+    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    count = int((values.cumsum(0) / values.sum() < share).sum()) + 1
+    return values[:count], vectors[:, :count]
+
+
+def whitening(covariance: Tensor, share: float, shrinkage: float) -> Tensor:
+    """``d d``, to multiply vectors by: their distances are then Mahalanobis distances, by a covariance ``d d``.
+
+    Principal components that explain ``share`` of the variance take part, their variances drawn by ``shrinkage`` to the
+    mean of all.
+    """
+    values, vectors = principal_components(covariance, share)
+    drawn = (1 - shrinkage) * values + shrinkage * values.mean()
+    return vectors / drawn.sqrt() @ vectors.T
+
+
 def ledoit_wolf(points: Tensor) -> tuple[Tensor, float]:
     """The covariance ``d d`` of ``n d`` (over n), drawn towards a multiple of the identity, and how far, in [0, 1].
 

@@ -1,6 +1,7 @@
 """One pass over the training images, which progress shows, and what makes them too few or too alike to learn from."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -11,6 +12,20 @@ from blemish.errors import ConfigError, DataError
 from blemish.run import Run
 
 BATCH = 16  # images described at once
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Those of ``images`` at ``order``: implements ``contract.Images``."""
+
+    images: Images
+    order: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self.images.batch([self.order[index] for index in indices])
 
 
 def batches(images: Images, run: Run, title: str, order: Sequence[int] | None = None) -> Iterator[Batch]:

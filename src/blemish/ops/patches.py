@@ -23,11 +23,15 @@ class PatchVectors(nn.Module):
     Neighbourhoods have ``patch_size`` cells a side (odd), zeros outside the map. Stages are pooled to ``stage_width``
     numbers each and all together to ``width``. Stages that have fewer keep their channels, averaged over the
     neighbourhood, unless ``inflate`` pools them all the same, which repeats entries.
+    Where there is ``whitening``, ``d d``, vectors are multiplied by it.
     """
+
+    whitening: Tensor | None
 
     def __init__(self, channels: Sequence[int], patch_size: int, stage_width: int, width: int, inflate: bool) -> None:
         super().__init__()
         self.pooling = nn.ModuleList()
+        self.register_buffer("whitening", None)
         self.final_width: int | None = None
         if sum(channels) < width and not inflate:
             self.pooling.extend(nn.AvgPool2d(patch_size, 1, patch_size // 2) for _ in channels)
@@ -49,7 +53,7 @@ class PatchVectors(nn.Module):
         vectors = torch.cat(stages, dim=1).permute(0, 2, 3, 1)
         if self.final_width is not None:
             vectors = F.adaptive_avg_pool1d(vectors.flatten(1, 2), self.final_width).view(vectors.shape[0], *grid, -1)
-        return vectors.contiguous()
+        return (vectors if self.whitening is None else vectors @ self.whitening).contiguous()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""The table and the picture of all methods, from a ledger made up here."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from blemish.backbones.catalogue import DEFAULT_BACKBONE
+from blemish.bench.ledger import FILE, Ledger
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("methods_table", ROOT / "scripts" / "methods_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(method, place, auroc, label="", options=None, **changes):
+    protocol = {"regime": "clean", "selection": "last", "calibration": "none"}
+    asked = {"method": method, "options": options or {}, "set": place, "backbone": DEFAULT_BACKBONE, **protocol}
+    asked |= {"alt_split": "resplit_alt.csv" if place == "mvtec_screw" else "", "size": 256, "resize": "stretch"}
+    seconds = {"fit": 12.0, "judging": 5.0, "total": 20.0}
+    return {
+        "label": label or method, "configuration": asked | changes, "metrics": {"image_auroc": auroc},
+        "seconds": seconds, "test": {"images": 100}, "model_mib": 3.0,
+    }  # fmt: skip
+
+
+def test_the_guide_shows_what_the_ledger_holds(script):
+    page = script.PAGE.read_text(encoding="utf-8")
+    rows = list(Ledger(ROOT / "results" / FILE).done().values())
+    assert page == script.fresh(page, script.tables(script.frame(rows))), "run python scripts/methods_table.py"
+
+
+def test_methods_are_averaged_over_seeds_and_compared_where_they_saw_the_same(script):
+    sets = ("magnetic_tile", "mvtec_screw", "crackforest_patches", "elpv_mono", "brain_mri")
+    rows = [row("patchcore", place, 0.8 + 0.01 * i) for i, place in enumerate(sets)]
+    rows += [row("patchcore", "magnetic_tile", 0.9), row("rd", "magnetic_tile", 0.7, "RD", {"steps": 50})]
+    rows += [row("rd", "brain_mri", 0.6, "RD", {"steps": 50}), row("padim", "brain_mri", 0.9)]
+    rows += [row("patchcore", "brain_mri", 0.1, **changed) for changed in ({"size": 512}, {"backbone": "resnet18"})]
+    rows += [row("meds", place, 0.75, regime="contaminated", contaminate=0.1, overlap=True) for place in sets[:2]]
+    rows += [row("meds", "magnetic_tile", 0.1, regime="contaminated", contaminate=0.1, overlap=False)]
+    figures = script.frame(rows)
+    lines = [line for line in script.tables(figures).splitlines() if line.startswith("| [")]
+    assert lines == [
+        "| [patchcore](../methods/patchcore.md) | .850 | .810 | .820 | .830 | .840 | .830 | 12 | 50 | 3 |",
+        "| [RD, 50 steps](../methods/rd.md) | .700 | – | – | – | .600 | – | 12 | 50 | 3 |",
+        "| [meds](../methods/meds.md) | .750 | .750 | – | – | – | – | 12 | 50 | 3 |",
+    ]
+    (drawn,) = [text.get_text() for text in script.picture(figures).axes[0].texts]
+    assert drawn == "patchcore"
+    with pytest.raises(SystemExit, match=r"has no <!-- figures:begin -->"):
+        script.fresh("no markers", "")
