@@ -32,7 +32,8 @@ SIDE = 64
 STEPS = 15
 """Of the fit that has to see a defect; fits that only have to work take one or two."""
 
-QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0, "first_width": 8, "widen": 1}
+QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0}
+QUICK |= {"first_width": 8, "widen": 1, "side": 16, "repeats": 2}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
 DEVICE = choose_device(os.environ.get("BLEMISH_TEST_DEVICE", "cpu"))

@@ -31,7 +31,7 @@ from blemish.run import Run, epochs
 class DSEBMConfig:
     """The known code's training; its networks but for norms and activations."""
 
-    side: Annotated[Literal[32, 64, 128], Field(description="pixels a side that images are brought to")] = 32
+    side: Annotated[Literal[16, 32, 64, 128], Field(description="pixels a side that images are brought to")] = 32
     first_width: Annotated[int, Field(ge=1, le=128, description="channels after one halving; twice as many each")] = 64
     units: Annotated[Width, Field(description="outputs that are taken off the energy")] = 256
     noise: Annotated[Rate, Field(description="deviation, of values in [-1, 1], that it learns to take off")] = 0.5

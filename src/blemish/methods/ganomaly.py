@@ -32,7 +32,7 @@ from blemish.run import Run, epochs
 class GANomalyConfig:
     """Released weights of the loss and optimiser; size and length are our reading."""
 
-    side: Annotated[Literal[32, 64, 128, 256], Field(description="pixels a side that images are brought to")] = 64
+    side: Annotated[Literal[16, 32, 64, 128, 256], Field(description="pixels a side that images are brought to")] = 64
     latent: Annotated[Width, Field(description="numbers in a code")] = 100
     first_width: Annotated[int, Field(ge=1, le=128, description="channels after one halving; twice as many each")] = 64
     context_weight: Annotated[Weight, Field(description="of the difference of image and reconstruction")] = 50.0

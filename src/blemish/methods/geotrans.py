@@ -39,7 +39,7 @@ LARGEST = 1e6  # of a Dirichlet's parameters, which images without any differenc
 class GeoTransConfig:
     """The released settings for small images."""
 
-    side: Annotated[Literal[32, 64], Field(description="pixels a side that images are brought to")] = 32
+    side: Annotated[Literal[16, 32, 64], Field(description="pixels a side that images are brought to")] = 32
     widen: Annotated[int, Field(ge=1, le=16, description="the classifier has 16, 32 and 64 times as many channels")] = 4
     blocks: Annotated[int, Field(ge=1, le=8, description="of each of its three stages; 2 make it 16 deep")] = 1
     score: Annotated[
