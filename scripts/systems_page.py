@@ -1,4 +1,4 @@
-"""Write docs/systems.md: every system that the papers' tables name, what it is here, what is printed and measured of it.
+"""Write docs/systems.md: every system of the papers' tables, what it is here, what is printed and measured of it.
 
 python scripts/systems_page.py            writes
 python scripts/systems_page.py --check    exit code 1 if the page is stale
@@ -27,8 +27,8 @@ HEAD = """# Systems of the papers' tables
 Made by `scripts/systems_page.py` from `docs/systems.toml` and `results/ledger.jsonl`. Five papers stand behind this
 project; this page names every system of their tables, says which [method](methods/README.md) and options it is here, or
 why there is none, and shows what was printed and what we measured. Printed figures are the papers', on their images and
-with their trainings; ours are from few public sets and mostly from short trainings: **the two cannot be compared line by
-line**. How our figures were made: the recipes beside them, and [all of them](../results/tables.md).
+with their trainings; ours are from few public sets and mostly from short trainings: **the two cannot be compared line
+by line**. How our figures were made: the recipes beside them, and [all of them](../results/tables.md).
 """
 MEASURED = """## What we measured
 
@@ -49,10 +49,11 @@ def ours(system: dict[str, Any]) -> str:
     if "why" in system:
         return f"not built: {system['why']}"
     name = system["method"]
-    written = ((key, value if isinstance(value, list) else [value]) for key, value in system.get("options", {}).items())
-    options = " ".join(
-        f"{key}={','.join(one if isinstance(one, str) else json.dumps(one) for one in values)}" for key, values in written
-    )
+    written = []
+    for key, value in system.get("options", {}).items():
+        values = value if isinstance(value, list) else [value]
+        written.append(f"{key}={','.join(one if isinstance(one, str) else json.dumps(one) for one in values)}")
+    options = " ".join(written)
     known = f"[`{name}`](methods/{name}.md)" if (ROOT / "docs" / "methods" / f"{name}.md").is_file() else f"`{name}`"
     return known + f" `{options}`" * bool(options) + f"; {system.get('note')}" * ("note" in system)
 

@@ -125,7 +125,8 @@ def learn(folders: dict[str, Path], backbones, name: str):
                 folders[regime],
                 method=name,
                 options=options,
-                backbone="test_resnet",  # timm's own miniature of a ResNet, for tests
+                # timm's own miniature of a ResNet, for tests
+                backbone=None if method_class(name).on_pixels else "test_resnet",
                 weights="random",
                 size=size,
                 calibration="none",

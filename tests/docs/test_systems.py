@@ -36,7 +36,8 @@ NAMED = {
     "rd++ 6": "RD; RD + (SSOT); RD + (SSOT + Con); RD++",
     "rd++ 7": "RD++, noise 0.1; RD++, noise 0.2; RD++, noise 0.3; RD++, noise 0.4; RD++, noise 0.5",
     "rd++ 8": "RD, RD++",
-    "ckaad 1": "GANomaly, DifferNet, FastFlow, AE-FLOW, ReContrast, Recon, PReNet, Deep SAD, AA-BiGAN, DRA, DevNet, CKAAD",
+    "ckaad 1": "GANomaly, DifferNet, FastFlow, AE-FLOW, ReContrast, Recon, PReNet, Deep SAD, AA-BiGAN, DRA, DevNet, "
+    "CKAAD",
     "ckaad 2": f"PaDiM, DeSTSeg, {INDUSTRIAL}",
     "ckaad 3": "Recon, ReconSub, GAN, CKAImg, CKAPatch",
     "ckaad 4": "CKAAD",

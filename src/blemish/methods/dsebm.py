@@ -3,10 +3,10 @@
 Idea: the energy is half the squared distance from a learned image b, less the outputs h of a small network. A step down
 its slope, x - dE/dx, is to lead from a noisy good image to the clean one.
 Loss: the squared difference of that step's end and the clean image (denoising score matching).
-Score: the energy of the image as it is, or the squared length of the slope there. The map is ours: how far the step moves
-each pixel. The slope is written out as a pass back through the same weights, so that judging needs no gradient.
-Softplus throughout, as in the paper, and no norms, through which a slope would depend on a batch's other images: the known
-code has ReLU and batch norms. All differences: docs/methods/dsebm.md.
+Score: the energy of the image as it is, or the squared length of the slope there. The map is ours: how far the step
+moves each pixel. The slope is written out as a pass back through the same weights, so that judging needs no gradient.
+Softplus throughout, as in the paper, and no norms, through which a slope would depend on a batch's other images: the
+known code has ReLU and batch norms. All differences: docs/methods/dsebm.md.
 
 Zhai, Cheng, Lu, Zhang: Deep Structured Energy Based Models for Anomaly Detection, ICML 2016.
 """

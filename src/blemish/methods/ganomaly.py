@@ -1,8 +1,8 @@
 """GANomaly: an image is encoded, decoded and encoded again; the two codes of a bad image differ. No map.
 
-Idea: an auto-encoder learns to give back good images, so well that a discriminator takes them for real; a second encoder
-learns to find the code again in what was given back. Of a bad image the decoder makes something good, whose code is
-another.
+Idea: an auto-encoder learns to give back good images, so well that a discriminator takes them for real; a second
+encoder learns to find the code again in what was given back. Of a bad image the decoder makes something good, with
+another code.
 Loss: the difference of image and reconstruction (L1, weight 50), of the discriminator's features of the two, and of the
 two codes; in turns with the discriminator's own.
 Score: the mean squared difference of the codes. There is no map.

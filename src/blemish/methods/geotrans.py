@@ -4,7 +4,7 @@ Idea: 72 transformations (flipped or not, shifted by a quarter of the side in x 
 problem with labels out of good images alone. Who can tell them apart knows what marks good images.
 Loss: cross-entropy over the 72.
 Score: for each transformation, a Dirichlet distribution is fitted to the classifier's outputs for the transformed good
-images; an image is as bad as its own outputs are unlikely under them, averaged over the transformations. There is no map.
+images; an image is as bad as its own outputs are unlikely under them, averaged over the transformations. No map.
 As released: a wide residual network (depth 10, four times as wide), images of 32 pixels, three epochs over all
 transformed images. Logarithms have a floor, which the released code lacks, and the Dirichlets are fitted by Newton's
 method. Textures and round parts look alike turned: there it is weak. All differences: docs/methods/geotrans.md.

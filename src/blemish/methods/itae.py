@@ -1,7 +1,7 @@
 """ITAE: colour and orientation are erased from an image, and a network puts them back; of a bad one it cannot.
 
-Idea: the image is made grey and turned by a random quarter, and a U-Net gives back the original, upright and in colour. To
-know which way is up it must know what good images mean, which a mere copy does not ask for.
+Idea: the image is made grey and turned by a random quarter, and a U-Net gives back the original, upright and in colour.
+To know which way is up it must know what good images mean, which a mere copy does not ask for.
 Loss: squared difference from the original.
 Score: the mean absolute difference, for each of the four turns over its mean on the good images, averaged. The map, the
 same without the mean over places and smoothed, is ours.

@@ -1,13 +1,13 @@
 """PatchSVDD: an encoder of patches learns where they lie to each other; a patch unlike all remembered ones is bad.
 
 Idea: patches of 64 and of 32 pixels are encoded, the large ones from the codes of their quarters. From two codes a
-classifier tells in which of eight directions one patch lies from the other, and patches that almost coincide are to have
-almost one code: without the first all codes would be one, without the second they would not be compact.
+classifier tells in which of eight directions one patch lies from the other, and patches that almost coincide are to
+have almost one code: without the first all codes would be one, without the second they would not be compact.
 Loss: cross-entropy of the directions, and the distance of the codes of patches a step apart, at both sizes.
-Score: the distance of each patch's code from the nearest one remembered; a pixel has the mean over the patches that cover
-it, and the map is the product of the two sizes'. An image's score is its highest value.
-The paper remembers every patch of every good image; here a random share (``memory``). Layers as far as known; the colours
-of patches are not shifted. All differences: docs/methods/patchsvdd.md.
+Score: the distance of each patch's code from the nearest one remembered; a pixel has the mean over the patches that
+cover it, and the map is the product of the two sizes'. An image's score is its highest value.
+The paper remembers every patch of every good image; here a random share (``memory``). Layers as far as known; the
+colours of patches are not shifted. All differences: docs/methods/patchsvdd.md.
 
 Yi and Yoon: Patch SVDD: Patch-level SVDD for Anomaly Detection and Segmentation, ACCV 2020.
 """
@@ -15,7 +15,7 @@ Yi and Yoon: Patch SVDD: Patch-level SVDD for Anomaly Detection and Segmentation
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Annotated
 
 import torch
@@ -61,7 +61,8 @@ class PatchSVDD(Method):
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: PatchSVDDConfig) -> None:
         super().__init__(backbone, size, config)
         if min(size) < 64:
-            raise ConfigError(f"patchsvdd cuts patches of 64 pixels and images are {size[0]} x {size[1]}: give a larger --size")
+            given = f"{size[0]} x {size[1]}"
+            raise ConfigError(f"patchsvdd cuts patches of 64 pixels and images are {given}: give a larger --size")
         self.encoder = untrained(lambda: Encoder(config.first_width))
         self.memories = nn.ModuleList(Neighbours(torch.empty(0, DIMENSIONS)) for _ in SCALES)
 
@@ -124,8 +125,8 @@ class PatchSVDD(Method):
         for offset in (apart, near):
             corner = (torch.rand(count, 2, generator=draws, dtype=torch.float64) * (room + 1)).long()
             for corners in (corner, (corner + offset).clamp_min(0).minimum(room)):
-                cut = [images[i % len(images), :, y : y + side, x : x + side] for i, (y, x) in enumerate(corners.tolist())]
-                yield torch.stack(cut)
+                cut = zip(cycle(images), corners.tolist())
+                yield torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in cut])
         yield kinds
 
 
