@@ -110,8 +110,10 @@ class GANomaly(Method):
 
 @torch.no_grad()
 def _initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Fresh values, convolutions' as released: normal with a deviation of .02."""
+    """Fresh values: convolutions' as released, normal with a deviation of .02; biases 0, norms 1."""
     initialise_uniform(network, generator)
-    for values in network.parameters():
+    for name, values in network.named_parameters():
         if values.ndim == 4:
             values.copy_(torch.empty(values.shape).normal_(std=0.02, generator=generator))
+        elif name.endswith("bias"):
+            values.zero_()

@@ -28,7 +28,7 @@ from blemish.errors import ConfigError
 from blemish.ops.config import Count, Rate, Steps, Weight
 from blemish.ops.neighbours import Neighbours
 from blemish.ops.passes import batches
-from blemish.ops.residual import initialise_uniform, untrained
+from blemish.ops.residual import initialise, initialise_uniform, untrained
 from blemish.run import Run, epochs
 
 SCALES = ((32, 4), (64, 16))  # sides of patches in pixels, and the strides at which an image is cut into them
@@ -74,7 +74,8 @@ class PatchSVDD(Method):
         config, images = self.config, training.normal
         classifiers = nn.ModuleList(_classifier() for _ in SCALES).to(run.device)
         network, draws = nn.ModuleList([self.encoder, classifiers]), run.generator("network")
-        initialise_uniform(network, draws)
+        initialise_uniform(classifiers, draws)
+        initialise(self.encoder, draws)
         optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
         state = {"network": network, "optimiser": optimiser}
         steps = math.ceil(len(images) * config.repeats / config.batch_size)
