@@ -59,7 +59,7 @@ def ours(system: dict[str, Any]) -> str:
 
 
 def measured(systems: dict[str, Any]) -> list[str]:
-    """A row for each system and row of a recipe that is it."""
+    """A row for each row of a recipe that is one of the systems, or several."""
     rows, found = Ledger(ROOT / "results" / FILE).rows(), defaultdict(list)
     for path in sorted((ROOT / "recipes").rglob("*.toml")):
         summary = summarise(load_recipe(path), rows)
@@ -75,8 +75,10 @@ def measured(systems: dict[str, Any]) -> list[str]:
                     options = system.get("options", {}).items()
                     is_it = system.get("method") == asked["method"]
                     if is_it and all(asked["options"].get(key) == value for key, value in options):
-                        found[name].append(f"| {name} | {cell}")
-    return [row for name in systems for row in found[name]]
+                        found[cell].append(name)
+    order = {name: place for place, name in enumerate(systems)}
+    rows_of = sorted(found.items(), key=lambda item: order[item[1][0]])
+    return [f"| {'; '.join(names)} | {cell}" for cell, names in rows_of]
 
 
 def page() -> str:

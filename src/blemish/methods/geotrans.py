@@ -46,7 +46,8 @@ class GeoTransConfig:
         Literal["dirichlet", "simple"],
         Field(description="an image's: how unlikely its outputs are, or 1 less the true transformation's mean share"),
     ] = "dirichlet"
-    epochs: Annotated[Count, Field(description="passes over all transformed images")] = 3
+    repeats: Annotated[int, Field(ge=1, le=KINDS, description="transformations of an image in an epoch")] = KINDS
+    epochs: Annotated[Count, Field(description="passes over the images, with as many of each as repeats says")] = 3
     steps: Steps = None
     batch_size: Annotated[Count, Field(description="transformed images a step")] = 128
     learning_rate: Annotated[Rate, Field(description="Adam's")] = 1e-3
@@ -78,12 +79,13 @@ class GeoTrans(Method):
         initialise(self.network, draws)
         initialise_uniform(self.network[-1:], draws)
         images = self._prepared(training.normal, run)
-        count, rate, decay = KINDS * len(images), config.learning_rate, config.weight_decay
+        count, rate, decay = config.repeats * len(images), config.learning_rate, config.weight_decay
         optimiser = torch.optim.Adam(self.network.parameters(), lr=rate, weight_decay=decay, fused=True)
         state, steps = {"network": self.network, "optimiser": optimiser}, math.ceil(count / config.batch_size)
         for epoch in epochs(run, "geotrans", state, config, epoch_steps=steps):
             self.network.train()
-            order = torch.tensor(epoch.permutation(count, "order of transformed images"), device=run.device)
+            drawn = epoch.permutation(KINDS * len(images), "order of transformed images")[:count]
+            order = torch.tensor(drawn, device=run.device)
             for step in epoch.steps():
                 chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
                 kinds = chosen % KINDS
