@@ -105,7 +105,8 @@ class Energy(nn.Module):
         units = self.units(inner.flatten(1))
         energy = (images - self.centre).square().flatten(1).sum(dim=1) / 2 - F.softplus(units).sum(dim=1)
         # Backwards through the same weights; the slope of a softplus is a sigmoid.
-        slope = (torch.sigmoid(units) @ self.units.weight).unflatten(1, inner.shape[1:])
+        slope = (torch.sigmoid(units) @ self.units.weight).view(-1, *inner.shape[1:])
         for convolution, sum_ in zip(reversed(self.convolutions), reversed(sums)):
-            slope = F.conv_transpose2d(slope * torch.sigmoid(sum_), convolution.weight, None, 2, 1, 1)
+            slope = slope * torch.sigmoid(sum_)
+            slope = F.conv_transpose2d(slope, convolution.weight, None, 2, 1, 1)  # type: ignore[arg-type]
         return energy, self.centre + slope

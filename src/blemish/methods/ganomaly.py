@@ -93,7 +93,7 @@ class GANomaly(Method):
                 told_real, told_made = (verdict(features(seen)) for seen in (real, made.detach()))
                 told = (F.softplus(-told_real).mean() + F.softplus(told_made).mean()) / 2
                 telling.zero_grad(set_to_none=True)
-                told.backward()
+                told.backward()  # type: ignore[no-untyped-call]
                 telling.step()
                 epoch.log(loss=loss.detach(), context=context.detach(), latent=latent.detach(), told=told.detach())
 

@@ -102,7 +102,7 @@ class GeoTrans(Method):
         self.eval()
         if self.learning is not None and self.config.score == "dirichlet":
             images = self._prepared(self.learning[0].normal, self.learning[1])
-            shares = torch.cat([self._log_shares(some).cpu() for some in images.split(4)]).double().exp()
+            shares = torch.cat([self._log_shares(some).cpu() for some in torch.split(images, 4)]).double().exp()
             self.alpha.copy_(dirichlets(shares))
 
     def predict(self, images: Tensor) -> Prediction:
@@ -121,7 +121,7 @@ class GeoTrans(Method):
 
     def _logits(self, pixels: Tensor) -> Tensor:
         """``b 72``, of ``b c p``."""
-        logits: Tensor = self.network(pixels.unflatten(2, (self.config.side, self.config.side)))
+        logits: Tensor = self.network(pixels.reshape(-1, 3, self.config.side, self.config.side))
         return logits
 
     def _log_shares(self, images: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class GeoTrans(Method):
         parts = []
         for moves in self.moves.chunk(PORTIONS):
             logits = self._logits(images[:, :, moves].transpose(1, 2).flatten(0, 1))
-            parts.append(logits.log_softmax(dim=1).clamp_min(FLOOR).unflatten(0, (-1, len(moves))))
+            parts.append(logits.log_softmax(dim=1).clamp_min(FLOOR).view(-1, len(moves), KINDS))
         return torch.cat(parts, dim=1)
 
 
