@@ -40,10 +40,11 @@ BUDGET = {
     "the station's page": 600,
     "on a graphics card": 12,
     "systems the papers compare with, part one": 800,
+    "systems that learn from pixels: adversarial, energy, self-made labels": 800,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 17_330
+TEST_BUDGET = 17_680
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
