@@ -127,7 +127,7 @@ class GeoTrans(Method):
     def _log_shares(self, images: Tensor) -> Tensor:
         """``b t k``: the logarithm of transformation k's share in the output for each image under transformation t."""
         parts = []
-        for moves in self.moves.chunk(PORTIONS):
+        for moves in self.moves.chunk(1 if torch.compiler.is_compiling() else PORTIONS):  # one copy in a graph
             logits = self._logits(images[:, :, moves].transpose(1, 2).flatten(0, 1))
             parts.append(logits.log_softmax(dim=1).clamp_min(FLOOR).view(-1, len(moves), KINDS))
         return torch.cat(parts, dim=1)
