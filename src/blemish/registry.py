@@ -159,6 +159,36 @@ METHODS: dict[str, MethodEntry] = {
         "Schölkopf et al., Estimating the Support of a High-Dimensional Distribution, 2001",
         family="one class", has_map=False,
     ),
+    "ganomaly": MethodEntry(
+        "blemish.methods.ganomaly:GANomaly", "clean",
+        "an image's code against the code of what it is decoded to; a discriminator keeps that lifelike; no map",
+        "Akcay et al., GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training, ACCV 2018",
+        family="reconstruction", cost="minutes", has_map=False,
+    ),
+    "itae": MethodEntry(
+        "blemish.methods.itae:ITAE", "clean",
+        "puts back the colour and the way up that were erased from an image, and only good ones well",
+        "Huang et al., Inverse-Transform AutoEncoder for Anomaly Detection, 2019",
+        family="reconstruction", cost="hours",
+    ),
+    "dsebm": MethodEntry(
+        "blemish.methods.dsebm:DSEBM", "clean",
+        "an energy that is low where good images lie, learned by taking noise away",
+        "Zhai et al., Deep Structured Energy Based Models for Anomaly Detection, ICML 2016",
+        family="reconstruction", cost="minutes",
+    ),
+    "geotrans": MethodEntry(
+        "blemish.methods.geotrans:GeoTrans", "clean",
+        "tells how an image was flipped, shifted and turned, and of a bad one tells it wrongly; no map",
+        "Golan and El-Yaniv, Deep Anomaly Detection Using Geometric Transformations, NeurIPS 2018",
+        family="self-supervised", cost="minutes", has_map=False,
+    ),
+    "patchsvdd": MethodEntry(
+        "blemish.methods.patchsvdd:PatchSVDD", "clean",
+        "learns codes of patches from where they lie to each other, and remembers the good ones",
+        "Yi and Yoon, Patch SVDD: Patch-level SVDD for Anomaly Detection and Segmentation, ACCV 2020",
+        family="self-supervised", cost="hours",
+    ),
     "cdd": MethodEntry(
         "blemish.methods.cdd:CDD", "contaminated",
         "students of random parts of the pile teach a global one what none of them saw go wrong",

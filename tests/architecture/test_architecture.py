@@ -44,10 +44,11 @@ BUDGET = {
     "teachers that learn, and CFA": 480,
     "flows": 620,
     "part one, students and memories": 720,
+    "systems that learn from pixels: adversarial, energy, self-made labels": 830,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 18_350
+TEST_BUDGET = 18_700
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

@@ -35,6 +35,7 @@ STEPS = 15
 QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0, "batchnorm": "frozen"}
 QUICK |= {"hidden": 64, "flow_steps": 2, "test_turns": 2}
 QUICK |= {"filters": 4, "fields": (33,), "spacing": 4, "taught": 0.2}
+QUICK |= {"first_width": 8, "widen": 1, "side": 16, "repeats": 2}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
 DEVICE = choose_device(os.environ.get("BLEMISH_TEST_DEVICE", "cpu"))
@@ -126,7 +127,8 @@ def learn(folders: dict[str, Path], backbones, name: str):
                 folders[regime],
                 method=name,
                 options=options,
-                backbone="test_resnet",  # timm's own miniature of a ResNet, for tests
+                # timm's own miniature of a ResNet, for tests
+                backbone=None if method_class(name).on_pixels else "test_resnet",
                 weights="random",
                 size=size,
                 calibration="none",
@@ -183,7 +185,7 @@ def test_options_survive_json_and_are_refused_out_of_their_bounds(name: str) -> 
 
 def test_nothing_to_learn_from_and_nothing_learned_are_said(name: str, tiny_backbone, tiny_images) -> None:
     cls = method_class(name)
-    config = make_config(cls, {"layers": (2, 3)})
+    config = make_config(cls, {} if cls.on_pixels else {"layers": (2, 3)})
     method = cls(tiny_backbone((2, 3)), (SIDE, SIDE), config)
     with pytest.raises(ConfigError, match="learned nothing yet: call fit or load_fitted"):
         method(tiny_images(1).images)

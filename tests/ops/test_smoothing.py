@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from blemish.ops.smoothing import upscale
+from blemish.ops.smoothing import shrink, upscale
 
 
 def maps_of(*shape):
@@ -29,3 +29,11 @@ def test_matrices_first_used_in_inference_mode_serve_gradients_later():
     maps = maps_of(1, 3, 3).requires_grad_()
     upscale(maps, (11, 11), sigma=1.25).sum().backward()
     assert maps.grad is not None and float(maps.grad.sum()) == pytest.approx(121, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 9), (8, 12), (16, 30)])
+def test_shrinking_averages_over_areas(size):
+    images = torch.rand((2, 3, 8, 12), generator=torch.Generator().manual_seed(0))
+    fine = images.repeat_interleave(size[0], dim=2).repeat_interleave(size[1], dim=3)
+    expected = fine.unfold(2, 8, 8).unfold(3, 12, 12).mean(dim=(4, 5))
+    torch.testing.assert_close(shrink(images, size), expected)

@@ -1,4 +1,4 @@
-"""From a coarse map of scores to a smooth one at the size of the image.
+"""From a coarse map of scores to a smooth one at the size of the image, and from an image to a small one.
 
 Bilinear interpolation and Gaussian smoothing are both linear, and both work on rows and columns apart: together they
 are ``rows @ map @ columns.T`` with small matrices, built once for each size.
@@ -34,3 +34,24 @@ def _matrix(cells: int, pixels: int, sigma: float, align_corners: bool) -> Tenso
         filtered = scipy.ndimage.gaussian_filter1d
         smoothing = torch.from_numpy(filtered(np.eye(pixels), sigma, axis=0)) if sigma else torch.eye(pixels)
         return (smoothing.double() @ spread).float()
+
+
+def shrink(images: Tensor, size: Sequence[int]) -> Tensor:
+    """``b c h w``, float32: images brought to ``size`` (h, w), each new pixel the mean over the area that it covers.
+
+    Two matrix products, so that every engine that runs an exported graph computes alike.
+    """
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images.float()
+    rows, columns = (_areas(int(given), int(wanted)) for given, wanted in zip(images.shape[-2:], size, strict=True))
+    return rows.to(images.device) @ images.float() @ columns.to(images.device).T
+
+
+@lru_cache(maxsize=64)
+def _areas(given: int, wanted: int) -> Tensor:
+    """``wanted given``: how much of each old pixel lies in a new one."""
+    with torch.inference_mode(False), torch.no_grad():
+        edges = torch.arange(wanted + 1, dtype=torch.float64)[:, None] * given / wanted
+        pixels = torch.arange(given, dtype=torch.float64)
+        overlap = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
+        return (overlap.clamp_min(0) * wanted / given).float()
