@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import sys
 
@@ -161,6 +162,10 @@ def test_best_on_test_and_oracles_are_marked(measured, tmp_path):
         "best on the test",
     ):
         assert words in text
+    for row in summary.rows:
+        row["configuration"] |= {"selection": "last", "options": {"normalise": "test"}}
+    marked = dataclasses.replace(summary)  # its columns are told once
+    assert set(marked.columns.values()) == {f"one {CHOSEN}", f"ten {CHOSEN}"}
 
 
 def test_draws_of_different_seeds_are_no_different_states_of_the_images():

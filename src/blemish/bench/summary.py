@@ -271,7 +271,7 @@ def footnotes(summary: Summary) -> list[str]:
     notes = []
     if any(CHOSEN in column for column in summary.columns.values()):
         notes.append(
-            f"{CHOSEN} the test set chose the epoch or scaled the scores, as the recipe asks: too good by that much"
+            f"{CHOSEN} epoch chosen, or scores scaled, by looking at the test set, as asked: too good by that much"
         )
     if any("oracle" in metric for metric in summary.recipe.metrics):
         notes.append("oracle: with the threshold that is best on the test labels, which nobody has in use")
