@@ -61,7 +61,8 @@ class Textures:
         chosen = torch.randperm(len(alterations), generator=generator)[: 3 if alter else 0]
         for index in chosen.tolist():
             texture = alterations[index](texture)
-        return texture.float() / 255
+        altered: Tensor = texture.float() / 255
+        return altered
 
 
 def with_textures(
