@@ -1,0 +1,108 @@
+"""Small convolutional auto-encoders: an encoder down to one vector an image and the decoder that mirrors it.
+
+A layer is its width and its stride: 4x4 convolutions of stride 2 halve the grid, 3x3 ones of stride 1 keep it. A leaky
+ReLU follows each, behind a BatchNorm where one is asked for, but for what touches the image or the code.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from blemish.errors import ConfigError
+
+Layer = tuple[int, Literal[1, 2]]
+
+
+def fitted(layers: Sequence[Layer], size: Sequence[int], most: int = 8) -> list[Layer]:
+    """``layers``, with halvings of the first one's width in front while over ``most`` cells are left along both sides.
+
+    A side that can no longer be halved ends it, too.
+    """
+    layers = list(layers)
+    while min(grid := cells(layers, size)) > most and not any(side % 2 for side in grid):
+        layers = [(layers[0][0], 2), *layers]
+    return layers
+
+
+def cells(layers: Sequence[Layer], size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns that images of ``size`` (height, width) leave; a ConfigError where they cannot be halved."""
+    shrink = 2 ** sum(stride == 2 for _, stride in layers)
+    if any(side % shrink for side in size):
+        raise ConfigError(
+            f"images of {size[0]} x {size[1]} cannot be halved evenly {shrink.bit_length() - 1} times: give a --size "
+            f"whose height and width are multiples of {shrink}"
+        )
+    return size[0] // shrink, size[1] // shrink
+
+
+def downward(layers: Sequence[Layer], channels: int = 3, norm: bool = False, slope: float = 0.2) -> nn.Sequential:
+    """``b channels h w`` to the last layer's width and ``cells``."""
+    network, ins = nn.Sequential(), channels
+    for index, (outs, stride) in enumerate(layers):
+        has_norm = norm and index > 0
+        network.append(nn.Conv2d(ins, outs, 2 + stride, stride, padding=1, bias=not has_norm))
+        network.extend([nn.BatchNorm2d(outs)] * has_norm + [nn.LeakyReLU(slope)])
+        ins = outs
+    return network
+
+
+def upward(layers: Sequence[Layer], channels: int = 3, norm: bool = False, slope: float = 0.2) -> nn.Sequential:
+    """The way back: from the last layer's width to ``b channels h w``, without an activation at the end."""
+    network, widths = nn.Sequential(), [channels, *(width for width, _ in layers)]
+    for index in reversed(range(len(layers))):
+        ins, outs, stride = widths[index + 1], widths[index], layers[index][1]
+        kind = nn.ConvTranspose2d if stride == 2 else nn.Conv2d
+        has_norm = norm and index > 0
+        network.append(kind(ins, outs, 2 + stride, stride, padding=1, bias=not has_norm))
+        if index:
+            network.extend([nn.BatchNorm2d(outs)] * has_norm + [nn.LeakyReLU(slope)])
+    return network
+
+
+def encoder(
+    layers: Sequence[Layer],
+    size: Sequence[int],
+    latent: int,
+    channels: int = 3,
+    norm: bool = False,
+    slope: float = 0.2,
+) -> nn.Sequential:
+    """``b channels h w``, of ``size`` (h, w) alone, to ``b latent 1 1``: a last convolution sees all that is left."""
+    last = nn.Conv2d(layers[-1][0], latent, cells(layers, size))
+    return downward(layers, channels, norm, slope).append(last)
+
+
+def decoder(
+    layers: Sequence[Layer],
+    size: Sequence[int],
+    latent: int,
+    channels: int = 3,
+    norm: bool = False,
+    slope: float = 0.2,
+) -> nn.Sequential:
+    """The mirror of ``encoder``, layers in the same order: ``b latent 1 1`` to ``b channels h w`` without bounds."""
+    width = layers[-1][0]
+    network = nn.Sequential(nn.ConvTranspose2d(latent, width, cells(layers, size), bias=not norm))
+    network.extend([nn.BatchNorm2d(width)] * norm + [nn.LeakyReLU(slope)])
+    return network.extend(upward(layers, channels, norm, slope))
+
+
+class Variational(nn.Module):
+    """A variational auto-encoder of an encoder to ``b 2d 1 1``, means and log-variances, and a decoder from ``b d 1 1``."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What it gives back, the code's mean and its log-variance; without ``noise``, ``b d 1 1``, from the mean."""
+        mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
+        code = mean if noise is None else mean + noise * (log_variance / 2).exp()
+        return self.decoder(code).float(), mean, log_variance
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """``b``: the Kullback-Leibler divergence of each image's code from a standard normal one, summed over its numbers."""
+    return (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).sum(dim=1) / 2
