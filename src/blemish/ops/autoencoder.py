@@ -14,6 +14,9 @@ from blemish.errors import ConfigError
 
 Layer = tuple[int, Literal[1, 2]]
 
+SSIM_LAYERS: list[Layer] = [(32, 2), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (64, 1), (32, 1)]
+"""AE-SSIM's, for images of 128 pixels, which leave 8 x 8 cells."""
+
 
 def fitted(layers: Sequence[Layer], size: Sequence[int], most: int = 8) -> list[Layer]:
     """``layers``, with halvings of the first one's width in front while over ``most`` cells are left along both sides.

@@ -1,9 +1,12 @@
 """Structural similarity: whether two images are alike in mean, contrast and structure, window by window."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Measure = Literal["ssim", "l2"]
 WINDOW, SIGMA = 11, 1.5  # of the Gaussian window, in pixels
 LUMINANCE, CONTRAST = 0.01**2, 0.03**2  # keep quotients finite, for images in [0, 1]
 
@@ -29,3 +32,8 @@ def similarity(first: Tensor, second: Tensor) -> Tensor:
 def ssim_map(first: Tensor, second: Tensor) -> Tensor:
     """``b h w``: 1 - similarity, averaged over channels; pixels near the border have the nearest whole window's."""
     return F.pad(1 - similarity(first, second).mean(dim=1, keepdim=True), [WINDOW // 2] * 4, mode="replicate")[:, 0]
+
+
+def residual_map(first: Tensor, second: Tensor, measure: Measure) -> Tensor:
+    """``b h w``, at least 0: how far two images ``b c h w`` in [0, 1] differ at each place, averaged over channels."""
+    return ssim_map(first, second) if measure == "ssim" else (first - second).square().mean(dim=1)
