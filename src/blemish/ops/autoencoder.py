@@ -95,7 +95,7 @@ def decoder(
 class Variational(nn.Module):
     """A variational auto-encoder of an encoder to ``b 2d 1 1``, means and log-variances, and a decoder from ``b d 1 1``."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Sequential, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
