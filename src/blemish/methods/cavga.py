@@ -5,7 +5,7 @@ it hangs on. On good images all places are to count; a place that does not count
 images a classifier learns on the code, too, and on good images its attention for "good" is to cover everything, that for
 "bad" nothing (CAVGA-w).
 Loss: squared error and divergence, a discriminator's judgement of what is given back, .01 (1 - attention) or
-.01 (1 - attention for good + attention for bad), and .001 cross-entropy of the classifier (``_loss``).
+.01 (1 - attention for good + attention for bad), and .001 cross-entropy of the classifier (``_guide``).
 Score: the map is 1 - attention, or 1 - that for good; an image's score is the mean absolute difference of the image and
 what is given back.
 Nothing but linear layers lie between the features and what is explained, so that Grad-CAM has the closed form of
@@ -38,7 +38,7 @@ from blemish.run import Epoch, Run, epochs
 
 DECODER = (128, 64, 32, 16)  # widths, each at twice the grid of the one before; further doublings keep the last
 DISCRIMINATOR: list[Layer] = [(32, 2), (64, 2), (128, 2), (256, 2), (512, 2)]
-SMALLEST = 32  # pixels a side that the discriminator leaves a cell of
+SMALLEST = 32  # pixels a side of which the discriminator leaves a cell
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class CAVGA(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: CAVGAConfig) -> None:
         super().__init__(backbone, size, config)
-        if min(size) < SMALLEST:
+        if min(size) < SMALLEST or max(size) < 2 * SMALLEST:  # BatchNorm needs more than one
             raise ConfigError(
-                f"images of {size[0]} x {size[1]} are too small for cavga's discriminator: give a --size of at least "
-                f"{SMALLEST} pixels a side"
+                f"images of {size[0]} x {size[1]} leave cavga's discriminator no two cells: give a --size of at least "
+                f"{2 * SMALLEST} pixels along one side and {SMALLEST} along the other"
             )
         level, latent = backbone.levels[-1], config.latent
         self.encoder = copy.deepcopy(backbone).requires_grad_(True)
@@ -103,7 +103,11 @@ class CAVGA(Method):
         initialise(self.decoder, run.generator("decoder"))
         for name in ("mean", "log_variance", "classifier"):
             initialise_uniform(getattr(self, name), run.generator(name))
-        judge = untrained(lambda: Judge(DISCRIMINATOR))
+        judge = untrained(
+            lambda: downward(DISCRIMINATOR, norm=True).extend(
+                [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(DISCRIMINATOR[-1][0], 1)]
+            )
+        )
         initialise_uniform(judge, run.generator("discriminator"))
         judge.to(run.device).train()
         learning = nn.ModuleList([self.encoder, self.mean, self.log_variance, self.classifier, self.decoder])
@@ -140,3 +144,48 @@ class CAVGA(Method):
             made = self._decode(mean, images)
         map_ = upscale(1 - self._attention(features)[:, 0], images.shape[-2:], self.config.sigma, align_corners=True)
         return Prediction(map_, (images - made).abs().mean(dim=(1, 2, 3)))
+
+    def _batches(self, training: TrainingImages, epoch: Epoch, run: Run) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """Each step's good images and, where they take part, bad ones behind them; how many are good; their noise."""
+        draws, size = epoch.generator("codes"), max(1, self.config.batch_size // 2)
+        bad = epoch.cycle(len(training.anomalous), size, "order of bad images") if self.guided else None
+        grid = (self.config.latent, *self.classifier.kernel_size)
+        for indices in epoch.batches():
+            seen = training.normal.batch(indices).images
+            if bad is not None:
+                seen = torch.cat([seen, training.anomalous.batch(next(bad)).images])
+            yield seen.to(run.device), len(indices), torch.randn((len(indices), *grid), generator=draws).to(run.device)
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Last features, and mean and log-variance of the code, at every cell."""
+        features = self.encoder(images)[-1]
+        return features.float(), self.mean(features).float(), self.log_variance(features).float()
+
+    def _decode(self, code: Tensor, like: Tensor) -> Tensor:
+        """``b 3 h w`` in [0, 1], at the size of ``like``."""
+        made = self.decoder(code)
+        if made.shape[-2:] != like.shape[-2:]:
+            made = F.interpolate(made, size=like.shape[-2:], mode="bilinear")
+        return made.float().sigmoid()
+
+    def _attention(self, features: Tensor) -> Tensor:
+        """``b 2 y x`` in [0, 1]: for the code's mean twice over, or for the classifier's good and bad.
+
+        The sum of linear outputs has the same gradient at every place, which Grad-CAM takes the mean of. That of the
+        code is divided by its channels, or every sigmoid would be 0 or 1.
+        """
+        weights = self.mean.weight[:, :, 0, 0]
+        explained = self.classifier.weight.mean(dim=(2, 3)) @ weights
+        weights = torch.where(self.guided, explained, weights.mean(dim=0, keepdim=True))
+        return F.conv2d(features, weights[:, :, None, None]).sigmoid()
+
+    def _guide(self, features: Tensor, mean: Tensor, count: int) -> Tensor:
+        """What the attention of the first ``count`` images, good ones, leaves out, and the classifier's loss."""
+        config, attention = self.config, self._attention(features[:count])
+        if not self.guided:
+            return config.attention * (1 - attention[:, 0]).mean()
+        logits = self.classifier(mean).flatten(1)
+        is_bad = (torch.arange(len(logits), device=logits.device) >= count).long()
+        is_right = logits[:count].argmax(dim=1) == 0  # the attention of an image that is misjudged says nothing
+        missed = (1 - attention[:, 0] + attention[:, 1]).mean(dim=(1, 2)) * is_right
+        return config.classification * F.cross_entropy(logits, is_bad) + config.attention * missed.mean()

@@ -1,0 +1,174 @@
+"""AA-BiGAN: an encoder and a generator that agree with each other on good images, told by known-bad ones where not to.
+
+Idea: a generator makes images from random codes, an encoder makes codes of images, and one discriminator judges pairs of
+both, another pairs of an image and what comes back of it. Both learn to tell good images' pairs (1) from generated ones
+(0), and put known-bad images' pairs half-way (.5): the generator aims above them (.75), so that what it makes is good.
+Loss: squared differences from these targets, as least-squares GANs have them (``judged``).
+Score: the squared error of what comes back of an image (``score=code``: the squared length of its code). There is no map.
+Networks, targets, rates and batches are the released code's (github.com/tbw162/AA-BiGAN) for images of 32 pixels, which
+any image is averaged down to: small defects are gone then. The released code chooses score and epoch on a validation
+set; ours keeps the last epoch. Differences: docs/methods/aabigan.md.
+
+Tian, Su, Yin: Anomaly Detection by Leveraging Incomplete Anomalous Knowledge with Anomaly-Aware Bidirectional GANs,
+IJCAI 2022.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
+from blemish.ops.config import Count, Rate, Steps
+from blemish.ops.residual import initialise_uniform, untrained
+from blemish.run import Run, epochs
+
+SIDE, CELLS = 32, 4  # pixels of the images, and what three halvings leave
+WIDTHS = (3, 32, 64, 128)
+GOOD, GENERATED, BAD, AIM = 1.0, 0.0, 0.5, 0.75  # the discriminators' targets, and what generator and encoder aim at
+CYCLE = 1 / 3  # weight of the pairs of images in what generator and encoder learn
+SLOWER, EVERY = 0.98, 100  # the rates' factor, after so many epochs
+
+
+@dataclass(frozen=True)
+class AABiGANConfig:
+    """The released training for colour images of 32 pixels."""
+
+    score: Annotated[
+        Literal["image", "code"], Field(description="image: squared error of what comes back; code: its squared length")
+    ] = "image"
+    latent: Annotated[int, Field(ge=16, le=2048, multiple_of=16, description="numbers of a code")] = 128
+    epochs: Annotated[Count, Field(description="passes over the good images")] = 1000
+    steps: Steps = None
+    batch_size: Annotated[
+        int, Field(ge=2, description="good images a step; as many known-bad ones, or all of those, come with them")
+    ] = 200
+    learning_rate: Annotated[Rate, Field(description="Adam's, of generator and encoder")] = 1e-4
+    discriminator_rate: Annotated[Rate, Field(description="Adam's, of the discriminators")] = 2.5e-5
+    betas: Annotated[tuple[float, float], Field(description="Adam's, of both")] = (0.5, 0.9)
+
+
+class AABiGAN(Method):
+    """``encoder`` makes codes ``b d`` of small images, ``generator`` small images of codes."""
+
+    Config = AABiGANConfig
+    regimes = frozenset({"weak"})
+    on_pixels = True
+    config: AABiGANConfig
+
+    def __init__(self, backbone: Backbone, size: tuple[int, int], config: AABiGANConfig) -> None:
+        super().__init__(backbone, size, config)
+        self.encoder = untrained(
+            lambda: nn.Sequential(*trunk(), nn.Linear(WIDTHS[-1] * CELLS**2, config.latent, bias=False))
+        )
+        self.generator = untrained(lambda: build_generator(config.latent))
+
+    @classmethod
+    def learns_from_anomalous(cls, config: AABiGANConfig) -> bool:
+        return True
+
+    def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
+        config = self.config
+        judge = untrained(lambda: Judge(config.latent)).to(run.device).train()
+        ours = nn.ModuleList([self.encoder, self.generator])
+        for name, network in (("networks", ours), ("discriminators", judge)):
+            initialise_uniform(network, run.generator(name))
+        optimiser = torch.optim.Adam(ours.parameters(), config.learning_rate, config.betas, fused=True)
+        other = torch.optim.Adam(judge.parameters(), config.discriminator_rate, config.betas, fused=True)
+        state = {"networks": ours, "optimiser": optimiser, "discriminators": judge, "discriminators' optimiser": other}
+        for epoch in epochs(run, "aabigan", state, config, len(training.normal)):
+            ours.train()
+            for adam, rate in ((optimiser, config.learning_rate), (other, config.discriminator_rate)):
+                adam.param_groups[0]["lr"] = rate * SLOWER ** (epoch.number // EVERY)
+            bad_indices = epoch.cycle(len(training.anomalous), config.batch_size, "order of bad images")
+            draws = epoch.generator("codes")
+            for indices in epoch.batches():
+                good = _small(training.normal, indices, run)
+                bad = _small(training.anomalous, next(bad_indices), run)
+                noise = torch.randn((len(good), config.latent), generator=draws).to(run.device)
+                with run.precision.autocast(run.device):
+                    codes = self.encoder(torch.cat([good, bad])).float()
+                    made = self.generator(torch.cat([codes[: len(good)], noise])).float()
+                back, drawn = made[: len(good)], made[len(good) :]
+                coded, spoiled = codes[: len(good)], codes[len(good) :]
+                judging = [
+                    judged(judge.with_code(good, coded.detach()), GOOD),
+                    judged(judge.with_code(drawn.detach(), noise), GENERATED),
+                    judged(judge.with_code(bad, spoiled.detach()), BAD),
+                    judged(judge.with_image(good, good), GOOD),
+                    judged(judge.with_image(good, back.detach()), GENERATED),
+                    judged(judge.with_image(bad, bad), BAD),
+                ]
+                _step(other, torch.stack(judging).sum())
+                judge.requires_grad_(False)
+                pairs = ((drawn, noise), (good, coded), (bad, spoiled))
+                aims = [judged(judge.with_code(*pair), AIM) for pair in pairs]
+                aims.append(CYCLE * judged(judge.with_image(good, back), AIM))
+                _step(optimiser, torch.stack(aims).sum())
+                judge.requires_grad_(True)
+                epoch.log(aims=torch.stack(aims).sum(), judging=torch.stack(judging).sum())
+
+    def predict(self, images: Tensor) -> Prediction:
+        small = F.adaptive_avg_pool2d(images, SIDE)
+        with self.autocast(images):
+            codes = self.encoder(small)
+            made = self.generator(codes).float()
+        differences = codes.float() if self.config.score == "code" else made - small
+        return Prediction(None, differences.square().flatten(1).sum(dim=1))
+
+
+def judged(outputs: Tensor, target: float) -> Tensor:
+    """A discriminator's mean squared difference from what it, or who is judged, wants it to say."""
+    return (outputs.float() - target).square().mean()
+
+
+def trunk() -> nn.Sequential:
+    """``b 3 32 32`` to ``b 2048``: three 5x5 convolutions, each with its norm, and the grid halved."""
+    network = nn.Sequential()
+    for ins, outs in pairwise(WIDTHS):
+        network.extend([nn.Conv2d(ins, outs, 5, padding=2, bias=False), nn.BatchNorm2d(outs, 1e-4, affine=False)])
+        network.extend([nn.LeakyReLU(), nn.MaxPool2d(2)])
+    return network.append(nn.Flatten())
+
+
+def build_generator(latent: int) -> nn.Sequential:
+    """``b latent``, taken for a map of 4 x 4 cells, to ``b 3 32 32`` in [0, 1]."""
+    network = nn.Sequential(nn.Unflatten(1, (latent // CELLS**2, CELLS, CELLS)), nn.LeakyReLU())
+    for ins, outs in pairwise([latent // CELLS**2, *WIDTHS[:0:-1]]):
+        network.extend([nn.ConvTranspose2d(ins, outs, 5, padding=2, bias=False)])
+        network.extend([nn.BatchNorm2d(outs, 1e-4, affine=False), nn.LeakyReLU(), nn.Upsample(scale_factor=2.0)])
+    return network.extend([nn.ConvTranspose2d(WIDTHS[1], WIDTHS[0], 5, padding=2, bias=False), nn.Sigmoid()])
+
+
+class Judge(nn.Module):
+    """Both discriminators, ``b 1``: of an image and its code, and of an image and what came back of it."""
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.image, self.first, self.second = trunk(), trunk(), trunk()
+        self.code, width = nn.Linear(latent, 512), WIDTHS[-1] * CELLS**2
+        self.on_code = nn.Sequential(nn.Linear(width + 512, 1024), nn.LeakyReLU(0.2), nn.Linear(1024, 1))
+        self.on_images = nn.Sequential(nn.Linear(2 * width, 1024), nn.LeakyReLU(0.1), nn.Linear(1024, 1))
+
+    def with_code(self, images: Tensor, codes: Tensor) -> Tensor:
+        outputs: Tensor = self.on_code(torch.cat([self.image(images), self.code(codes)], dim=1))
+        return outputs
+
+    def with_image(self, images: Tensor, others: Tensor) -> Tensor:
+        outputs: Tensor = self.on_images(torch.cat([self.first(images), self.second(others)], dim=1))
+        return outputs
+
+
+def _small(images: Images, indices: Sequence[int], run: Run) -> Tensor:
+    return F.adaptive_avg_pool2d(images.batch(indices).images.to(run.device), SIDE)
+
+
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
