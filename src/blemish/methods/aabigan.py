@@ -3,7 +3,7 @@
 Idea: a generator makes images from random codes, an encoder makes codes of images, and one discriminator judges pairs of
 both, another pairs of an image and what comes back of it. Both learn to tell good images' pairs (1) from generated ones
 (0), and put known-bad images' pairs half-way (.5): the generator aims above them (.75), so that what it makes is good.
-Loss: squared differences from these targets, as least-squares GANs have them (``judged``).
+Loss: squared differences from these targets, as least-squares GANs have them (``verdicts``).
 Score: the squared error of what comes back of an image (``score=code``: the squared length of its code). There is no map.
 Networks, targets, rates and batches are the released code's (github.com/tbw162/AA-BiGAN) for images of 32 pixels, which
 any image is averaged down to: small defects are gone then. The released code chooses score and epoch on a validation
@@ -30,9 +30,12 @@ from blemish.run import Run, epochs
 
 SIDE, CELLS = 32, 4  # pixels of the images, and what three halvings leave
 WIDTHS = (3, 32, 64, 128)
+PLANE = WIDTHS[-1] * CELLS**2
 GOOD, GENERATED, BAD, AIM = 1.0, 0.0, 0.5, 0.75  # the discriminators' targets, and what generator and encoder aim at
 CYCLE = 1 / 3  # weight of the pairs of images in what generator and encoder learn
 SLOWER, EVERY = 0.98, 100  # the rates' factor, after so many epochs
+
+Pairs = Sequence[tuple[Tensor, Tensor, float]]  # of an image and what goes with it, and what is to be said of them
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,7 @@ class AABiGAN(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: AABiGANConfig) -> None:
         super().__init__(backbone, size, config)
-        self.encoder = untrained(
-            lambda: nn.Sequential(*trunk(), nn.Linear(WIDTHS[-1] * CELLS**2, config.latent, bias=False))
-        )
+        self.encoder = untrained(lambda: trunk().append(nn.Linear(PLANE, config.latent, bias=False)))
         self.generator = untrained(lambda: build_generator(config.latent))
 
     @classmethod
@@ -74,13 +75,13 @@ class AABiGAN(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
-        judge = untrained(lambda: Judge(config.latent)).to(run.device).train()
+        judges = untrained(lambda: build_judges(config.latent)).to(run.device).train()
         ours = nn.ModuleList([self.encoder, self.generator])
-        for name, network in (("networks", ours), ("discriminators", judge)):
+        for name, network in (("networks", ours), ("discriminators", judges)):
             initialise_uniform(network, run.generator(name))
         optimiser = torch.optim.Adam(ours.parameters(), config.learning_rate, config.betas, fused=True)
-        other = torch.optim.Adam(judge.parameters(), config.discriminator_rate, config.betas, fused=True)
-        state = {"networks": ours, "optimiser": optimiser, "discriminators": judge, "discriminators' optimiser": other}
+        other = torch.optim.Adam(judges.parameters(), config.discriminator_rate, config.betas, fused=True)
+        state = {"networks": ours, "optimiser": optimiser, "discriminators": judges, "discriminators' optimiser": other}
         for epoch in epochs(run, "aabigan", state, config, len(training.normal)):
             ours.train()
             for adam, rate in ((optimiser, config.learning_rate), (other, config.discriminator_rate)):
@@ -94,24 +95,17 @@ class AABiGAN(Method):
                 with run.precision.autocast(run.device):
                     codes = self.encoder(torch.cat([good, bad])).float()
                     made = self.generator(torch.cat([codes[: len(good)], noise])).float()
-                back, drawn = made[: len(good)], made[len(good) :]
-                coded, spoiled = codes[: len(good)], codes[len(good) :]
-                judging = [
-                    judged(judge.with_code(good, coded.detach()), GOOD),
-                    judged(judge.with_code(drawn.detach(), noise), GENERATED),
-                    judged(judge.with_code(bad, spoiled.detach()), BAD),
-                    judged(judge.with_image(good, good), GOOD),
-                    judged(judge.with_image(good, back.detach()), GENERATED),
-                    judged(judge.with_image(bad, bad), BAD),
-                ]
-                _step(other, torch.stack(judging).sum())
-                judge.requires_grad_(False)
-                pairs = ((drawn, noise), (good, coded), (bad, spoiled))
-                aims = [judged(judge.with_code(*pair), AIM) for pair in pairs]
-                aims.append(CYCLE * judged(judge.with_image(good, back), AIM))
-                _step(optimiser, torch.stack(aims).sum())
-                judge.requires_grad_(True)
-                epoch.log(aims=torch.stack(aims).sum(), judging=torch.stack(judging).sum())
+                (back, drawn), (coded, spoiled) = made.split(len(good)), codes.split([len(good), len(bad)])
+                with_code = [(good, coded, GOOD), (drawn, noise, GENERATED), (bad, spoiled, BAD)]
+                with_image = [(good, good, GOOD), (good, back, GENERATED), (bad, bad, BAD)]
+                judging = verdicts(judges, _detached(with_code), _detached(with_image))
+                _step(other, judging)
+                judges.requires_grad_(False)
+                aims = [(image, code, AIM) for image, code, _ in with_code]
+                aiming = verdicts(judges, aims, [(good, back, AIM)], CYCLE)
+                _step(optimiser, aiming)
+                judges.requires_grad_(True)
+                epoch.log(aiming=aiming.detach(), judging=judging.detach())
 
     def predict(self, images: Tensor) -> Prediction:
         small = F.adaptive_avg_pool2d(images, SIDE)
@@ -120,11 +114,6 @@ class AABiGAN(Method):
             made = self.generator(codes).float()
         differences = codes.float() if self.config.score == "code" else made - small
         return Prediction(None, differences.square().flatten(1).sum(dim=1))
-
-
-def judged(outputs: Tensor, target: float) -> Tensor:
-    """A discriminator's mean squared difference from what it, or who is judged, wants it to say."""
-    return (outputs.float() - target).square().mean()
 
 
 def trunk() -> nn.Sequential:
@@ -140,32 +129,43 @@ def build_generator(latent: int) -> nn.Sequential:
     """``b latent``, taken for a map of 4 x 4 cells, to ``b 3 32 32`` in [0, 1]."""
     network = nn.Sequential(nn.Unflatten(1, (latent // CELLS**2, CELLS, CELLS)), nn.LeakyReLU())
     for ins, outs in pairwise([latent // CELLS**2, *WIDTHS[:0:-1]]):
-        network.extend([nn.ConvTranspose2d(ins, outs, 5, padding=2, bias=False)])
+        network.append(nn.ConvTranspose2d(ins, outs, 5, padding=2, bias=False))
         network.extend([nn.BatchNorm2d(outs, 1e-4, affine=False), nn.LeakyReLU(), nn.Upsample(scale_factor=2.0)])
     return network.extend([nn.ConvTranspose2d(WIDTHS[1], WIDTHS[0], 5, padding=2, bias=False), nn.Sigmoid()])
 
 
 class Judge(nn.Module):
-    """Both discriminators, ``b 1``: of an image and its code, and of an image and what came back of it."""
+    """``b``, of images ``b 3 32 32`` and what goes with them, which ``other`` makes vectors of ``width`` numbers of."""
 
-    def __init__(self, latent: int) -> None:
+    def __init__(self, other: nn.Module, width: int, slope: float) -> None:
         super().__init__()
-        self.image, self.first, self.second = trunk(), trunk(), trunk()
-        self.code, width = nn.Linear(latent, 512), WIDTHS[-1] * CELLS**2
-        self.on_code = nn.Sequential(nn.Linear(width + 512, 1024), nn.LeakyReLU(0.2), nn.Linear(1024, 1))
-        self.on_images = nn.Sequential(nn.Linear(2 * width, 1024), nn.LeakyReLU(0.1), nn.Linear(1024, 1))
+        self.image, self.other = trunk(), other
+        self.joined = nn.Sequential(nn.Linear(PLANE + width, 1024), nn.LeakyReLU(slope), nn.Linear(1024, 1))
 
-    def with_code(self, images: Tensor, codes: Tensor) -> Tensor:
-        outputs: Tensor = self.on_code(torch.cat([self.image(images), self.code(codes)], dim=1))
-        return outputs
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        outputs: Tensor = self.joined(torch.cat([self.image(images), self.other(others)], dim=1))
+        return outputs.float().squeeze(1)
 
-    def with_image(self, images: Tensor, others: Tensor) -> Tensor:
-        outputs: Tensor = self.on_images(torch.cat([self.first(images), self.second(others)], dim=1))
-        return outputs
+
+def build_judges(latent: int) -> nn.ModuleList:
+    """The discriminator of images with their codes, and that of images with what came back of them."""
+    return nn.ModuleList([Judge(nn.Linear(latent, 512), 512, 0.2), Judge(trunk(), PLANE, 0.1)])
+
+
+def verdicts(judges: nn.ModuleList, with_code: Pairs, with_image: Pairs, weight: float = 1.0) -> Tensor:
+    """Mean squared differences of what is said of pairs from each one's target, summed; ``weight`` is of the second."""
+    on_code, on_image = judges
+    first = [(on_code(one, two) - target).square().mean() for one, two, target in with_code]
+    second = [(on_image(one, two) - target).square().mean() for one, two, target in with_image]
+    return torch.stack(first).sum() + weight * torch.stack(second).sum()
 
 
 def _small(images: Images, indices: Sequence[int], run: Run) -> Tensor:
     return F.adaptive_avg_pool2d(images.batch(indices).images.to(run.device), SIDE)
+
+
+def _detached(pairs: Pairs) -> Pairs:
+    return [(one.detach(), two.detach(), target) for one, two, target in pairs]
 
 
 def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

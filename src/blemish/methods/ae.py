@@ -3,10 +3,8 @@
 Idea: a small network squeezes the image into a few numbers and builds it again. It learns on good images alone, so what
 it builds looks good; where the image differs from it, something is wrong.
 Loss: 1 - structural similarity of windows of 11 x 11 pixels (``measure=ssim``), or the squared difference (``l2``).
-Score: the map is the same comparison of the image and what came back, pixel by pixel; an image's score is its highest
-value (the paper has none).
-The network is the paper's for 128 pixels; larger images are halved more often at both ends, as the paper does for 256.
-Good images are not augmented, and textures are not cut (``--tile`` does that). Differences: docs/methods/ae.md.
+Score: the map is the same comparison at every pixel; an image's score is its highest value (our reading).
+The network is the paper's, which halves larger images more often. Differences: docs/methods/ae.md.
 
 Bergmann, Löwe, Fauser, Sattlegger, Steger: Improving Unsupervised Defect Segmentation by Applying Structural Similarity
 to Autoencoders, VISAPP 2019.
@@ -20,12 +18,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.autoencoder import SSIM_LAYERS, decoder, encoder, fitted
+from blemish.ops.autoencoder import SSIM_LAYERS, decoder, encoder, fitted, train
 from blemish.ops.config import Count, Rate, Sigma, Steps, Weight, Width
-from blemish.ops.residual import initialise_uniform, untrained
+from blemish.ops.residual import untrained
 from blemish.ops.smoothing import upscale
 from blemish.ops.ssim import Measure, residual_map, similarity
-from blemish.run import Run, epochs
+from blemish.run import Run
 
 
 @dataclass(frozen=True)
@@ -56,28 +54,26 @@ class AE(Method):
         super().__init__(backbone, size, config)
         layers, latent = fitted(SSIM_LAYERS, size), config.latent
         self.network = untrained(
-            lambda: nn.Sequential(encoder(layers, size, latent), decoder(layers, size, latent), nn.Sigmoid())
+            lambda: nn.Sequential(encoder(layers, size, latent), decoder(layers, size, latent))
         )
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        config, images = self.config, training.normal
-        initialise_uniform(self.network, run.generator("network"))
-        parameters, decay = self.network.parameters(), config.weight_decay
-        optimiser = torch.optim.Adam(parameters, config.learning_rate, weight_decay=decay, fused=True)
-        for epoch in epochs(run, "ae", {"network": self.network, "optimiser": optimiser}, config, len(images)):
-            for indices in epoch.batches():
-                seen = images.batch(indices).images.to(run.device)
-                with run.precision.autocast(run.device):
-                    made = self.network(seen).float()
-                loss = 1 - similarity(seen, made).mean() if config.measure == "ssim" else (seen - made).square().mean()
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+        config, parameters = self.config, self.network.parameters()
+        adam = torch.optim.Adam(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+        def loss(seen: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+            made = self._given_back(seen)
+            is_ssim = config.measure == "ssim"
+            return {"loss": 1 - similarity(seen, made).mean() if is_ssim else (seen - made).square().mean()}
+
+        train("ae", self.network, adam, loss, training.normal, config, run)
 
     def predict(self, images: Tensor) -> Prediction:
-        with self.autocast(images):
-            made = self.network(images)
-        map_ = residual_map(images, made.float(), self.config.measure)
-        map_ = upscale(map_, images.shape[-2:], self.config.sigma)
+        residual = residual_map(images, self._given_back(images), self.config.measure)
+        map_ = upscale(residual, images.shape[-2:], self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
+
+    def _given_back(self, images: Tensor) -> Tensor:
+        with self.autocast(images):
+            made: Tensor = self.network(images)
+        return made.float().sigmoid()

@@ -1,14 +1,12 @@
 """Visually explaining VAE: where in the image do the numbers lie that make its code unusual?
 
-Idea: a variational auto-encoder learns to map good images to codes that look like draws from a standard normal
-distribution. An unusual image has a code far from zero, and Grad-CAM says which places of the encoder's last feature map
-the code hangs on.
+Idea: a variational auto-encoder maps good images to codes that look like standard normal draws. An unusual image has a
+code far from zero, and Grad-CAM says which places of the encoder's last feature map the code hangs on.
 Loss: cross-entropy of the pixels and the code's divergence from the standard normal, both summed over an image.
-Score: the map is Grad-CAM of the sum of the code's means on the encoder's last convolution, in absolute value: its
-channels, each weighted by the mean of its gradient. An image's score is the map's mean (the paper has none; ``elbo``:
-the negative evidence bound).
-Written from the paper's equations. The network is the paper's small one, its first convolution repeated at half the grid
-until about 8 x 8 cells are left; for larger images the paper has a ResNet18. Differences: docs/methods/expvae.md.
+Score: the map is Grad-CAM of the sum of the code's means on the encoder's last convolution, in absolute value. An image's
+score is the map's mean (our reading; ``elbo``: the negative evidence bound).
+Written from the paper's equations. The network is the paper's small one, which halves larger images more often; there the
+paper has a ResNet18. Differences: docs/methods/expvae.md.
 
 Liu, Li, Zheng, Karanam, Wu, Bhanu, Radke, Camps: Towards Visually Explaining Variational Autoencoders, CVPR 2020.
 """
@@ -22,12 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.autoencoder import Layer, Variational, decoder, divergence, encoder, fitted
+from blemish.ops.autoencoder import Layer, Variational, decoder, divergence, encoder, fitted, train
 from blemish.ops.config import Count, Rate, Sigma, Steps, Width
 from blemish.ops.gradcam import gradcam
-from blemish.ops.residual import initialise_uniform, untrained
+from blemish.ops.residual import untrained
 from blemish.ops.smoothing import upscale
-from blemish.run import Run, epochs
+from blemish.run import Run
 
 LAYERS: list[Layer] = [(64, 2), (128, 2)]
 
@@ -59,32 +57,23 @@ class ExpVAE(Method):
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: ExpVAEConfig) -> None:
         super().__init__(backbone, size, config)
         layers, hidden = fitted(LAYERS, size), config.hidden
-        self.network = untrained(
-            lambda: Variational(
-                encoder(layers, size, hidden, slope=0).extend([nn.ReLU(), nn.Conv2d(hidden, 2 * config.latent, 1)]),
-                nn.Sequential(
-                    nn.Conv2d(config.latent, hidden, 1), nn.ReLU(), decoder(layers, size, hidden, slope=0)
-                ),
-            )
-        )
+
+        def build() -> Variational:
+            into, back = encoder(layers, size, hidden, slope=0), decoder(layers, size, hidden, slope=0)
+            into.extend([nn.ReLU(), nn.Conv2d(hidden, 2 * config.latent, 1)])
+            return Variational(into, nn.Sequential(nn.Conv2d(config.latent, hidden, 1), nn.ReLU(), back))
+
+        self.network = untrained(build)
         self._last = 2 * len(layers) - 1  # modules up to the last convolution, each before it with an activation
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        config, images = self.config, training.normal
-        initialise_uniform(self.network, run.generator("network"))
-        optimiser = torch.optim.Adam(self.network.parameters(), config.learning_rate, fused=True)
-        for epoch in epochs(run, "expvae", {"network": self.network, "optimiser": optimiser}, config, len(images)):
-            draws = epoch.generator("codes")
-            for indices in epoch.batches():
-                seen = images.batch(indices).images.to(run.device)
-                noise = torch.randn((len(seen), config.latent, 1, 1), generator=draws).to(run.device)
-                with run.precision.autocast(run.device):
-                    given = self.network(seen, noise)
-                loss = negative_bounds(seen, *given).mean()
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+        def loss(seen: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
+            with run.precision.autocast(run.device):
+                back = self.network(seen, draws)
+            return {"loss": negative_bounds(seen, *back).mean()}
+
+        adam = torch.optim.Adam(self.network.parameters(), self.config.learning_rate, fused=True)
+        train("expvae", self.network, adam, loss, training.normal, self.config, run)
 
     def predict(self, images: Tensor) -> Prediction:
         with torch.inference_mode(False), torch.enable_grad():

@@ -1,14 +1,13 @@
 """gamma-VAE with gradient projection: walk from the image to the nearest one that the model can make.
 
-Idea: a variational auto-encoder learns good images, and with them how large its own errors are (gamma). An image with a
-defect is then moved, pixel by pixel, down the model's reconstruction error, while a second term holds it close to where
-it began: good places stay, and the defect is repaired. What was changed is the defect.
+Idea: a variational auto-encoder learns good images, and with them how large its errors are (gamma). An image is then
+moved, pixel by pixel, down the model's reconstruction error, while a second term holds it close to where it began: good
+places stay and the defect is repaired.
 Loss: the evidence bound with a variance gamma that is learned (``gamma_loss``).
-Score: the map compares the image before the walk with the one after it, by structural similarity as AE-SSIM does
-(``measure=l2``: squared difference); an image's score is the map's highest value (our reading).
+Score: the map compares the image before and after by structural similarity (``measure=l2``: squared difference); an
+image's score is its highest value (our reading).
 A step: x - rate * (gradient of the error + weight * sign(x - start)) * (x - f(x))^2. As in both known codes the gradient
-leaves f alone; ``through=true`` follows it through the network, as the paper's energy says. Network: AE-SSIM's.
-Differences: docs/methods/gammavae.md.
+leaves f alone; with ``through=true`` it does not, as in the paper. Network: AE-SSIM's. More: docs/methods/gammavae.md.
 
 Dehaene, Frigo, Combrexelle, Eline: Iterative Energy-Based Projection on a Normal Data Manifold for Anomaly Localization,
 ICLR 2020.
@@ -22,12 +21,12 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.autoencoder import SSIM_LAYERS, Variational, decoder, divergence, encoder, fitted
+from blemish.ops.autoencoder import SSIM_LAYERS, Variational, decoder, divergence, encoder, fitted, train
 from blemish.ops.config import Count, Rate, Sigma, Steps, Weight, Width
-from blemish.ops.residual import initialise_uniform, untrained
+from blemish.ops.residual import untrained
 from blemish.ops.smoothing import upscale
 from blemish.ops.ssim import Measure, residual_map
-from blemish.run import Run, epochs
+from blemish.run import Run
 
 SMALLEST_GAMMA = 1e-6  # keeps the logarithm finite where images are given back to the bit
 
@@ -65,26 +64,18 @@ class GammaVAE(Method):
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: GammaVAEConfig) -> None:
         super().__init__(backbone, size, config)
         layers, latent = fitted(SSIM_LAYERS, size), config.latent
-        self.network = untrained(
-            lambda: Variational(encoder(layers, size, 2 * latent), decoder(layers, size, latent))
-        )
+        self.network = untrained(lambda: Variational(encoder(layers, size, 2 * latent), decoder(layers, size, latent)))
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        config, images = self.config, training.normal
-        initialise_uniform(self.network, run.generator("network"))
-        optimiser = torch.optim.Adam(self.network.parameters(), config.learning_rate, config.betas, fused=True)
-        for epoch in epochs(run, "gammavae", {"network": self.network, "optimiser": optimiser}, config, len(images)):
-            draws = epoch.generator("codes")
-            for indices in epoch.batches():
-                seen = images.batch(indices).images.to(run.device)
-                noise = torch.randn((len(seen), config.latent, 1, 1), generator=draws).to(run.device)
-                with run.precision.autocast(run.device):
-                    made, mean, log_variance = self.network(seen, noise)
-                loss, gamma = gamma_loss(seen, made.sigmoid(), divergence(mean, log_variance))
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach(), gamma=gamma.detach())
+        config = self.config
+        adam = torch.optim.Adam(self.network.parameters(), config.learning_rate, config.betas, fused=True)
+
+        def loss(seen: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
+            with run.precision.autocast(run.device):
+                logits, mean, log_variance = self.network(seen, draws)
+            return gamma_loss(seen, logits.sigmoid(), divergence(mean, log_variance))
+
+        train("gammavae", self.network, adam, loss, training.normal, config, run)
 
     def predict(self, images: Tensor) -> Prediction:
         moved = images
@@ -113,11 +104,11 @@ class GammaVAE(Method):
         return made.sigmoid()
 
 
-def gamma_loss(images: Tensor, made: Tensor, divergences: Tensor) -> tuple[Tensor, Tensor]:
+def gamma_loss(images: Tensor, made: Tensor, divergences: Tensor) -> dict[str, Tensor]:
     """The bound's negative a value of an image, less a constant, at the best ``gamma`` for these images; and that gamma.
 
     With d values an image, d/2 log(gamma) + |x - made|^2 / (2 gamma) is least where gamma is the mean squared error, and
     then d/2 (log(gamma) + 1).
     """
     gamma = (images - made).square().mean().clamp_min(SMALLEST_GAMMA)
-    return gamma.log() / 2 + divergences.mean() / images[0].numel(), gamma
+    return {"loss": gamma.log() / 2 + divergences.mean() / images[0].numel(), "gamma": gamma}

@@ -4,13 +4,17 @@ A layer is its width and its stride: 4x4 convolutions of stride 2 halve the grid
 ReLU follows each, behind a BatchNorm where one is asked for, but for what touches the image or the code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from blemish.contract import Images
 from blemish.errors import ConfigError
+from blemish.ops.residual import initialise_uniform
+from blemish.run import Run, epochs
+from blemish.run.loop import Schedule
 
 Layer = tuple[int, Literal[1, 2]]
 
@@ -19,10 +23,7 @@ SSIM_LAYERS: list[Layer] = [(32, 2), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2
 
 
 def fitted(layers: Sequence[Layer], size: Sequence[int], most: int = 8) -> list[Layer]:
-    """``layers``, with halvings of the first one's width in front while over ``most`` cells are left along both sides.
-
-    A side that can no longer be halved ends it, too.
-    """
+    """``layers``, with halvings of the first one's width in front until ``most`` cells are left along a side, or odd."""
     layers = list(layers)
     while min(grid := cells(layers, size)) > most and not any(side % 2 for side in grid):
         layers = [(layers[0][0], 2), *layers]
@@ -42,35 +43,16 @@ def cells(layers: Sequence[Layer], size: Sequence[int]) -> tuple[int, int]:
 
 def downward(layers: Sequence[Layer], channels: int = 3, norm: bool = False, slope: float = 0.2) -> nn.Sequential:
     """``b channels h w`` to the last layer's width and ``cells``."""
-    network, ins = nn.Sequential(), channels
-    for index, (outs, stride) in enumerate(layers):
+    network = nn.Sequential()
+    for index, (ins, (outs, stride)) in enumerate(zip([channels, *(width for width, _ in layers)], layers)):
         has_norm = norm and index > 0
         network.append(nn.Conv2d(ins, outs, 2 + stride, stride, padding=1, bias=not has_norm))
         network.extend([nn.BatchNorm2d(outs)] * has_norm + [nn.LeakyReLU(slope)])
-        ins = outs
-    return network
-
-
-def upward(layers: Sequence[Layer], channels: int = 3, norm: bool = False, slope: float = 0.2) -> nn.Sequential:
-    """The way back: from the last layer's width to ``b channels h w``, without an activation at the end."""
-    network, widths = nn.Sequential(), [channels, *(width for width, _ in layers)]
-    for index in reversed(range(len(layers))):
-        ins, outs, stride = widths[index + 1], widths[index], layers[index][1]
-        kind = nn.ConvTranspose2d if stride == 2 else nn.Conv2d
-        has_norm = norm and index > 0
-        network.append(kind(ins, outs, 2 + stride, stride, padding=1, bias=not has_norm))
-        if index:
-            network.extend([nn.BatchNorm2d(outs)] * has_norm + [nn.LeakyReLU(slope)])
     return network
 
 
 def encoder(
-    layers: Sequence[Layer],
-    size: Sequence[int],
-    latent: int,
-    channels: int = 3,
-    norm: bool = False,
-    slope: float = 0.2,
+    layers: Sequence[Layer], size: Sequence[int], latent: int, channels: int = 3, norm: bool = False, slope: float = 0.2
 ) -> nn.Sequential:
     """``b channels h w``, of ``size`` (h, w) alone, to ``b latent 1 1``: a last convolution sees all that is left."""
     last = nn.Conv2d(layers[-1][0], latent, cells(layers, size))
@@ -78,18 +60,17 @@ def encoder(
 
 
 def decoder(
-    layers: Sequence[Layer],
-    size: Sequence[int],
-    latent: int,
-    channels: int = 3,
-    norm: bool = False,
-    slope: float = 0.2,
+    layers: Sequence[Layer], size: Sequence[int], latent: int, channels: int = 3, norm: bool = False, slope: float = 0.2
 ) -> nn.Sequential:
-    """The mirror of ``encoder``, layers in the same order: ``b latent 1 1`` to ``b channels h w`` without bounds."""
-    width = layers[-1][0]
-    network = nn.Sequential(nn.ConvTranspose2d(latent, width, cells(layers, size), bias=not norm))
-    network.extend([nn.BatchNorm2d(width)] * norm + [nn.LeakyReLU(slope)])
-    return network.extend(upward(layers, channels, norm, slope))
+    """The mirror of ``encoder``, of the same layers: ``b latent 1 1`` to ``b channels h w``, no activation at the end."""
+    widths = [channels, *(width for width, _ in layers)]
+    network = nn.Sequential(nn.ConvTranspose2d(latent, widths[-1], cells(layers, size), bias=not norm))
+    for index in reversed(range(len(layers))):
+        ins, outs, stride = widths[index + 1], widths[index], layers[index][1]
+        network.extend([nn.BatchNorm2d(ins)] * norm + [nn.LeakyReLU(slope)])
+        kind = nn.ConvTranspose2d if stride == 2 else nn.Conv2d
+        network.append(kind(ins, outs, 2 + stride, stride, padding=1, bias=not norm or index == 0))
+    return network
 
 
 class Variational(nn.Module):
@@ -99,13 +80,35 @@ class Variational(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What it gives back, the code's mean and its log-variance; without ``noise``, ``b d 1 1``, from the mean."""
+    def forward(self, images: Tensor, draws: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What it gives back, from the code's mean or, with ``draws``, from a draw; the code's mean and log-variance."""
         mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
-        code = mean if noise is None else mean + noise * (log_variance / 2).exp()
-        return self.decoder(code).float(), mean, log_variance
+        noise = 0.0 if draws is None else torch.randn(mean.shape, generator=draws).to(mean.device)
+        return self.decoder(mean + noise * (log_variance / 2).exp()).float(), mean, log_variance
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """``b``: the Kullback-Leibler divergence of each image's code from a standard normal one, summed over its numbers."""
     return (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).sum(dim=1) / 2
+
+
+def train(
+    name: str,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: Callable[[Tensor, torch.Generator], dict[str, Tensor]],
+    images: Images,
+    config: Schedule,
+    run: Run,
+) -> None:
+    """Learn from pixels alone, from fresh values: ``loss`` of images ``b 3 h w`` and what codes are drawn by."""
+    initialise_uniform(network, run.generator("network"))
+    for epoch in epochs(run, name, {"network": network, "optimiser": optimiser}, config, len(images)):
+        network.train()
+        draws = epoch.generator("codes")
+        for indices in epoch.batches():
+            values = loss(images.batch(indices).images.to(run.device), draws)
+            optimiser.zero_grad(set_to_none=True)
+            values["loss"].backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            epoch.log(**{key: value.detach() for key, value in values.items()})
