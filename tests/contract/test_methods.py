@@ -31,7 +31,8 @@ SIDE = 64
 STEPS = 15
 """Of the fit that has to see a defect; fits that only have to work take one or two."""
 
-QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0}
+QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0, "measure": "l2", "iterations": 3}
+QUICK |= {"hidden": 64}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
 REGIMES = ("clean", "contaminated", "weak")
@@ -120,7 +121,8 @@ def learn(folders: dict[str, Path], backbones, name: str):
                 folders[regime],
                 method=name,
                 options=options,
-                backbone="test_resnet",  # timm's own miniature of a ResNet, for tests
+                # timm's own miniature of a ResNet, for tests
+                backbone=None if method_class(name).on_pixels else "test_resnet",
                 weights="random",
                 size=size,
                 calibration="none",
@@ -177,7 +179,7 @@ def test_options_survive_json_and_are_refused_out_of_their_bounds(name: str) -> 
 
 def test_nothing_to_learn_from_and_nothing_learned_are_said(name: str, tiny_backbone, tiny_images) -> None:
     cls = method_class(name)
-    config = make_config(cls, {"layers": (2, 3)})
+    config = make_config(cls, {} if cls.on_pixels else {"layers": (2, 3)})
     method = cls(tiny_backbone((2, 3)), (SIDE, SIDE), config)
     with pytest.raises(ConfigError, match="learned nothing yet: call fit or load_fitted"):
         method(tiny_images(1).images)

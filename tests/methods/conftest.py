@@ -27,7 +27,8 @@ def learned(tiny_backbone, tiny_images, tiny_teacher) -> Callable[..., Method]:
         backbone = given.get("backbone") or tiny_backbone(layers)
         cls = method_class(name)
         short = {"steps": 2, "batch_size": 4} if hasattr(cls.Config(), "steps") else {}
-        method = cls(backbone, size, make_config(cls, {"layers": layers, **short, **(settings or {})}))
+        short |= {} if cls.on_pixels else {"layers": layers}
+        method = cls(backbone, size, make_config(cls, {**short, **(settings or {})}))
         images, bad = given.get("images") or tiny_images(count, size), given.get("bad") or tiny_images(0, size)
         run = run or Run()
         if watch is not None:
