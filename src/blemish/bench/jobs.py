@@ -260,7 +260,7 @@ def _configuration(
         "method": variant.method,
         "method_version": method_entry(variant.method).version,
         "options": options,
-        "backbone": variant.backbone or recipe.backbone,
+        "backbone": variant.backbone or (None if cls.on_pixels else recipe.backbone),
         "weights": weights,
         "precision": recipe.precision,
         **recipe.preparation.model_dump(),
