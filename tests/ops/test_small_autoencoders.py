@@ -40,7 +40,7 @@ def test_encoder_and_decoder_mirror_each_other(size, norm):
 
 
 def test_sizes_that_cannot_be_halved_are_refused_in_words():
-    with pytest.raises(ConfigError, match="72 x 60 cannot be halved evenly 4 times: .* multiples of 16"):
+    with pytest.raises(ConfigError, match=r"72 x 60 cannot be halved evenly 4 times: .* multiples of 16"):
         encoder(SSIM_LAYERS, (72, 60), 8)
 
 

@@ -1,13 +1,12 @@
 """AA-BiGAN: an encoder and a generator that agree with each other on good images, told by known-bad ones where not to.
 
-Idea: a generator makes images from random codes, an encoder makes codes of images, and one discriminator judges pairs of
-both, another pairs of an image and what comes back of it. Both learn to tell good images' pairs (1) from generated ones
-(0), and put known-bad images' pairs half-way (.5): the generator aims above them (.75), so that what it makes is good.
+Idea: a generator makes images of codes, an encoder codes of images; one discriminator judges pairs of both, another
+pairs of an image and what comes back of it. They learn to tell good images' pairs (1) from generated ones (0) and put
+known-bad images' half-way (.5): the generator aims above those (.75), so that what it makes is good.
 Loss: squared differences from these targets, as least-squares GANs have them (``verdicts``).
-Score: the squared error of what comes back of an image (``score=code``: the squared length of its code). There is no map.
-Networks, targets, rates and batches are the released code's (github.com/tbw162/AA-BiGAN) for images of 32 pixels, which
-any image is averaged down to: small defects are gone then. The released code chooses score and epoch on a validation
-set; ours keeps the last epoch. Differences: docs/methods/aabigan.md.
+Score: the squared error of what comes back (``score=code``: the squared length of the code). There is no map.
+Networks, targets and rates are the released code's (github.com/tbw162/AA-BiGAN) for images of 32 pixels, which any image
+is averaged down to. It chooses score and epoch on a validation set; ours keeps the last. More: docs/methods/aabigan.md.
 
 Tian, Su, Yin: Anomaly Detection by Leveraging Incomplete Anomalous Knowledge with Anomaly-Aware Bidirectional GANs,
 IJCAI 2022.

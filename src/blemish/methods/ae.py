@@ -53,9 +53,7 @@ class AE(Method):
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: AEConfig) -> None:
         super().__init__(backbone, size, config)
         layers, latent = fitted(SSIM_LAYERS, size), config.latent
-        self.network = untrained(
-            lambda: nn.Sequential(encoder(layers, size, latent), decoder(layers, size, latent))
-        )
+        self.network = untrained(lambda: nn.Sequential(encoder(layers, size, latent), decoder(layers, size, latent)))
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, parameters = self.config, self.network.parameters()

@@ -2,7 +2,7 @@
 
 Idea: the code of the auto-encoder is itself a small map, and Grad-CAM says which places of the encoder's last features
 it hangs on. On good images all places are to count; a place that does not count at judging is bad. With a few known-bad
-images a classifier learns on the code, too, and on good images its attention for "good" is to cover everything, that for
+images a classifier learns on the code, too, and on good ones its attention for "good" is to cover everything, that for
 "bad" nothing (CAVGA-w).
 Loss: squared error and divergence, a discriminator's judgement of what is given back, .01 (1 - attention) or
 .01 (1 - attention for good + attention for bad), and .001 cross-entropy of the classifier (``_guide``).
@@ -21,6 +21,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -53,7 +54,9 @@ class CAVGAConfig:
     classification: Annotated[Weight, Field(description="of the classifier's cross-entropy")] = 0.001
     epochs: Annotated[Count, Field(description="passes over the good images")] = 100
     steps: Steps = None
-    batch_size: Annotated[Count, Field(description="good images a step; half as many known-bad ones come with them")] = 16
+    batch_size: Annotated[
+        Count, Field(description="good images a step; half as many known-bad ones come with them")
+    ] = 16
     learning_rate: Annotated[Rate, Field(description="Adam's, of all networks")] = 1e-4
     betas: Annotated[tuple[float, float], Field(description="Adam's")] = (0.5, 0.999)
     sigma: Sigma = 0.0
@@ -81,7 +84,7 @@ class CAVGA(Method):
         self.classifier = nn.Conv2d(latent, 2, grid)  # one output for good, one for bad
         doublings = max(1, round(math.log2(level.stride)))
         widths = [latent, *DECODER[:doublings], *[DECODER[-1]] * (doublings - len(DECODER))]
-        blocks = [residual_stage(ins, outs, 1, BlockKind(False), "up") for ins, outs in zip(widths, widths[1:])]
+        blocks = [residual_stage(ins, outs, 1, BlockKind(False), "up") for ins, outs in pairwise(widths)]
         self.decoder = nn.Sequential(*blocks, nn.Conv2d(widths[-1], 3, 3, padding=1))
         self.register_buffer("guided", torch.tensor(False))
 
@@ -176,7 +179,7 @@ class CAVGA(Method):
         """
         weights = self.mean.weight[:, :, 0, 0]
         explained = self.classifier.weight.mean(dim=(2, 3)) @ weights
-        weights = torch.where(self.guided, explained, weights.mean(dim=0, keepdim=True))
+        weights = torch.where(self.guided, explained, weights.mean(dim=0))
         return F.conv2d(features, weights[:, :, None, None]).sigmoid()
 
     def _guide(self, features: Tensor, mean: Tensor, count: int) -> Tensor:

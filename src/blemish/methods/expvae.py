@@ -3,10 +3,10 @@
 Idea: a variational auto-encoder maps good images to codes that look like standard normal draws. An unusual image has a
 code far from zero, and Grad-CAM says which places of the encoder's last feature map the code hangs on.
 Loss: cross-entropy of the pixels and the code's divergence from the standard normal, both summed over an image.
-Score: the map is Grad-CAM of the sum of the code's means on the encoder's last convolution, in absolute value. An image's
-score is the map's mean (our reading; ``elbo``: the negative evidence bound).
-Written from the paper's equations. The network is the paper's small one, which halves larger images more often; there the
-paper has a ResNet18. Differences: docs/methods/expvae.md.
+Score: the map is Grad-CAM of the sum of the code's means on the encoder's last convolution, in absolute value. An
+image's score is the map's mean (our reading; ``elbo``: the negative evidence bound).
+Written from the paper's equations. The network is the paper's small one, which halves larger images more often; there
+the paper has a ResNet18. Differences: docs/methods/expvae.md.
 
 Liu, Li, Zheng, Karanam, Wu, Bhanu, Radke, Camps: Towards Visually Explaining Variational Autoencoders, CVPR 2020.
 """

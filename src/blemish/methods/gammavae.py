@@ -6,11 +6,11 @@ places stay and the defect is repaired.
 Loss: the evidence bound with a variance gamma that is learned (``gamma_loss``).
 Score: the map compares the image before and after by structural similarity (``measure=l2``: squared difference); an
 image's score is its highest value (our reading).
-A step: x - rate * (gradient of the error + weight * sign(x - start)) * (x - f(x))^2. As in both known codes the gradient
+A step: x - rate * (gradient of the error + weight * sign(x - start)) * (x - f(x))^2. As in both known codes the slope
 leaves f alone; with ``through=true`` it does not, as in the paper. Network: AE-SSIM's. More: docs/methods/gammavae.md.
 
-Dehaene, Frigo, Combrexelle, Eline: Iterative Energy-Based Projection on a Normal Data Manifold for Anomaly Localization,
-ICLR 2020.
+Dehaene, Frigo, Combrexelle, Eline: Iterative Energy-Based Projection on a Normal Data Manifold for Anomaly
+Localization, ICLR 2020.
 """
 
 from dataclasses import dataclass
@@ -105,10 +105,10 @@ class GammaVAE(Method):
 
 
 def gamma_loss(images: Tensor, made: Tensor, divergences: Tensor) -> dict[str, Tensor]:
-    """The bound's negative a value of an image, less a constant, at the best ``gamma`` for these images; and that gamma.
+    """The bound's negative a value of an image, less a constant, at the best ``gamma`` for these; and that gamma.
 
-    With d values an image, d/2 log(gamma) + |x - made|^2 / (2 gamma) is least where gamma is the mean squared error, and
-    then d/2 (log(gamma) + 1).
+    With d values an image, d/2 log(gamma) + |x - made|^2 / (2 gamma) is least where gamma is the mean squared error,
+    and then d/2 (log(gamma) + 1).
     """
     gamma = (images - made).square().mean().clamp_min(SMALLEST_GAMMA)
     return {"loss": gamma.log() / 2 + divergences.mean() / images[0].numel(), "gamma": gamma}

@@ -23,7 +23,7 @@ SSIM_LAYERS: list[Layer] = [(32, 2), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2
 
 
 def fitted(layers: Sequence[Layer], size: Sequence[int], most: int = 8) -> list[Layer]:
-    """``layers``, with halvings of the first one's width in front until ``most`` cells are left along a side, or odd."""
+    """``layers``, with halvings of the first one's width in front till ``most`` cells are left along a side, or odd."""
     layers = list(layers)
     while min(grid := cells(layers, size)) > most and not any(side % 2 for side in grid):
         layers = [(layers[0][0], 2), *layers]
@@ -62,7 +62,7 @@ def encoder(
 def decoder(
     layers: Sequence[Layer], size: Sequence[int], latent: int, channels: int = 3, norm: bool = False, slope: float = 0.2
 ) -> nn.Sequential:
-    """The mirror of ``encoder``, of the same layers: ``b latent 1 1`` to ``b channels h w``, no activation at the end."""
+    """The mirror of ``encoder``, of the same layers: ``b latent 1 1`` to ``b channels h w``, without an activation."""
     widths = [channels, *(width for width, _ in layers)]
     network = nn.Sequential(nn.ConvTranspose2d(latent, widths[-1], cells(layers, size), bias=not norm))
     for index in reversed(range(len(layers))):
@@ -74,21 +74,21 @@ def decoder(
 
 
 class Variational(nn.Module):
-    """A variational auto-encoder of an encoder to ``b 2d 1 1``, means and log-variances, and a decoder from ``b d 1 1``."""
+    """A variational auto-encoder: an encoder to ``b 2d 1 1``, mean and log-variance, and a decoder of ``b d 1 1``."""
 
     def __init__(self, encoder: nn.Sequential, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
     def forward(self, images: Tensor, draws: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What it gives back, from the code's mean or, with ``draws``, from a draw; the code's mean and log-variance."""
+        """What it gives back of the code's mean or, with ``draws``, of a draw; the code's mean and log-variance."""
         mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
         noise = 0.0 if draws is None else torch.randn(mean.shape, generator=draws).to(mean.device)
         return self.decoder(mean + noise * (log_variance / 2).exp()).float(), mean, log_variance
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """``b``: the Kullback-Leibler divergence of each image's code from a standard normal one, summed over its numbers."""
+    """``b``: the Kullback-Leibler divergence of an image's code from a standard normal one, over all its numbers."""
     return (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).sum(dim=1) / 2
 
 
