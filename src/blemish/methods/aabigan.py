@@ -5,7 +5,7 @@ pairs of an image and what comes back of it. They learn to tell good images' pai
 known-bad images' half-way (.5): the generator aims above those (.75), so that what it makes is good.
 Loss: squared differences from these targets, as least-squares GANs have them (``verdicts``).
 Score: the squared error of what comes back (``score=code``: the squared length of the code). There is no map.
-Networks, targets and rates are the released code's (github.com/tbw162/AA-BiGAN) for images of 32 pixels, which any image
+Networks, targets and rates are the released code's (github.com/tbw162/AA-BiGAN) for 32 pixels, which any image
 is averaged down to. It chooses score and epoch on a validation set; ours keeps the last. More: docs/methods/aabigan.md.
 
 Tian, Su, Yin: Anomaly Detection by Leveraging Incomplete Anomalous Knowledge with Anomaly-Aware Bidirectional GANs,

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from blemish.backbones.backbone import normalise_cells
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import ConfigError
 from blemish.ops.autoencoder import Layer, divergence, downward
@@ -46,7 +47,7 @@ SMALLEST = 32  # pixels a side of which the discriminator leaves a cell
 class CAVGAConfig:
     """The weights of the paper's losses; the rest is our reading."""
 
-    layers: Annotated[Layers, Field(description="stages of the encoder; the last one's features are explained")] = (4,)
+    layers: Annotated[Layers, Field(description="stages of the encoder; the last one's features are explained")] = (3,)
     labels: Annotated[bool, Field(description="known-bad images take part, where there are any (CAVGA-w)")] = True
     latent: Annotated[Width, Field(description="channels of the code")] = 128
     adversarial: Annotated[Weight, Field(description="of the discriminator's judgement")] = 1.0
@@ -104,8 +105,12 @@ class CAVGA(Method):
         config = self.config
         self.guided.fill_(config.labels and len(training.anomalous) > 0)
         initialise(self.decoder, run.generator("decoder"))
-        for name in ("mean", "log_variance", "classifier"):
+        for name in ("mean", "log_variance"):
             initialise_uniform(getattr(self, name), run.generator(name))
+        with torch.no_grad():  # attention begins at one half and images grey: what moves them is what is learned
+            self.mean.weight -= self.mean.weight.mean(dim=0, keepdim=True)
+            for values in [*self.classifier.parameters(), *self.decoder[-1].parameters()]:
+                values.zero_()
         judge = untrained(
             lambda: downward(DISCRIMINATOR, norm=True).extend(
                 [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(DISCRIMINATOR[-1][0], 1)]
@@ -160,9 +165,12 @@ class CAVGA(Method):
             yield seen.to(run.device), len(indices), torch.randn((len(indices), *grid), generator=draws).to(run.device)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Last features, and mean and log-variance of the code, at every cell."""
-        features = self.encoder(images)[-1]
-        return features.float(), self.mean(features).float(), self.log_variance(features).float()
+        """Last features, and mean and log-variance of the code, at every cell.
+
+        Each cell's features have mean 0 and variance 1, or attention would go to whatever is strong.
+        """
+        (features,) = normalise_cells(self.encoder(images)[-1:])
+        return features, self.mean(features).float(), self.log_variance(features).float()
 
     def _decode(self, code: Tensor, like: Tensor) -> Tensor:
         """``b 3 h w`` in [0, 1], at the size of ``like``."""
@@ -174,12 +182,11 @@ class CAVGA(Method):
     def _attention(self, features: Tensor) -> Tensor:
         """``b 2 y x`` in [0, 1]: for the code's mean twice over, or for the classifier's good and bad.
 
-        The sum of linear outputs has the same gradient at every place, which Grad-CAM takes the mean of. That of the
-        code is divided by its channels, or every sigmoid would be 0 or 1.
+        The sum of linear outputs has the same gradient at every place, which Grad-CAM takes the mean of.
         """
         weights = self.mean.weight[:, :, 0, 0]
         explained = self.classifier.weight.mean(dim=(2, 3)) @ weights
-        weights = torch.where(self.guided, explained, weights.mean(dim=0))
+        weights = torch.where(self.guided, explained, weights.sum(dim=0)) / math.sqrt(features.shape[1])
         return F.conv2d(features, weights[:, :, None, None]).sigmoid()
 
     def _guide(self, features: Tensor, mean: Tensor, count: int) -> Tensor:
