@@ -198,4 +198,6 @@ class CAVGA(Method):
         is_bad = (torch.arange(len(logits), device=logits.device) >= count).long()
         is_right = logits[:count].argmax(dim=1) == 0  # the attention of an image that is misjudged says nothing
         missed = (1 - attention[:, 0] + attention[:, 1]).mean(dim=(1, 2)) * is_right
-        return config.classification * F.cross_entropy(logits, is_bad) + config.attention * missed.mean()
+        balance = logits.new_tensor([len(logits) - count, count])  # good and bad weigh alike
+        entropy = F.cross_entropy(logits, is_bad, weight=balance)
+        return config.classification * entropy + config.attention * missed.mean()
