@@ -39,10 +39,11 @@ BUDGET = {
     "the station": 3_740,
     "the station's page": 600,
     "systems the papers compare with, part one": 800,
+    "reconstruction, first half, and AA-BiGAN": 870,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 17_200
+TEST_BUDGET = 17_550
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
