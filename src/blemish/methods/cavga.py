@@ -47,7 +47,7 @@ SMALLEST = 32  # pixels a side of which the discriminator leaves a cell
 class CAVGAConfig:
     """The weights of the paper's losses; the rest is our reading."""
 
-    layers: Annotated[Layers, Field(description="stages of the encoder; the last one's features are explained")] = (3,)
+    layers: Annotated[Layers, Field(description="stages of the encoder; the last one's features are explained")] = (2,)
     labels: Annotated[bool, Field(description="known-bad images take part, where there are any (CAVGA-w)")] = True
     latent: Annotated[Width, Field(description="channels of the code")] = 128
     adversarial: Annotated[Weight, Field(description="of the discriminator's judgement")] = 1.0
