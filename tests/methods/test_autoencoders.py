@@ -180,12 +180,12 @@ def test_the_bound_is_torch_s():
 def test_attention_in_closed_form_is_grad_cam_s(labels, learned, tiny_images):
     method = learned("cavga", {"labels": labels, "latent": 6}, bad=tiny_images(4, seed=3))
     assert bool(method.guided) == labels
-    features = method.encoder(tiny_images(2, seed=4).images)[-1].detach().requires_grad_()
+    features = method.encoder(tiny_images(2, seed=4).images)[-1].detach().requires_grad_()  # 16 channels: 4 is the root
     if labels:
         maps = [gradcam(features, method.classifier(method.mean(features))[:, which]) for which in (0, 1)]
-        expected = torch.stack(maps, dim=1).sigmoid()
+        expected = (torch.stack(maps, dim=1) / 4).sigmoid()
     else:
-        expected = gradcam(features, method.mean(features) / 6)[:, None].sigmoid().expand(-1, 2, -1, -1)
+        expected = (gradcam(features, method.mean(features)) / 4)[:, None].sigmoid().expand(-1, 2, -1, -1)
     torch.testing.assert_close(method._attention(features), expected, rtol=1e-4, atol=1e-5)
 
 

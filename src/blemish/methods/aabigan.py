@@ -94,7 +94,8 @@ class AABiGAN(Method):
                 with run.precision.autocast(run.device):
                     codes = self.encoder(torch.cat([good, bad])).float()
                     made = self.generator(torch.cat([codes[: len(good)], noise])).float()
-                (back, drawn), (coded, spoiled) = made.split(len(good)), codes.split([len(good), len(bad)])
+                back, drawn = torch.split(made, len(good))
+                coded, spoiled = torch.split(codes, [len(good), len(bad)])
                 with_code = [(good, coded, GOOD), (drawn, noise, GENERATED), (bad, spoiled, BAD)]
                 with_image = [(good, good, GOOD), (good, back, GENERATED), (bad, bad, BAD)]
                 judging = verdicts(judges, _detached(with_code), _detached(with_image))

@@ -109,8 +109,8 @@ class CAVGA(Method):
             initialise_uniform(getattr(self, name), run.generator(name))
         with torch.no_grad():  # attention begins at one half and images grey: what moves them is what is learned
             self.mean.weight -= self.mean.weight.mean(dim=0, keepdim=True)
-            for values in [*self.classifier.parameters(), *self.decoder[-1].parameters()]:
-                values.zero_()
+            for parameter in [*self.classifier.parameters(), *self.decoder[-1].parameters()]:
+                parameter.zero_()
         judge = untrained(
             lambda: downward(DISCRIMINATOR, norm=True).extend(
                 [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(DISCRIMINATOR[-1][0], 1)]
@@ -174,7 +174,7 @@ class CAVGA(Method):
 
     def _decode(self, code: Tensor, like: Tensor) -> Tensor:
         """``b 3 h w`` in [0, 1], at the size of ``like``."""
-        made = self.decoder(code)
+        made: Tensor = self.decoder(code)
         if made.shape[-2:] != like.shape[-2:]:
             made = F.interpolate(made, size=like.shape[-2:], mode="bilinear")
         return made.float().sigmoid()
@@ -194,7 +194,7 @@ class CAVGA(Method):
         config, attention = self.config, self._attention(features[:count])
         if not self.guided:
             return config.attention * (1 - attention[:, 0]).mean()
-        logits = self.classifier(mean).flatten(1)
+        logits: Tensor = self.classifier(mean).flatten(1)
         is_bad = (torch.arange(len(logits), device=logits.device) >= count).long()
         is_right = logits[:count].argmax(dim=1) == 0  # the attention of an image that is misjudged says nothing
         missed = (1 - attention[:, 0] + attention[:, 1]).mean(dim=(1, 2)) * is_right
