@@ -153,6 +153,25 @@ METHODS: dict[str, MethodEntry] = {
         "Rippel et al., Modeling the Distribution of Normal Data in Pre-Trained Deep Features, ICPR 2020",
         family="density", has_map=False,
     ),
+    "ae": MethodEntry(
+        "blemish.methods.ae:AE", "clean",
+        "an auto-encoder of good images cannot give a defect back; compares by structure or by difference",
+        "Bergmann et al., Improving Unsupervised Defect Segmentation by Applying Structural Similarity to "
+        "Autoencoders, VISAPP 2019",
+        family="reconstruction", cost="hours",
+    ),
+    "gammavae": MethodEntry(
+        "blemish.methods.gammavae:GammaVAE", "clean",
+        "walks from the image to one that a variational auto-encoder can make; what changed is bad",
+        "Dehaene et al., Iterative Energy-Based Projection on a Normal Data Manifold, ICLR 2020",
+        family="reconstruction", cost="hours", exports=False,
+    ),
+    "expvae": MethodEntry(
+        "blemish.methods.expvae:ExpVAE", "clean",
+        "where a variational auto-encoder's code is unusual, and by which places (Grad-CAM)",
+        "Liu et al., Towards Visually Explaining Variational Autoencoders, CVPR 2020",
+        family="reconstruction", cost="hours", exports=False,
+    ),
     "ocsvm": MethodEntry(
         "blemish.methods.ocsvm:OCSVM", "clean",
         "a one-class support vector machine on a whole image's features; no map",
@@ -221,6 +240,19 @@ METHODS: dict[str, MethodEntry] = {
         "Fang et al., Boosting Fine-Grained Visual Anomaly Detection with Coarse-Knowledge-Aware Adversarial "
         "Learning, AAAI 2025",
         family="teacher and student", cost="hours",
+    ),
+    "cavga": MethodEntry(
+        "blemish.methods.cavga:CAVGA", "weak",
+        "an auto-encoder whose attention is taught to cover all of a good image; known-bad ones teach it more",
+        "Venkataramanan et al., Attention Guided Anomaly Localization in Images, ECCV 2020",
+        family="reconstruction", cost="hours",
+    ),
+    "aabigan": MethodEntry(
+        "blemish.methods.aabigan:AABiGAN", "weak",
+        "encoder and generator of small images that known-bad ones teach what not to make; no map",
+        "Tian et al., Anomaly Detection by Leveraging Incomplete Anomalous Knowledge with Anomaly-Aware "
+        "Bidirectional GANs, IJCAI 2022",
+        family="reconstruction", cost="minutes", has_map=False,
     ),
     "deepsad": MethodEntry(
         "blemish.methods.deepsad:DeepSAD", "weak",

@@ -64,6 +64,12 @@ def test_every_cell_is_an_experiment_of_its_own(tmp_path):
     assert cells[0].configuration["options"]["patch_size"] == 3, "defaults are written out"
 
 
+def test_a_recipe_s_backbone_is_not_for_what_sees_pixels(tmp_path):
+    text = CLEAN.replace('method = "rd"', 'method = "ae"')
+    given = {cell.label: cell.configuration["backbone"] for cell in experiments(recipe_of(tmp_path, text))}
+    assert given == {"PatchCore": "resnet18", "RD": None}
+
+
 def test_a_label_or_title_changes_no_signature(tmp_path):
     before, renamed, other = (
         experiments(recipe_of(tmp_path, text))[0].signature

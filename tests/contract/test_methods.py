@@ -36,6 +36,7 @@ QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0,
 QUICK |= {"hidden": 64, "flow_steps": 2, "test_turns": 2}
 QUICK |= {"filters": 4, "fields": (33,), "spacing": 4, "taught": 0.2}
 QUICK |= {"first_width": 8, "widen": 1, "side": 16, "repeats": 2}
+QUICK |= {"measure": "l2", "iterations": 3}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
 DEVICE = choose_device(os.environ.get("BLEMISH_TEST_DEVICE", "cpu"))

@@ -68,7 +68,7 @@ def decoder(
     for index in reversed(range(len(layers))):
         ins, outs, stride = widths[index + 1], widths[index], layers[index][1]
         network.extend([nn.BatchNorm2d(ins)] * norm + [nn.LeakyReLU(slope)])
-        kind = nn.ConvTranspose2d if stride == 2 else nn.Conv2d
+        kind: Callable[..., nn.Module] = nn.ConvTranspose2d if stride == 2 else nn.Conv2d
         network.append(kind(ins, outs, 2 + stride, stride, padding=1, bias=not norm or index == 0))
     return network
 

@@ -16,7 +16,7 @@ def similarity(first: Tensor, second: Tensor) -> Tensor:
     taps = torch.arange(WINDOW, device=first.device, dtype=torch.float32) - WINDOW // 2
     taps = (-(taps**2) / (2 * SIGMA**2)).exp()
     taps = taps / taps.sum()
-    first, second, count = first.float(), second.float(), first.shape[1]
+    first, second, count = first.float() - 0.5, second.float() - 0.5, first.shape[1]  # or variances would cancel out
 
     def mean(images: Tensor) -> Tensor:
         rows = F.conv2d(images, taps.view(1, 1, -1, 1).expand(count, 1, -1, 1), groups=count)
@@ -25,6 +25,7 @@ def similarity(first: Tensor, second: Tensor) -> Tensor:
     one, two = mean(first), mean(second)
     variances = mean(first * first) - one * one + mean(second * second) - two * two
     covariance = mean(first * second) - one * two
+    one, two = one + 0.5, two + 0.5
     alike = (2 * one * two + LUMINANCE) * (2 * covariance + CONTRAST)
     return alike / ((one * one + two * two + LUMINANCE) * (variances + CONTRAST))
 

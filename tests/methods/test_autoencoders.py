@@ -1,0 +1,242 @@
+"""AE-SSIM, gamma-VAE, visually explaining VAE, CAVGA and AA-BiGAN: their rules worked out in NumPy and SciPy."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+import blemish
+from blemish.backbones.backbone import NoBackbone
+from blemish.errors import ConfigError
+from blemish.methods import aabigan
+from blemish.methods.expvae import negative_bounds
+from blemish.methods.gammavae import gamma_loss
+from blemish.ops.gradcam import gradcam
+from blemish.ops.residual import untrained
+from blemish.registry import METHODS, method_class
+
+ON_PIXELS = [name for name in METHODS if method_class(name).on_pixels]
+
+
+def numbers(network):
+    return sum(values.numel() for values in network.parameters())
+
+
+def numpy(values):
+    return values.detach().double().numpy()
+
+
+# What sees pixels alone
+
+
+@pytest.mark.parametrize("name", ON_PIXELS)
+def test_a_backbone_for_what_sees_pixels_is_refused(name, tmp_path):
+    from PIL import Image
+
+    folders = ("good", "anomalous") if METHODS[name].regime == "weak" else ("good",)
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            Image.effect_noise((64, 64), 40 + i).save(tmp_path / folder / f"{i}.png")
+    with pytest.raises(
+        ConfigError, match=f"{name} sees pixels alone and has no use for resnet18: leave --backbone out"
+    ):
+        blemish.fit(tmp_path, method=name, backbone="resnet18", weights="random", size=64, calibration="none")
+
+
+def test_a_model_that_sees_pixels_holds_no_backbone(learned, tmp_path):
+    from safetensors import safe_open
+
+    from blemish.data.preprocessing import Preprocessing
+    from blemish.inspection.calibration import Calibration
+    from blemish.inspection.inspector import Inspector, load
+
+    method = learned("ae", backbone=NoBackbone())
+    inspector = Inspector(method, "ae", Preprocessing(size=(64, 64)), Calibration())
+    path = inspector.save(tmp_path / "m.blemish")
+    with safe_open(path, framework="pt") as file:
+        assert not [key for key in file.keys() if "backbone" in key]  # noqa: SIM118  # it is no mapping
+    assert load(path).method.backbone.spec() == {"name": "none", "stages": []}
+
+
+# AE-SSIM and AE-L2
+
+
+@pytest.mark.parametrize("measure", ["ssim", "l2"])
+def test_an_auto_encoder_learns_by_what_it_judges_by(measure, learned, tiny_images):
+    settings = {"measure": measure, "steps": 6, "batch_size": 8, "learning_rate": 1e-3}
+    method = learned("ae", settings)
+    losses = [epoch["loss"] for epoch in method.curve]
+    assert losses[-1] < losses[0]
+    images = tiny_images(8).images
+    with torch.no_grad():
+        found = method(images)
+    assert torch.equal(found.score, found.map.amax(dim=(1, 2)))
+    made = numpy(method.network(images).sigmoid())
+    if measure == "l2":
+        expected = ((numpy(images) - made) ** 2).mean(axis=1)
+        np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-6)
+
+
+# gamma-VAE
+
+
+def test_gamma_is_the_one_that_makes_the_bound_least():
+    rng = np.random.default_rng(0)
+    images, made, divergences = rng.random((4, 3, 5, 6)), rng.random((4, 3, 5, 6)), rng.random(4) * 9
+    values, squares = images[0].size, ((images - made) ** 2).sum(axis=(1, 2, 3))
+
+    def negative_bound(log_gamma):
+        return (values / 2 * log_gamma + squares / (2 * np.exp(log_gamma)) + divergences).mean()
+
+    best = minimize_scalar(negative_bound, bounds=(-10, 3), method="bounded", options={"xatol": 1e-8})
+    found = gamma_loss(*(torch.from_numpy(value) for value in (images, made, divergences)))
+    assert float(found["gamma"]) == pytest.approx(np.exp(best.x), rel=1e-5)
+    assert values * float(found["loss"]) + values / 2 == pytest.approx(best.fun)
+
+
+def test_a_step_of_the_walk_is_the_codes(learned, tiny_images):
+    method = learned("gammavae", {"rate": 0.3, "weight": 0.2})
+    start, images = tiny_images(2).images, tiny_images(2, seed=3).images
+    x, begun, made = numpy(images), numpy(start), numpy(method.network(images)[0].sigmoid())
+    expected = x - 0.3 * (2 * (x - made) + 0.2 * np.sign(x - begun)) * (x - made) ** 2
+    np.testing.assert_allclose(method._step(images, start).detach(), expected.clip(0, 1), atol=1e-6)
+
+
+def test_the_walk_lowers_the_error_and_may_follow_the_gradient_through_the_network(learned, tiny_images, planted):
+    images = planted(tiny_images(3, seed=5).images)
+    walks = {}
+    for through in (False, True):
+        method = learned("gammavae", {"through": through, "iterations": 10, "measure": "l2"})
+        with torch.inference_mode():
+            found = method(images)
+            moved = images
+            for _ in range(10):
+                moved = method._step(moved, images)
+            before, after = (((x - method._given_back(x)) ** 2).sum() for x in (images, moved))
+        assert after < before
+        torch.testing.assert_close(found.map, ((images - moved) ** 2).mean(dim=1))
+        walks[through] = moved
+    assert not torch.equal(walks[False], walks[True])
+
+
+def test_the_gradient_through_the_network_is_the_difference_quotient(learned, tiny_images):
+    method = learned("gammavae", {"through": True, "rate": 0.01})
+    images = tiny_images(2, seed=5).images.clamp(0.1, 0.9)
+    with torch.no_grad():
+        step = numpy(images - method._step(images, images))
+        method.network.double()
+
+        def given_back(pixels):
+            return method.network.decoder(method.network.encoder(pixels)[:, :100]).sigmoid()
+
+        x, shift = (
+            images.double(),
+            1e-5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).double(),
+        )
+        made, errors = given_back(x), [float((y - given_back(y)).square().sum()) for y in (x + shift, x - shift)]
+    slopes = step / (0.01 * numpy(x - made) ** 2)
+    assert (slopes * shift.numpy()).sum() == pytest.approx((errors[0] - errors[1]) / 2, rel=1e-2)
+
+
+# Visually explaining VAE
+
+
+def test_the_map_is_grad_cam_worked_out_layer_by_layer(learned, tiny_images):
+    method = learned("expvae", {"hidden": 20, "latent": 6})
+    images = tiny_images(2, seed=4).images
+    layers = method.network.encoder
+    features = numpy(layers[: method._last](images))
+    hidden, code = layers[-3], layers[-1]
+    weights, bias = numpy(hidden.weight), numpy(hidden.bias)
+    before = np.einsum("hcyx,bcyx->bh", weights, features.clip(0)) + bias
+    slopes = np.einsum("jh,bh,hcyx->bcyx", numpy(code.weight)[:6, :, 0, 0], before > 0, weights) * (features > 0)
+    slopes /= np.sqrt((slopes**2).mean(axis=(1, 2, 3), keepdims=True))
+    expected = torch.from_numpy(np.einsum("bc,bcyx->byx", slopes.mean(axis=(2, 3)), features))
+    expected = torch.nn.functional.interpolate(expected[:, None], size=(64, 64), mode="bilinear")[:, 0].abs()
+    with torch.inference_mode():
+        found = method(images)
+    np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.score, expected.mean(dim=(1, 2)), rtol=1e-3)
+    assert features.shape[1:] == (128, 8, 8)
+
+
+def test_the_bound_is_torch_s():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((3, 3, 4, 4), generator=generator).round()  # of 0 and 1, which Bernoulli takes
+    logits, mean, log_variance = (torch.randn(shape, generator=generator) for shape in ((3, 3, 4, 4), (3, 2), (3, 2)))
+    pixels = -Bernoulli(logits=logits).log_prob(images).sum(dim=(1, 2, 3))
+    code = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).sum(dim=1)
+    torch.testing.assert_close(negative_bounds(images, logits, mean, log_variance), pixels + code)
+
+
+# CAVGA
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_attention_in_closed_form_is_grad_cam_s(labels, learned, tiny_images):
+    method = learned("cavga", {"labels": labels, "latent": 6}, bad=tiny_images(4, seed=3))
+    assert bool(method.guided) == labels
+    features = method.encoder(tiny_images(2, seed=4).images)[-1].detach().requires_grad_()  # 16 channels: 4 is the root
+    if labels:
+        maps = [gradcam(features, method.classifier(method.mean(features))[:, which]) for which in (0, 1)]
+        expected = (torch.stack(maps, dim=1) / 4).sigmoid()
+    else:
+        expected = (gradcam(features, method.mean(features)) / 4)[:, None].sigmoid().expand(-1, 2, -1, -1)
+    torch.testing.assert_close(method._attention(features), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_images_judged_right_teach_the_attention(learned, tiny_images):
+    method = learned("cavga", {"latent": 6}, bad=tiny_images(4, seed=3))
+    features = method.encoder(tiny_images(4, seed=4).images)[-1].detach()
+    with torch.no_grad():
+        mean = method.mean(features)
+        for bias, is_right in ((9.0, 1), (-9.0, 0)):
+            method.classifier.bias.copy_(torch.tensor([bias, 0.0]))
+            logits = numpy(method.classifier(mean)).reshape(4, 2)
+            entropy = np.log(np.exp(logits).sum(axis=1)) - logits[range(4), [0, 0, 0, 1]]
+            attention = numpy(method._attention(features[:3]))
+            missed = (1 - attention[:, 0] + attention[:, 1]).mean()
+            expected = 0.001 * (entropy[:3].mean() + entropy[3]) / 2 + 0.01 * missed * is_right
+            assert float(method._guide(features, mean, 3)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_images_too_small_for_two_cells_are_refused(learned):
+    with pytest.raises(ConfigError, match="32 x 48 leave cavga's discriminator no two cells"):
+        learned("cavga", size=(32, 48))
+
+
+# AA-BiGAN
+
+
+def test_aa_bigan_s_networks_and_scores_are_the_released_ones(learned, tiny_images):
+    trunk = 25 * (3 * 32 + 32 * 64 + 64 * 128)
+    method = learned("aabigan", {"steps": 1}, bad=tiny_images(4, seed=3))
+    assert numbers(method.encoder) == trunk + 2048 * 128
+    assert numbers(method.generator) == 25 * (8 * 128 + 128 * 64 + 64 * 32 + 32 * 3)
+    code, image = untrained(lambda: aabigan.build_judges(128))
+    assert numbers(code) == trunk + 129 * 512 + (2048 + 512 + 1) * 1024 + 1025
+    assert numbers(image) == 2 * trunk + (2 * 2048 + 1) * 1024 + 1025
+    images = tiny_images(2, seed=4).images
+    small = images.view(2, 3, 32, 2, 32, 2).mean(dim=(3, 5))
+    for score in ("image", "code"):
+        method.config = replace(method.config, score=score)
+        with torch.no_grad():
+            codes = method.encoder(small)
+            values = numpy(codes if score == "code" else method.generator(codes) - small).reshape(2, -1)
+            found = method(images)
+        assert found.map is None
+        np.testing.assert_allclose(found.score, (values**2).sum(axis=1), rtol=1e-4)
+
+
+def test_verdicts_are_squared_distances_from_targets():
+    rng = np.random.default_rng(0)
+    said = [rng.normal(size=5) for _ in range(4)]
+    pairs = [(torch.from_numpy(values), torch.zeros(5), target) for values, target in zip(said, (1.0, 0.0, 0.5, 0.75))]
+    judges = [lambda one, two: one, lambda one, two: 2 * one]
+    found = aabigan.verdicts(judges, pairs[:3], pairs[3:], weight=1 / 3)
+    expected = sum(np.mean((values - target) ** 2) for values, target in zip(said, (1.0, 0.0, 0.5)))
+    assert float(found) == pytest.approx(expected + np.mean((2 * said[3] - 0.75) ** 2) / 3)
