@@ -120,10 +120,9 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
 def initialise_uniform(network: nn.Module, generator: torch.Generator) -> None:
     """Fresh values by torch's default rule, weights and biases uniform within 1 / sqrt(fan-in); norms 1 and 0."""
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             bound = 1 / math.sqrt(module.weight[0].numel())
             for values in module.parameters():
                 values.copy_(torch.empty(values.shape).uniform_(-bound, bound, generator=generator))
-        elif isinstance(module, nn.InstanceNorm2d) and module.affine:
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d)):
+            module.reset_parameters()
