@@ -177,7 +177,7 @@ def test_options_survive_json_and_are_refused_out_of_their_bounds(name: str) -> 
 
 def test_nothing_to_learn_from_and_nothing_learned_are_said(name: str, tiny_backbone, tiny_images) -> None:
     cls = method_class(name)
-    config = make_config(cls, {"layers": (2, 3)})
+    config = make_config(cls, {} if cls.on_pixels else {"layers": (2, 3)})
     method = cls(tiny_backbone((2, 3)), (SIDE, SIDE), config)
     with pytest.raises(ConfigError, match="learned nothing yet: call fit or load_fitted"):
         method(tiny_images(1).images)

@@ -26,17 +26,19 @@ from torch import Tensor, nn
 
 from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, check_cells
-from blemish.ops.config import Count, Layers, Rate, Share, Sigma, Steps, Weight, Width
+from blemish.ops.config import Count, Layers, Rate, Share, Sigma, Steps, Width
 from blemish.ops.cosine import vector_loss
 from blemish.ops.focal import focal_loss
 from blemish.ops.passes import check_number
-from blemish.ops.residual import BlockKind, convolutions, initialise, residual_stage, untrained
+from blemish.ops.residual import BlockKind, convolutions, initialise, residual_stage
 from blemish.ops.reverse import MIN_WIDTH
 from blemish.ops.smoothing import upscale
 from blemish.ops.textures import Textures, with_textures
 from blemish.run import Run, derive_seed, epochs
 
 TOP = 100  # highest values of a map whose mean is the image's score
+GAMMA = 4.0  # of the focal loss
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of gradient descent
 BASIC = BlockKind(bottleneck=False)
 
 
@@ -55,9 +57,6 @@ class DeSTSegConfig:
     learning_rate: Annotated[Rate, Field(description="gradient descent's, of the student")] = 0.4
     body_rate: Annotated[Rate, Field(description="of the segmenting network's residual blocks")] = 0.1
     head_rate: Annotated[Rate, Field(description="of what follows them")] = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1, description="of gradient descent")] = 0.9
-    weight_decay: Annotated[Weight, Field(description="of gradient descent")] = 1e-4
-    gamma: Annotated[Weight, Field(description="of the focal loss")] = 4.0
     sigma: Sigma = 0.0
 
 
@@ -71,66 +70,63 @@ class DeSTSeg(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: DeSTSegConfig) -> None:
         super().__init__(backbone, size, config)
-        self.student = DenoisingStudent(backbone, size)
         seen = sum(level.channels for level in backbone.levels)
-        self.body = untrained(lambda: residual_stage(seen, config.channels, 2, BASIC, "same"))
-        self.head = untrained(lambda: Head(config.channels))
+        self.student = DenoisingStudent(backbone, size)
+        self.body, self.head = residual_stage(seen, config.channels, 2, BASIC, "same"), Head(config.channels)
+        self.to(memory_format=torch.channels_last)
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
         check_number("destseg", images, 2, "how whole images differ")
         textures = Textures(run)
         self.student.initialise(run)
-        for part, name in ((self.body, "body"), (self.head, "head")):
-            initialise(part, run.generator(name))
-        rates = ((self.student, config.learning_rate), (self.body, config.body_rate), (self.head, config.head_rate))
-        optimisers = [
-            torch.optim.SGD(part.parameters(), rate, config.momentum, weight_decay=config.weight_decay)
-            for part, rate in rates
-        ]
-        state = {"student": self.student, "body": self.body, "head": self.head}
-        state |= {f"optimiser {number}": optimiser for number, optimiser in enumerate(optimisers)}
-        for epoch in epochs(run, "destseg", state, config, len(images)):
+        segments = nn.ModuleList([self.body, self.head])
+        initialise(segments, run.generator("segmenting network"))
+        rates = {"student": config.learning_rate, "body": config.body_rate, "head": config.head_rate}
+        networks = {name: getattr(self, name) for name in rates}
+        optimisers = {
+            f"{name}'s optimiser": torch.optim.SGD(
+                networks[name].parameters(), rate, MOMENTUM, weight_decay=WEIGHT_DECAY
+            )
+            for name, rate in rates.items()
+        }
+        per_epoch = math.ceil(len(images) / config.batch_size)
+        repairing = config.student_share * (config.steps or config.epochs * per_epoch)
+        for epoch in epochs(run, "destseg", {**networks, **optimisers}, config, len(images)):
             order, draws = epoch.cycle(len(images), config.batch_size, "order of images"), epoch.generator("defects")
-            per_epoch = math.ceil(len(images) / config.batch_size)
-            total = config.steps or config.epochs * per_epoch
             for step in epoch.steps():
-                repairs = (epoch.number - 1) * per_epoch + step < config.student_share * total
-                self.student.train(repairs), self.body.train(not repairs), self.head.train(not repairs)
+                repairs = (epoch.number - 1) * per_epoch + step < repairing
+                self.student.train(repairs), segments.train(not repairs)
                 batch = images.batch(next(order))
                 spoiled, masks = with_textures(batch.images, textures, draws, alter=False)
                 with run.precision.autocast(run.device), torch.set_grad_enabled(repairs):
                     student = self.student(spoiled.to(run.device))
                 if repairs:
                     loss = vector_loss(teacher(batch), student) * len(masks)  # the sum over a batch, as released
-                    epoch.log(student=loss.detach())
                 else:
                     with run.precision.autocast(run.device):
                         logits = self._segmented(teacher(spoiled), student)
-                    shrunk = F.interpolate(masks[:, None].float(), size=logits.shape[-2:], mode="bilinear")[:, 0] >= 0.5
-                    targets = shrunk.to(run.device)
-                    loss = focal_loss(logits, targets, config.gamma) + F.l1_loss(logits.sigmoid(), targets.float())
-                    epoch.log(segmented=loss.detach())
-                for optimiser in optimisers[:1] if repairs else optimisers[1:]:
-                    optimiser.zero_grad(set_to_none=True)
+                    shrunk = F.interpolate(masks[:, None].float(), size=logits.shape[-2:], mode="bilinear")
+                    targets = (shrunk[:, 0] >= 0.5).float().to(run.device)
+                    loss = focal_loss(logits, targets, GAMMA) + F.l1_loss(logits.sigmoid(), targets)
                 loss.backward()  # type: ignore[no-untyped-call]
-                for optimiser in optimisers[:1] if repairs else optimisers[1:]:
+                for optimiser in optimisers.values():  # steps over a network without gradients
                     optimiser.step()
+                    optimiser.zero_grad(set_to_none=True)
+                epoch.log(**{"student" if repairs else "segmented": loss.detach()})
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)
         with self.autocast(images):
             logits = self._segmented(features, self.student(images))
         map_ = upscale(logits.sigmoid(), images.shape[-2:], self.config.sigma)
-        highest = map_.flatten(1).topk(min(TOP, map_[0].numel()), dim=1)
+        highest = map_.flatten(1).topk(TOP, dim=1)
         return Prediction(map_, highest.values.mean(dim=1))
 
     def _segmented(self, features: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
         """Logits ``b y x`` on the first level's grid."""
         grid = features[0].shape[-2:]
-        products = [
-            -F.normalize(t, dim=1) * F.normalize(s.float(), dim=1) for t, s in zip(features, student, strict=True)
-        ]
+        products = [-F.normalize(t) * F.normalize(s.float()) for t, s in zip(features, student, strict=True)]
         joined = torch.cat([F.interpolate(map_, size=grid, mode="bilinear") for map_ in products], dim=1)
         return self.head(self.body(joined))[:, 0].float()  # type: ignore[no-any-return]
 
@@ -141,32 +137,30 @@ class DenoisingStudent(nn.Module):
     def __init__(self, backbone: Backbone, size: tuple[int, int]) -> None:
         super().__init__()
         check_cells(size, 2 * backbone.levels[-1].stride, "the student's code")
-        self.encoder = build_student(backbone, size)
         deepest = backbone.levels[-1].channels
-        self.code = untrained(lambda: residual_stage(deepest, 2 * deepest, 2, BASIC, "down"))
-        self.stages, self.heads, self.is_rectified = nn.ModuleList(), nn.ModuleList(), []
-        self.stages.append(untrained(lambda: residual_stage(2 * deepest, 2 * deepest, 2, BASIC, "same")))
         ins = 2 * deepest
+        self.encoder = build_student(backbone, size)
+        self.code = residual_stage(deepest, ins, 2, BASIC, "down")
+        self.stages, self.heads = nn.ModuleList([residual_stage(ins, ins, 2, BASIC, "same")]), nn.ModuleList()
         for level in reversed(backbone.levels):
             width = max(level.channels, MIN_WIDTH)
-            self.stages.append(untrained(lambda i=ins, w=width: residual_stage(i, w, 2, BASIC, "same")))
+            self.stages.append(residual_stage(ins, width, 2, BASIC, "same"))
             is_read_off = level.signed or width != level.channels  # a block ends in a ReLU
-            self.heads.append(nn.Conv2d(width, level.channels, 1) if is_read_off else nn.Identity())
-            self.is_rectified.append(is_read_off and not level.signed)
+            head = nn.Sequential(nn.Conv2d(width, level.channels, 1), nn.Identity() if level.signed else nn.ReLU())
+            self.heads.append(head if is_read_off else nn.Identity())
             ins = width
 
     def initialise(self, run: Run) -> None:
         """The encoder's first values are by its architecture's rule, as released."""
-        for name, part in (("code", self.code), ("decoder", self.stages), ("read off", self.heads)):
-            initialise(part, run.generator(name))
+        initialise(nn.ModuleList([self.code, self.stages, self.heads]), run.generator("student"))
         self.encoder.reset(derive_seed(run.seed, "encoder"))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         seen = self.encoder(images)
         maps, code = [], self.stages[0](self.code(seen[-1]))
-        for stage, head, is_rectified, like in zip(self.stages[1:], self.heads, self.is_rectified, reversed(seen)):
+        for stage, head, like in zip(self.stages[1:], self.heads, reversed(seen)):
             code = stage(F.interpolate(code, size=like.shape[-2:], mode="bilinear"))
-            maps.append(F.relu(head(code)) if is_rectified else head(code))
+            maps.append(head(code))
         return maps[::-1]
 
 
@@ -175,18 +169,13 @@ class Head(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.whole = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
-        self.around = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=reach, dilation=reach, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-            )
-            for reach in (6, 12, 18)
-        )
+        from torchvision.models.segmentation.deeplabv3 import ASPPConv, ASPPPooling  # takes a second to import
+
+        self.pyramid = nn.ModuleList(ASPPConv(channels, channels, reach) for reach in (6, 12, 18))
+        self.pyramid.append(ASPPPooling(channels, channels))
         self.joined = convolutions([4 * channels, channels, channels], ["same"] * 2, "batch", nn.ReLU())
         self.out = nn.Conv2d(channels, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        whole = self.whole(features.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *features.shape[-2:])
-        return self.out(self.joined(torch.cat([whole, *(a(features) for a in self.around)], dim=1)))  # type: ignore[no-any-return]
+        joined = torch.cat([part(features) for part in self.pyramid], dim=1)
+        return self.out(self.joined(joined))  # type: ignore[no-any-return]

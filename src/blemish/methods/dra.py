@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
+from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Width
 from blemish.ops.deviation import REFERENCES, deviation_loss, top_mean
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise_uniform
@@ -32,6 +32,8 @@ from blemish.run import Epoch, Run, epochs
 
 EPOCH_STEPS = 20  # that the released code calls an epoch
 DROP_EVERY = 10  # epochs, after which the learning rate is a tenth of what it was
+WEIGHT_DECAY, CLIP = 1e-5, 1.0  # Adam's, and the largest norm of the gradient
+TOP = 0.1  # share of the places, of the highest scores, whose mean is the score
 PIECES = (1 / 8, 1 / 2)  # of the image's sides: how long those of a piece are that is pasted
 
 
@@ -42,18 +44,12 @@ class DRAConfig:
     layers: Annotated[Layers, Field(description="stages whose places are scored")] = (2, 3)
     references: Annotated[Count, Field(description="good images whose mean features others are compared with")] = 5
     hidden: Annotated[Width, Field(description="numbers inside the head that sees whole images")] = 256
-    margin: Annotated[Rate, Field(description="deviations that bad images are to stand above the mean")] = 5.0
-    top: Annotated[
-        float, Field(gt=0, le=1, description="share of the places, of the highest scores, whose mean is the score")
-    ] = 0.1
     epochs: Annotated[Count, Field(description="of 20 steps each")] = 30
     steps: Steps = None
     batch_size: Annotated[
         int, Field(ge=4, description="images a step: half good, a quarter of them with a piece pasted, a quarter bad")
     ] = 48
     learning_rate: Annotated[Rate, Field(description="Adam's, a tenth of it after every ten epochs")] = 2e-3
-    weight_decay: Annotated[Weight, Field(description="Adam's")] = 1e-5
-    clip: Annotated[Rate, Field(description="largest norm of the gradient")] = 1.0
     sigma: Sigma = 4.0
 
 
@@ -83,61 +79,50 @@ class DRA(Method):
         chosen = normal.batch(run.permutation(len(normal), "references")[: config.references])
         for level, map_ in enumerate(self.scale(teacher(chosen))):
             setattr(self, f"reference_{level}", map_.mean(dim=0).flatten(1).T.contiguous())
-        optimiser = torch.optim.Adam(
-            self.heads.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        rate, parameters = config.learning_rate, self.heads.parameters()
+        optimiser = torch.optim.Adam(parameters, lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
         state = {"heads": self.heads, "optimiser": optimiser}
         for epoch in epochs(run, "dra", state, config, epoch_steps=EPOCH_STEPS):
             self.heads.train()
-            optimiser.param_groups[0]["lr"] = config.learning_rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
+            optimiser.param_groups[0]["lr"] = rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
             good = epoch.cycle(len(normal), 2 * quarter, "order of images")
             patched = epoch.cycle(len(normal), quarter, "order of images with a piece pasted")
             bad = epoch.cycle(len(training.anomalous), quarter, "order of bad images")
             pieces, draws = epoch.generator("pieces"), epoch.generator("deviations")
             for _ in epoch.steps():
                 pasted = with_pieces(normal.batch(next(patched)).images, pieces)
-                given = [
-                    teacher(normal.batch(next(good))),
-                    teacher(training.anomalous.batch(next(bad))),
-                    teacher(pasted),
-                ]
-                features = [torch.cat(level) for level in zip(*given, strict=True)]
-                counts = [len(part[0]) for part in given]
+                batches = normal.batch(next(good)), training.anomalous.batch(next(bad)), pasted
+                given = [teacher(batch) for batch in batches]
+                features, counts = [torch.cat(level) for level in zip(*given)], [len(part[0]) for part in given]
                 loss = self._loss(features, counts, torch.randn(REFERENCES, generator=draws), epoch)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.heads.parameters(), config.clip)
+                nn.utils.clip_grad_norm_(self.heads.parameters(), CLIP)
                 optimiser.step()
 
     def predict(self, images: Tensor) -> Prediction:
         scores, maps = self._seen(self.backbone(images))
-        large = [upscale(map_, images.shape[-2:], self.config.sigma) for head in maps for map_ in head]
-        return Prediction(
-            torch.stack(large).sum(dim=0) / len(self.heads), torch.stack(scores[:3]).sum(dim=0) - scores[3]
-        )
+        large = torch.stack([upscale(map_, images.shape[-2:], self.config.sigma) for head in maps for map_ in head])
+        return Prediction(large.sum(dim=0) / len(self.heads), scores[0] + scores[1] + scores[2] - scores[3])
 
     def _seen(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Each head's score ``b``, and of the first three the maps ``b y x``, a level each."""
-        maps: list[list[Tensor]] = [[], [], []]
-        whole = []
+        found = []
         for level, (heads, map_) in enumerate(zip(self.heads, self.scale(features), strict=True)):
-            reference = getattr(self, f"reference_{level}").T.reshape(1, *map_.shape[1:])
-            *places, image = heads(map_, reference)
-            whole.append(image)
-            for head, found in zip(maps, places, strict=True):
-                head.append(found)
-        return [*(top_mean(head, self.config.top) for head in maps), torch.stack(whole).mean(dim=0)], maps
+            found.append(heads(map_, getattr(self, f"reference_{level}").T.reshape(1, *map_.shape[1:])))
+        *maps, whole = ([*levels] for levels in zip(*found))
+        return [*(top_mean(head, TOP) for head in maps), torch.stack(whole).mean(dim=0)], maps
 
     def _loss(self, features: Sequence[Tensor], counts: Sequence[int], draws: Tensor, epoch: Epoch) -> Tensor:
         """Of as many good images, bad ones and good ones with a piece pasted as ``counts`` says, in that order."""
         scores, _ = self._seen(features)
-        (good, bad, pasted), margin = zip(*(score.split(list(counts)) for score in scores)), self.config.margin
+        good, bad, pasted = zip(*(score.split(list(counts)) for score in scores))
         draws = draws.to(scores[0].device)
         terms = {
-            "known": deviation_loss(good[0], bad[0], draws, margin),
-            "pasted": deviation_loss(good[1], pasted[1], draws, margin),
-            "unlike": deviation_loss(good[2], torch.cat([bad[2], pasted[2]]), draws, margin),
-            "whole": deviation_loss(torch.cat([bad[3], pasted[3]]), good[3], draws, margin),
+            "known": deviation_loss(good[0], bad[0], draws),
+            "pasted": deviation_loss(good[1], pasted[1], draws),
+            "unlike": deviation_loss(good[2], torch.cat([bad[2], pasted[2]]), draws),
+            "whole": deviation_loss(torch.cat([bad[3], pasted[3]]), good[3], draws),
         }
         loss = torch.stack(list(terms.values())).sum()
         epoch.log(loss=loss.detach(), **{name: term.detach() for name, term in terms.items()})
@@ -165,18 +150,15 @@ def with_pieces(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Its sides are drawn between ``PIECES`` of the image's, and where it is cut and where it goes apart from each other.
     """
+
+    def piece(length: int) -> list[slice]:
+        share, *places = torch.rand(3, generator=generator).tolist()
+        side = max(1, round(length * (PIECES[0] + (PIECES[1] - PIECES[0]) * share)))
+        starts = [int(place * (length - side + 1)) for place in places]
+        return [slice(start, start + side) for start in starts]
+
     pasted = images.clone()
-    for index, image in enumerate(pasted):
-        places = []
-        for length in image.shape[1:]:
-            share, cut, put = torch.rand(3, generator=generator).tolist()
-            side = max(1, round(length * (PIECES[0] + (PIECES[1] - PIECES[0]) * share)))
-            places.append(
-                [
-                    slice(start, start + side)
-                    for start in (int(cut * (length - side + 1)), int(put * (length - side + 1)))
-                ]
-            )
-        (from_rows, to_rows), (from_columns, to_columns) = places
-        image[:, to_rows, to_columns] = images[(index + 1) % len(images)][:, from_rows, from_columns]
+    for image, other in zip(pasted, images.roll(-1, dims=0)):
+        (cut_rows, rows), (cut_columns, columns) = (piece(length) for length in image.shape[1:])
+        image[:, rows, columns] = other[:, cut_rows, cut_columns]
     return pasted

@@ -31,6 +31,7 @@ from blemish.ops.ssim import similarity
 from blemish.ops.textures import Textures, with_textures
 from blemish.run import Run, epochs
 
+SPOILED = 0.5  # of the images
 GAMMA = 2.0  # of the focal loss
 POOLED = 21  # pixels a side, whose mean counts for an image's score
 # Of the networks' stages, from the finest down; then of each step up: channels of what comes up, and of what leaves.
@@ -49,7 +50,6 @@ class DRAEMConfig:
     steps: Steps = None
     batch_size: Annotated[Count, Field(description="images a step")] = 8
     learning_rate: Annotated[Rate, Field(description="Adam's, a fifth of it after 80 and again after 90 %")] = 1e-4
-    spoiled: Annotated[Share, Field(description="of the images that get a defect")] = 0.5
     turned: Annotated[Share, Field(description="of the images that are turned by up to a quarter either way first")] = (
         0.3
     )
@@ -82,9 +82,7 @@ class DRAEM(Method):
             optimiser.param_groups[0]["lr"] = config.learning_rate * 0.2**drops
             for indices in epoch.batches():
                 clean = _turned(images.batch(indices).images, config.turned, draws)
-                spoiled, masks = (
-                    given.to(run.device) for given in with_textures(clean, textures, draws, config.spoiled)
-                )
+                spoiled, masks = (given.to(run.device) for given in with_textures(clean, textures, draws, SPOILED))
                 with run.precision.autocast(run.device):
                     repaired, logits = self._seen(spoiled)
                 clean = clean.to(run.device)

@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.config import Count, Layers, Rate, Steps, Weight, Width
+from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
+from blemish.ops.config import Count, Layers, Rate, Steps, Width
 from blemish.ops.norms import Standardisation
 from blemish.ops.passes import batches
 from blemish.ops.residual import initialise_uniform
 from blemish.run import Run, epochs
 
 EPOCH_STEPS = 20  # that the released code calls an epoch
+WEIGHT_DECAY, CLIP = 0.02, 1.0  # of the first layer's weights, and the largest norm of the gradient
 STEP = 4.0  # by how much a pair's target grows with each bad image
 
 
@@ -43,8 +44,6 @@ class PReNetConfig:
     steps: Steps = None
     batch_size: Annotated[int, Field(ge=4, description="pairs a step")] = 512
     learning_rate: Annotated[Rate, Field(description="RMSprop's")] = 1e-3
-    weight_decay: Annotated[Weight, Field(description="of the first layer's weights")] = 0.01
-    clip: Annotated[Rate, Field(description="largest norm of a gradient, each tensor's its own")] = 1.0
 
 
 class PReNet(Method):
@@ -75,50 +74,49 @@ class PReNet(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, networks = self.config, nn.ModuleList([self.embed, self.read])
         initialise_uniform(networks, run.generator("networks"))
-        good, bad = (self._described(images, teacher, run) for images in (training.normal, training.anomalous))
+        good, bad = (
+            torch.cat([pooled(teacher(batch)) for batch in batches(images, run, "describing images")])
+            for images in (training.normal, training.anomalous)
+        )
         self.scale.learn([[good[..., None, None]]])
         good, bad = self._scaled(good), self._scaled(bad)
         self.good, self.bad = (
             vectors[run.permutation(len(vectors), f"{name} images to compare with")[: config.references]]
             for vectors, name in ((good, "good"), (bad, "bad"))
         )
-        groups = [{"params": [self.embed.weight], "weight_decay": config.weight_decay}]
+        groups = [{"params": [self.embed.weight], "weight_decay": WEIGHT_DECAY}]
         groups.append({"params": [self.embed.bias, *self.read.parameters()], "weight_decay": 0.0})
         optimiser = torch.optim.RMSprop(groups, lr=config.learning_rate, alpha=0.9, eps=1e-7)
         quarter = config.batch_size // 4
-        for epoch in epochs(
-            run, "prenet", {"networks": networks, "optimiser": optimiser}, config, epoch_steps=EPOCH_STEPS
-        ):
+        state = {"networks": networks, "optimiser": optimiser}
+        for epoch in epochs(run, "prenet", state, config, epoch_steps=EPOCH_STEPS):
             draws = epoch.generator("pairs")
             for _ in epoch.steps():
                 first = torch.cat([_drawn(good, 2 * quarter, draws), _drawn(bad, 2 * quarter, draws)])
                 second = torch.cat([_drawn(good, 3 * quarter, draws), _drawn(bad, quarter, draws)])
                 targets = STEP * torch.arange(3.0).repeat_interleave(torch.tensor([2 * quarter, quarter, quarter]))
-                loss = F.l1_loss(self._pairs(first, second), targets.to(first.device))
+                loss = F.l1_loss(self._read(self._embedded(first), self._embedded(second)), targets.to(first.device))
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                for value in networks.parameters():
-                    nn.utils.clip_grad_norm_([value], config.clip)
+                nn.utils.clip_grad_norm_(networks.parameters(), CLIP)
                 optimiser.step()
                 epoch.log(loss=loss.detach())
 
     def predict(self, images: Tensor) -> Prediction:
-        vectors = self._scaled(pooled(self.backbone(images)))[:, None]
-        shape = (len(vectors), -1, -1)
-        behind = self._pairs(self.bad[None].expand(shape), vectors.expand(-1, len(self.bad), -1))
-        before = self._pairs(vectors.expand(-1, len(self.good), -1), self.good[None].expand(shape))
-        return Prediction(None, (behind.mean(dim=1) + before.mean(dim=1)) / 2)
-
-    def _described(self, images: Images, teacher: Teacher, run: Run) -> Tensor:
-        return torch.cat([pooled(teacher(batch)) for batch in batches(images, run, "describing images")])
+        seen = self._embedded(self._scaled(pooled(self.backbone(images))))
+        # What is read off is linear, so that the mean over pairs is what is read off the mean.
+        bad, good = (self._embedded(known).mean(dim=0).expand_as(seen) for known in (self.bad, self.good))
+        return Prediction(None, (self._read(bad, seen) + self._read(seen, good)) / 2)
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return self.scale([vectors[..., None, None]])[0][..., 0, 0]
 
-    def _pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        """How bad pairs of vectors ``... d`` are: ``...``."""
-        both = torch.cat([F.relu(self.embed(vectors)) for vectors in (first, second)], dim=-1)
-        return self.read(both)[..., 0]  # type: ignore[no-any-return]
+    def _embedded(self, vectors: Tensor) -> Tensor:
+        return F.relu(self.embed(vectors))
+
+    def _read(self, first: Tensor, second: Tensor) -> Tensor:
+        """How bad pairs are, ``n``, of what was made of each image, ``n d``."""
+        return self.read(torch.cat([first, second], dim=1))[:, 0]  # type: ignore[no-any-return]
 
 
 def pooled(features: Sequence[Tensor]) -> Tensor:

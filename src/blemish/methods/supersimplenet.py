@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
+from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Width
 from blemish.ops.focal import focal_loss
 from blemish.ops.norms import Standardisation
 from blemish.ops.perlin import perlin_mask
@@ -37,6 +37,7 @@ from blemish.run import Epoch, Run, epochs
 GAMMA = 4.0  # of the focal losses
 CLEAN_THRESHOLD, WEAK_THRESHOLD = 0.2, 0.6
 CLASSIFIER = 128  # channels of the second head
+CLIP = 1.0  # largest norm of the gradient, with known-bad images
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,6 @@ class SuperSimpleNetConfig:
         Field(ge=2, description="images a step, half of them known-bad ones where there are; good ones count twice"),
     ] = 32
     learning_rate: Annotated[Rate, Field(description="AdamW's, of the heads; half of it of the adapter")] = 2e-4
-    weight_decay: Annotated[Weight, Field(description="AdamW's, of the heads")] = 1e-5
-    clip: Annotated[Rate, Field(description="largest norm of the gradient, with known-bad images")] = 1.0
     sigma: Sigma = 4.0
 
 
@@ -94,10 +93,10 @@ class SuperSimpleNet(Method):
         heads.initialise(run.generator("heads"))
         self.scale.learn(teacher(batch) for batch in in_batches(normal, config.batch_size))
         groups = [
-            {"params": heads.adapter.parameters(), "share": 0.5},
-            {"params": heads.after_adapter(), "share": 1.0, "weight_decay": config.weight_decay},
+            {"params": heads.adapter.parameters(), "share": 0.5, "weight_decay": 0.01},
+            {"params": nn.ModuleList([heads.places, heads.image, heads.score]).parameters(), "share": 1.0},
         ]
-        optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=1e-5, fused=True)
         state = {"heads": heads, "optimiser": optimiser}
         size = config.batch_size // 2 if is_weak else config.batch_size
         for epoch in epochs(run, "supersimplenet", state, config, epoch_steps=math.ceil(len(normal) / size)):
@@ -114,7 +113,7 @@ class SuperSimpleNet(Method):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 if is_weak:
-                    nn.utils.clip_grad_norm_(heads.parameters(), config.clip)
+                    nn.utils.clip_grad_norm_(heads.parameters(), CLIP)
                 optimiser.step()
 
     def predict(self, images: Tensor) -> Prediction:
@@ -176,10 +175,6 @@ class Heads(nn.Module):
             nn.Conv2d(channels + 1, CLASSIFIER, 5, padding=2), nn.BatchNorm2d(CLASSIFIER), nn.ReLU()
         )
         self.score = nn.Linear(2 * CLASSIFIER + 2, 1)
-
-    def after_adapter(self) -> list[nn.Parameter]:
-        """The parameters of both heads."""
-        return [value for part in (self.places, self.image, self.score) for value in part.parameters()]
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
