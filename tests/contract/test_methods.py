@@ -32,6 +32,7 @@ STEPS = 15
 """Of the fit that has to see a defect; fits that only have to work take one or two."""
 
 QUICK = {"fraction": 0.2, "batch_size": 4, "domains": (2,), "perturbation": 0.0}
+QUICK |= {"network_width": 4, "enlarge": 1, "deviation": 2.0, "heads_rate": 0.01, "rate": 0.01}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
 REGIMES = ("clean", "contaminated", "weak")
@@ -120,7 +121,8 @@ def learn(folders: dict[str, Path], backbones, name: str):
                 folders[regime],
                 method=name,
                 options=options,
-                backbone="test_resnet",  # timm's own miniature of a ResNet, for tests
+                # timm's own miniature of a ResNet, for tests
+                backbone=None if method_class(name).on_pixels else "test_resnet",
                 weights="random",
                 size=size,
                 calibration="none",

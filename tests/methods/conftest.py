@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from blemish.backbones.backbone import NoBackbone
 from blemish.contract import Backbone, Batch, Method, TrainingImages
 from blemish.registry import METHODS, make_config, method_class
 from blemish.run import Run
@@ -25,11 +24,11 @@ def learned(tiny_backbone, tiny_images, tiny_teacher) -> Callable[..., Method]:
     """``learned(name, settings, count, ...)``: a method as ``fit`` leaves it, with its ``curve``."""
 
     def learn(name, settings=None, count=8, size=(64, 64), run=None, layers=(2, 3), watch=None, **given):
+        backbone = given.get("backbone") or tiny_backbone(layers)
         cls = method_class(name)
-        sees = {} if cls.on_pixels else {"layers": layers}
-        backbone = given.get("backbone") or (NoBackbone() if cls.on_pixels else tiny_backbone(layers))
         short = {"steps": 2, "batch_size": 4} if hasattr(cls.Config(), "steps") else {}
-        method = cls(backbone, size, make_config(cls, {**sees, **short, **(settings or {})}))
+        short |= {} if cls.on_pixels else {"layers": layers}
+        method = cls(backbone, size, make_config(cls, {**short, **(settings or {})}))
         images, bad = given.get("images") or tiny_images(count, size), given.get("bad") or tiny_images(0, size)
         run = run or Run()
         if watch is not None:

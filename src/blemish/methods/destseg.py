@@ -47,7 +47,7 @@ class DeSTSegConfig:
     """The released training."""
 
     layers: Annotated[Layers, Field(description="stages whose features the student gives back")] = (1, 2, 3)
-    channels: Annotated[Width, Field(description="inside the segmenting network")] = 256
+    network_width: Annotated[Width, Field(description="inside the segmenting network")] = 256
     epochs: Annotated[Count, Field(description="passes over the images, where steps is null")] = 100
     steps: Steps = 5000
     student_share: Annotated[
@@ -72,7 +72,7 @@ class DeSTSeg(Method):
         super().__init__(backbone, size, config)
         seen = sum(level.channels for level in backbone.levels)
         self.student = DenoisingStudent(backbone, size)
-        self.body, self.head = residual_stage(seen, config.channels, 2, BASIC, "same"), Head(config.channels)
+        self.body, self.head = residual_stage(seen, config.network_width, 2, BASIC, "same"), Head(config.network_width)
         self.to(memory_format=torch.channels_last)
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:

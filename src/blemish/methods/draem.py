@@ -6,7 +6,7 @@ defect. So it learns how far apart the two may be, and the made-up defects need 
 Loss: squared difference and 1 - SSIM of the repaired and the good image, and the focal loss of the segmentation.
 Score: the map is the second network's probability of a defect; an image's score is the highest mean of 21 x 21 pixels.
 Both networks see pixels alone, in [0, 1]: no backbone. They are as released (github.com/VitjanZ/DRAEM), where
-``channels`` is 64; narrower ones learn in minutes what these take a GPU for. The textures are not the paper's
+``network_width`` is 64; narrower ones learn in minutes what these take a GPU for. The textures are not the paper's
 (``ops/textures.py``). All differences: docs/methods/draem.md.
 
 Zavrtanik, Kristan, Skocaj: DRAEM: A Discriminatively Trained Reconstruction Embedding for Surface Anomaly Detection,
@@ -43,13 +43,13 @@ SEGMENT = (1, 2, 4, 8, 8, 8), ((8, 8), (4, 4), (2, 2), (1, 1), (1, 1))
 class DRAEMConfig:
     """The released training."""
 
-    channels: Annotated[
+    network_width: Annotated[
         Width, Field(description="of the segmenting network's finest stage; the repairing one has twice as many")
     ] = 64
     epochs: Annotated[Count, Field(description="passes over the images")] = 700
     steps: Steps = None
     batch_size: Annotated[Count, Field(description="images a step")] = 8
-    learning_rate: Annotated[Rate, Field(description="Adam's, a fifth of it after 80 and again after 90 %")] = 1e-4
+    rate: Annotated[Rate, Field(description="Adam's, a fifth of it after 80 and again after 90 %")] = 1e-4
     turned: Annotated[Share, Field(description="of the images that are turned by up to a quarter either way first")] = (
         0.3
     )
@@ -68,18 +68,18 @@ class DRAEM(Method):
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: DRAEMConfig) -> None:
         super().__init__(backbone, size, config)
         check_cells(size, 2 ** (len(SEGMENT[0]) - 1), "the segmenting network")
-        self.repair = untrained(lambda: UNet(3, 3, 2 * config.channels, *REPAIR, skips=False))
-        self.segment = untrained(lambda: UNet(6, 2, config.channels, *SEGMENT, skips=True))
+        self.repair = untrained(lambda: UNet(3, 3, 2 * config.network_width, *REPAIR, skips=False))
+        self.segment = untrained(lambda: UNet(6, 2, config.network_width, *SEGMENT, skips=True))
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images, textures = self.config, training.normal, Textures(run)
         networks = nn.ModuleList([self.repair, self.segment])
         _initialise(networks, run.generator("networks"))
-        optimiser = torch.optim.Adam(networks.parameters(), lr=config.learning_rate, fused=True)
+        optimiser = torch.optim.Adam(networks.parameters(), lr=config.rate, fused=True)
         for epoch in epochs(run, "draem", {"networks": networks, "optimiser": optimiser}, config, len(images)):
             networks.train()
             drops, draws = sum(epoch.number > share * epoch.of for share in (0.8, 0.9)), epoch.generator("defects")
-            optimiser.param_groups[0]["lr"] = config.learning_rate * 0.2**drops
+            optimiser.param_groups[0]["lr"] = config.rate * 0.2**drops
             for indices in epoch.batches():
                 clean = _turned(images.batch(indices).images, config.turned, draws)
                 spoiled, masks = (given.to(run.device) for given in with_textures(clean, textures, draws, SPOILED))

@@ -5,9 +5,10 @@ to say where the noise is, another, which sees features and that map, whether th
 teaches the second head without an outline: so one network serves good images alone and good with known-bad ones.
 Loss: how far places lack half a unit of the right sign (``margin_loss``) and the focal loss of the map, and the focal
 loss of the image's score. Of a known-bad image's map nothing is said, as nobody knows where it is bad.
-Score: the second head's, as it stands before a sigmoid; the map is the first head's, enlarged and smoothed.
-As in the extended paper the second head sees features that the adapter has not changed. Ours: features are standardised
-on good images first, so that noise of one strength serves every backbone. Differences: docs/methods/supersimplenet.md.
+Score: the second head's, as a probability; the map is the first head's, enlarged and smoothed.
+As in the extended paper the second head sees features that the adapter has not changed. Ours: each level is divided by
+one number first, its size on good images, so that noise of one strength serves every backbone. All differences:
+docs/methods/supersimplenet.md.
 
 Rolih, Fucka, Skocaj: SuperSimpleNet: Unifying Unsupervised and Supervised Learning for Fast and Reliable Surface Defect
 Detection, ICPR 2024; No Label Left Behind, Journal of Intelligent Manufacturing, 2025.
@@ -50,7 +51,7 @@ class SuperSimpleNetConfig:
         Field(ge=1, le=4, description="how much finer than the first stage's the grid is; 1 takes a quarter as long"),
     ] = 2
     hidden: Annotated[Width, Field(description="channels inside the head that makes the map")] = 1024
-    noise: Annotated[Rate, Field(description="deviation of the noise, where features deviate by 1")] = 0.015
+    deviation: Annotated[Rate, Field(description="of the noise, where the features of a level are about 1")] = 0.015
     threshold: Annotated[
         float | None,
         Field(gt=-1, lt=1, description="of the noise that masks are cut from; null: .2, with known-bad images .6"),
@@ -62,12 +63,12 @@ class SuperSimpleNetConfig:
         int,
         Field(ge=2, description="images a step, half of them known-bad ones where there are; good ones count twice"),
     ] = 32
-    learning_rate: Annotated[Rate, Field(description="AdamW's, of the heads; half of it of the adapter")] = 2e-4
+    heads_rate: Annotated[Rate, Field(description="AdamW's, of the heads; half of it of the adapter")] = 2e-4
     sigma: Sigma = 4.0
 
 
 class SuperSimpleNet(Method):
-    """``scale`` standardises the features, ``heads`` read them."""
+    """``scale`` brings levels to one size, ``heads`` read them."""
 
     Config = SuperSimpleNetConfig
     regimes = frozenset({"clean", "weak"})
@@ -89,21 +90,22 @@ class SuperSimpleNet(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, heads, normal = self.config, self.heads, training.normal
-        is_weak = config.known_bad and training.regime == "weak" and len(training.anomalous) > 0
+        is_weak = config.known_bad and len(training.anomalous) > 0
         heads.initialise(run.generator("heads"))
         self.scale.learn(teacher(batch) for batch in in_batches(normal, config.batch_size))
+        self.scale.level()
         groups = [
             {"params": heads.adapter.parameters(), "share": 0.5, "weight_decay": 0.01},
             {"params": nn.ModuleList([heads.places, heads.image, heads.score]).parameters(), "share": 1.0},
         ]
-        optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=1e-5, fused=True)
+        optimiser = torch.optim.AdamW(groups, lr=config.heads_rate, weight_decay=1e-5, fused=True)
         state = {"heads": heads, "optimiser": optimiser}
         size = config.batch_size // 2 if is_weak else config.batch_size
         for epoch in epochs(run, "supersimplenet", state, config, epoch_steps=math.ceil(len(normal) / size)):
             heads.train()
             drops = sum(epoch.number > share * epoch.of for share in (0.8, 0.9))
             for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * group["share"] * 0.4**drops
+                group["lr"] = config.heads_rate * group["share"] * 0.4**drops
             good, noise = epoch.cycle(len(normal), size, "order of images"), epoch.generator("noise")
             bad = epoch.cycle(len(training.anomalous), size, "order of bad images") if is_weak else None
             for _ in epoch.steps():
@@ -120,7 +122,7 @@ class SuperSimpleNet(Method):
         joined = self._joined(self.backbone(images))
         with self.autocast(images):
             map_, score = self.heads(joined)
-        return Prediction(upscale(map_.float(), images.shape[-2:], self.config.sigma), score.float())
+        return Prediction(upscale(map_.float(), images.shape[-2:], self.config.sigma), score.float().sigmoid())
 
     def _joined(self, features: Sequence[Tensor]) -> Tensor:
         """``b c y x``: all levels on the finer grid, each place the mean of its neighbourhood of 3 x 3."""
@@ -137,7 +139,7 @@ class SuperSimpleNet(Method):
         grid, count = (features.shape[-2], features.shape[-1]), 2 * len(features)
         masks = torch.stack([perlin_mask(grid, generator, threshold=threshold) for _ in range(count)])
         masks &= (torch.rand(count, generator=generator) < 0.5)[:, None, None]
-        noise = self.config.noise * torch.randn((count, *features.shape[1:]), generator=generator) * masks[:, None]
+        noise = self.config.deviation * torch.randn((count, *features.shape[1:]), generator=generator) * masks[:, None]
         masks, noise = masks.to(features.device), noise.to(features.device)
         labels = masks.any(dim=2).any(dim=1)
         seen = torch.cat([features, features])

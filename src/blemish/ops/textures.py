@@ -20,7 +20,7 @@ from blemish.run import Run
 _PHOTOGRAPHS = "astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png gravel.png "
 _PHOTOGRAPHS += "hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg text.png"
 SIDE = 512  # pixels of a photograph's longer side, at most
-DRAWN = 24
+DRAWN, DRAWN_SIDE = 16, 128
 KEPT = 0.8  # of the image, at most, where a texture shows through
 
 
@@ -102,12 +102,14 @@ def _photographs() -> tuple[Tensor, ...]:
 
 @lru_cache(maxsize=1)
 def _drawn() -> tuple[Tensor, ...]:
-    """``DRAWN`` textures ``3 256 256``, uint8: clouds of different fineness, most of them over stripes."""
+    """``DRAWN`` square textures ``3 s s``, uint8: clouds of different fineness, most of them over stripes."""
     generator, pictures = torch.Generator().manual_seed(0), []
-    rows, columns = torch.meshgrid(*[torch.arange(256) / 256] * 2, indexing="ij")
+    rows, columns = torch.meshgrid(*[torch.linspace(0, 1, DRAWN_SIDE)] * 2, indexing="ij")
     for number in range(DRAWN):
         octaves = range(number % 4 + 1, 7)
-        clouds = sum(perlin_noise((256, 256), (2**e, 2**e), generator) * 0.7 ** (e - octaves[0]) for e in octaves)
+        clouds = sum(
+            perlin_noise((DRAWN_SIDE, DRAWN_SIDE), (2**e, 2**e), generator) * 0.7 ** (e - octaves[0]) for e in octaves
+        )
         down, right = 64 * torch.rand(2, generator=generator) - 32
         stripes = torch.sin(2 * math.pi * (down * rows + right * columns))
         pattern = torch.sigmoid(4 * clouds + number % 3 * stripes)
