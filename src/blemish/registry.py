@@ -63,6 +63,24 @@ METHODS: dict[str, MethodEntry] = {
         "Tien et al., Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023",
         family="teacher and student", cost="hours",
     ),
+    "supersimplenet": MethodEntry(
+        "blemish.methods.supersimplenet:SuperSimpleNet", "clean",
+        "heads on frozen features learn to see noise in irregular spots, and known-bad images where there are",
+        "Rolih et al., SuperSimpleNet: Unifying Unsupervised and Supervised Learning, ICPR 2024",
+        family="made-up defects", cost="minutes",
+    ),
+    "draem": MethodEntry(
+        "blemish.methods.draem:DRAEM", "clean",
+        "one network repairs made-up defects, another learns from image and repair where they were",
+        "Zavrtanik et al., DRAEM: A Discriminatively Trained Reconstruction Embedding, ICCV 2021",
+        family="made-up defects", cost="hours",
+    ),
+    "destseg": MethodEntry(
+        "blemish.methods.destseg:DeSTSeg", "clean",
+        "a student gives clean features of spoiled images; a network learns which disagreements are defects",
+        "Zhang et al., DeSTSeg: Segmentation Guided Denoising Student-Teacher, CVPR 2023",
+        family="made-up defects", cost="hours",
+    ),
     "fmam": MethodEntry(
         "blemish.methods.fmam:FMAM", "clean",
         "rd or nkd with a learned mapping on the student's features (its inside is our reading)",
@@ -265,6 +283,18 @@ METHODS: dict[str, MethodEntry] = {
         "a head on frozen features: good scores stay near zero, known-bad ones several deviations above",
         "Pang et al., Explainable Deep Few-shot Anomaly Detection with Deviation Networks, 2021",
         family="known defects", cost="minutes",
+    ),
+    "dra": MethodEntry(
+        "blemish.methods.dra:DRA", "weak",
+        "four heads on frozen features: known, pretended, unlike reference images, not like good ones",
+        "Ding et al., Catching Both Gray and Black Swans: Open-set Supervised Anomaly Detection, CVPR 2022",
+        family="known defects", cost="minutes",
+    ),
+    "prenet": MethodEntry(
+        "blemish.methods.prenet:PReNet", "weak",
+        "learns from pairs of images how many of the two are bad; no map",
+        "Pang et al., Deep Weakly-supervised Anomaly Detection, KDD 2023",
+        family="known defects", cost="minutes", has_map=False,
     ),
 }
 

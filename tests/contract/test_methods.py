@@ -37,6 +37,7 @@ QUICK |= {"hidden": 64, "flow_steps": 2, "test_turns": 2}
 QUICK |= {"filters": 4, "fields": (33,), "spacing": 4, "taught": 0.2}
 QUICK |= {"first_width": 8, "widen": 1, "side": 16, "repeats": 2}
 QUICK |= {"measure": "l2", "iterations": 3}
+QUICK |= {"network_width": 4, "enlarge": 1, "deviation": 2.0, "heads_rate": 0.01, "rate": 0.01}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
 DEVICE = choose_device(os.environ.get("BLEMISH_TEST_DEVICE", "cpu"))

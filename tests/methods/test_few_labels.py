@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from blemish.methods import devnet
 from blemish.methods.deepsad import Head, deep_sad_loss
-from blemish.methods.devnet import deviation_loss, top_mean
+from blemish.ops.deviation import deviation_loss, top_mean
 from blemish.run import Run
 
 QUICK = {

@@ -55,3 +55,14 @@ def test_features_are_standardised_as_scikit_learn_does():
     scale.learn([[part] for part in tensor.split([4, 2])])
     expected = StandardScaler().fit_transform(maps.reshape(-1, 3).astype(np.float64)).reshape(maps.shape)
     np.testing.assert_allclose(scale([tensor])[0].permute(0, 2, 3, 1).numpy(), expected, atol=1e-4)
+
+
+def test_levelled_features_keep_their_ratios_and_have_a_mean_square_of_one():
+    maps = [torch.randn(3, 4, 6, 5) * torch.tensor([1.0, 2.0, 5.0, 0.1])[:, None, None] + 3, torch.randn(3, 2, 2, 2)]
+    scale = Standardisation([4, 2])
+    scale.learn([maps])
+    scale.level()
+    for map_, scaled in zip(maps, scale(maps)):
+        np.testing.assert_allclose(
+            scaled.numpy(), map_.numpy() / np.sqrt((map_.double().numpy() ** 2).mean()), rtol=1e-5
+        )

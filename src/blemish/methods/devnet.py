@@ -15,7 +15,6 @@ Pang, Ding, Shen, van den Hengel: Explainable Deep Few-shot Anomaly Detection wi
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -26,12 +25,12 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Images, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight
+from blemish.ops.deviation import REFERENCES, deviation_loss, top_mean
 from blemish.ops.norms import Standardisation
 from blemish.ops.smoothing import upscale
 from blemish.run import Run, epochs
 
 EPOCH_STEPS = 20  # that the released code calls an epoch
-REFERENCES = 5000  # draws from a standard normal distribution that a step's deviations are measured by
 DROP_EVERY = 10  # epochs, after which the learning rate is a tenth of what it was
 
 
@@ -133,20 +132,3 @@ def halved(images: Tensor) -> Tensor:
         sums, weights = (F.conv2d(x, kernel, None, 2, 1, 1, 3) for x in (images, torch.ones_like(images[:1])))
         return sums / weights
     return F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
-
-
-def top_mean(maps: Sequence[Tensor], share: float) -> Tensor:
-    """``b``: the mean of the highest ``share`` of each map ``b y x``, one value at least, averaged over the maps."""
-    flat = [map_.flatten(1) for map_ in maps]
-    highest = [values.topk(max(1, int(share * values.shape[1])), dim=1).values for values in flat]
-    return torch.stack([values.mean(dim=1) for values in highest]).mean(dim=0)
-
-
-def deviation_loss(normal: Tensor, anomalous: Tensor, references: Tensor, margin: float = 5.0) -> Tensor:
-    """Half the mean |deviation| of the good images' scores, half the mean of what the bad ones' lack to ``margin``.
-
-    Mean and deviation of ``references``, draws from a standard normal distribution, are the measure.
-    """
-    mean, deviation = references.mean(), references.std()
-    lacking = F.relu(margin - (anomalous - mean) / deviation)
-    return (((normal - mean) / deviation).abs().mean() + lacking.mean()) / 2

@@ -61,6 +61,14 @@ class Standardisation(nn.Module):
             getattr(self, f"mean_{level}").copy_(mean.view(1, -1, 1, 1))
             getattr(self, f"deviation_{level}").copy_(deviation.view(1, -1, 1, 1))
 
+    @torch.no_grad()
+    def level(self) -> None:
+        """From now on only divide each level by one number, the root of its mean square: channels keep their ratios."""
+        buffers = list(self.buffers())
+        for mean, deviation in zip(buffers[::2], buffers[1::2]):
+            deviation.fill_((mean.square() + deviation.square()).mean().sqrt())
+            mean.zero_()
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [
             (map_ - getattr(self, f"mean_{level}")) / getattr(self, f"deviation_{level}")
