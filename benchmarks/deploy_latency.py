@@ -47,7 +47,7 @@ OURS = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO",
 THEIRS = {"torch": "torch", "openvino": "OpenVINO", "openvino_f32": "OpenVINO, float32"}
 
 # Runs in the rival's environment, where Blemish is not installed; its last line is one JSON object.
-RIVAL = '''
+RIVAL = """
 import dataclasses, glob, json, logging, os, sys, time, warnings
 warnings.filterwarnings("ignore"); logging.disable(logging.WARNING); os.environ["TRUST_REMOTE_CODE"] = "1"
 import torch
@@ -113,7 +113,7 @@ for kind, (make, opened) in kinds.items():
             found[f"{kind} {threads}"] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
 found["memory"] = list(model.model.memory_bank.shape) if lite else None
 print(json.dumps(found))
-'''
+"""
 
 
 class Bare(nn.Module):
