@@ -116,7 +116,7 @@ class DRA(Method):
     def _loss(self, features: Sequence[Tensor], counts: Sequence[int], draws: Tensor, epoch: Epoch) -> Tensor:
         """Of as many good images, bad ones and good ones with a piece pasted as ``counts`` says, in that order."""
         scores, _ = self._seen(features)
-        good, bad, pasted = zip(*(score.split(list(counts)) for score in scores))
+        good, bad, pasted = zip(*(torch.split(score, list(counts)) for score in scores))
         draws = draws.to(scores[0].device)
         terms = {
             "known": deviation_loss(good[0], bad[0], draws),

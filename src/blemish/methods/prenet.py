@@ -109,7 +109,8 @@ class PReNet(Method):
         return Prediction(None, (self._read(bad, seen) + self._read(seen, good)) / 2)
 
     def _scaled(self, vectors: Tensor) -> Tensor:
-        return self.scale([vectors[..., None, None]])[0][..., 0, 0]
+        scaled: Tensor = self.scale([vectors[..., None, None]])[0][..., 0, 0]
+        return scaled
 
     def _embedded(self, vectors: Tensor) -> Tensor:
         return F.relu(self.embed(vectors))
