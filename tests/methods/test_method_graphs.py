@@ -15,8 +15,10 @@ pytest.importorskip("onnxscript", reason="exporting needs the extra export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="exporting needs the extra export")
 
 SIZE = (64, 64)
+LONGER = {"geotrans": {"steps": 40}}
+"""After two steps its answers hardly hang on the image, and what it makes of them magnifies rounding."""
 CASES = [
-    *[(name, {}) for name in METHODS],
+    *[(name, LONGER.get(name, {})) for name in METHODS],
     ("patchcore", {"reweight": 3, "neighbours": 2, "top": 0.1, "target_dim": 16}),
     ("devnet", {"scales": 2}),
     ("fmam", {"base": "nkd", "internal": "memory"}),
