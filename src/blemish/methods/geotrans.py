@@ -55,7 +55,10 @@ class GeoTransConfig:
 
 
 class GeoTrans(Method):
-    """``network`` tells transformations apart; ``alpha`` ``t k`` are the Dirichlets of its outputs for good images."""
+    """``network`` tells transformations apart; ``alpha`` ``t k`` are the Dirichlets of its outputs for good images.
+
+    ``usual`` ``t k`` are those outputs' mean logarithms: less them, sums keep the digits in which images differ.
+    """
 
     Config = GeoTransConfig
     regimes = frozenset({"clean"})
@@ -63,12 +66,14 @@ class GeoTrans(Method):
     config: GeoTransConfig
     moves: Tensor
     alpha: Tensor
+    usual: Tensor
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: GeoTransConfig) -> None:
         super().__init__(backbone, size, config)
         self.network = untrained(lambda: wide_network(config.widen, config.blocks))
         self.register_buffer("moves", transformations(config.side), persistent=False)
         self.register_buffer("alpha", torch.ones(KINDS, KINDS))
+        self.register_buffer("usual", torch.zeros(KINDS, KINDS))
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: GeoTransConfig) -> bool:
@@ -104,12 +109,13 @@ class GeoTrans(Method):
             images = self._prepared(self.learning[0].normal, self.learning[1])
             shares = torch.cat([self._log_shares(some).cpu() for some in torch.split(images, 4)]).double().exp()
             self.alpha.copy_(dirichlets(shares))
+            self.usual.copy_(shares.log().mean(dim=0))
 
     def predict(self, images: Tensor) -> Prediction:
         logs = self._log_shares(self._small(images))
         if self.config.score == "simple":
             return Prediction(None, 1 - logs.diagonal(dim1=1, dim2=2).exp().mean(dim=1))
-        return Prediction(None, ((1 - self.alpha) * logs).sum(dim=2).mean(dim=1))
+        return Prediction(None, ((1 - self.alpha) * (logs - self.usual)).sum(dim=2).mean(dim=1))
 
     def _small(self, images: Tensor) -> Tensor:
         return (2 * shrink(images, (self.config.side, self.config.side)) - 1).flatten(2)
