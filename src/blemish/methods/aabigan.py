@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.config import Count, Rate, Steps
+from blemish.ops.config import Count, Rate, Steps, Width
 from blemish.ops.residual import initialise_uniform, untrained
 from blemish.run import Run, epochs
 
@@ -45,6 +45,7 @@ class AABiGANConfig:
         Literal["image", "code"], Field(description="image: squared error of what comes back; code: its squared length")
     ] = "image"
     latent: Annotated[int, Field(ge=16, le=2048, multiple_of=16, description="numbers of a code")] = 128
+    hidden: Annotated[Width, Field(description="numbers that a discriminator joins both sides of a pair in")] = 1024
     epochs: Annotated[Count, Field(description="passes over the good images")] = 1000
     steps: Steps = None
     batch_size: Annotated[
@@ -74,7 +75,7 @@ class AABiGAN(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
-        judges = untrained(lambda: build_judges(config.latent)).to(run.device).train()
+        judges = untrained(lambda: build_judges(config.latent, config.hidden)).to(run.device).train()
         ours = nn.ModuleList([self.encoder, self.generator])
         for name, network in (("networks", ours), ("discriminators", judges)):
             initialise_uniform(network, run.generator(name))
@@ -137,19 +138,19 @@ def build_generator(latent: int) -> nn.Sequential:
 class Judge(nn.Module):
     """``b``, of images ``b 3 32 32`` and what goes with them, which ``other`` makes vectors of ``width`` numbers of."""
 
-    def __init__(self, other: nn.Module, width: int, slope: float) -> None:
+    def __init__(self, other: nn.Module, width: int, hidden: int, slope: float) -> None:
         super().__init__()
         self.image, self.other = trunk(), other
-        self.joined = nn.Sequential(nn.Linear(PLANE + width, 1024), nn.LeakyReLU(slope), nn.Linear(1024, 1))
+        self.joined = nn.Sequential(nn.Linear(PLANE + width, hidden), nn.LeakyReLU(slope), nn.Linear(hidden, 1))
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         outputs: Tensor = self.joined(torch.cat([self.image(images), self.other(others)], dim=1))
         return outputs.float().squeeze(1)
 
 
-def build_judges(latent: int) -> nn.ModuleList:
+def build_judges(latent: int, hidden: int = 1024) -> nn.ModuleList:
     """The discriminator of images with their codes, and that of images with what came back of them."""
-    return nn.ModuleList([Judge(nn.Linear(latent, 512), 512, 0.2), Judge(trunk(), PLANE, 0.1)])
+    return nn.ModuleList([Judge(nn.Linear(latent, 512), 512, hidden, 0.2), Judge(trunk(), PLANE, hidden, 0.1)])
 
 
 def verdicts(judges: nn.ModuleList, with_code: Pairs, with_image: Pairs, weight: float = 1.0) -> Tensor:
