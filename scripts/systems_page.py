@@ -70,7 +70,7 @@ def measured(systems: dict[str, Any]) -> list[str]:
                     f"{name} {' / '.join(shown(summary.values(label, name, metric)) for metric in METRICS)}"
                     for name in dict.fromkeys(row["set"] for row in summary.rows_of(label))
                 )
-                cell = f"`{path.relative_to(ROOT / 'recipes').as_posix()}`: {label} | {'; '.join(sets)} |"
+                cell = f"`{path.relative_to(ROOT).as_posix()}`: {label} | {'; '.join(sets)} |"
                 for name, system in systems.items():
                     options = system.get("options", {}).items()
                     is_it = system.get("method") == asked["method"]
