@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from blemish.errors import ConfigError
-from blemish.methods.table import METHODS as METHODS
+from blemish.methods.table import METHODS as METHODS  # noqa: PLC0414  # whoever names a method asks the registry
 from blemish.methods.table import MethodEntry
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def option_table(method: type[Method]) -> dict[str, dict[str, str]]:
     properties = TypeAdapter(method.Config).json_schema(mode="serialization")["properties"]
     table = {}
     for name, option in properties.items():
-        values = option["default"] if isinstance(option["default"], list) else [option["default"]]
+        given = option["default"]
+        values = given if isinstance(given, list) and len(given) > 1 else [given]  # one alone is written in brackets
         schema = option.get("anyOf", [option])[0]
         table[name] = {
             "default": ",".join(value if isinstance(value, str) else json.dumps(value) for value in values),

@@ -44,12 +44,13 @@ BUDGET = {
     "teachers that learn, and CFA": 670,
     "flows": 620,
     "part one, students and memories": 770,
-    "systems that learn from pixels: adversarial, energy, self-made labels": 830,
+    "systems that learn from pixels: adversarial, energy, self-made labels": 800,
+    "made-up defects and weak heads": 800,
     "reconstruction, first half, and AA-BiGAN": 870,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 19_050
+TEST_BUDGET = 19_100
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
