@@ -40,7 +40,7 @@ QUICK |= {"measure": "l2", "iterations": 3}
 QUICK |= {"network_width": 4, "enlarge": 1, "deviation": 2.0, "heads_rate": 0.01, "rate": 0.01}
 """Options that make fits small, or learn something in few steps, for methods that have them."""
 
-OWN = {"supersimplenet": {"hidden": 1024}}  # what a narrower head does not see in so few steps
+OWN = {"supersimplenet": {"hidden": 1024}, "dra": {"hidden": 256}}  # what a narrower head does not see in so few steps
 
 DEVICE = choose_device(os.environ.get("BLEMISH_TEST_DEVICE", "cpu"))
 """The whole contract may be asked of a graphics card: scripts/gpu/check.sh does."""

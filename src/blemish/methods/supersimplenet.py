@@ -20,7 +20,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class SuperSimpleNetConfig:
         Field(ge=1, le=4, description="how much finer than the first stage's the grid is; 1 takes a quarter as long"),
     ] = 2
     hidden: Annotated[Width, Field(description="channels inside the head that makes the map")] = 1024
-    deviation: Annotated[Rate, Field(description="of the noise, where the features of a level are about 1")] = 0.015
+    deviation: Annotated[Rate, Field(description="of the noise, where the features of a level are about 1")] = 0.2
     threshold: Annotated[
         float | None,
         Field(gt=-1, lt=1, description="of the noise that masks are cut from; null: .2, with known-bad images .6"),
@@ -65,6 +65,9 @@ class SuperSimpleNetConfig:
     ] = 32
     heads_rate: Annotated[Rate, Field(description="AdamW's, of the heads; half of it of the adapter")] = 2e-4
     sigma: Sigma = 4.0
+    score: Annotated[
+        Literal["head", "map"], Field(description="an image's: what its own head says, or its map's highest value")
+    ] = "head"
 
 
 class SuperSimpleNet(Method):
@@ -122,7 +125,8 @@ class SuperSimpleNet(Method):
         joined = self._joined(self.backbone(images))
         with self.autocast(images):
             map_, score = self.heads(joined)
-        return Prediction(upscale(map_.float(), images.shape[-2:], self.config.sigma), score.float().sigmoid())
+        large = upscale(map_.float(), images.shape[-2:], self.config.sigma)
+        return Prediction(large, large.amax(dim=(1, 2)) if self.config.score == "map" else score.float().sigmoid())
 
     def _joined(self, features: Sequence[Tensor]) -> Tensor:
         """``b c y x``: all levels on the finer grid, each place the mean of its neighbourhood of 3 x 3."""
