@@ -21,6 +21,8 @@ SMALL = {
     "students": {"filters": 4, "spacing": 4},
     # After two steps its answers hardly hang on the image, and what it makes of them magnifies rounding.
     "geotrans": {"steps": 40},
+    "draem": {"network_width": 8, "steps": 40, "rate": 0.01},
+    "destseg": {"network_width": 16, "steps": 40, "body_rate": 0.01},
 }
 CASES = [
     *[(name, SMALL.get(name, {})) for name, entry in METHODS.items() if entry.exports],
