@@ -225,22 +225,23 @@ def test_uniform_images_give_finite_numbers(name: str, learn) -> None:
 def test_a_planted_defect_scores_higher(name: str, learn) -> None:
     """On average over twins with and without it; the map too is higher there than elsewhere.
 
-    A method that learns slowly may take three times as long: how far it comes before is chance, which on another
-    processor falls otherwise.
+    A method that learns slowly may take three times as long, or nine: how far it comes before is chance, which on
+    another processor falls otherwise.
     """
-    seeds = range(200, 208)
-    for steps in (STEPS, 3 * STEPS):
+    seeds, sees = range(200, 208), {}
+    inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    inside[24:44, 16:40] = True
+    for steps in (STEPS, 3 * STEPS, 9 * STEPS):
         inspector = learn(name, home(name), steps)
         good, bad = judged(inspector, [cloth(i) for i in seeds]), judged(inspector, [spoiled(i) for i in seeds])
-        if (bad.score > good.score).float().mean() >= 0.75:
+        sees["pairs"] = bool((bad.score > good.score).float().mean() >= 0.75)
+        sees["on average"] = bool(bad.score.mean() > good.score.mean())
+        if bad.map is not None and good.map is not None:
+            grown = bad.map.mean(0) - good.map.mean(0)
+            sees["where it is"] = bool(grown[inside].mean() > grown[~inside].mean())
+        if all(sees.values()) or not is_trained(name):
             break
-    assert (bad.score > good.score).float().mean() >= 0.75
-    assert bad.score.mean() > good.score.mean()
-    if bad.map is not None and good.map is not None:
-        grown = bad.map.mean(0) - good.map.mean(0)
-        inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
-        inside[24:44, 16:40] = True
-        assert grown[inside].mean() > grown[~inside].mean()
+    assert all(sees.values()), sees
 
 
 def test_judging_is_deterministic_and_changes_nothing(name: str, learn) -> None:
