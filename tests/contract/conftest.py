@@ -10,7 +10,6 @@ FIRST = (
     "test_the_entry_is_whole",
     "test_options_",
     "test_shapes_",
-    "test_a_planted_defect_",
     "test_a_saved_and_loaded_method_",
 )
 

@@ -33,8 +33,8 @@ def methods(
             "learns in": e.cost,
             "exports": "yes" if e.exports else "no",
             "idea": e.idea,
+            "paper": e.paper,
         }
-        | ({"paper": e.paper} if as_json else {})
         for key, e in METHODS.items()
     }
     name = name or detail
