@@ -101,11 +101,14 @@ def _onnxruntime(content: bytes, threads: int) -> Session:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     kinds = {given.name: given.type.removeprefix("tensor(").rstrip(")") for given in session.get_inputs()}
     outputs = [given.name for given in session.get_outputs()]
+    sizes = {
+        given.name: [side if isinstance(side, int) else 1 for side in given.shape[1:]] for given in session.get_inputs()
+    }
 
     def run(images: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         given = {"prepared": images}
         if "image" in kinds:
-            given["image"] = np.zeros((len(images), 1, 1, 3), kinds["image"])
+            given["image"] = np.zeros((len(images), *sizes["image"]), kinds["image"])
         found = dict(zip(outputs, session.run(outputs, given)))
         return found["score"], found.get("input_map")
 
@@ -120,10 +123,13 @@ def _openvino(content: bytes, threads: int, hint: str) -> Session:
     graph = core.read_model(content)
     # With the number of images left open, OpenVINO 2026.4.1 scored the first ones up to three times too high and all
     # others only to a thousandth; with it fixed, to a hundred-thousandth.
-    shapes = {"prepared": [1, *list(graph.input("prepared").partial_shape)[1:]], "image": [1, 1, 1, 3]}
+    given = {port.get_any_name(): list(port.partial_shape)[1:] for port in graph.inputs}
+    shapes = {
+        name: [1, *(side.get_length() if side.is_static else 1 for side in sides)] for name, sides in given.items()
+    }
     kinds = {port.get_any_name(): port.get_element_type().to_dtype() for port in graph.inputs}
-    graph.reshape({name: shapes[name] for name in kinds})
-    rest = {"image": np.zeros(shapes["image"], kinds["image"])} if "image" in kinds else {}
+    graph.reshape(shapes)
+    rest = {"image": np.zeros(shapes["image"], kinds["image"])} if "image" in shapes else {}
     compiled = core.compile_model(graph, "CPU", hints)
     has_map = any("input_map" in port.get_names() for port in graph.outputs)
 
