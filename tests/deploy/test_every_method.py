@@ -30,7 +30,8 @@ OWN = {  # networks that are too large for a test, and some whose scores after t
     "csflow": {"hidden": 16},
     "differnet": {"hidden": 16, "test_turns": 3},
     "students": {"filters": 4, "spacing": 4},
-    "geotrans": {"steps": 40},
+    # Parts as alike as these make its distributions so narrow that they magnify rounding: tests/methods has that score.
+    "geotrans": {"steps": 40, "score": "simple"},
 }
 
 
