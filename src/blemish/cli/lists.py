@@ -25,18 +25,11 @@ def methods(
     """The methods there are, one line each. Example: blemish methods"""
     from blemish.registry import METHODS, method_class, option_table
 
-    rows = {
-        key: {
-            "family": e.family,
-            "regime": e.regime,
-            "map": "yes" if e.has_map else "no",
-            "learns in": e.cost,
-            "exports": "yes" if e.exports else "no",
-            "idea": e.idea,
-            "paper": e.paper,
-        }
-        for key, e in METHODS.items()
-    }
+    named, words = ("family", "regime", "map", "learns in", "exports", "idea", "paper"), ("no", "yes")
+    rows = {}
+    for key, e in METHODS.items():
+        told = e.family, e.regime, words[e.has_map], e.cost, words[e.exports], e.idea, e.paper
+        rows[key] = dict(zip(named, told))
     name = name or detail
     print_table(rows if name is None else option_table(method_class(name)), as_json)
 
