@@ -111,6 +111,7 @@ def picture(figures: pd.DataFrame) -> Figure:
     title = "What a method finds, and how long it learns"
     axes = figure.add_subplot(title=title, xlabel="seconds of learning", ylabel="mean image AUROC", xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     families = list(dict.fromkeys(entry.family for entry in METHODS.values()))
     for i, ((method, name), line) in enumerate(table.iterrows()):
         colour = SERIES[families.index(METHODS[str(method)].family) % len(SERIES)]
