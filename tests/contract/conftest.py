@@ -12,10 +12,14 @@ FIRST = (
     "test_shapes_",
     "test_a_saved_and_loaded_method_",
 )
+LONG, SEVERAL = {"cdd", "rdpp", "ckaad"}, ("test_bf16_learns_", "test_stopped_and_resumed_")
+"""Of the ten, those whose several trainings are left to ``make test-slow``."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name = getattr(item, "callspec", None) and item.callspec.params.get("name")  # type: ignore[attr-defined]
-        if "test_methods.py" in item.nodeid and name and name not in MAIN and not item.name.startswith(FIRST):
+        if "test_methods.py" not in item.nodeid or not name:
+            continue
+        if (name not in MAIN and not item.name.startswith(FIRST)) or (name in LONG and item.name.startswith(SEVERAL)):
             item.add_marker(pytest.mark.slow)

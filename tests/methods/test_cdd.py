@@ -215,6 +215,7 @@ def test_with_everything_off_nobody_looks_back(fitted, monkeypatch):
     assert fitted(OFF).confident == []
 
 
+@pytest.mark.slow
 def test_every_setting_moves_the_weights(fitted):
     whole = fitted().student.state_dict()
     changes = {"domains": [(2,), (1,)], "r_normal": [0.0], "share_confident": [False], "confident_pass": [False]}

@@ -135,8 +135,8 @@ def test_a_store_that_is_read_only_says_so(tmp_path: Path) -> None:
 
 
 def test_a_locked_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(str(tmp_path / "station.db"))
     monkeypatch.setattr("blemish.server.store.BUSY", 10)
+    store = Store(str(tmp_path / "station.db"))
     other = sqlite3.connect(str(store.url.database), timeout=0)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StoreError, match=r"locked.*another program holds it"):

@@ -29,7 +29,10 @@ class Moments:
         points = points - self.origin[:, None]
         self.count += n
         self.sums += points.sum(dim=1)
-        self.squares.baddbmm_(points.mT, points)
+        if d == 1:  # a product of each set by itself would take a hundred times as long
+            self.squares += points.square().sum(dim=1, keepdim=True)
+        else:
+            self.squares.baddbmm_(points.mT, points)
 
     def portions(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Means ``q d`` and covariances ``q d d`` (over n - 1; zeros of one vector), a few of the sets at a time."""
@@ -69,7 +72,9 @@ class Gaussians(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """``p n``: the squared Mahalanobis distances of ``p n d``, the points of each set from its own Gaussian."""
-        return ((points - self.mean[:, None]) @ self.whitening.mT).square().sum(dim=2)
+        centred = points - self.mean[:, None]
+        whitened = centred * self.whitening if centred.shape[2] == 1 else centred @ self.whitening.mT
+        return whitened.square().sum(dim=2)
 
 
 def principal_components(covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -29,9 +29,10 @@ class Camera:
             raise ConfigError(f"the camera {place} cannot be opened: give its number, an address or a file")
 
     def run(self, submit: Submit, ended: threading.Event) -> None:
-        number = 0
+        number, left = 0, threading.Event()
+        grabber = threading.Thread(target=self._grab, args=(left,), daemon=True)
         if not self._is_file:
-            threading.Thread(target=self._grab, args=(ended,), daemon=True).start()
+            grabber.start()
         try:
             while not ended.is_set():
                 if (frame := self._next()) is None:
@@ -43,7 +44,11 @@ class Camera:
                 self.picture = self._encode(".jpg", frame)[1].tobytes()
                 submit(self._encode(".png", frame)[1].tobytes(), f"frame {number} of {time.strftime('%Y-%m-%d')}")
         finally:
-            self._capture.release()
+            left.set()
+            if self._is_file:
+                self._capture.release()
+            else:
+                grabber.join(STALE)
 
     def _next(self) -> Any:
         if self._is_file:
@@ -53,11 +58,14 @@ class Camera:
         self._is_fresh.clear()
         return self._latest if is_read else None
 
-    def _grab(self, ended: threading.Event) -> None:
-        """Keep reading, so that the driver's queue holds no old frames."""
-        while not ended.is_set():
+    def _grab(self, left: threading.Event) -> None:
+        """Keep reading, so that the driver's queue holds no old frames.
+
+        Whoever reads releases: to release a capture that is being read ends the whole process.
+        """
+        is_read = True
+        while is_read and not left.is_set():
             is_read, frame = self._capture.read()
             self._latest = frame if is_read else None
             self._is_fresh.set()
-            if not is_read:
-                return
+        self._capture.release()
