@@ -22,7 +22,7 @@ from blemish.registry import METHODS, method_class
 pytest.importorskip("onnxscript", reason="exporting needs the extra export")
 
 SIDE = 64
-QUICK = {"steps": 2, "batch_size": 4, "memory": 50}
+QUICK = {"steps": 2, "batch_size": 4, "memory": 50, "flow_steps": 2}
 OWN = {  # networks that are too large for a test, and some whose scores after two steps have almost no spread
     "draem": {"network_width": 8, "steps": 40, "rate": 0.01},
     "destseg": {"network_width": 16, "steps": 40, "body_rate": 0.01},
@@ -31,7 +31,8 @@ OWN = {  # networks that are too large for a test, and some whose scores after t
     "differnet": {"hidden": 16, "test_turns": 3},
     "students": {"filters": 4, "spacing": 4},
     # Parts as alike as these make its distributions so narrow that they magnify rounding: tests/methods has that score.
-    "geotrans": {"steps": 40, "score": "simple"},
+    "geotrans": {"steps": 40, "score": "simple", "widen": 1},
+    "itae": {"first_width": 8},
 }
 
 
