@@ -17,10 +17,7 @@ from blemish.server.care import Caretaker
 from blemish.server.problems import answer_problems
 from blemish.server.settings import Settings
 from blemish.server.sinks import Delivery, named_sinks
-from blemish.server.sources import Feed
-from blemish.server.sources.camera import Camera
-from blemish.server.sources.folder import Folder
-from blemish.server.sources.line import Line
+from blemish.server.sources import Camera, Feed, Folder, Line
 from blemish.server.station import Station
 from blemish.server.teaching import Teacher
 
