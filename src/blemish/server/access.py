@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastapi import HTTPException, Request
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, insert, select, update
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,8 +74,8 @@ class Access:
         return ended
 
     def has_admin(self) -> bool:
-        query = select(func.count()).where(tokens.c.role == "admin", tokens.c.revoked.is_(False))
-        return bool(self._store.rows(query)[0][0])
+        query = select(tokens.c.name).where(tokens.c.role == "admin", tokens.c.revoked.is_(False))
+        return self._store.first(query) is not None
 
     def log_in(self, request: Request, token: str) -> tuple[str, Person]:
         """A session's secret, for a cookie, and whom it speaks for; HTTPExceptions as of ``by_token``."""
@@ -98,14 +98,14 @@ class Access:
         if len(recent := self._recent(address)) >= ATTEMPTS:
             wait = {"Retry-After": str(round(WITHIN - (time.monotonic() - recent[0])) + 1)}
             raise HTTPException(429, "too many wrong tokens: wait a minute", wait)
-        found = self._store.rows(select(tokens).where(tokens.c.hash == _hash(token), tokens.c.revoked.is_(False)))
-        if not found:
+        found = self._store.first(select(tokens).where(tokens.c.hash == _hash(token), tokens.c.revoked.is_(False)))
+        if found is None:
             with self._counting:
                 self._failures[address] = [*self._recent(address), time.monotonic()]
                 if len(self._failures) > MANY:
                     self._failures.pop(next(iter(self._failures)))
             raise HTTPException(401, "this token is not known, or was revoked", {"WWW-Authenticate": "Bearer"})
-        return Person(found[0].name, found[0].role)
+        return Person(found.name, found.role)
 
     def _recent(self, address: str) -> list[float]:
         return [at for at in self._failures.get(address, ()) if time.monotonic() - at < WITHIN]
@@ -113,8 +113,8 @@ class Access:
     def _by_session(self, secret: str) -> Person | None:
         query = select(tokens.c.name, tokens.c.role, sessions.c.csrf).join(tokens, tokens.c.hash == sessions.c.token)
         query = query.where(sessions.c.hash == _hash(secret), sessions.c.expires > time.time())
-        found = self._store.rows(query.where(tokens.c.revoked.is_(False)))
-        return Person(found[0].name, found[0].role, found[0].csrf) if found else None
+        found = self._store.first(query.where(tokens.c.revoked.is_(False)))
+        return None if found is None else Person(*found)
 
     async def identify(self, request: Request) -> Person | None:
         """Who asks, None for nobody known; an HTTPException 401, 403 or 429 where a proof is wrong."""
