@@ -61,8 +61,9 @@ class Station:
                 self.store.note(connection, "hard end found", "station", found)
         try:
             for name, file in settings.models.items():
-                digest, own = digest_of_file(file) if file.is_file() else "", select(models).where(models.c.name == name)
+                own = select(models).where(models.c.name == name)
                 active = self.store.first(own.where(models.c.state == "active"))
+                digest = digest_of_file(file) if active and file.is_file() else ""
                 # A model that was swapped in after this file was first given stays, as it would have without a restart.
                 if active and self.store.first(own.where(models.c.digest == digest)):
                     file = self.pictures.models / f"{active.digest}{active.suffix}"  # noqa: PLW2901
