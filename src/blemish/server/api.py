@@ -188,9 +188,7 @@ def show_overlay(here: Here, person: Viewer, number: BigId) -> Response:
 
 
 @router.get("/inspections/{number}/map", **sends("image/png", "image/tiff"))
-def show_map(
-    here: Here, person: Viewer, number: BigId, format: Annotated[Literal["png", "tiff"], Query()] = "png"
-) -> Response:
+def show_map(here: Here, person: Viewer, number: BigId, format: Literal["png", "tiff"] = "png") -> Response:
     """The colours alone, transparent below the threshold, as PNG; or raw values as 32-bit TIFF. 404 without a map."""
     row = here.inspection(number)
     heatmap = here.verdict(row).heatmap
@@ -259,18 +257,17 @@ class LogIn(Strict):
 
 
 @router.post("/login")
-def log_in(request: Request, here: Here, body: LogIn, response: Response) -> dict[str, Any]:
+def log_in(request: Request, here: Here, body: LogIn, response: Response) -> Person:
     """A session cookie from a token; `csrf` goes into the header `X-CSRF-Token` of every change made with it."""
     secret, person = here.access.log_in(request, body.token)
     set_session(response, secret, here)
-    return {"name": person.name, "role": person.role, "csrf": person.csrf}
+    return person
 
 
 def set_session(response: Response, secret: str, here: Station) -> None:
     """Put a session's secret into a cookie that no script reads and no other site sends."""
-    response.set_cookie(
-        COOKIE, secret, int(SESSION_SECONDS), httponly=True, samesite="strict", secure=here.settings.tls
-    )
+    lasts = int(SESSION_SECONDS)
+    response.set_cookie(COOKIE, secret, lasts, httponly=True, samesite="strict", secure=here.settings.tls)
 
 
 @router.post("/logout", status_code=204)
@@ -281,9 +278,9 @@ def log_out(request: Request, here: Here, person: Viewer, response: Response) ->
 
 
 @router.get("/me")
-def show_me(here: Here, person: Viewer) -> dict[str, Any]:
+def show_me(person: Viewer) -> Person:
     """Who asks, and the CSRF token of the session, if it is one."""
-    return {"name": person.name, "role": person.role, "csrf": person.csrf}
+    return person
 
 
 # What happens

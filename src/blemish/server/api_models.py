@@ -55,9 +55,6 @@ def drop_model(here: Here, person: Admin, model: ModelName) -> None:
     here.drop_model(model, person.name)
 
 
-Rate = Annotated[float | None, Query(gt=0, lt=1)]
-
-
 class Threshold(Strict):
     """Shares of good parts that may be rejected, and that may go to a person besides."""
 
@@ -70,7 +67,7 @@ def try_threshold(
     here: Here,
     person: Viewer,
     model: ModelName,
-    rate: Rate = None,
+    rate: Annotated[float | None, Query(gt=0, lt=1)] = None,
     review: Annotated[float | None, Query(ge=0, lt=1)] = None,
     bins: Annotated[int, Query(ge=5, le=200)] = 40,
 ) -> dict[str, Any]:
@@ -135,10 +132,7 @@ def acknowledge(here: Here, person: Operator, model: ModelName) -> dict[str, Any
 
 @router.get("/report", response_model=None, responses={200: {"content": {"text/csv": {}}}})
 def report(
-    here: Here,
-    person: Viewer,
-    search: Annotated[Search, Depends()],
-    format: Annotated[Literal["json", "csv"], Query()] = "json",
+    here: Here, person: Viewer, search: Annotated[Search, Depends()], format: Literal["json", "csv"] = "json"
 ) -> dict[str, Any] | Response:
     """A shift: counts in all and by hour, the strangest parts, what people said, what changed; or verdicts as CSV."""
     if format == "csv":

@@ -110,7 +110,8 @@ def live(page: View, here: Here, model: str | None = None) -> Response:
         context |= {"shown": (shown := last[0]), **page.of_verdict(shown)}
         context["part"] = here.store.part_verdict(shown["model"], shown["part"]) if shown["part"] else None
     context["counts"] = here.store.count(Search(model=model, since=shift[0]))
-    context["withdrawn"] = [(name, now) for name in [*here.judges] if (now := health.promise(here, name))["holds"] is False]
+    promises = {name: health.promise(here, name) for name in [*here.judges]}
+    context["withdrawn"] = [(name, found) for name, found in promises.items() if found["holds"] is False]
     return page.show("live.j2", cameras=[name for name in here.settings.cameras if model in (None, name)], **context)
 
 

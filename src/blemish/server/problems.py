@@ -13,15 +13,12 @@ from starlette.responses import JSONResponse, Response
 from blemish.errors import BlemishError, ModelFileError, OutputError, StoreError
 from blemish.server.judging import Closed, Full
 
-HTTP_PHRASES = {status.value: status.phrase for status in HTTPStatus}
-LATER = "5"  # seconds
 log = logging.getLogger("blemish.server")
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """A problem document."""
-    title = HTTP_PHRASES.get(status, "Problem")
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     return JSONResponse(body, status, dict(headers or {}), media_type="application/problem+json")
 
 
@@ -33,7 +30,7 @@ def problem_of(error: BaseException) -> JSONResponse:
     if isinstance(error, HTTPException):
         return problem(error.status_code, str(error.detail), error.headers)
     if isinstance(error, Full | Closed | StoreError | OutputError | MemoryError | ModelFileError):
-        return problem(503, str(error) or "out of memory", {"Retry-After": LATER})
+        return problem(503, str(error) or "out of memory", {"Retry-After": "5"})
     if isinstance(error, BlemishError):
         return problem(422, str(error))
     log.error("an error that was not foreseen", exc_info=error)
