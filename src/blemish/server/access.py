@@ -20,7 +20,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from blemish.errors import ConfigError
 from blemish.server.problems import problem
 from blemish.server.settings import LOOPBACK, Settings
 from blemish.server.store import Store
@@ -54,10 +53,8 @@ class Access:
         self._failures: dict[str, list[float]] = {}
         self._counting = threading.Lock()
 
-    def new_token(self, name: str, role: str, actor: str = "command line") -> str:
+    def new_token(self, name: str, role: Role, actor: str = "command line") -> str:
         """A token, which is shown once: only its hash is kept."""
-        if role not in RANK:
-            raise ConfigError(f"there is no role {role!r}: give {', '.join(RANK)}")
         token = secrets.token_urlsafe(32)
         row = {"hash": _hash(token), "name": name, "role": role, "at": time.time(), "revoked": False}
         with self._store.write() as connection:

@@ -36,7 +36,8 @@ class Pictures:
     def write(self, photographs: Mapping[str, bytes]) -> None:
         """To ``incoming/``, by digest, unless there or in their place; an OutputError where the disk is full."""
         for name, content in photographs.items():
-            if any(_size(path) == len(content) for path in (self.path(name), self.incoming / name)):
+            known = (path for path in (self.path(name), self.incoming / name) if path.is_file())
+            if any(path.stat().st_size == len(content) for path in known):
                 continue
             try:
                 (self.incoming / name).write_bytes(content)
@@ -52,7 +53,7 @@ class Pictures:
         with contextlib.suppress(FileNotFoundError):  # another photograph with the same content was quicker
             (self.incoming / digest).replace(target)
 
-    def sweep(self, is_known: Callable[[str], bool]) -> tuple[int, int]:
+    def sweep(self, is_known: Callable[[str], object]) -> tuple[int, int]:
         """After a hard end: how many photographs went to their place, and how many that no row knows went away."""
         moved = removed = 0
         for path in self.incoming.iterdir():
@@ -91,12 +92,6 @@ class Pictures:
             with written_atomically(target) as temporary:
                 shutil.copyfile(source, temporary)
         return target
-
-
-def _size(path: Path) -> int | None:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return None
 
 
 def digest_of_file(path: Path) -> str:

@@ -84,8 +84,7 @@ def set_threshold(here: Station, name: str, rate: float | None, review: float | 
     """Set another rate: a new calibration in a new model file, swapped in and logged; as ``preview``."""
     from blemish.inspection.inspector import Inspector
 
-    model = here.judge(name).model
-    inspector = model.inspector
+    inspector = (model := here.judge(name).model).inspector
     if not isinstance(inspector, Inspector):
         raise ConfigError(
             f"{name} was exported, and its threshold with it: set it in the file that learned, and export that again"
@@ -163,8 +162,8 @@ class Teacher:
     def state(self, name: str) -> dict[str, Any]:
         """How far it is, with the end of its log; and the comparison once it is ready."""
         folder = self._folder(name)
-        state: dict[str, Any] = {"model": name, "state": "none", "since": None, "log": [], "learned_from": None}
-        state |= {"error": None, "promise": None, "comparison": None, "digest": None}
+        absent = dict.fromkeys(("since", "learned_from", "error", "promise", "comparison", "digest"))
+        state: dict[str, Any] = {"model": name, "state": "none", "log": [], **absent}
         if not (folder / "job.json").exists():
             return state
         state["since"] = spoken_time((folder / "job.json").stat().st_mtime)
