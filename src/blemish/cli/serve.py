@@ -55,7 +55,7 @@ def serve(
 def _run(settings: Any, in_browser: bool = False) -> None:
     import webbrowser
 
-    from blemish.server.run import serve as run_station
+    from blemish.server.app import serve as run_station
 
     def ready(address: str, station: Any) -> None:
         say(f"the station is ready: {address} (Ctrl-C ends it)")
