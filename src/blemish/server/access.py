@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from fastapi import HTTPException, Request
+from fastapi import HTTPException, Request, Response
 from sqlalchemy import delete, insert, select, update
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -74,8 +74,8 @@ class Access:
         query = select(tokens.c.name).where(tokens.c.role == "admin", tokens.c.revoked.is_(False))
         return self._store.first(query) is not None
 
-    def log_in(self, request: Request, token: str) -> tuple[str, Person]:
-        """A session's secret, for a cookie, and whom it speaks for; HTTPExceptions as of ``by_token``."""
+    def log_in(self, request: Request, token: str, response: Response) -> Person:
+        """A session, whose secret no script reads and no other site sends; HTTPExceptions as of ``by_token``."""
         person = self.by_token(request, token)
         secret, csrf, now = secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.time()
         row = {"hash": _hash(secret), "token": _hash(token), "csrf": csrf, "expires": now + SESSION_SECONDS}
@@ -83,11 +83,14 @@ class Access:
             connection.execute(delete(sessions).where(sessions.c.expires < now))
             connection.execute(insert(sessions), row)
             self._store.note(connection, "log in", person.name, {"role": person.role})
-        return secret, Person(person.name, person.role, csrf)
+        lasts, is_secure = int(SESSION_SECONDS), self._settings.tls
+        response.set_cookie(COOKIE, secret, lasts, httponly=True, samesite="strict", secure=is_secure)
+        return Person(person.name, person.role, csrf)
 
-    def log_out(self, secret: str) -> None:
+    def log_out(self, request: Request, response: Response) -> None:
         with self._store.write() as connection:
-            connection.execute(delete(sessions).where(sessions.c.hash == _hash(secret)))
+            connection.execute(delete(sessions).where(sessions.c.hash == _hash(request.cookies.get(COOKIE, ""))))
+        response.delete_cookie(COOKIE)
 
     def by_token(self, request: Request, token: str) -> Person:
         """Whose token it is; an HTTPException 401 for a wrong one, 429 for an address with too many of them."""

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from blemish.inspection.overlay import data_uri
 from blemish.run.progress import printable
-from blemish.server.access import COOKIE, SESSION_SECONDS, Person, needs
+from blemish.server.access import Person, needs
 from blemish.server.judging import Full, JudgeQueue, Photograph
 from blemish.server.problems import problem, problem_of
 from blemish.server.settings import MODEL_NAME
@@ -259,22 +259,13 @@ class LogIn(Strict):
 @router.post("/login")
 def log_in(request: Request, here: Here, body: LogIn, response: Response) -> Person:
     """A session cookie from a token; `csrf` goes into the header `X-CSRF-Token` of every change made with it."""
-    secret, person = here.access.log_in(request, body.token)
-    set_session(response, secret, here)
-    return person
-
-
-def set_session(response: Response, secret: str, here: Station) -> None:
-    """Put a session's secret into a cookie that no script reads and no other site sends."""
-    lasts = int(SESSION_SECONDS)
-    response.set_cookie(COOKIE, secret, lasts, httponly=True, samesite="strict", secure=here.settings.tls)
+    return here.access.log_in(request, body.token, response)
 
 
 @router.post("/logout", status_code=204)
 def log_out(request: Request, here: Here, person: Viewer, response: Response) -> None:
     """End the session."""
-    here.access.log_out(request.cookies.get(COOKIE, ""))
-    response.delete_cookie(COOKIE)
+    here.access.log_out(request, response)
 
 
 @router.get("/me")

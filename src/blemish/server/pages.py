@@ -28,8 +28,8 @@ from blemish.inspection.outlook import KINDS
 from blemish.inspection.overlay import data_uri
 from blemish.inspection.verdict import on_screen
 from blemish.server import charts, health, reports, teaching
-from blemish.server.access import COOKIE, Person, needs
-from blemish.server.api import Admin, Here, Operator, Viewer, picture, set_session
+from blemish.server.access import Person, needs
+from blemish.server.api import Admin, Here, Operator, Viewer, picture
 from blemish.server.api_models import Teaching
 from blemish.server.store import BigId, Search, as_json
 from blemish.server.tables import inspections, labels
@@ -296,19 +296,17 @@ def log_in(
     token: Annotated[str, Form(max_length=200)],
     next: Annotated[str, Form(max_length=500)] = "/",
 ) -> Response:
+    response = RedirectResponse(_inside(next), 303)
     try:
-        secret, _ = here.access.log_in(request, token.strip())
+        here.access.log_in(request, token.strip(), response)
     except HTTPException as error:
         page = Page(request, here, None)
         return page.show("login.j2", error.status_code, next=_inside(next), wrong=error.detail)
-    response = RedirectResponse(_inside(next), 303)
-    set_session(response, secret, here)
     return response
 
 
 @router.post("/logout")
 def log_out(request: Request, here: Here, person: Viewer) -> Response:
-    here.access.log_out(request.cookies.get(COOKIE, ""))
     response = RedirectResponse("/login", 303)
-    response.delete_cookie(COOKIE)
+    here.access.log_out(request, response)
     return response
