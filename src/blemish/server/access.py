@@ -28,7 +28,7 @@ from blemish.server.tables import sessions, tokens
 Role = Literal["viewer", "operator", "admin"]
 RANK = {"viewer": 0, "operator": 1, "admin": 2}
 COOKIE, CSRF_HEADER, CSRF_FIELD = "blemish_session", "x-csrf-token", "csrf"
-SESSION_SECONDS = 12 * 3600.0  # a shift, and some more
+SESSION_SECONDS = 12 * 3600  # a shift, and some more
 ATTEMPTS, WITHIN = 10, 60.0  # wrong tokens of one address in so many seconds
 MANY = 10_000  # addresses that are remembered
 
@@ -83,8 +83,8 @@ class Access:
             connection.execute(delete(sessions).where(sessions.c.expires < now))
             connection.execute(insert(sessions), row)
             self._store.note(connection, "log in", person.name, {"role": person.role})
-        lasts, is_secure = int(SESSION_SECONDS), self._settings.tls
-        response.set_cookie(COOKIE, secret, lasts, httponly=True, samesite="strict", secure=is_secure)
+        is_secure = self._settings.tls
+        response.set_cookie(COOKIE, secret, SESSION_SECONDS, httponly=True, samesite="strict", secure=is_secure)
         return Person(person.name, person.role, csrf)
 
     def log_out(self, request: Request, response: Response) -> None:

@@ -92,8 +92,3 @@ class Pictures:
             with written_atomically(target) as temporary:
                 shutil.copyfile(source, temporary)
         return target
-
-
-def digest_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,11 +19,12 @@ from blemish.inspection.exported_file import is_exported
 from blemish.inspection.judge import Judge
 from blemish.inspection.load import load
 from blemish.inspection.verdict import Verdict
+from blemish.run import file_digest
 from blemish.server.access import Access
 from blemish.server.events import Events
 from blemish.server.judging import JudgeQueue, Model, Photograph, decode
 from blemish.server.metrics import Metrics
-from blemish.server.pictures import Pictures, digest_of_file
+from blemish.server.pictures import Pictures
 from blemish.server.settings import Settings
 from blemish.server.store import Store, as_json
 from blemish.server.tables import inspections, models
@@ -63,7 +64,7 @@ class Station:
             for name, file in settings.models.items():
                 own = select(models).where(models.c.name == name)
                 active = self.store.first(own.where(models.c.state == "active"))
-                digest = digest_of_file(file) if active and file.is_file() else ""
+                digest = file_digest(file) if active and file.is_file() else ""
                 # A model that was swapped in after this file was first given stays, as it would have without a restart.
                 if active and self.store.first(own.where(models.c.digest == digest)):
                     file = self.pictures.models / f"{active.digest}{active.suffix}"  # noqa: PLW2901
@@ -96,7 +97,7 @@ class Station:
 
         ``same_scores_as`` is the digest of a model that differs in its threshold alone.
         """
-        inspector, digest = self.load(file), digest_of_file(file)
+        inspector, digest = self.load(file), file_digest(file)
         model = Model(inspector, digest, self.pictures.keep_model(file, digest).suffix)
         with self._swapping:
             current = self.judges.get(name)

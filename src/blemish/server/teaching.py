@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from blemish.errors import CalibrationError, ConfigError
 from blemish.inspection.calibration import Calibration, settle_rate, settle_review
-from blemish.server.pictures import digest_of_file
+from blemish.run import file_digest
 from blemish.server.relearn import MODEL, RESULT
 from blemish.server.station import Station
 from blemish.server.store import spoken_time
@@ -175,7 +175,7 @@ class Teacher:
             return state | {"state": "stopped"}
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         ready = "error" not in result
-        digest = digest_of_file(folder / MODEL) if ready else None
+        digest = file_digest(folder / MODEL) if ready else None
         return state | result | {"state": "ready" if ready else "failed", "digest": digest}
 
     def stop(self, name: str, actor: str) -> None:
