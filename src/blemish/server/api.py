@@ -10,15 +10,16 @@ import numpy as np
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
 from blemish.inspection.overlay import data_uri
 from blemish.run.progress import printable
 from blemish.server.access import Person, needs
-from blemish.server.judging import Full, JudgeQueue, Photograph
+from blemish.server.judging import Full, Photograph
 from blemish.server.problems import problem, problem_of
 from blemish.server.settings import MODEL_NAME
 from blemish.server.station import Station
@@ -61,12 +62,6 @@ async def station_of(request: Request) -> Station:
 Here = Annotated[Station, Depends(station_of)]
 
 
-class Strict(BaseModel):
-    """A body without unknown fields."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 # Judging
 
 
@@ -86,17 +81,14 @@ async def inspect(
     is listed under `refused`; where none is an image, the answer is 422. 503 with `Retry-After` where too many wait.
     """
     judge = here.judge(model)
-    if judge.depth >= here.settings.queue:  # said before the body is read
-        return _full(here, model, judge, f"{judge.depth} photographs wait already: send it again later")
-    photographs = [Photograph(content, name, "http", part) for name, content in await _sent(request, here)]
     try:
+        judge.check_room(1)  # before the body is read
+        photographs = [Photograph(content, name, "http", part) for name, content in await _sent(request, here)]
         judge.submit(photographs)
     except Full as error:
-        return _full(here, model, judge, str(error))
-    results = await _answers(request, photographs, here.settings.seconds)
-    if results is None:
-        return Response(status_code=499)  # nobody reads it
-    answers = [*zip(photographs, results)]
+        here.metrics.refused.labels(model).inc()
+        return problem(503, str(error), {"Retry-After": str(min(60, max(1, round(judge.depth * judge.pace))))})
+    answers = [*zip(photographs, await _answers(request, photographs, here.settings.seconds))]
     errors = [(sent.name, result) for sent, result in answers if isinstance(result, BaseException)]
     verdicts = [(sent, result) for sent, result in answers if isinstance(result, dict)]
     for _, why in errors:
@@ -126,10 +118,8 @@ async def _sent(request: Request, here: Station) -> list[tuple[str, bytes]]:
     return sent
 
 
-async def _answers(
-    request: Request, photographs: Sequence[Photograph], seconds: float
-) -> list[dict[str, Any] | BaseException] | None:
-    """What became of each; None where the client has gone, and an HTTPException 503 where it takes too long."""
+async def _answers(request: Request, photographs: Sequence[Photograph], seconds: float) -> list[Any]:
+    """A verdict as JSON or an error of each; a ClientDisconnect, or an HTTPException 503 where it takes too long."""
     together = asyncio.gather(*(asyncio.wrap_future(p.answer) for p in photographs), return_exceptions=True)
 
     async def gone() -> None:
@@ -143,16 +133,11 @@ async def _answers(
         if together.done():
             return together.result()
         if watch.done():
-            return None
+            raise ClientDisconnect
         raise HTTPException(503, f"not judged within {seconds:g} seconds", {"Retry-After": "5"})
     finally:
         together.cancel()  # what has not been begun is dropped
         watch.cancel()
-
-
-def _full(here: Station, model: str, judge: JudgeQueue, detail: str) -> Response:
-    here.metrics.refused.labels(model).inc()
-    return problem(503, detail, {"Retry-After": str(min(60, max(1, round(judge.depth * judge.pace))))})
 
 
 # What is remembered
@@ -209,7 +194,7 @@ def picture(image: Image.Image, kind: str = "png", **options: Any) -> Response:
     return Response(file.getvalue(), media_type=f"image/{kind}", headers=LASTING)
 
 
-class Said(Strict):
+class Said(BaseModel, extra="forbid"):
     """What a person says of a verdict."""
 
     said: Literal["good", "bad"]
@@ -252,7 +237,7 @@ def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
 # People
 
 
-class LogIn(Strict):
+class LogIn(BaseModel, extra="forbid"):
     token: Annotated[str, Field(max_length=200)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from blemish.errors import ModelFileError
 from blemish.inspection.exported_file import is_exported
 from blemish.server import health, reports, teaching
-from blemish.server.api import Admin, Here, ModelName, Operator, Strict, Viewer
+from blemish.server.api import Admin, Here, ModelName, Operator, Viewer
 from blemish.server.store import BigId, Search
 from blemish.server.tables import audit
 
@@ -55,7 +55,7 @@ def drop_model(here: Here, person: Admin, model: ModelName) -> None:
     here.drop_model(model, person.name)
 
 
-class Threshold(Strict):
+class Threshold(BaseModel, extra="forbid"):
     """Shares of good parts that may be rejected, and that may go to a person besides."""
 
     rate: Annotated[float, Field(gt=0, lt=1)]

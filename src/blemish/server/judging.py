@@ -116,13 +116,17 @@ class JudgeQueue:
         for thread in self._threads:
             thread.start()
 
+    def check_room(self, count: int) -> None:
+        """Full where not so many more may wait, Closed where the model is being unloaded."""
+        if self._is_closed:
+            raise Closed("the model is being unloaded")
+        if self.depth + count > self._limit:
+            raise Full(f"{self.depth} photographs wait already, and {self._limit} may: send it again later")
+
     def submit(self, photographs: Sequence[Photograph]) -> None:
-        """All of them, or none: Full where not all may wait, Closed where the model is being unloaded."""
+        """All of them, or none: raises as ``check_room``."""
         with self._counting:
-            if self._is_closed:
-                raise Closed("the model is being unloaded")
-            if self.depth + len(photographs) > self._limit:
-                raise Full(f"{self.depth} photographs wait already, and {self._limit} may: send it again later")
+            self.check_room(len(photographs))
             self.depth += len(photographs)
             self._undecoded += len(photographs)
             for photograph in photographs:

@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import Connection, Row, Select, create_engine, delete, event, func, insert, select, text, update
 from sqlalchemy import inspect as look_into
 from sqlalchemy.engine import make_url
@@ -41,10 +41,8 @@ def _plausible(at: Any) -> Any:
     return at
 
 
-class Search(BaseModel):
+class Search(BaseModel, extra="forbid"):
     """Which inspections: all conditions hold together; newest first."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: Annotated[str | None, Field(max_length=64)] = None
     decision: Literal["ok", "review", "reject"] | None = None
