@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.data.public import DEMO_CATEGORIES
@@ -51,7 +51,9 @@ Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Section(BaseModel, frozen=True):
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, values: Any) -> Any:

@@ -114,7 +114,7 @@ class Access:
         query = select(tokens.c.name, tokens.c.role, sessions.c.csrf).join(tokens, tokens.c.hash == sessions.c.token)
         query = query.where(sessions.c.hash == _hash(secret), sessions.c.expires > time.time())
         found = self._store.first(query.where(tokens.c.revoked.is_(False)))
-        return None if found is None else Person(*found)
+        return None if found is None else Person(found.name, found.role, found.csrf)
 
     async def identify(self, request: Request) -> Person | None:
         """Who asks, None for nobody known; an HTTPException 401, 403 or 429 where a proof is wrong."""

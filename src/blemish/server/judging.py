@@ -137,7 +137,8 @@ class JudgeQueue:
         with self._counting:
             self._is_closed = True
         self._decoders.shutdown()
-        for line, thread in zip((self._decoded, self._judged), self._threads):
+        lines: Any = self._decoded, self._judged
+        for line, thread in zip(lines, self._threads):
             line.put(None)
             thread.join()
 

@@ -82,8 +82,9 @@ class Station:
 
     def load(self, file: Path) -> Judge:
         """What judges, from a model file or an exported one."""
-        chosen = () if is_exported(file) else (self.settings.device, self.settings.precision)
-        return load(file, *chosen, threads=self.settings.threads)
+        if is_exported(file):
+            return load(file, threads=self.settings.threads)
+        return load(file, self.settings.device, self.settings.precision, threads=self.settings.threads)
 
     def judge(self, name: str) -> JudgeQueue:
         """The judge of a model; an HTTPException 404 for an unknown name."""

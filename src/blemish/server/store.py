@@ -163,7 +163,7 @@ class Store:
                 is_free = False
         else:
             connection = self._held.enter_context(self.engine.connect())
-            is_free = connection.scalar(select(func.pg_try_advisory_lock(_LOCK)))
+            is_free = bool(connection.scalar(select(func.pg_try_advisory_lock(_LOCK))))
             connection.commit()
         if not is_free:
             raise StoreError(f"another station works on {self.name}: stop it, or give this one its own --store")
