@@ -37,7 +37,7 @@ from blemish.server.words import DIGEST, STATIC, address, environment, shift_aro
 
 router = APIRouter(include_in_schema=False)
 
-STRIP, ROWS, TILES, THUMBNAIL = 12, 50, 60, 200
+STRIP, ROWS, TILES, THUMBNAIL = 12, 50, 60, (200, 200)
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 ModelField = Annotated[str, Form(max_length=64)]
 
@@ -145,14 +145,13 @@ def thumbnail(here: Here, person: Viewer, number: BigId) -> Response:
 
 
 def _small(content: bytes) -> Image.Image:
-    if content.startswith(b"\xff\xd8\xff"):  # JPEG is decoded at an eighth of its size in a tenth of the time
+    if content.startswith(b"\xff\xd8\xff"):  # JPEG is decoded at a part of its size in a tenth of the time
         with Image.open(io.BytesIO(content)) as file:
-            file.draft("RGB", (THUMBNAIL, THUMBNAIL))
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-    else:
-        image = read_image(content)
-        picture = Image.fromarray(on_screen(image, int(image.pixels.max()) or 1))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            file.thumbnail(THUMBNAIL)
+            return ImageOps.exif_transpose(file).convert("RGB")
+    image = read_image(content)
+    picture = Image.fromarray(on_screen(image, int(image.pixels.max()) or 1))
+    picture.thumbnail(THUMBNAIL)
     return picture
 
 

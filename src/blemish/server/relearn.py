@@ -64,15 +64,13 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         f"rejected_{word}": sum(verdict.decision == "reject" for verdict in judge.many(held, on_error=_leave_out))
         for word, judge in (("old", old), ("new", new))
     }
-    judged: dict[str, Any] = {one["path"]: one for one in job["judged"]}
-    changes = [
-        {
-            **{"id": one["id"], "old": one["decision"], "new": verdict.decision, "said": one["said"]},
-            **{"old_score": one["score"], "new_score": verdict.as_dict()["score"]},
-        }
-        for verdict in new.many([*judged], on_error=_leave_out)
-        if verdict.decision != (one := judged[verdict.source or ""])["decision"]
-    ]
+    judged, changes = {one["path"]: one for one in job["judged"]}, []
+    for verdict in new.many([*judged], on_error=_leave_out):
+        one = judged[verdict.source or ""]
+        if verdict.decision != one["decision"]:
+            scores = {"old_score": one["score"], "new_score": verdict.as_dict()["score"]}
+            changed = {"id": one["id"], "old": one["decision"], "new": verdict.decision, "said": one["said"]}
+            changes.append(changed | scores)
     count = Counter(sample.label for sample in samples)
     told = {"regime": learned.regime, "training": len(training.samples), "said": len(job["said"])}
     return {
