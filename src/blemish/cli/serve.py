@@ -49,7 +49,7 @@ def serve(
     files = _named(models)
     only = next(iter(files)) if len(files) == 1 else None
     named = {option: _named(given.get(option), only) for option in ("training", "watch", "cameras")}
-    _run(make_settings(**given | named | {"models": files}))
+    _run(make_settings(**given | named | {"models": files, "shifts": shifts.split(",")}))
 
 
 def _run(settings: Any, in_browser: bool = False) -> None:

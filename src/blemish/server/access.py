@@ -77,10 +77,9 @@ class Access:
     def log_in(self, request: Request, token: str, response: Response) -> Person:
         """A session, whose secret no script reads and no other site sends; HTTPExceptions as of ``by_token``."""
         person = self.by_token(request, token)
-        secret, csrf, now = secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.time()
-        row = {"hash": _hash(secret), "token": _hash(token), "csrf": csrf, "expires": now + SESSION_SECONDS}
+        secret, csrf, ends = secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.time() + SESSION_SECONDS
+        row = {"hash": _hash(secret), "token": _hash(token), "csrf": csrf, "expires": ends}
         with self._store.write() as connection:
-            connection.execute(delete(sessions).where(sessions.c.expires < now))
             connection.execute(insert(sessions), row)
             self._store.note(connection, "log in", person.name, {"role": person.role})
         is_secure = self._settings.tls

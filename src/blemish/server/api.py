@@ -37,12 +37,8 @@ KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image
 """How files begin that every browser shows; the rest is sent as PNG."""
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "properties": {"image": {"type": "array", "items": _FILE}}}
-IMAGES = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}},
-    }
-}
+_BODIES = {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}}
+IMAGES = {"requestBody": {"required": True, "content": _BODIES}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": HTTPStatus(status).phrase, "content": {"application/problem+json": {}}}
     for status in (400, 401, 403, 404, 408, 409, 410, 413, 422, 429, 503)
@@ -60,9 +56,6 @@ async def station_of(request: Request) -> Station:
 
 
 Here = Annotated[Station, Depends(station_of)]
-
-
-# Judging
 
 
 @router.post("/models/{model}/inspect", openapi_extra=IMAGES)
@@ -138,9 +131,6 @@ async def _answers(request: Request, photographs: Sequence[Photograph], seconds:
     finally:
         together.cancel()  # what has not been begun is dropped
         watch.cancel()
-
-
-# What is remembered
 
 
 @router.get("/inspections")
@@ -234,9 +224,6 @@ def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
     return Response(picture, media_type="image/jpeg")
 
 
-# People
-
-
 class LogIn(BaseModel, extra="forbid"):
     token: Annotated[str, Field(max_length=200)]
 
@@ -257,9 +244,6 @@ def log_out(request: Request, here: Here, person: Viewer, response: Response) ->
 def show_me(person: Viewer) -> Person:
     """Who asks, and the CSRF token of the session, if it is one."""
     return person
-
-
-# What happens
 
 
 @router.get("/events", **sends("text/event-stream"))

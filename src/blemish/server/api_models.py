@@ -113,9 +113,6 @@ def stop_relearn(person: Operator, model: ModelName, teacher: Teaching) -> None:
     teacher.stop(model, person.name)
 
 
-# Health, reports, audit
-
-
 @router.get("/models/{model}/health")
 def show_health(
     here: Here, person: Viewer, model: ModelName, points: Annotated[int, Query(ge=10, le=1000)] = 120

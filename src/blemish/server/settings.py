@@ -58,11 +58,6 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             return timedelta(**{{"h": "hours", "d": "days", "w": "weeks"}[match[2]]: int(match[1])})
         return given
 
-    @field_validator("shifts", mode="before")
-    @classmethod
-    def _hours(cls, given: Any) -> Any:
-        return given.split(",") if isinstance(given, str) else given
-
     @field_validator("keep_images")
     @classmethod
     def _known_shares(cls, text: str) -> str:

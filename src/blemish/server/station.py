@@ -78,8 +78,6 @@ class Station:
             judge.close()
         self.store.close()
 
-    # Models
-
     def load(self, file: Path) -> Judge:
         """What judges, from a model file or an exported one."""
         if is_exported(file):
@@ -151,8 +149,6 @@ class Station:
         named = {key: info.get(key) for key in keys}
         waits = {"waiting": judge.depth, "may_wait": self.settings.queue}
         return {"model": name, "digest": model.digest, "since": row.at, "why": row.why, **named, **waits}
-
-    # Verdicts
 
     def _keep(self, name: str, batch: Sequence[Photograph]) -> list[dict[str, Any]]:
         """Photographs to the disk, rows to the store: after this nothing of the batch can be lost."""

@@ -63,15 +63,13 @@ def preview(here: Station, name: str, rate: float | None, review: float | None, 
     # A few wild scores must not press all others into one bar: they are counted in the last.
     top = max(1.3 * limit, float(np.quantile(everything, 0.98)))
     edges = np.linspace(min(float(everything.min()), limit), top, bins + 1)
-    counts = {"calibration": now.scores, "judged": scores}
+    both = {"calibration": now.scores, "judged": scores}
+    counts = {key: np.histogram(np.minimum(values, top), edges)[0].tolist() for key, values in both.items()}
     return {
         "model": name,
         **_limits(other),
         "now": _limits(inspector),
-        "histogram": {
-            "edges": edges.tolist(),
-            **{key: np.histogram(np.minimum(values, top), edges)[0].tolist() for key, values in counts.items()},
-        },
+        "histogram": {"edges": edges.tolist(), **counts},
         "past": {
             "parts": len(past),
             **{f"{word}ed": sum(one["new"] == word for one in past) for word in ("reject", "review")},
