@@ -11,7 +11,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from blemish.errors import ModelFileError
-from blemish.inspection.exported_file import is_exported
 from blemish.server import health, reports, teaching
 from blemish.server.api import Admin, Here, ModelName, Operator, Viewer
 from blemish.server.store import BigId, Search
@@ -40,8 +39,6 @@ async def put_model(request: Request, here: Here, person: Admin, model: ModelNam
         with file.open("wb") as stream:
             async for chunk in request.stream():
                 await run_in_threadpool(stream.write, chunk)
-        if is_exported(file):
-            file = file.rename(file.with_suffix(".onnx"))
         try:
             await run_in_threadpool(here.put_model, model, file, "uploaded", person.name)
         except ModelFileError as error:

@@ -87,13 +87,17 @@ class Page:
 
         First those that people named most, then what any ground may have.
         """
-        columns, judge = inspections.c, self.here.judges.get(shown["model"])
+        judge = self.here.judges.get(shown["model"])
         is_current = judge is not None and judge.model.digest == shown["digest"]
         calibration = judge.model.inspector.calibration if judge and is_current else None
-        query = select(columns.kind).where(columns.model == shown["model"], columns.kind.is_not(None))
-        named = self.here.store.rows(query.group_by(columns.kind).order_by(func.count().desc()).limit(9))
-        kinds = [*dict.fromkeys([*(row.kind for row in named), *KINDS])][:9]
+        kinds = [*dict.fromkeys([*dict(self.kinds(shown["model"])), *KINDS])][:9]
         return {"gauge": charts.gauge(shown["score"], calibration), "kinds": kinds, "is_current": is_current}
+
+    def kinds(self, model: str) -> list[tuple[str, int]]:
+        """Of defects that people named, and how often, most often first."""
+        own = inspections.c
+        query = select(own.kind, func.count()).where(own.model == model, own.kind.is_not(None)).group_by(own.kind)
+        return [(kind, n) for kind, n in self.here.store.rows(query.order_by(func.count().desc()).limit(20))]
 
 
 View = Annotated[Page, Depends()]
@@ -159,11 +163,9 @@ def _small(content: bytes) -> Image.Image:
 def teach(page: View, here: Here, teacher: Teaching, model: str | None = None) -> Response:
     if (name := page.named(model)) is None:
         return page.show("teach.j2")
-    own = inspections.c
-    kinds = select(own.kind, func.count()).where(own.model == name, own.kind.is_not(None)).group_by(own.kind)
     context = {
         "counts": here.store.count(Search(model=name)),
-        "kinds": here.store.rows(kinds.order_by(func.count().desc()).limit(20)),
+        "kinds": page.kinds(name),
         "last": here.store.find(Search(model=name, said="something", limit=STRIP))["inspections"],
         "job": teacher.state(name),
         "knows": name in here.settings.training,

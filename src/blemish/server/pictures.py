@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from blemish.errors import OutputError
+from blemish.inspection.exported_file import is_exported
 from blemish.run import written_atomically
 
 
@@ -86,8 +87,7 @@ class Pictures:
 
     def keep_model(self, source: Path, digest: str) -> Path:
         """A copy of a model's file below its digest, so that its verdicts can be replayed for as long as they stand."""
-        suffix = source.suffix if source.suffix in (".blemish", ".onnx") else ".blemish"
-        target = self.models / f"{digest}{suffix}"
+        target = self.models / f"{digest}{'.onnx' if is_exported(source) else '.blemish'}"
         if not target.exists():
             with written_atomically(target) as temporary:
                 shutil.copyfile(source, temporary)
