@@ -10,16 +10,18 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from blemish import __version__
-from blemish.errors import ConfigError
+from blemish.errors import BlemishError, ConfigError
 from blemish.server import api, api_models, pages
 from blemish.server.access import Guard
 from blemish.server.api import PROBLEMS, Here, Viewer, sends
 from blemish.server.care import Caretaker
-from blemish.server.problems import answer_problems
 from blemish.server.settings import Settings
 from blemish.server.sinks import Delivery, named_sinks
 from blemish.server.sources import Camera, Feed, Folder, Line
@@ -28,6 +30,7 @@ from blemish.server.teaching import Teacher
 
 CONNECTIONS = 4000  # at a time; more are refused at once
 HEADER_BYTES = 32 * 1024
+FAILURES = (BlemishError, HTTPException, MemoryError, RequestValidationError, ClientDisconnect, Exception)
 
 
 def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
@@ -91,10 +94,10 @@ def create_app(settings: Settings, station: Station | None = None, ready: Callab
         docs_url=None,  # it would load scripts from elsewhere
         redoc_url=None,
         responses=PROBLEMS,
+        exception_handlers=dict.fromkeys(FAILURES, pages.answer_problem),
     )
     app.state.station, app.state.teacher = station, teacher
     app.add_middleware(Guard, settings=settings)
-    answer_problems(app, pages.problem_page)
     for addresses in (api, api_models, pages):
         app.include_router(addresses.router)
 

@@ -20,7 +20,8 @@ from fastapi.exceptions import RequestValidationError
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 from sqlalchemy import func, select
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, RedirectResponse
 
 from blemish.data.images import read_image
 from blemish.errors import BlemishError, ImageError
@@ -31,6 +32,7 @@ from blemish.server import charts, health, reports, teaching
 from blemish.server.access import Person, needs
 from blemish.server.api import Admin, Here, Operator, Viewer, picture
 from blemish.server.api_models import Teaching
+from blemish.server.problems import problem_of
 from blemish.server.store import BigId, Search, as_json
 from blemish.server.tables import inspections, labels
 from blemish.server.words import DIGEST, STATIC, address, environment, shift_around
@@ -42,8 +44,11 @@ TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 ModelField = Annotated[str, Form(max_length=64)]
 
 
-def problem_page(request: Request, answer: JSONResponse) -> Response:
-    """What went wrong, for a person who asked for a page; the answer itself for a program."""
+async def answer_problem(request: Request, error: Exception) -> Response:
+    """What went wrong: a page for a person who asked for one, a problem document for a program."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # nobody reads it
+    answer = problem_of(error)
     if request.url.path.startswith("/v1/") or "text/html" not in request.headers.get("accept", ""):
         return answer
     if answer.status_code == 401 and request.method == "GET":
@@ -96,8 +101,9 @@ class Page:
     def kinds(self, model: str) -> list[tuple[str, int]]:
         """Of defects that people named, and how often, most often first."""
         own = inspections.c
-        query = select(own.kind, func.count()).where(own.model == model, own.kind.is_not(None)).group_by(own.kind)
-        return [(kind, n) for kind, n in self.here.store.rows(query.order_by(func.count().desc()).limit(20))]
+        query = select(own.kind, func.count().label("n")).where(own.model == model, own.kind.is_not(None))
+        found = self.here.store.rows(query.group_by(own.kind).order_by(func.count().desc()).limit(20))
+        return [(row.kind, row.n) for row in found]
 
 
 View = Annotated[Page, Depends()]
