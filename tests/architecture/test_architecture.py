@@ -36,7 +36,7 @@ BUDGET = {
     "defaults that find the defects": 1_000,
     "everything that broke": 1_270,
     "one file that runs anywhere": 2_205,
-    "the station": 3_500,
+    "the station": 3_270,
     "the station's page": 560,
     "on a graphics card": 12,
     "exported files, faster and without SciPy": 155,
@@ -50,7 +50,7 @@ BUDGET = {
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 19_100
+TEST_BUDGET = 19_120
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

@@ -3,8 +3,7 @@
 import numpy as np
 from matplotlib.path import Path as Polygon
 
-from blemish.inspection.coco import regions_coco
-from blemish.inspection.regions import find_regions
+from blemish.inspection.regions import find_regions, regions_coco
 
 
 def test_regions_read_back_from_coco_are_those_of_the_map():

@@ -104,6 +104,16 @@ def test_a_sink_that_is_down_delays_nothing_and_loses_nothing_over_a_restart(
     assert got == ids
 
 
+def test_a_sink_that_stays_down_is_tried_less_often(
+    serve: Serve, inspect: Inspect, good: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that is reached, and takes no message: after one second, then after two."""
+    client = serve(webhooks=["http://127.0.0.1:9/"])  # the port of discard, where nobody listens
+    inspect(client, good)
+    until(lambda: len(caplog.messages) == 2)
+    assert [message.partition("again in ")[2] for message in caplog.messages] == ["1 s", "2 s"]
+
+
 def test_a_watched_folder(serve: Serve, good: bytes, bad: bytes, tmp_path: Path) -> None:
     pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
     folder = tmp_path / "arriving"

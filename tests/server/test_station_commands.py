@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner, Result
 
 from blemish.cli import app
-from blemish.server.run import bind
+from blemish.server.app import bind
 from blemish.server.settings import Settings
 
 KILLS = Path(__file__).parents[2] / "benchmarks" / "station_kills.py"

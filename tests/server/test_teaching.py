@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from blemish.server.relearn import settings_of
+from blemish.training.fit import fit
+from blemish.training.setup import FitSettings
+
 Part = Callable[..., bytes]
 Inspect = Callable[..., dict[str, Any]]
 
@@ -78,3 +82,10 @@ def test_a_model_learns_again_and_is_swapped_on_a_click(
 def test_nothing_is_learned_without_the_training_images(client: TestClient) -> None:
     answer = client.post("/v1/models/parts/relearn")
     assert answer.status_code == 422 and "--training parts=" in answer.json()["detail"]
+
+
+@pytest.mark.slow
+def test_a_method_that_sees_pixels_alone_can_learn_again(training: Path) -> None:
+    first = fit(training, method="ae", size=64, steps=1, calibration="none")
+    again = fit(training, FitSettings(**settings_of(first.info())))
+    assert again.recipe() == first.recipe()

@@ -27,7 +27,7 @@ from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.registry import make_config, method_class, method_entry
-from blemish.run import written_atomically
+from blemish.run import file_digest, written_atomically
 
 VARIABLE = "BLEMISH_DATA"
 DRAW = ("contaminate", "overlap", "reveal", "kinds", "hold_out")  # in a configuration: who is learned from
@@ -35,6 +35,7 @@ EVIDENCE, LOCK, CURVES, CHECKPOINTS, LOG = "evidence.npz", "lock", "curves.json"
 """In a job's folder; scores and pictures in that of each row."""
 
 Configuration = dict[str, Any]  # all that a figure depends on but code and images, as the ledger holds it: JSON values
+_file_digest = cache(file_digest)  # the same images stand in the draws of all seeds
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,6 @@ def data_digest(training: TrainingSet, test: TestSet) -> str:
         mask = _file_digest(s.mask) if s.mask else "-"
         lines.append(f"test {_file_digest(s.path)} {s.anomalous} {s.group} {s.kind} {mask}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-@cache  # the same images stand in the draws of all seeds
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _locate(entry: DataEntry, category: str, data: Path | None, runs: Path) -> Path:

@@ -40,7 +40,6 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """One ONNX file for any program, checked against the model. Example: blemish export parts.blemish -o parts.onnx"""
-    import hashlib
     import shutil
     import tempfile
     from dataclasses import asdict
@@ -52,8 +51,7 @@ def export(
     from blemish.deploy.parity import pictures
     from blemish.deploy.precision import convert, within_budget
     from blemish.errors import ConfigError
-    from blemish.run import check_writable
-    from blemish.run.files import written_atomically
+    from blemish.run import check_writable, file_digest, written_atomically
 
     target = output or (web and web / MODEL)
     if target is None:
@@ -66,13 +64,11 @@ def export(
     seen = inspector.preparation
     if web is not None and (seen.tiling is not None or seen.roi is not None):
         raise ConfigError(f"{model} judges tiles or a region of interest, and a page whole images: leave --web out")
-    with model.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     images = pictures(check, seen.white_level)
     kind = None if pixels == "auto" else pixels
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / MODEL
-        parity = write(inspector, made, images, pixels=kind, made_from=digest)
+        parity = write(inspector, made, images, pixels=kind, made_from=file_digest(model))
         facts, words = {"model": str(target), **asdict(parity)}, f"{target}: {parity}"
         if precision != "fp32" and check is not None:
             cost = convert(made, made, precision, {str(p): read_image(p) for p in find_images(check)}, threads)

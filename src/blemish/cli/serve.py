@@ -46,20 +46,26 @@ def serve(
 ) -> None:
     """The inspection station, with its page. Example: blemish serve parts.blemish --port 8000"""
     given = {name: value for name, value in locals().items() if value is not None}  # by the names that settings have
-    from blemish.server.run import serve as run
-
     files = _named(models)
     only = next(iter(files)) if len(files) == 1 else None
     named = {option: _named(given.get(option), only) for option in ("training", "watch", "cameras")}
-    settings = make_settings(**given | named | {"models": files})
+    _run(make_settings(**given | named | {"models": files, "shifts": shifts.split(",")}))
+
+
+def _run(settings: Any, in_browser: bool = False) -> None:
+    import webbrowser
+
+    from blemish.server.app import serve as run_station
 
     def ready(address: str, station: Any) -> None:
         say(f"the station is ready: {address} (Ctrl-C ends it)")
         if not settings.is_open and not station.access.has_admin():
             token = station.access.new_token("first", "admin", "station")
             say(f"its first token, shown this once, of the role admin: {token}")
+        if in_browser:
+            webbrowser.open(address)
 
-    run(settings, ready)
+    run_station(settings, ready)
 
 
 @command
@@ -103,25 +109,17 @@ def audit_log(
 
 def serve_demo(output: Path, names: list[str], port: int, threads: int | None) -> None:
     """A station of the demo's models, whose test images come round, and its page in the browser."""
-    import webbrowser
-
-    from blemish.server.run import serve as run
-
-    places = {"store": str(output / "station.db"), "images": output / "station-images", "port": port}
     data = {name: output / "data" / name for name in names}
     settings = make_settings(
         models={name: output / f"{name}.blemish" for name in names},
         training=data,
         simulated={name: folder / "test" for name, folder in data.items()},
+        store=str(output / "station.db"),
+        images=output / "station-images",
+        port=port,
         threads=threads,
-        **places,
     )
-
-    def ready(address: str, _: Any) -> None:
-        say(f"the station is ready: {address} (Ctrl-C ends it)")
-        webbrowser.open(address)
-
-    run(settings, ready)
+    _run(settings, in_browser=True)
 
 
 def make_settings(**given: Any) -> Any:

@@ -8,16 +8,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from blemish.errors import ModelFileError
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow")  # what a later version adds: whoever needs it checks it
-
-
-class Preparation(_Part):
+class Preparation(BaseModel, extra="allow"):  # what a later version adds: whoever needs it checks it
     """What ``Preprocessing.from_dict`` takes."""
 
     size: int | tuple[int, int]
@@ -27,7 +23,7 @@ class Preparation(_Part):
     overlap: int = 0
 
 
-class Provenance(_Part):
+class Provenance(BaseModel, extra="allow"):
     """Where a model comes from; these are asked for, the rest is for people."""
 
     learned_keys: list[str] = []

@@ -13,8 +13,7 @@ from PIL import Image, PngImagePlugin
 from blemish.data.manifest import beside
 from blemish.data.readers import MADE_BY, find_images
 from blemish.errors import ImageError, OutputError
-from blemish.inspection.coco import regions_coco
-from blemish.inspection.regions import checked_map, regions_csv
+from blemish.inspection.regions import checked_map, regions_coco, regions_csv
 from blemish.run.files import check_writable, written_atomically
 
 if TYPE_CHECKING:

@@ -14,13 +14,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from fastapi import HTTPException, Request
-from sqlalchemy import delete, func, insert, select, update
+from fastapi import HTTPException, Request, Response
+from sqlalchemy import delete, insert, select, update
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from blemish.errors import ConfigError
 from blemish.server.problems import problem
 from blemish.server.settings import LOOPBACK, Settings
 from blemish.server.store import Store
@@ -29,7 +28,7 @@ from blemish.server.tables import sessions, tokens
 Role = Literal["viewer", "operator", "admin"]
 RANK = {"viewer": 0, "operator": 1, "admin": 2}
 COOKIE, CSRF_HEADER, CSRF_FIELD = "blemish_session", "x-csrf-token", "csrf"
-SESSION_SECONDS = 12 * 3600.0  # a shift, and some more
+SESSION_SECONDS = 12 * 3600  # a shift, and some more
 ATTEMPTS, WITHIN = 10, 60.0  # wrong tokens of one address in so many seconds
 MANY = 10_000  # addresses that are remembered
 
@@ -54,10 +53,8 @@ class Access:
         self._failures: dict[str, list[float]] = {}
         self._counting = threading.Lock()
 
-    def new_token(self, name: str, role: str, actor: str = "command line") -> str:
+    def new_token(self, name: str, role: Role, actor: str = "command line") -> str:
         """A token, which is shown once: only its hash is kept."""
-        if role not in RANK:
-            raise ConfigError(f"there is no role {role!r}: give {', '.join(RANK)}")
         token = secrets.token_urlsafe(32)
         row = {"hash": _hash(token), "name": name, "role": role, "at": time.time(), "revoked": False}
         with self._store.write() as connection:
@@ -74,23 +71,25 @@ class Access:
         return ended
 
     def has_admin(self) -> bool:
-        query = select(func.count()).where(tokens.c.role == "admin", tokens.c.revoked.is_(False))
-        return bool(self._store.rows(query)[0][0])
+        query = select(tokens.c.name).where(tokens.c.role == "admin", tokens.c.revoked.is_(False))
+        return self._store.first(query) is not None
 
-    def log_in(self, request: Request, token: str) -> tuple[str, Person]:
-        """A session's secret, for a cookie, and whom it speaks for; HTTPExceptions as of ``by_token``."""
+    def log_in(self, request: Request, token: str, response: Response) -> Person:
+        """A session, whose secret no script reads and no other site sends; HTTPExceptions as of ``by_token``."""
         person = self.by_token(request, token)
-        secret, csrf, now = secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.time()
-        row = {"hash": _hash(secret), "token": _hash(token), "csrf": csrf, "expires": now + SESSION_SECONDS}
+        secret, csrf, ends = secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.time() + SESSION_SECONDS
+        row = {"hash": _hash(secret), "token": _hash(token), "csrf": csrf, "expires": ends}
         with self._store.write() as connection:
-            connection.execute(delete(sessions).where(sessions.c.expires < now))
             connection.execute(insert(sessions), row)
             self._store.note(connection, "log in", person.name, {"role": person.role})
-        return secret, Person(person.name, person.role, csrf)
+        is_secure = self._settings.tls
+        response.set_cookie(COOKIE, secret, SESSION_SECONDS, httponly=True, samesite="strict", secure=is_secure)
+        return Person(person.name, person.role, csrf)
 
-    def log_out(self, secret: str) -> None:
+    def log_out(self, request: Request, response: Response) -> None:
         with self._store.write() as connection:
-            connection.execute(delete(sessions).where(sessions.c.hash == _hash(secret)))
+            connection.execute(delete(sessions).where(sessions.c.hash == _hash(request.cookies.get(COOKIE, ""))))
+        response.delete_cookie(COOKIE)
 
     def by_token(self, request: Request, token: str) -> Person:
         """Whose token it is; an HTTPException 401 for a wrong one, 429 for an address with too many of them."""
@@ -98,14 +97,14 @@ class Access:
         if len(recent := self._recent(address)) >= ATTEMPTS:
             wait = {"Retry-After": str(round(WITHIN - (time.monotonic() - recent[0])) + 1)}
             raise HTTPException(429, "too many wrong tokens: wait a minute", wait)
-        found = self._store.rows(select(tokens).where(tokens.c.hash == _hash(token), tokens.c.revoked.is_(False)))
-        if not found:
+        found = self._store.first(select(tokens).where(tokens.c.hash == _hash(token), tokens.c.revoked.is_(False)))
+        if found is None:
             with self._counting:
                 self._failures[address] = [*self._recent(address), time.monotonic()]
                 if len(self._failures) > MANY:
                     self._failures.pop(next(iter(self._failures)))
             raise HTTPException(401, "this token is not known, or was revoked", {"WWW-Authenticate": "Bearer"})
-        return Person(found[0].name, found[0].role)
+        return Person(found.name, found.role)
 
     def _recent(self, address: str) -> list[float]:
         return [at for at in self._failures.get(address, ()) if time.monotonic() - at < WITHIN]
@@ -113,8 +112,8 @@ class Access:
     def _by_session(self, secret: str) -> Person | None:
         query = select(tokens.c.name, tokens.c.role, sessions.c.csrf).join(tokens, tokens.c.hash == sessions.c.token)
         query = query.where(sessions.c.hash == _hash(secret), sessions.c.expires > time.time())
-        found = self._store.rows(query.where(tokens.c.revoked.is_(False)))
-        return Person(found[0].name, found[0].role, found[0].csrf) if found else None
+        found = self._store.first(query.where(tokens.c.revoked.is_(False)))
+        return None if found is None else Person(found.name, found.role, found.csrf)
 
     async def identify(self, request: Request) -> Person | None:
         """Who asks, None for nobody known; an HTTPException 401, 403 or 429 where a proof is wrong."""

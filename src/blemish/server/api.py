@@ -10,15 +10,16 @@ import numpy as np
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
 from blemish.inspection.overlay import data_uri
 from blemish.run.progress import printable
-from blemish.server.access import COOKIE, SESSION_SECONDS, Person, needs
-from blemish.server.judging import Full, JudgeQueue, Photograph
+from blemish.server.access import Person, needs
+from blemish.server.judging import Full, Photograph
 from blemish.server.problems import problem, problem_of
 from blemish.server.settings import MODEL_NAME
 from blemish.server.station import Station
@@ -36,12 +37,8 @@ KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image
 """How files begin that every browser shows; the rest is sent as PNG."""
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "properties": {"image": {"type": "array", "items": _FILE}}}
-IMAGES = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}},
-    }
-}
+_BODIES = {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}}
+IMAGES = {"requestBody": {"required": True, "content": _BODIES}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": HTTPStatus(status).phrase, "content": {"application/problem+json": {}}}
     for status in (400, 401, 403, 404, 408, 409, 410, 413, 422, 429, 503)
@@ -61,15 +58,6 @@ async def station_of(request: Request) -> Station:
 Here = Annotated[Station, Depends(station_of)]
 
 
-class Strict(BaseModel):
-    """A body without unknown fields."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-# Judging
-
-
 @router.post("/models/{model}/inspect", openapi_extra=IMAGES)
 async def inspect(
     request: Request,
@@ -86,17 +74,14 @@ async def inspect(
     is listed under `refused`; where none is an image, the answer is 422. 503 with `Retry-After` where too many wait.
     """
     judge = here.judge(model)
-    if judge.depth >= here.settings.queue:  # said before the body is read
-        return _full(here, model, judge, f"{judge.depth} photographs wait already: send it again later")
-    photographs = [Photograph(content, name, "http", part) for name, content in await _sent(request, here)]
     try:
+        judge.check_room(1)  # before the body is read
+        photographs = [Photograph(content, name, "http", part) for name, content in await _sent(request, here)]
         judge.submit(photographs)
     except Full as error:
-        return _full(here, model, judge, str(error))
-    results = await _answers(request, photographs, here.settings.seconds)
-    if results is None:
-        return Response(status_code=499)  # nobody reads it
-    answers = [*zip(photographs, results)]
+        here.metrics.refused.labels(model).inc()
+        return problem(503, str(error), {"Retry-After": str(min(60, max(1, round(judge.depth * judge.pace))))})
+    answers = [*zip(photographs, await _answers(request, photographs, here.settings.seconds))]
     errors = [(sent.name, result) for sent, result in answers if isinstance(result, BaseException)]
     verdicts = [(sent, result) for sent, result in answers if isinstance(result, dict)]
     for _, why in errors:
@@ -126,10 +111,8 @@ async def _sent(request: Request, here: Station) -> list[tuple[str, bytes]]:
     return sent
 
 
-async def _answers(
-    request: Request, photographs: Sequence[Photograph], seconds: float
-) -> list[dict[str, Any] | BaseException] | None:
-    """What became of each; None where the client has gone, and an HTTPException 503 where it takes too long."""
+async def _answers(request: Request, photographs: Sequence[Photograph], seconds: float) -> list[Any]:
+    """A verdict as JSON or an error of each; a ClientDisconnect, or an HTTPException 503 where it takes too long."""
     together = asyncio.gather(*(asyncio.wrap_future(p.answer) for p in photographs), return_exceptions=True)
 
     async def gone() -> None:
@@ -143,19 +126,11 @@ async def _answers(
         if together.done():
             return together.result()
         if watch.done():
-            return None
+            raise ClientDisconnect
         raise HTTPException(503, f"not judged within {seconds:g} seconds", {"Retry-After": "5"})
     finally:
         together.cancel()  # what has not been begun is dropped
         watch.cancel()
-
-
-def _full(here: Station, model: str, judge: JudgeQueue, detail: str) -> Response:
-    here.metrics.refused.labels(model).inc()
-    return problem(503, detail, {"Retry-After": str(min(60, max(1, round(judge.depth * judge.pace))))})
-
-
-# What is remembered
 
 
 @router.get("/inspections")
@@ -188,9 +163,7 @@ def show_overlay(here: Here, person: Viewer, number: BigId) -> Response:
 
 
 @router.get("/inspections/{number}/map", **sends("image/png", "image/tiff"))
-def show_map(
-    here: Here, person: Viewer, number: BigId, format: Annotated[Literal["png", "tiff"], Query()] = "png"
-) -> Response:
+def show_map(here: Here, person: Viewer, number: BigId, format: Literal["png", "tiff"] = "png") -> Response:
     """The colours alone, transparent below the threshold, as PNG; or raw values as 32-bit TIFF. 404 without a map."""
     row = here.inspection(number)
     heatmap = here.verdict(row).heatmap
@@ -211,7 +184,7 @@ def picture(image: Image.Image, kind: str = "png", **options: Any) -> Response:
     return Response(file.getvalue(), media_type=f"image/{kind}", headers=LASTING)
 
 
-class Said(Strict):
+class Said(BaseModel, extra="forbid"):
     """What a person says of a verdict."""
 
     said: Literal["good", "bad"]
@@ -251,42 +224,26 @@ def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
     return Response(picture, media_type="image/jpeg")
 
 
-# People
-
-
-class LogIn(Strict):
+class LogIn(BaseModel, extra="forbid"):
     token: Annotated[str, Field(max_length=200)]
 
 
 @router.post("/login")
-def log_in(request: Request, here: Here, body: LogIn, response: Response) -> dict[str, Any]:
+def log_in(request: Request, here: Here, body: LogIn, response: Response) -> Person:
     """A session cookie from a token; `csrf` goes into the header `X-CSRF-Token` of every change made with it."""
-    secret, person = here.access.log_in(request, body.token)
-    set_session(response, secret, here)
-    return {"name": person.name, "role": person.role, "csrf": person.csrf}
-
-
-def set_session(response: Response, secret: str, here: Station) -> None:
-    """Put a session's secret into a cookie that no script reads and no other site sends."""
-    response.set_cookie(
-        COOKIE, secret, int(SESSION_SECONDS), httponly=True, samesite="strict", secure=here.settings.tls
-    )
+    return here.access.log_in(request, body.token, response)
 
 
 @router.post("/logout", status_code=204)
 def log_out(request: Request, here: Here, person: Viewer, response: Response) -> None:
     """End the session."""
-    here.access.log_out(request.cookies.get(COOKIE, ""))
-    response.delete_cookie(COOKIE)
+    here.access.log_out(request, response)
 
 
 @router.get("/me")
-def show_me(here: Here, person: Viewer) -> dict[str, Any]:
+def show_me(person: Viewer) -> Person:
     """Who asks, and the CSRF token of the session, if it is one."""
-    return {"name": person.name, "role": person.role, "csrf": person.csrf}
-
-
-# What happens
+    return person
 
 
 @router.get("/events", **sends("text/event-stream"))

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from blemish.errors import ModelFileError
-from blemish.inspection.exported_file import is_exported
 from blemish.server import health, reports, teaching
-from blemish.server.api import Admin, Here, ModelName, Operator, Strict, Viewer
+from blemish.server.api import Admin, Here, ModelName, Operator, Viewer
 from blemish.server.store import BigId, Search
 from blemish.server.tables import audit
 
@@ -40,8 +39,6 @@ async def put_model(request: Request, here: Here, person: Admin, model: ModelNam
         with file.open("wb") as stream:
             async for chunk in request.stream():
                 await run_in_threadpool(stream.write, chunk)
-        if is_exported(file):
-            file = file.rename(file.with_suffix(".onnx"))
         try:
             await run_in_threadpool(here.put_model, model, file, "uploaded", person.name)
         except ModelFileError as error:
@@ -55,10 +52,7 @@ def drop_model(here: Here, person: Admin, model: ModelName) -> None:
     here.drop_model(model, person.name)
 
 
-Rate = Annotated[float | None, Query(gt=0, lt=1)]
-
-
-class Threshold(Strict):
+class Threshold(BaseModel, extra="forbid"):
     """Shares of good parts that may be rejected, and that may go to a person besides."""
 
     rate: Annotated[float, Field(gt=0, lt=1)]
@@ -70,7 +64,7 @@ def try_threshold(
     here: Here,
     person: Viewer,
     model: ModelName,
-    rate: Rate = None,
+    rate: Annotated[float | None, Query(gt=0, lt=1)] = None,
     review: Annotated[float | None, Query(ge=0, lt=1)] = None,
     bins: Annotated[int, Query(ge=5, le=200)] = 40,
 ) -> dict[str, Any]:
@@ -116,9 +110,6 @@ def stop_relearn(person: Operator, model: ModelName, teacher: Teaching) -> None:
     teacher.stop(model, person.name)
 
 
-# Health, reports, audit
-
-
 @router.get("/models/{model}/health")
 def show_health(
     here: Here, person: Viewer, model: ModelName, points: Annotated[int, Query(ge=10, le=1000)] = 120
@@ -135,10 +126,7 @@ def acknowledge(here: Here, person: Operator, model: ModelName) -> dict[str, Any
 
 @router.get("/report", response_model=None, responses={200: {"content": {"text/csv": {}}}})
 def report(
-    here: Here,
-    person: Viewer,
-    search: Annotated[Search, Depends()],
-    format: Annotated[Literal["json", "csv"], Query()] = "json",
+    here: Here, person: Viewer, search: Annotated[Search, Depends()], format: Literal["json", "csv"] = "json"
 ) -> dict[str, Any] | Response:
     """A shift: counts in all and by hour, the strangest parts, what people said, what changed; or verdicts as CSV."""
     if format == "csv":

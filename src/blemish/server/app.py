@@ -1,28 +1,74 @@
-"""The web application of a station, and what the station is connected to."""
+"""The web application of a station, what the station is connected to, and serving it until it is stopped."""
 
 import contextlib
+import errno
+import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from blemish import __version__
+from blemish.errors import BlemishError, ConfigError
 from blemish.server import api, api_models, pages
 from blemish.server.access import Guard
 from blemish.server.api import PROBLEMS, Here, Viewer, sends
 from blemish.server.care import Caretaker
-from blemish.server.problems import answer_problems
 from blemish.server.settings import Settings
 from blemish.server.sinks import Delivery, named_sinks
-from blemish.server.sources import Feed
-from blemish.server.sources.camera import Camera
-from blemish.server.sources.folder import Folder
-from blemish.server.sources.line import Line
+from blemish.server.sources import Camera, Feed, Folder, Line
 from blemish.server.station import Station
 from blemish.server.teaching import Teacher
+
+CONNECTIONS = 4000  # at a time; more are refused at once
+HEADER_BYTES = 32 * 1024
+FAILURES = (BlemishError, HTTPException, MemoryError, RequestValidationError, ClientDisconnect, Exception)
+
+
+def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
+    """Serve until SIGINT or SIGTERM; what was taken is answered. ``ready`` is called with the address."""
+    with bind(settings) as listening:  # before anything is loaded, so that a port in use is said at once
+        station = Station(settings)
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        sys.setswitchinterval(0.001)  # a judge that gives way at each of its many small steps gets its turn back sooner
+        config = uvicorn.Config(
+            create_app(settings, station, lambda: ready(address, station)),
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,  # which say of an address what whoever sends them likes
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            timeout_graceful_shutdown=5,
+        )
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal that it ended by
+            uvicorn.Server(config).run([listening])
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening socket; a ConfigError where the address is taken or not this machine's."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off, which costs 40 ms an answer, only where the protocol is named.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        where = f"{settings.host} port {settings.port}"
+        advice = "another --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "an address of this machine"
+        raise ConfigError(f"{where} cannot be listened to ({error.strerror}): give {advice}") from error
+    listening.listen(2048)
+    return listening
 
 
 def create_app(settings: Settings, station: Station | None = None, ready: Callable[[], None] | None = None) -> FastAPI:
@@ -48,10 +94,10 @@ def create_app(settings: Settings, station: Station | None = None, ready: Callab
         docs_url=None,  # it would load scripts from elsewhere
         redoc_url=None,
         responses=PROBLEMS,
+        exception_handlers=dict.fromkeys(FAILURES, pages.answer_problem),
     )
     app.state.station, app.state.teacher = station, teacher
     app.add_middleware(Guard, settings=settings)
-    answer_problems(app, pages.problem_page)
     for addresses in (api, api_models, pages):
         app.include_router(addresses.router)
 
@@ -78,11 +124,11 @@ def _connect(here: Station, settings: Settings) -> list[Feed | Delivery]:
     """Start what feeds the station and what is told of verdicts; to be closed in this order."""
     sinks = named_sinks(settings)
     here.sinks = tuple(sinks)
-    feeds = [
-        Feed(here, model, "folder", partial(Folder, folder, settings.move, here.has_judged))
-        for model, folder in settings.watch.items()
-    ]
+    folders = {m: partial(Folder, place, settings.move, here.has_judged) for m, place in settings.watch.items()}
     here.cameras = {m: Feed(here, m, "camera", partial(Camera, place)) for m, place in settings.cameras.items()}
-    feeds += here.cameras.values()
-    feeds += [Feed(here, model, "line", partial(Line, folder)) for model, folder in settings.simulated.items()]
-    return [*feeds, *(Delivery(here.store, name, make) for name, make in sinks.items())]
+    return [
+        *(Feed(here, model, "folder", make) for model, make in folders.items()),
+        *here.cameras.values(),
+        *(Feed(here, model, "line", partial(Line, place)) for model, place in settings.simulated.items()),
+        *(Delivery(here.store, name, make) for name, make in sinks.items()),
+    ]

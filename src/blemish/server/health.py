@@ -61,28 +61,27 @@ def watch_promise(here: Station, name: str) -> None:
     own = (windows.c.model == name, windows.c.digest == model.digest)
     columns = inspections.c
     while True:
-        last = here.store.rows(select(windows.c.last).where(*own).order_by(windows.c.id.desc()).limit(1))
+        last = here.store.first(select(windows.c.last).where(*own).order_by(windows.c.id.desc()))
         query = select(columns.id, columns.at, columns.part, columns.score).where(
             columns.model == name,
             columns.digest == model.digest,
-            columns.id > (last[0].last if last else 0),
+            columns.id > (last.last if last else 0),
             columns.said.is_distinct_from("bad"),
         )
-        units: dict[Any, Any] = {}
+        photographs: dict[Any, list[Any]] = {}  # of each part, in the order in which parts came
         for row in here.store.rows(query.order_by(columns.id).limit(20 * WINDOW)):
-            score = math.inf if row.score is None else row.score
-            key = row.part or row.id
-            if key not in units and len(units) == WINDOW:
+            part = row.part or row.id
+            if part not in photographs and len(photographs) == WINDOW:
                 break
-            before = units.get(key)
-            units[key] = (row.id, row.at, max(score, before[2]) if before else score, before[3] if before else row.at)
-        if len(units) < WINDOW:
+            photographs.setdefault(part, []).append(row)
+        if len(photographs) < WINDOW:
             return
-        taken = [*units.values()]
-        rejected, p_rejected, p_scores = test_window(calibration, np.array([unit[2] for unit in taken]))
+        taken = [*photographs.values()]
+        worst = [max(math.inf if row.score is None else row.score for row in rows) for rows in taken]
+        rejected, p_rejected, p_scores = test_window(calibration, np.array(worst))
         alarm = min(p_rejected, p_scores) < ALPHA / 2
         with here.store.write() as connection:
-            found = {"last": max(unit[0] for unit in taken), "since": taken[0][3], "until": taken[-1][1]}
+            found = {"last": max(rows[-1].id for rows in taken), "since": taken[0][0].at, "until": taken[-1][-1].at}
             tested = {"parts": WINDOW, "rejected": rejected, "p_rejected": p_rejected, "p_scores": p_scores}
             window = {"model": name, "digest": model.digest, **found, **tested, "alarm": alarm}
             connection.execute(insert(windows), window)

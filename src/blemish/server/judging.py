@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -109,37 +109,38 @@ class JudgeQueue:
         self._undecoded = 0  # those of them that the judge has not seen yet
         self.pace = 0.1  # seconds a photograph, lately
         self._is_closed = False
-        self._waiting: queue.SimpleQueue[Photograph | None] = queue.SimpleQueue()
+        self._decoders = ThreadPoolExecutor(WORKERS)
         self._decoded: queue.Queue[Photograph | None] = queue.Queue(batch)  # bounded: pixels are large
         self._judged: queue.Queue[list[Photograph] | None] = queue.Queue(2)
-        work = [self._decode] * WORKERS + [self._judge, self._write]
-        self._threads = [threading.Thread(target=target, daemon=True) for target in work]
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._judge, self._write)]
         for thread in self._threads:
             thread.start()
 
+    def check_room(self, count: int) -> None:
+        """Full where not so many more may wait, Closed where the model is being unloaded."""
+        if self._is_closed:
+            raise Closed("the model is being unloaded")
+        if self.depth + count > self._limit:
+            raise Full(f"{self.depth} photographs wait already, and {self._limit} may: send it again later")
+
     def submit(self, photographs: Sequence[Photograph]) -> None:
-        """All of them, or none: Full where not all may wait, Closed where the model is being unloaded."""
+        """All of them, or none: raises as ``check_room``."""
         with self._counting:
-            if self._is_closed:
-                raise Closed("the model is being unloaded")
-            if self.depth + len(photographs) > self._limit:
-                raise Full(f"{self.depth} photographs wait already, and {self._limit} may: send it again later")
+            self.check_room(len(photographs))
             self.depth += len(photographs)
             self._undecoded += len(photographs)
             for photograph in photographs:
-                self._waiting.put(photograph)
+                self._decoders.submit(self._decode, photograph)
 
     def close(self) -> None:
         """Answer what was taken, take no more, and end the threads."""
         with self._counting:
             self._is_closed = True
-        lines: Any = (self._waiting,) * WORKERS, (self._decoded,), (self._judged,)
-        threads = iter(self._threads)
-        for ends in lines:
-            for line in ends:
-                line.put(None)
-            for _ in ends:
-                next(threads).join()
+        self._decoders.shutdown()
+        lines: Any = self._decoded, self._judged
+        for line, thread in zip(lines, self._threads):
+            line.put(None)
+            thread.join()
 
     def _finish(self, photograph: Photograph, result: dict[str, Any] | Exception | None) -> None:
         with self._counting:
@@ -149,20 +150,19 @@ class JudgeQueue:
         elif result is not None:
             photograph.answer.set_result(result)
 
-    def _decode(self) -> None:
-        while (photograph := self._waiting.get()) is not None:
-            problem = None
-            try:
-                if is_wanted := not photograph.answer.cancelled():
-                    self._prepare(photograph)
-            except Exception as error:
-                is_wanted, problem = False, error if photograph.answer.set_running_or_notify_cancel() else None
-            with self._counting:  # before it is handed on: the judge, who has it then, waits for no other
-                self._undecoded -= 1
-            if is_wanted:
-                self._decoded.put(photograph)
-            else:
-                self._finish(photograph, problem)
+    def _decode(self, photograph: Photograph) -> None:
+        problem = None
+        try:
+            if is_wanted := not photograph.answer.cancelled():
+                self._prepare(photograph)
+        except Exception as error:
+            is_wanted, problem = False, error if photograph.answer.set_running_or_notify_cancel() else None
+        with self._counting:  # before it is handed on: the judge, who has it then, waits for no other
+            self._undecoded -= 1
+        if is_wanted:
+            self._decoded.put(photograph)
+        else:
+            self._finish(photograph, problem)
 
     def _prepare(self, photograph: Photograph) -> None:
         image = decode(photograph.content, self._max_pixels, photograph.name)

@@ -17,9 +17,8 @@ class Metrics:
         self._registry = own = CollectorRegistry()
         self._judged = Counter("blemish_inspections", "Images judged", ["model", "decision"], registry=own)
         labels = ["model"]
-        self._latency = Histogram(
-            "blemish_latency_seconds", "From arrival to judged", labels, buckets=SECONDS, registry=own
-        )
+        told = "blemish_latency_seconds", "From arrival to judged", labels
+        self._latency = Histogram(*told, buckets=SECONDS, registry=own)
         self.refused = Counter("blemish_refused", "Requests refused because the queue was full", labels, registry=own)
         self.holds = Gauge("blemish_promise_holds", "1 while no test speaks against it", labels, registry=own)
         self.undelivered = Gauge("blemish_undelivered", "Messages that wait for a sink", ["sink"], registry=own)
@@ -31,7 +30,6 @@ class Metrics:
         self._latency.labels(answer["model"]).observe(answer["milliseconds"] / 1000)
 
     def text(self) -> bytes:
-        """In Prometheus's format."""
         for name, judge in [*self._judges.items()]:
             self._waiting.labels(name).set(judge.depth)
         return generate_latest(self._registry)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from base64 import b64encode
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,62 +20,58 @@ from fastapi.exceptions import RequestValidationError
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 from sqlalchemy import func, select
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, RedirectResponse
 
 from blemish.data.images import read_image
 from blemish.errors import BlemishError, ImageError
 from blemish.inspection.outlook import KINDS
 from blemish.inspection.overlay import data_uri
 from blemish.inspection.verdict import on_screen
-from blemish.server import charts, reports
-from blemish.server.access import COOKIE, Person, needs
-from blemish.server.api import Admin, Here, Operator, Viewer, picture, set_session
+from blemish.server import charts, health, reports, teaching
+from blemish.server.access import Person, needs
+from blemish.server.api import Admin, Here, Operator, Viewer, picture
 from blemish.server.api_models import Teaching
-from blemish.server.health import acknowledge, promise
-from blemish.server.health import health as health_of
-from blemish.server.station import Station
+from blemish.server.problems import problem_of
 from blemish.server.store import BigId, Search, as_json
 from blemish.server.tables import inspections, labels
-from blemish.server.teaching import past_verdicts, preview, recalibrated, set_threshold
 from blemish.server.words import DIGEST, STATIC, address, environment, shift_around
 
 router = APIRouter(include_in_schema=False)
 
-STRIP, ROWS, TILES, THUMBNAIL = 12, 50, 60, 200
+STRIP, ROWS, TILES, THUMBNAIL = 12, 50, 60, (200, 200)
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 ModelField = Annotated[str, Form(max_length=64)]
 
 
-def problem_page(request: Request, answer: JSONResponse) -> Response:
-    """What went wrong, for a person who asked for a page; the answer itself for a program."""
+async def answer_problem(request: Request, error: Exception) -> Response:
+    """What went wrong: a page for a person who asked for one, a problem document for a program."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # nobody reads it
+    answer = problem_of(error)
     if request.url.path.startswith("/v1/") or "text/html" not in request.headers.get("accept", ""):
         return answer
     if answer.status_code == 401 and request.method == "GET":
         return RedirectResponse(f"/login?next={quote(str(request.url.replace(scheme='', netloc='')))}", 303)
-    page = Page(request, request.app.state.station, None).show("error.j2", **json.loads(bytes(answer.body)))
-    page.status_code = answer.status_code
-    page.headers.update({name: value for name, value in answer.headers.items() if name == "retry-after"})
-    return page
+    kept = {name: value for name, value in answer.headers.items() if name == "retry-after"}
+    page = Page(request, request.app.state.station, None)
+    return page.show("error.j2", answer.status_code, kept, **json.loads(bytes(answer.body)))
 
 
+@dataclass
 class Page:
     """A page that somebody asks for."""
 
-    def __init__(
-        self, request: Request, here: Here, person: Annotated[Person | None, Depends(needs("viewer"))]
-    ) -> None:
-        self.request, self.here, self.person = request, here, person
+    request: Request
+    here: Here
+    person: Annotated[Person | None, Depends(needs("viewer"))]
 
-    def show(self, template: str, **context: Any) -> HTMLResponse:
+    def show(self, template: str, code: int = 200, headers: Any = None, /, **context: Any) -> HTMLResponse:
         """The template, filled with ``context`` and what every page has."""
-        here, person = self.here, self.person
-        shared: dict[str, Any] = {"path": self.request.url.path, "person": person, "model": None}
-        shared |= {
-            "is_open": here.settings.is_open,
-            "names": [*here.judges] if person else [],
-            "now": datetime.now().astimezone(),
-        }
-        return HTMLResponse(environment().get_template(template).render(shared | context))
+        shared: dict[str, Any] = {"path": self.request.url.path, "person": self.person, "model": None}
+        shared |= {"is_open": self.here.settings.is_open, "now": datetime.now().astimezone()}
+        shared |= {"names": [*self.here.judges] if self.person else []}
+        return HTMLResponse(environment().get_template(template).render(shared | context), code, headers)
 
     def named(self, model: str | None) -> str | None:
         """The model that a page is about: the one asked for (404 if unknown), or the first; None without any."""
@@ -95,13 +92,18 @@ class Page:
 
         First those that people named most, then what any ground may have.
         """
-        columns, judge = inspections.c, self.here.judges.get(shown["model"])
+        judge = self.here.judges.get(shown["model"])
         is_current = judge is not None and judge.model.digest == shown["digest"]
         calibration = judge.model.inspector.calibration if judge and is_current else None
-        query = select(columns.kind).where(columns.model == shown["model"], columns.kind.is_not(None))
-        named = self.here.store.rows(query.group_by(columns.kind).order_by(func.count().desc()).limit(9))
-        kinds = [*dict.fromkeys([*(row.kind for row in named), *KINDS])][:9]
+        kinds = [*dict.fromkeys([*dict(self.kinds(shown["model"])), *KINDS])][:9]
         return {"gauge": charts.gauge(shown["score"], calibration), "kinds": kinds, "is_current": is_current}
+
+    def kinds(self, model: str) -> list[tuple[str, int]]:
+        """Of defects that people named, and how often, most often first."""
+        own = inspections.c
+        query = select(own.kind, func.count().label("n")).where(own.model == model, own.kind.is_not(None))
+        found = self.here.store.rows(query.group_by(own.kind).order_by(func.count().desc()).limit(20))
+        return [(row.kind, row.n) for row in found]
 
 
 View = Annotated[Page, Depends()]
@@ -109,7 +111,6 @@ View = Annotated[Page, Depends()]
 
 @router.get("/")
 def live(page: View, here: Here, model: str | None = None) -> Response:
-    """The last verdict, large, and those before it."""
     if model:
         here.judge(model)
     shift = shift_around(datetime.now().astimezone(), here.settings.shifts)
@@ -119,15 +120,13 @@ def live(page: View, here: Here, model: str | None = None) -> Response:
         context |= {"shown": (shown := last[0]), **page.of_verdict(shown)}
         context["part"] = here.store.part_verdict(shown["model"], shown["part"]) if shown["part"] else None
     context["counts"] = here.store.count(Search(model=model, since=shift[0]))
-    context["withdrawn"] = [
-        (name, found) for name in [*here.judges] if (found := promise(here, name))["holds"] is False
-    ]
+    promises = {name: health.promise(here, name) for name in [*here.judges]}
+    context["withdrawn"] = [(name, found) for name, found in promises.items() if found["holds"] is False]
     return page.show("live.j2", cameras=[name for name in here.settings.cameras if model in (None, name)], **context)
 
 
 @router.get("/history")
 def history(page: View, here: Here, view: Literal["table", "sheet"] = "table") -> Response:
-    """What was judged, filtered, as a table or as a contact sheet."""
     search = page.search(ROWS if view == "table" else TILES)
     fields = search.model_dump(mode="json", exclude={"cursor", "limit"})
     counts = here.store.count(search.model_copy(update={"cursor": None}))
@@ -136,56 +135,43 @@ def history(page: View, here: Here, view: Literal["table", "sheet"] = "table") -
 
 
 @router.get("/inspections/{number}")
-def sheet(page: View, here: Here, number: BigId) -> Response:
-    """All that is known of one verdict."""
-    return _sheet(page, here, number, None)
-
-
 @router.post("/inspections/{number}/replay")
-def replay(page: View, here: Here, number: BigId) -> Response:
-    """Judge it again, and say whether all is the same."""
-    return _sheet(page, here, number, here.replay(number))
-
-
-def _sheet(page: Page, here: Station, number: int, replayed: Any) -> Response:
+def sheet(page: View, here: Here, number: BigId) -> Response:
+    """All that is known of one verdict; where it was posted, it is judged again, and compared."""
     shown, own = as_json(here.inspection(number)), inspections.c
-    newer = select(func.min(own.id)).where(own.model == shown["model"], own.id > number)
-    older = select(func.max(own.id)).where(own.model == shown["model"], own.id < number)
-    part = shown["part"] and here.store.find(Search(model=shown["model"], part=shown["part"]))["inspections"]
+    replayed = here.replay(number) if page.request.method == "POST" else None
+    newer = select(func.min(own.id)).where(own.model == shown["model"], own.id > number).scalar_subquery()
+    older = select(func.max(own.id)).where(own.model == shown["model"], own.id < number).scalar_subquery()
+    beside = here.store.rows(select(newer.label("newer"), older.label("older")))[0]._asdict()
+    part = here.store.find(Search(model=shown["model"], part=shown["part"]))["inspections"] if shown["part"] else []
     said = here.store.rows(select(labels).where(labels.c.inspection == number).order_by(labels.c.id))
-    beside = {"newer": here.store.rows(newer)[0][0], "older": here.store.rows(older)[0][0], "part": part or []}
-    context = {**page.of_verdict(shown), **beside, "shown": shown, "said": said, "replayed": replayed}
+    context = {**page.of_verdict(shown), **beside, "part": part, "shown": shown, "said": said, "replayed": replayed}
     return page.show("sheet.j2", model=shown["model"], **context)
 
 
 @router.get("/inspections/{number}/thumbnail")
 def thumbnail(here: Here, person: Viewer, number: BigId) -> Response:
-    """The photograph, small."""
     return picture(_small(here.photograph(here.inspection(number))), "jpeg", quality=82)
 
 
 def _small(content: bytes) -> Image.Image:
-    if content.startswith(b"\xff\xd8\xff"):  # JPEG is decoded at an eighth of its size in a tenth of the time
+    if content.startswith(b"\xff\xd8\xff"):  # JPEG is decoded at a part of its size in a tenth of the time
         with Image.open(io.BytesIO(content)) as file:
-            file.draft("RGB", (THUMBNAIL, THUMBNAIL))
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-    else:
-        image = read_image(content)
-        picture = Image.fromarray(on_screen(image, int(image.pixels.max()) or 1))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            file.thumbnail(THUMBNAIL)
+            return ImageOps.exif_transpose(file).convert("RGB")
+    image = read_image(content)
+    picture = Image.fromarray(on_screen(image, int(image.pixels.max()) or 1))
+    picture.thumbnail(THUMBNAIL)
     return picture
 
 
 @router.get("/teach")
 def teach(page: View, here: Here, teacher: Teaching, model: str | None = None) -> Response:
-    """What people said, what could be learned from it, and what would change."""
     if (name := page.named(model)) is None:
         return page.show("teach.j2")
-    own = inspections.c
-    kinds = select(own.kind, func.count()).where(own.model == name, own.kind.is_not(None)).group_by(own.kind)
     context = {
         "counts": here.store.count(Search(model=name)),
-        "kinds": here.store.rows(kinds.order_by(func.count().desc()).limit(20)),
+        "kinds": page.kinds(name),
         "last": here.store.find(Search(model=name, said="something", limit=STRIP))["inspections"],
         "job": teacher.state(name),
         "knows": name in here.settings.training,
@@ -195,17 +181,16 @@ def teach(page: View, here: Here, teacher: Teaching, model: str | None = None) -
 
 @router.get("/threshold")
 def threshold(page: View, here: Here, model: str | None = None, percent: float | None = None) -> Response:
-    """What the rate is, and what another would have done."""
     name = page.named(model)
     now = here.judge(name).model.inspector.calibration if name else None
     if name is None or now is None or now.rate is None:
         return page.show("threshold.j2", model=name, described=name and here.describe(name), tried=None)
     refusal, rate = None, None if percent is None else percent / 100
     try:
-        tried = preview(here, name, rate, None)
+        tried = teaching.preview(here, name, rate, None)
     except BlemishError as error:
-        refusal, rate, tried = str(error), None, preview(here, name, None, None)
-    past = past_verdicts(here, name, recalibrated(here, name, rate, None))
+        refusal, rate, tried = str(error), None, teaching.preview(here, name, None, None)
+    past = teaching.past_verdicts(here, name, teaching.recalibrated(here, name, rate, None))
     context = {
         "past": {decision: sum(one["new"] == decision for one in past) for decision in ("reject", "review", "ok")},
         "changed": [one for one in past if one["old"] != one["new"]],
@@ -217,19 +202,17 @@ def threshold(page: View, here: Here, model: str | None = None, percent: float |
 
 
 @router.get("/health")
-def health(page: View, here: Here, model: str | None = None) -> Response:
-    """Whether the promise holds, and how the station does."""
+def show_health(page: View, here: Here, model: str | None = None) -> Response:
     if (name := page.named(model)) is None:
         return page.show("health.j2")
-    found = health_of(here, name)
+    found = health.health(here, name)
     drawn = {title: charts.control_chart(own) for title, own in found["charts"].items()}
     return page.show("health.j2", model=name, health=found, drawn=drawn, described=here.describe(name))
 
 
 @router.post("/health")
 def restore_promise(here: Here, person: Operator, model: ModelField) -> Response:
-    """A person has looked at what withdrew the promise."""
-    acknowledge(here, model, person.name)
+    health.acknowledge(here, model, person.name)
     return RedirectResponse(address("/health", model=model), 303)
 
 
@@ -259,7 +242,6 @@ def _inside(target: str, otherwise: str = "/") -> str:
 def change_model(
     teacher: Teaching, person: Operator, model: ModelField, do: Annotated[Literal["start", "accept", "stop"], Form()]
 ) -> Response:
-    """Learn again, swap what was learned in, or leave it."""
     if do == "accept" and not person.may("admin"):
         raise HTTPException(403, f"a model is swapped in by an admin, and {person.name} has the role {person.role}")
     {"start": teacher.start, "accept": teacher.accept, "stop": teacher.stop}[do](model, person.name)
@@ -268,8 +250,7 @@ def change_model(
 
 @router.post("/threshold")
 def set_rate(here: Here, person: Admin, model: ModelField, percent: Annotated[float, Form(gt=0, lt=100)]) -> Response:
-    """A new calibration with another rate."""
-    set_threshold(here, model, percent / 100, None, person.name)
+    teaching.set_threshold(here, model, percent / 100, None, person.name)
     return RedirectResponse(address("/threshold", model=model), 303)
 
 
@@ -287,20 +268,17 @@ def report(page: View, here: Here) -> Response:
             pictures[shown["id"]] = data_uri(small, "JPEG", quality=80)
     for name in [one["model"] for one in found["promises"]]:
         calibration, described = here.judge(name).model.inspector.calibration, here.describe(name)
-        past = past_verdicts(here, name, calibration)
+        past = teaching.past_verdicts(here, name, calibration)
         drawn[name] = calibration.rate and charts.histogram(calibration, past, described)
     css = environment().get_template("report.css").render()
     hashed = b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'"
     context = {**found, "css": css, "policy": policy, "pictures": pictures, "drawn": drawn, "search": search}
-    shown_page = page.show("report.j2", audit=here.store.verify(), **context)
-    shown_page.headers["Content-Security-Policy"] = policy
-    return shown_page
+    return page.show("report.j2", 200, {"Content-Security-Policy": policy}, audit=here.store.verify(), **context)
 
 
 @router.get("/docs")
 def addresses(page: View) -> Response:
-    """What programs may ask of the station."""
     return page.show("docs.j2", described=page.request.app.openapi())
 
 
@@ -313,14 +291,9 @@ def static(digest: str, name: str) -> Response:
     return Response(STATIC[name], media_type=TYPES[Path(name).suffix], headers={"Cache-Control": kept})
 
 
-def _login(request: Request, here: Station, next: str, wrong: str | None = None) -> HTMLResponse:
-    return Page(request, here, None).show("login.j2", next=_inside(next), wrong=wrong)
-
-
 @router.get("/login")
 def ask_for_token(request: Request, here: Here, next: str = "/") -> Response:
-    """The way in."""
-    return _login(request, here, next)
+    return Page(request, here, None).show("login.j2", next=_inside(next), wrong=None)
 
 
 @router.post("/login")
@@ -330,22 +303,17 @@ def log_in(
     token: Annotated[str, Form(max_length=200)],
     next: Annotated[str, Form(max_length=500)] = "/",
 ) -> Response:
-    """A session, or the sentence that says why not."""
-    try:
-        secret, _ = here.access.log_in(request, token.strip())
-    except HTTPException as error:
-        page = _login(request, here, next, error.detail)
-        page.status_code = error.status_code
-        return page
     response = RedirectResponse(_inside(next), 303)
-    set_session(response, secret, here)
+    try:
+        here.access.log_in(request, token.strip(), response)
+    except HTTPException as error:
+        page = Page(request, here, None)
+        return page.show("login.j2", error.status_code, next=_inside(next), wrong=error.detail)
     return response
 
 
 @router.post("/logout")
 def log_out(request: Request, here: Here, person: Viewer) -> Response:
-    """End the session."""
-    here.access.log_out(request.cookies.get(COOKIE, ""))
     response = RedirectResponse("/login", 303)
-    response.delete_cookie(COOKIE)
+    here.access.log_out(request, response)
     return response

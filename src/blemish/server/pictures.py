@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from blemish.errors import OutputError
+from blemish.inspection.exported_file import is_exported
 from blemish.run import written_atomically
 
 
@@ -36,7 +37,8 @@ class Pictures:
     def write(self, photographs: Mapping[str, bytes]) -> None:
         """To ``incoming/``, by digest, unless there or in their place; an OutputError where the disk is full."""
         for name, content in photographs.items():
-            if any(_size(path) == len(content) for path in (self.path(name), self.incoming / name)):
+            known = (path for path in (self.path(name), self.incoming / name) if path.is_file())
+            if any(path.stat().st_size == len(content) for path in known):
                 continue
             try:
                 (self.incoming / name).write_bytes(content)
@@ -52,7 +54,7 @@ class Pictures:
         with contextlib.suppress(FileNotFoundError):  # another photograph with the same content was quicker
             (self.incoming / digest).replace(target)
 
-    def sweep(self, is_known: Callable[[str], bool]) -> tuple[int, int]:
+    def sweep(self, is_known: Callable[[str], object]) -> tuple[int, int]:
         """After a hard end: how many photographs went to their place, and how many that no row knows went away."""
         moved = removed = 0
         for path in self.incoming.iterdir():
@@ -85,20 +87,8 @@ class Pictures:
 
     def keep_model(self, source: Path, digest: str) -> Path:
         """A copy of a model's file below its digest, so that its verdicts can be replayed for as long as they stand."""
-        suffix = source.suffix if source.suffix in (".blemish", ".onnx") else ".blemish"
-        target = self.models / f"{digest}{suffix}"
+        target = self.models / f"{digest}{'.onnx' if is_exported(source) else '.blemish'}"
         if not target.exists():
             with written_atomically(target) as temporary:
                 shutil.copyfile(source, temporary)
         return target
-
-
-def _size(path: Path) -> int | None:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return None
-
-
-def digest_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,27 +1,22 @@
 """What is answered where something is wrong: one sentence as a problem document (RFC 9457)."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 
-from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from blemish.errors import BlemishError, ModelFileError, OutputError, StoreError
 from blemish.server.judging import Closed, Full
 
-HTTP_PHRASES = {status.value: status.phrase for status in HTTPStatus}
-LATER = "5"  # seconds
 log = logging.getLogger("blemish.server")
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """A problem document."""
-    title = HTTP_PHRASES.get(status, "Problem")
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     return JSONResponse(body, status, dict(headers or {}), media_type="application/problem+json")
 
 
@@ -33,19 +28,8 @@ def problem_of(error: BaseException) -> JSONResponse:
     if isinstance(error, HTTPException):
         return problem(error.status_code, str(error.detail), error.headers)
     if isinstance(error, Full | Closed | StoreError | OutputError | MemoryError | ModelFileError):
-        return problem(503, str(error) or "out of memory", {"Retry-After": LATER})
+        return problem(503, str(error) or "out of memory", {"Retry-After": "5"})
     if isinstance(error, BlemishError):
         return problem(422, str(error))
     log.error("an error that was not foreseen", exc_info=error)
     return problem(500, "an error that was not foreseen: the station's log has it")
-
-
-def answer_problems(app: FastAPI, show: Callable[[Request, JSONResponse], Response]) -> None:
-    """Make everything that goes wrong in ``app`` a problem document, which ``show`` may turn into a page."""
-
-    async def answer(request: Request, error: Exception) -> Response:
-        gone = isinstance(error, ClientDisconnect)  # nobody reads it
-        return Response(status_code=499) if gone else show(request, problem_of(error))
-
-    for kind in (BlemishError, HTTPException, MemoryError, RequestValidationError, ClientDisconnect, Exception):
-        app.add_exception_handler(kind, answer)

@@ -64,15 +64,13 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         f"rejected_{word}": sum(verdict.decision == "reject" for verdict in judge.many(held, on_error=_leave_out))
         for word, judge in (("old", old), ("new", new))
     }
-    judged: dict[str, Any] = {one["path"]: one for one in job["judged"]}
-    changes = [
-        {
-            **{"id": one["id"], "old": one["decision"], "new": verdict.decision, "said": one["said"]},
-            **{"old_score": one["score"], "new_score": verdict.as_dict()["score"]},
-        }
-        for verdict in new.many([*judged], on_error=_leave_out)
-        if verdict.decision != (one := judged[verdict.source or ""])["decision"]
-    ]
+    judged, changes = {one["path"]: one for one in job["judged"]}, []
+    for verdict in new.many([*judged], on_error=_leave_out):
+        one = judged[verdict.source or ""]
+        if verdict.decision != one["decision"]:
+            scores = {"old_score": one["score"], "new_score": verdict.as_dict()["score"]}
+            changed = {"id": one["id"], "old": one["decision"], "new": verdict.decision, "said": one["said"]}
+            changes.append(changed | scores)
     count = Counter(sample.label for sample in samples)
     told = {"regime": learned.regime, "training": len(training.samples), "said": len(job["said"])}
     return {
@@ -89,12 +87,11 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def settings_of(info: Mapping[str, Any]) -> dict[str, Any]:
     """What ``fit`` was told when it made a model, as its keyword arguments."""
     prepared, backbone, options = info["preparation"], info["backbone"], dict(info["config"])
-    length = {name: options.pop(name) for name in ("epochs", "steps") if name in options}
-    size = prepared["size"]
+    epochs, steps, size = options.pop("epochs", None), options.pop("steps", None), prepared["size"]
     return {
         "method": info["method"],
         "options": options,
-        "backbone": backbone["name"],
+        "backbone": backbone["name"] if backbone["stages"] else None,  # methods that see pixels alone have none
         "weights": "pretrained" if backbone.get("seed") is None else "random",
         "size": size if isinstance(size, int) else tuple(size),
         "resize": prepared["family"],
@@ -102,7 +99,8 @@ def settings_of(info: Mapping[str, Any]) -> dict[str, Any]:
         **({"tile_overlap": prepared["overlap"]} if "tile" in prepared else {}),
         "poses": info.get("poses") or "none",
         "calibration": info.get("calibration_wanted", "auto"),
-        **{name: value for name, value in length.items() if value is not None},
+        "epochs": None if steps else epochs,  # one kind of length rules out the other
+        "steps": steps,
     }
 
 

@@ -5,16 +5,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, Field, field_validator, model_validator
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, frozen=True, extra="forbid"):
     """The defaults suit one line and a laptop: everything stays on this machine, and nothing is deleted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: dict[Annotated[str, Field(pattern=MODEL_NAME)], Path]  # files by the names that addresses have
     store: str = "sqlite:///station.db"  # SQLAlchemy's address of a database
@@ -59,11 +57,6 @@ class Settings(BaseModel):
                 raise ValueError("give hours, days or weeks, such as 12h, 30d or 8w")
             return timedelta(**{{"h": "hours", "d": "days", "w": "weeks"}[match[2]]: int(match[1])})
         return given
-
-    @field_validator("shifts", mode="before")
-    @classmethod
-    def _hours(cls, given: Any) -> Any:
-        return given.split(",") if isinstance(given, str) else given
 
     @field_validator("keep_images")
     @classmethod

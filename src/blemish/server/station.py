@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from blemish.inspection.exported_file import is_exported
 from blemish.inspection.judge import Judge
 from blemish.inspection.load import load
 from blemish.inspection.verdict import Verdict
+from blemish.run import file_digest
 from blemish.server.access import Access
 from blemish.server.events import Events
 from blemish.server.judging import JudgeQueue, Model, Photograph, decode
 from blemish.server.metrics import Metrics
-from blemish.server.pictures import Pictures, digest_of_file
+from blemish.server.pictures import Pictures
 from blemish.server.settings import Settings
 from blemish.server.store import Store, as_json
 from blemish.server.tables import inspections, models
@@ -51,22 +53,21 @@ class Station:
         self.cameras: Mapping[str, Any] = {}  # the feed of each model's camera
         self._swapping = threading.Lock()
         self._recent: OrderedDict[int, Verdict] = OrderedDict()
-        self._earlier: OrderedDict[str, Judge] = OrderedDict()  # inspectors of models that judge no more, by digest
-        known = select(inspections.c.id).where(inspections.c.image_kept).limit(1)
-        moved, removed = self.pictures.sweep(
-            lambda name: bool(self.store.rows(known.where(inspections.c.image == name)))
-        )
+        self._earlier = lru_cache(2)(self._load_kept)  # inspectors of models that judge no more, by digest
+        known = select(inspections.c.id).where(inspections.c.image_kept)
+        moved, removed = self.pictures.sweep(lambda name: self.store.first(known.where(inspections.c.image == name)))
         if moved or removed:
             with self.store.write() as connection:
                 found = {"photographs_kept": moved, "photographs_without_a_verdict_removed": removed}
                 self.store.note(connection, "hard end found", "station", found)
         try:
             for name, file in settings.models.items():
-                digest = digest_of_file(file) if file.is_file() else ""
-                rows = self.store.rows(select(models).where(models.c.name == name, models.c.state == "active"))
+                own = select(models).where(models.c.name == name)
+                active = self.store.first(own.where(models.c.state == "active"))
+                digest = file_digest(file) if active and file.is_file() else ""
                 # A model that was swapped in after this file was first given stays, as it would have without a restart.
-                if rows and self.store.rows(select(models).where(models.c.digest == digest, models.c.name == name)):
-                    file = self.pictures.models / f"{rows[0].digest}{rows[0].suffix}"  # noqa: PLW2901
+                if active and self.store.first(own.where(models.c.digest == digest)):
+                    file = self.pictures.models / f"{active.digest}{active.suffix}"  # noqa: PLW2901
                 self.put_model(name, file, "start", "station")
         except BaseException:
             self.close()
@@ -76,8 +77,6 @@ class Station:
         for judge in self.judges.values():
             judge.close()
         self.store.close()
-
-    # Models
 
     def load(self, file: Path) -> Judge:
         """What judges, from a model file or an exported one."""
@@ -92,43 +91,38 @@ class Station:
             raise HTTPException(404, f"there is no model {name[:64]!r} here; there are: {known}")
         return judge
 
-    def put_model(self, name: str, file: Path, why: str, actor: str, same_scores_as: str | None = None) -> Model:
+    def put_model(self, name: str, file: Path, why: str, actor: str, same_scores_as: str | None = None) -> None:
         """Load a file under a name; where there is one of it, what waits is judged by the new one from now on.
 
         ``same_scores_as`` is the digest of a model that differs in its threshold alone.
         """
-        inspector = self.load(file)
-        digest = digest_of_file(file)
-        kept = self.pictures.keep_model(file, digest)
-        model = Model(inspector, digest, kept.suffix)
+        inspector, digest = self.load(file), file_digest(file)
+        model = Model(inspector, digest, self.pictures.keep_model(file, digest).suffix)
         with self._swapping:
             current = self.judges.get(name)
-            before = current.model.digest if current else None
-            if before != digest:
+            is_new = current is None or current.model.digest != digest
+            if is_new:
                 self._note_model(name, model, "active", why, actor, same_scores_as)
             if current is not None:
                 current.model = model
             else:
                 sizes = (self.settings.batch, self.settings.queue, self.settings.max_pixels)
                 self.judges[name] = JudgeQueue(model, lambda batch: self._keep(name, batch), *sizes)
-        if before != digest:
+        if is_new:
             self.events.publish("model", {"model": name, "digest": digest, "why": why})
-        return model
 
     def _note_model(
         self, name: str, model: Model, state: str, why: str, actor: str, same_scores_as: str | None = None
     ) -> None:
         """Keep in the store which model has which state; an active one retires the one before it."""
-        first = select(models.c.scores).where(models.c.digest == (same_scores_as or model.digest))
+        scores, own = same_scores_as or model.digest, update(models).where(models.c.name == name)
         row: dict[str, Any] = {"digest": model.digest, "name": name, "suffix": model.suffix}
         row |= {"state": state, "at": time.time(), "why": why}
         with self.store.write() as connection:
-            row["scores"] = connection.scalar(first) or same_scores_as or model.digest
+            row["scores"] = connection.scalar(select(models.c.scores).where(models.c.digest == scores)) or scores
             if state == "active":
-                same = (models.c.name == name, models.c.state == "active")
-                connection.execute(update(models).where(*same).values(state="retired", at=row["at"]))
-            own = (models.c.name == name, models.c.digest == model.digest)
-            if connection.execute(update(models).where(*own).values(**row)).rowcount == 0:
+                connection.execute(own.where(models.c.state == "active").values(state="retired", at=row["at"]))
+            if connection.execute(own.where(models.c.digest == model.digest).values(**row)).rowcount == 0:
                 connection.execute(models.insert(), row)
             self.store.note(connection, f"model {state}", actor, row)
 
@@ -155,8 +149,6 @@ class Station:
         named = {key: info.get(key) for key in keys}
         waits = {"waiting": judge.depth, "may_wait": self.settings.queue}
         return {"model": name, "digest": model.digest, "since": row.at, "why": row.why, **named, **waits}
-
-    # Verdicts
 
     def _keep(self, name: str, batch: Sequence[Photograph]) -> list[dict[str, Any]]:
         """Photographs to the disk, rows to the store: after this nothing of the batch can be lost."""
@@ -185,19 +177,18 @@ class Station:
         """Whether a watched folder brought this very file before."""
         columns, digest = inspections.c, hashlib.sha256(content).hexdigest()
         same = (columns.image == digest, columns.name == name, columns.source == "folder")
-        return bool(self.store.rows(select(columns.id).where(*same).limit(1)))
+        return self.store.first(select(columns.id).where(*same)) is not None
 
     def inspection(self, number: int) -> Row[Any]:
         """A row; an HTTPException 404 where there is none."""
-        if (row := self.store.inspection(number)) is None:
+        if (row := self.store.first(select(inspections).where(inspections.c.id == number))) is None:
             raise HTTPException(404, f"there is no inspection {number}")
         return row
 
     def say(self, number: int, said: str | None, kind: str, person: str) -> dict[str, Any]:
         """Keep what a person says of a verdict, None to take it back; an HTTPException 404 where there is none."""
-        if (row := self.store.say(number, said, kind, person)) is None:
-            raise HTTPException(404, f"there is no inspection {number}")
-        self.events.publish("said", answer := as_json(row))
+        self.inspection(number)
+        self.events.publish("said", answer := as_json(self.store.say(number, said, kind, person)))
         return answer
 
     def photograph(self, row: Row[Any]) -> bytes:
@@ -224,14 +215,12 @@ class Station:
         for judge in [*self.judges.values()]:
             if judge.model.digest == digest:
                 return judge.model.inspector
-        if digest not in self._earlier:
-            file = next(self.pictures.models.glob(f"{digest}.*"), None)
-            if file is None:
-                raise HTTPException(410, f"the model {digest[:12]} that judged it is not kept any longer")
-            self._earlier[digest] = self.load(file)
-            if len(self._earlier) > 2:
-                self._earlier.popitem(last=False)
-        return self._earlier[digest]
+        return self._earlier(digest)
+
+    def _load_kept(self, digest: str) -> Judge:
+        if (file := next(self.pictures.models.glob(f"{digest}.*"), None)) is None:
+            raise HTTPException(410, f"the model {digest[:12]} that judged it is not kept any longer")
+        return self.load(file)
 
     def replay(self, number: int) -> dict[str, Any]:
         """Judge a photograph again by the model that judged it, and compare to the last bit."""

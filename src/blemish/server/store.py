@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import Connection, Row, Select, create_engine, delete, event, func, insert, select, text, update
 from sqlalchemy import inspect as look_into
 from sqlalchemy.engine import make_url
@@ -41,10 +41,8 @@ def _plausible(at: Any) -> Any:
     return at
 
 
-class Search(BaseModel):
+class Search(BaseModel, extra="forbid"):
     """Which inspections: all conditions hold together; newest first."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: Annotated[str | None, Field(max_length=64)] = None
     decision: Literal["ok", "review", "reject"] | None = None
@@ -64,14 +62,10 @@ class Search(BaseModel):
         return query.where(*(condition(value) for condition, value in given if condition))
 
 
-def _said(word: str) -> Any:
-    column = inspections.c.said
-    return {"something": column.is_not(None), "nothing": column.is_(None)}.get(word, column == word)
-
-
+SAID = {"something": inspections.c.said.is_not(None), "nothing": inspections.c.said.is_(None)}
 CONDITIONS: dict[str, Callable[[Any], Any]] = {
     **{name: inspections.c[name].__eq__ for name in ("model", "decision", "part")},
-    "said": _said,
+    "said": lambda word: SAID.get(word, inspections.c.said == word),
     "day": lambda day: (inspections.c.at >= midnight(day)) & (inspections.c.at < midnight(day + timedelta(days=1))),
     "since": lambda since: inspections.c.at >= since.timestamp(),
     "until": lambda until: inspections.c.at < until.timestamp(),
@@ -125,7 +119,7 @@ class Store:
         except (ArgumentError, ImportError) as error:
             raise ConfigError(f"{url} is no store ({error}): give a file, or postgresql+psycopg://...") from error
         self._writing = threading.RLock()
-        self._held: FileLock | Connection | None = None
+        self._held = contextlib.ExitStack()
         if self._sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -161,27 +155,21 @@ class Store:
 
     def hold(self) -> None:
         """Keep other stations off this store until this process ends; a StoreError where one is at work."""
+        is_free = True
         if self._sqlite:
-            lock = FileLock(f"{self.url.database}.lock", thread_local=False)
-            with contextlib.suppress(Timeout):
-                lock.acquire(timeout=0)
-                self._held = lock
+            try:
+                self._held.enter_context(FileLock(f"{self.url.database}.lock", timeout=0, thread_local=False))
+            except Timeout:
+                is_free = False
         else:
-            held = self.engine.connect()
-            is_free = held.scalar(select(func.pg_try_advisory_lock(_LOCK)))
-            held.commit()
-            if is_free:
-                self._held = held
-            else:
-                held.close()
-        if self._held is None:
+            connection = self._held.enter_context(self.engine.connect())
+            is_free = bool(connection.scalar(select(func.pg_try_advisory_lock(_LOCK))))
+            connection.commit()
+        if not is_free:
             raise StoreError(f"another station works on {self.name}: stop it, or give this one its own --store")
 
     def close(self) -> None:
-        if isinstance(self._held, FileLock):
-            self._held.release()
-        elif self._held is not None:
-            self._held.close()
+        self._held.close()
         self.engine.dispose()
 
     @contextlib.contextmanager
@@ -198,6 +186,10 @@ class Store:
         """What a query finds."""
         with self._translated(), self.engine.connect() as connection:
             return connection.execute(query).all()
+
+    def first(self, query: Select[Any]) -> Row[Any] | None:
+        """The first row that a query finds, or None."""
+        return next(iter(self.rows(query.limit(1))), None)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -230,23 +222,13 @@ class Store:
             query = insert(inspections).returning(inspections, sort_by_parameter_order=True)
             kept = connection.execute(query, list(rows)).all()
             for source, same in groupby(kept, key=lambda row: row.source):
-                self.note(
-                    connection, "verdict", source, *({name: getattr(row, name) for name in CHAINED} for row in same)
-                )
+                noted = ({name: getattr(row, name) for name in CHAINED} for row in same)
+                self.note(connection, "verdict", source, *noted)
             answers = [as_json(row) for row in kept]
-            messages = [
-                {"sink": sink, "inspection": answer["id"], "body": json.dumps(answer).encode()}
-                for answer in answers
-                for sink in sinks
-            ]
-            if messages:
-                connection.execute(insert(outbox), messages)
+            if sinks:
+                messages = [{"inspection": answer["id"], "body": json.dumps(answer).encode()} for answer in answers]
+                connection.execute(insert(outbox), [one | {"sink": sink} for one in messages for sink in sinks])
         return answers
-
-    def inspection(self, number: int) -> Row[Any] | None:
-        """One verdict, or None."""
-        found = self.rows(select(inspections).where(inspections.c.id == number))
-        return found[0] if found else None
 
     def find(self, search: Search) -> dict[str, Any]:
         """A page of verdicts, newest first, and the cursor of the next page or None."""
@@ -264,19 +246,18 @@ class Store:
         named = {name: getattr(worst, name) for name in ("decision", "score", "p_value")}
         return {"part": part, **named, "photographs": len(found), "worst": worst.id}
 
-    def say(self, number: int, said: str | None, kind: str, person: str) -> Row[Any] | None:
-        """Keep what a person says of a verdict; ``said`` None takes the last word back. The row, None if unknown."""
+    def say(self, number: int, said: str | None, kind: str, person: str) -> Row[Any]:
+        """Keep what a person says of a verdict; ``said`` None takes the last word back. The verdict's row."""
         row = select(inspections).where(inspections.c.id == number)
         own = select(labels).where(labels.c.inspection == number).order_by(labels.c.id.desc()).limit(1)
         with self.write() as connection:
-            last = connection.execute(own).first()
-            if connection.execute(row).first() is None or (said is None and last is None):
-                return connection.execute(row).first()  # there is none, or nothing was said of it
             if said is not None:
                 told = {"at": time.time(), "inspection": number, "said": said, "kind": kind, "person": person}
                 connection.execute(insert(labels), told)
-            elif last is not None:
+            elif (last := connection.execute(own).first()) is not None:
                 connection.execute(delete(labels).where(labels.c.id == last.id))
+            else:
+                return connection.execute(row).one()  # nothing was said of it
             valid = connection.execute(own).first()
             now = {"said": valid and valid.said, "kind": valid and (valid.kind or None)}
             connection.execute(update(inspections).where(inspections.c.id == number).values(**now))
@@ -307,13 +288,12 @@ class Store:
             wanted = columns.id.in_([one.get("id") for one in said.values()])
             stored = {row.id: row for row in self.rows(select(inspections).where(wanted))}
             for row in page:
-                why = ""
+                noted, why = said.get(row.id, {}), ""
+                own = stored.get(noted.get("id"))
                 if row.hash != _link(previous, row.at, row.kind, row.actor, row.body):
                     why = "it does not follow from the row before"
-                noted = said.get(row.id, {})
-                own = stored.get(noted.get("id"))
-                if own is not None and any(getattr(own, name) != noted[name] for name in CHAINED):
-                    why = why or f"inspection {own.id} is not what was noted of it"
+                elif own is not None and any(getattr(own, name) != noted[name] for name in CHAINED):
+                    why = f"inspection {own.id} is not what was noted of it"
                 if why:
                     broken = {"row": row.id, "at": spoken_time(row.at), "why": why}
                     break

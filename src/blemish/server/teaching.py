@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from blemish.errors import CalibrationError, ConfigError
 from blemish.inspection.calibration import Calibration, settle_rate, settle_review
-from blemish.server.pictures import digest_of_file
+from blemish.run import file_digest
 from blemish.server.relearn import MODEL, RESULT
 from blemish.server.station import Station
 from blemish.server.store import spoken_time
@@ -63,15 +63,13 @@ def preview(here: Station, name: str, rate: float | None, review: float | None, 
     # A few wild scores must not press all others into one bar: they are counted in the last.
     top = max(1.3 * limit, float(np.quantile(everything, 0.98)))
     edges = np.linspace(min(float(everything.min()), limit), top, bins + 1)
-    counts = {"calibration": now.scores, "judged": scores}
+    both = {"calibration": now.scores, "judged": scores}
+    counts = {key: np.histogram(np.minimum(values, top), edges)[0].tolist() for key, values in both.items()}
     return {
         "model": name,
         **_limits(other),
         "now": _limits(inspector),
-        "histogram": {
-            "edges": edges.tolist(),
-            **{key: np.histogram(np.minimum(values, top), edges)[0].tolist() for key, values in counts.items()},
-        },
+        "histogram": {"edges": edges.tolist(), **counts},
         "past": {
             "parts": len(past),
             **{f"{word}ed": sum(one["new"] == word for one in past) for word in ("reject", "review")},
@@ -84,8 +82,7 @@ def set_threshold(here: Station, name: str, rate: float | None, review: float | 
     """Set another rate: a new calibration in a new model file, swapped in and logged; as ``preview``."""
     from blemish.inspection.inspector import Inspector
 
-    model = here.judge(name).model
-    inspector = model.inspector
+    inspector = (model := here.judge(name).model).inspector
     if not isinstance(inspector, Inspector):
         raise ConfigError(
             f"{name} was exported, and its threshold with it: set it in the file that learned, and export that again"
@@ -163,8 +160,8 @@ class Teacher:
     def state(self, name: str) -> dict[str, Any]:
         """How far it is, with the end of its log; and the comparison once it is ready."""
         folder = self._folder(name)
-        state: dict[str, Any] = {"model": name, "state": "none", "since": None, "log": [], "learned_from": None}
-        state |= {"error": None, "promise": None, "comparison": None, "digest": None}
+        absent = dict.fromkeys(("since", "learned_from", "error", "promise", "comparison", "digest"))
+        state: dict[str, Any] = {"model": name, "state": "none", "log": [], **absent}
         if not (folder / "job.json").exists():
             return state
         state["since"] = spoken_time((folder / "job.json").stat().st_mtime)
@@ -176,7 +173,7 @@ class Teacher:
             return state | {"state": "stopped"}
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         ready = "error" not in result
-        digest = digest_of_file(folder / MODEL) if ready else None
+        digest = file_digest(folder / MODEL) if ready else None
         return state | result | {"state": "ready" if ready else "failed", "digest": digest}
 
     def stop(self, name: str, actor: str) -> None:

@@ -29,16 +29,11 @@ def environment() -> Environment:
     return own
 
 
-def moment(at: float | str | datetime) -> datetime:
-    """Where the station stands: of seconds since 1970 or ISO 8601."""
+def local(at: float | str | datetime, form: str = "") -> str:
+    """A time, of seconds since 1970 or ISO 8601, with the station's zone, and with its date unless that is today."""
     if isinstance(at, str):
         at = datetime.fromisoformat(at)
-    return (datetime.fromtimestamp(at) if isinstance(at, int | float) else at).astimezone()
-
-
-def local(at: float | str | datetime, form: str = "") -> str:
-    """A time with its zone, and with its date unless that is today."""
-    here = moment(at)
+    here = (datetime.fromtimestamp(at) if isinstance(at, int | float) else at).astimezone()
     is_today = here.date() == datetime.now().astimezone().date()
     return here.strftime(form or ("%H:%M:%S %Z" if is_today else "%Y-%m-%d %H:%M:%S %Z"))
 

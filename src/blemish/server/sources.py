@@ -1,0 +1,214 @@
+"""Where images come from besides HTTP: each source is a thread that hands them to the station until it is told to end.
+
+A full queue delays a source, and loses nothing of it: the source waits and hands the image in again.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import HTTPException
+
+from blemish.data.readers import images_below, is_image
+from blemish.errors import BlemishError, ConfigError, ImageError
+from blemish.server.station import Station
+from blemish.server.worker import Worker
+
+STILL, PATIENCE, SCAN = 0.3, 5.0, 10.0  # seconds; every SCAN all is looked at, for file systems that tell of no change
+LOOK = 200  # milliseconds
+STALE = 5.0  # seconds without a frame
+log = logging.getLogger("blemish.server")
+
+Submit = Callable[[bytes, str], dict[str, Any]]
+Stamp = tuple[int, int]  # bytes of a file, and when it was changed
+
+
+class Source(Protocol):
+    """What brings images."""
+
+    def run(self, submit: Submit, ended: threading.Event) -> None:
+        """Hand in contents and names until ``ended``; ``submit`` returns the verdict, or raises an ImageError."""
+
+
+class Feed(Worker):
+    """Takes what one source brings, and begins anew where it fails."""
+
+    def __init__(self, here: Station, model: str, name: str, make: Callable[[], Source]) -> None:
+        self._here, self.model, self._name, self._make = here, model, name, make
+        self.source: Source | None = None
+        super().__init__()
+
+    def _work(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self.source = self._make()
+                self.source.run(self._submit, self._ended)
+            except CancelledError:
+                return
+            except Exception as error:
+                log.warning("%s brings no images (%s): again in 5 s", self._name, error)
+            self._ended.wait(5)
+
+    def _submit(self, content: bytes, name: str) -> dict[str, Any]:
+        while True:
+            try:
+                return self._here.submit(self.model, content, name, self._name)
+            except ImageError:
+                raise
+            except (BlemishError, HTTPException, TimeoutError) as error:  # the queue or the disk is full ...
+                if self._ended.wait(1):
+                    raise CancelledError from error
+
+
+class Folder:
+    """A watched folder: each image that appears in ``folder`` itself is judged once it is complete.
+
+    It counts as complete when its size has stood still for ``STILL`` seconds; one that does not decode then is tried
+    again for ``PATIENCE`` seconds, for a slow writer may still be at it. With ``move``, files go to ``ok/``,
+    ``review/``, ``reject/`` or ``unreadable/`` below the folder. Without, ``is_known`` says of a name and a content
+    whether they were judged before a restart.
+    """
+
+    def __init__(self, folder: Path, move: bool, is_known: Callable[[str, bytes], bool]) -> None:
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder {folder} to watch: make it")
+        self._folder, self._move, self._is_known = folder, move, is_known
+        self._seen: dict[str, Stamp] = {}  # what was judged, by name
+        self._growing: dict[str, tuple[Stamp | None, float, float]] = {}  # what it is, since when, when first seen
+
+    def run(self, submit: Submit, ended: threading.Event) -> None:
+        from watchfiles import watch
+
+        scanned, began = -SCAN, time.time_ns()
+        options: dict[str, Any] = {"watch_filter": None, "recursive": False, "yield_on_timeout": True}
+        for changes in watch(self._folder, stop_event=ended, rust_timeout=LOOK, **options):
+            names = {*self._growing, *(Path(path).name for _, path in changes)}
+            if time.monotonic() - scanned >= SCAN:
+                scanned = time.monotonic()
+                names |= {path.name for path in self._folder.iterdir()}
+            for name in sorted(names):
+                path = self._folder / name
+                if not ended.is_set() and (stamp := self._complete(path)) is not None:
+                    self._judge(path, stamp, submit, began)
+
+    def _complete(self, path: Path) -> Stamp | None:
+        try:
+            status = path.stat() if is_image(path) else None
+        except OSError:
+            status = None
+        if status is None:
+            self._growing.pop(path.name, None)
+            return None
+        stamp, now = (status.st_size, status.st_mtime_ns), time.monotonic()
+        if self._seen.get(path.name) == stamp:
+            return None
+        before, since, first = self._growing.get(path.name, (None, now, now))
+        self._growing[path.name] = (stamp, since if before == stamp else now, first)
+        return stamp if before == stamp and now - since >= STILL and status.st_size > 0 else None
+
+    def _judge(self, path: Path, stamp: Stamp, submit: Submit, began: int) -> None:
+        try:
+            content = path.read_bytes()
+            is_old = stamp[1] < began and not self._move and self._is_known(path.name, content)
+            decision = "known" if is_old else submit(content, path.name)["decision"] or "undecided"
+        except ImageError as error:
+            if time.monotonic() - self._growing[path.name][2] < PATIENCE:
+                return
+            log.warning("%s", error)
+            decision = "unreadable"
+        except FileNotFoundError:
+            return
+        del self._growing[path.name]
+        if self._move:
+            target = self._folder / decision / path.name
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target.with_stem(f"{path.stem}-{stamp[1]}") if target.exists() else target)
+        else:
+            self._seen[path.name] = stamp
+
+
+class Camera:
+    """A camera by OpenCV: its number, the address of a stream, or a recorded file.
+
+    Frames are judged one after the other, always the latest: what comes while one is judged is passed over, except from
+    a file, of which every frame is judged, once. Frames are stored as PNG, so that a replay sees the same pixels.
+    ``picture`` is the last one as JPEG, for the page.
+    """
+
+    def __init__(self, place: str) -> None:
+        import cv2
+
+        self._place, self._encode, self.picture = place, cv2.imencode, b""
+        self._is_file = "://" not in place and not place.isdecimal()
+        self._capture = cv2.VideoCapture(int(place) if place.isdecimal() else place)
+        self._latest: Any = None
+        self._is_fresh = threading.Event()
+        if not self._capture.isOpened():
+            raise ConfigError(f"the camera {place} cannot be opened: give its number, an address or a file")
+
+    def run(self, submit: Submit, ended: threading.Event) -> None:
+        number, left = 0, threading.Event()
+        grabber = threading.Thread(target=self._grab, args=(left,), daemon=True)
+        if not self._is_file:
+            grabber.start()
+        try:
+            while not ended.is_set():
+                if (frame := self._next()) is None:
+                    if not self._is_file:
+                        raise ConfigError(f"the camera {self._place} sends no pictures")
+                    ended.wait()  # all of it was judged
+                    return
+                number += 1
+                self.picture = self._encode(".jpg", frame)[1].tobytes()
+                submit(self._encode(".png", frame)[1].tobytes(), f"frame {number} of {time.strftime('%Y-%m-%d')}")
+        finally:
+            left.set()
+            if self._is_file:
+                self._capture.release()
+            else:
+                grabber.join(STALE)
+
+    def _next(self) -> Any:
+        if self._is_file:
+            return self._capture.read()[1]  # None after the last
+        is_read = self._is_fresh.wait(STALE)
+        self._is_fresh.clear()
+        return self._latest if is_read else None
+
+    def _grab(self, left: threading.Event) -> None:
+        """Keep reading, so that the driver's queue holds no old frames.
+
+        Whoever reads releases: to release a capture that is being read ends the whole process.
+        """
+        is_read = True
+        while is_read and not left.is_set():
+            is_read, self._latest = self._capture.read()
+            self._is_fresh.set()
+        self._capture.release()
+
+
+class Line:
+    """A simulated line, for the demo: images below ``folder`` come round, one every ``seconds``.
+
+    Those in folders called ``good`` come nine times in ten, in an order that looks like chance.
+    """
+
+    def __init__(self, folder: Path, seconds: float = 1.5, good: float = 0.9) -> None:
+        self._images, self._seconds, self._good = images_below(folder), seconds, good
+        self._order = random.Random(folder.parent.name)  # its own: several lines do not err in step
+
+    def run(self, submit: Submit, ended: threading.Event) -> None:
+        order = self._order
+        good = [path for path in self._images if path.parent.name == "good"]
+        bad = [path for path in self._images if path.parent.name != "good"]
+        while not ended.wait(self._seconds):
+            path = order.choice(good if order.random() < self._good or not bad else bad)
+            try:
+                submit(path.read_bytes(), f"{path.parent.name}-{path.name}")
+            except ImageError:
+                continue
