@@ -7,6 +7,7 @@ copies only take places in the memory. Known-bad images, where there are enough,
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from blemish.data.images import read_header
 from blemish.data.loading import SEEN, PreparedImages, fitting_size
 from blemish.data.poses import MEANING, Poses
 from blemish.data.samples import TrainingSet
-from blemish.data.splits import shuffled_names, split_by_group
+from blemish.data.splits import folds_by_group, shuffled_names, split_by_group
 from blemish.data.tiles import SMALLEST as SMALLEST_TILE
 from blemish.errors import ConfigError, ImageError, WeightsError
 from blemish.registry import DEFAULT_METHOD, DEFAULT_PROFILE, PROFILES, Profile, method_class
@@ -29,6 +30,7 @@ from blemish.training.setup import USUAL_SIZE, FitSettings, build_learner, load_
 TRIED: tuple[Poses, ...] = ("none", "all")
 TRIAL_SIZES, TRIAL_MEMORY = (128, 256), 2000  # pixels a side and patches, which are enough to tell
 FEWEST = 6  # groups: of fewer, a third says nothing
+FEW = 12  # groups: of fewer, one third says little, and each third in turn is held out
 MOST = 30  # groups that are looked at: each is learned in 12 directions
 PAINTED = 4  # defects on each held-out image
 SMALLEST = 1e-6  # score: an image that was learned itself has none
@@ -123,23 +125,29 @@ def _tiled(training: TrainingSet, settings: FitSettings, size: int | tuple[int, 
 
 @dataclass(frozen=True)
 class Trial:
-    """Some of the good images to learn from, others to look at, and known-bad ones where there are enough."""
+    """What learns, which good images are held out in turn, and known-bad ones where there are enough."""
 
     learner: Learner
-    kept: list[int]
-    unseen: PreparedImages
+    folds: Sequence[Sequence[int]]
     known_bad: PreparedImages | None
 
     def stand_out(self, poses: Poses, run: Run) -> float:
-        """Deviations by which known-bad images, or painted defects, score above good ones that were not learned."""
-        inspector = dataclasses.replace(self.learner, poses=poses).learn(self.kept, run)
-        good, bad = inspector.scores(self.unseen, run)[0], np.empty(0)
-        if self.known_bad is None:
-            bad = np.array([painted.score for painted in score_painted(inspector, self.unseen, PAINTED, run.seed)])
-        else:
-            bad = inspector.scores(self.known_bad, run)[0]
-        good, bad = (np.log(np.maximum(scores, SMALLEST)) for scores in (good, bad))
-        return float((bad.mean() - good.mean()) / max(1e-9, np.sqrt((bad.var() + good.var()) / 2)))
+        """Deviations by which known-bad images, or painted defects, score above good ones that were not learned.
+
+        Each fold's are its own model's; the mean over folds.
+        """
+        learner, apart = dataclasses.replace(self.learner, poses=poses), []
+        for held in self.folds:
+            inspector = learner.learn(sorted({*range(len(learner.normal))} - {*held}), run)
+            unseen = learner.normal.subset(held)
+            good, bad = inspector.scores(unseen, run)[0], np.empty(0)
+            if self.known_bad is None:
+                bad = np.array([painted.score for painted in score_painted(inspector, unseen, PAINTED, run.seed)])
+            else:
+                bad = inspector.scores(self.known_bad, run)[0]
+            good, bad = (np.log(np.maximum(scores, SMALLEST)) for scores in (good, bad))
+            apart.append((bad.mean() - good.mean()) / max(1e-9, np.sqrt((bad.var() + good.var()) / 2)))
+        return float(np.mean(apart))
 
 
 def begin_trial(method: str, training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Trial | None, int]:
@@ -150,9 +158,11 @@ def begin_trial(method: str, training: TrainingSet, settings: FitSettings, run: 
     learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, run)
     if (parts := len(set(learner.groups))) < FEWEST:
         return None, parts
-    kept, held = split_by_group(learner.groups, 1 / 3, run.seed)
+    folds: Sequence[Sequence[int]] = [split_by_group(learner.groups, 1 / 3, run.seed)[1]]
+    if parts < FEW:
+        folds = folds_by_group(learner.groups, 3, run.seed)
     known_bad = images[1] if images[1] is not None and len(images[1]) >= FEWEST else None
-    return Trial(learner, kept, learner.normal.subset(held), known_bad), parts
+    return Trial(learner, folds, known_bad), parts
 
 
 def _choose_poses(method: str, training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Poses, str]:
@@ -168,5 +178,5 @@ def _choose_poses(method: str, training: TrainingSet, settings: FitSettings, run
     lie = "as photographed" if best == "none" else "in any direction"
     return best, (
         f"poses: your parts lie {lie}: each photograph is learned {MEANING[best]} ({what} stand {apart['none']:.2f} "
-        f"deviations above {len(trial.unseen)} held-out good images, {apart['all']:.2f} with copies turned)"
+        f"deviations above {sum(map(len, trial.folds))} held-out good images, {apart['all']:.2f} with copies turned)"
     )
