@@ -25,6 +25,7 @@ class Pictures:
     def __init__(self, root: Path) -> None:
         self.root, self.incoming, self.models = root, root / "incoming", root / "models"
         self.lock = threading.RLock()  # held from writing a photograph to committing its row, and while deleting
+        self.written = 0  # bytes since retention looked at the disk
         try:
             for folder in (root, self.incoming, self.models):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -42,6 +43,7 @@ class Pictures:
                 continue
             try:
                 (self.incoming / name).write_bytes(content)
+                self.written += len(content)
             except OSError as error:
                 (self.incoming / name).unlink(missing_ok=True)
                 reason = error.strerror or error
