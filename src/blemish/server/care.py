@@ -1,7 +1,6 @@
 """What a station does by itself: tests promises, lets go of what is kept no longer, and says what it deleted."""
 
 import logging
-import math
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ class Caretaker(Worker):
                 waiting = self._here.store.rows(select(outbox.c.sink, func.count()).group_by(outbox.c.sink))
                 for sink, count in [*dict.fromkeys(self._here.sinks, 0).items(), *map(tuple, waiting)]:
                     self._here.metrics.undelivered.labels(sink).set(count)
-                is_filling = self._here.pictures.written > (1 - FULL) * (self._here.settings.max_disk or math.inf)
+                is_filling = self._here.pictures.written > (1 - FULL) * (self._here.settings.max_disk or float("inf"))
                 if is_filling or time.monotonic() - cleaned >= RETENTION_PERIOD:
                     cleaned = time.monotonic()
                     let_go(self._here)

@@ -23,9 +23,8 @@ class Pictures:
     """The folder ``root``: ``incoming/``, ``models/``, and a folder for each first two letters of a digest."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.incoming, self.models = root, root / "incoming", root / "models"
+        self.root, self.incoming, self.models, self.written = root, root / "incoming", root / "models", 0
         self.lock = threading.RLock()  # held from writing a photograph to committing its row, and while deleting
-        self.written = 0  # bytes since retention looked at the disk
         try:
             for folder in (root, self.incoming, self.models):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +42,7 @@ class Pictures:
                 continue
             try:
                 (self.incoming / name).write_bytes(content)
-                self.written += len(content)
+                self.written += len(content)  # bytes since retention looked at the disk
             except OSError as error:
                 (self.incoming / name).unlink(missing_ok=True)
                 reason = error.strerror or error
