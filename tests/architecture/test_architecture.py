@@ -47,10 +47,11 @@ BUDGET = {
     "systems that learn from pixels: adversarial, energy, self-made labels": 800,
     "made-up defects and weak heads": 800,
     "reconstruction, first half, and AA-BiGAN": 870,
+    "sources that fail, engines that tell": 40,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 19_120
+TEST_BUDGET = 19_190
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

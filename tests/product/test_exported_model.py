@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,3 +60,15 @@ def test_lines_tables_and_overlays_are_those_of_the_model_file(blemish, model, e
             assert ours[name] == theirs[name]
         assert ours["p_value"] == pytest.approx(theirs["p_value"], rel=1e-3)
         assert [region["box"] for region in ours["regions"]] == [region["box"] for region in theirs["regions"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_judging_leaves_no_trace_in_a_home_and_tells_nobody(exported, parts, tmp_path, engine):
+    """ONNX Runtime 1.32 keeps a number of the machine and what it will send to its maker, unless it is told not to."""
+    pytest.importorskip(engine, reason=f"needs pip install 'blemish[{engine}]'")
+    places = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-m", "blemish", "inspect", str(exported), str(parts.bad[0]), "--engine", engine]
+    subprocess.run(command, env=kept | places, check=True, capture_output=True, cwd=tmp_path)
+    assert [*tmp_path.rglob("*")] == []

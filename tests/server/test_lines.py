@@ -9,6 +9,7 @@ import http.server
 import io
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -202,6 +203,59 @@ def test_a_stream_is_judged_and_opened_again_after_it_ended(serve: Serve) -> Non
     finally:
         server.shutdown()
         server.server_close()
+
+
+RTSP = """
+import sys, gi
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer
+Gst.init(None)
+made = GstRtspServer.RTSPMediaFactory(shared=True)
+pixels = "video/x-raw,format=I420,width=64,height=64"
+made.set_launch(f"( videotestsrc is-live=1 ! {pixels} ! jpegenc ! rtpjpegpay name=pay0 )")
+server = GstRtspServer.RTSPServer(address="127.0.0.1", service=sys.argv[1])
+server.get_mount_points().add_factory("/parts", made)
+server.attach(None)
+GLib.MainLoop().run()
+"""  # Debian's gir1.2-gst-rtsp-server-1.0, gstreamer1.0-plugins-base and -good, python3-gi: for the system's own Python
+
+
+@pytest.mark.slow
+def test_a_camera_by_rtsp_that_is_away_stalls_and_ends(serve: Serve) -> None:
+    pytest.importorskip("cv2", reason="the extra [camera] is not installed")
+    trial = 'import gi; gi.require_version("GstRtspServer", "1.0")'
+    if subprocess.run(["/usr/bin/python3", "-c", trial], capture_output=True, check=False).returncode:
+        pytest.skip("GStreamer's RTSP server is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    client = serve(cameras={"parts": f"rtsp://anna:secret@127.0.0.1:{port}/parts"})
+
+    def total() -> int:
+        return client.get("/v1/counts").json()["total"]  # type: ignore[no-any-return]
+
+    def problem() -> str | None:
+        (source,) = client.get("/v1/models/parts/health").json()["sources"]
+        assert (source["since"] is None) == (source["problem"] is None)
+        return source["problem"]  # type: ignore[no-any-return]
+
+    until(problem)
+    said = client.get("/").text
+    assert "secret" not in said and f"rtsp://127.0.0.1:{port}/parts cannot be opened" in said
+    for end in (signal.SIGSTOP, signal.SIGKILL):  # what stalls answers nothing, and is connected still
+        judged = total()
+        server = subprocess.Popen(["/usr/bin/python3", "-c", RTSP, str(port)])
+        try:
+            until(lambda least=judged: total() > least, 60)
+            assert problem() is None and client.get("/v1/cameras/parts").content.startswith(b"\xff\xd8\xff")
+            server.send_signal(end)
+            until(problem)
+            assert client.get("/v1/cameras/parts").status_code == 404
+            assert "brings no images" in client.get("/").text
+        finally:
+            server.kill()
+            server.wait()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ of scores and maps what it says of those of the file that was exported.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from blemish.inspection.exported_file import network
 
 EngineName = Literal["auto", "onnxruntime", "openvino"]
 EXTRAS = {"onnxruntime": "runtime", "openvino": "openvino"}  # by preference
+# Else ONNX Runtime from 1.32 on tells its maker of its use over the internet, as openvino does when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +119,7 @@ def _onnxruntime(content: bytes, threads: int) -> Session:
 
 
 def _openvino(content: bytes, threads: int, hint: str) -> Session:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
     import openvino
 
     hints = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}

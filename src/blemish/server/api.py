@@ -218,10 +218,10 @@ def count(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dic
 @router.get("/cameras/{model}", **sends("image/jpeg"))
 def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
     """The last picture of a model's camera, as JPEG; 404 without one."""
-    picture = getattr(getattr(here.cameras.get(model), "source", None), "picture", b"")
-    if not picture:
-        raise HTTPException(404, f"{model} has no camera, or it has sent nothing yet")
-    return Response(picture, media_type="image/jpeg")
+    for feed in here.feeds:
+        if feed.state["model"] == model and (picture := getattr(feed.source, "picture", b"")):
+            return Response(picture, media_type="image/jpeg")
+    raise HTTPException(404, f"{model} has no camera, or it sends nothing now")
 
 
 class LogIn(BaseModel, extra="forbid"):

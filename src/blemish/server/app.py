@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import uvicorn
@@ -35,6 +36,10 @@ FAILURES = (BlemishError, HTTPException, MemoryError, RequestValidationError, Cl
 
 def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
     """Serve until SIGINT or SIGTERM; what was taken is answered. ``ready`` is called with the address."""
+    needs = {"watchfiles": settings.watch, "cv2": settings.cameras, "paho": settings.mqtt, "asyncua": settings.opcua}
+    for package, places in needs.items():
+        if places and find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
     with bind(settings) as listening:  # before anything is loaded, so that a port in use is said at once
         station = Station(settings)
         host, port = listening.getsockname()[:2]
@@ -125,10 +130,9 @@ def _connect(here: Station, settings: Settings) -> list[Feed | Delivery]:
     sinks = named_sinks(settings)
     here.sinks = tuple(sinks)
     folders = {m: partial(Folder, place, settings.move, here.has_judged) for m, place in settings.watch.items()}
-    here.cameras = {m: Feed(here, m, "camera", partial(Camera, place)) for m, place in settings.cameras.items()}
-    return [
+    here.feeds = [
         *(Feed(here, model, "folder", make) for model, make in folders.items()),
-        *here.cameras.values(),
+        *(Feed(here, model, "camera", partial(Camera, place)) for model, place in settings.cameras.items()),
         *(Feed(here, model, "line", partial(Line, place)) for model, place in settings.simulated.items()),
-        *(Delivery(here.store, name, make) for name, make in sinks.items()),
     ]
+    return [*here.feeds, *(Delivery(here.store, name, make) for name, make in sinks.items())]

@@ -38,7 +38,8 @@ class Caretaker(Worker):
                 waiting = self._here.store.rows(select(outbox.c.sink, func.count()).group_by(outbox.c.sink))
                 for sink, count in [*dict.fromkeys(self._here.sinks, 0).items(), *map(tuple, waiting)]:
                     self._here.metrics.undelivered.labels(sink).set(count)
-                if time.monotonic() - cleaned >= RETENTION_PERIOD:
+                is_filling = self._here.pictures.written > (1 - FULL) * (self._here.settings.max_disk or float("inf"))
+                if is_filling or time.monotonic() - cleaned >= RETENTION_PERIOD:
                     cleaned = time.monotonic()
                     let_go(self._here)
             except BlemishError as error:
@@ -66,7 +67,7 @@ def let_go(here: Station, now: float | None = None) -> None:
         while rows := here.store.rows(select(inspections).where(unwanted).order_by(columns.id).limit(BATCH)):
             _drop_photographs(here, rows, "not of --keep-images")
     if settings.max_disk is not None:
-        sizes = dict(here.pictures.sizes())
+        here.pictures.written, sizes = 0, dict(here.pictures.sizes())
         excess: float = sum(sizes.values()) - settings.max_disk
         excess += (1 - FULL) * settings.max_disk if excess > 0 else 0
         oldest = select(inspections).where(columns.image_kept).order_by(columns.id).limit(BATCH)

@@ -151,6 +151,7 @@ def health(here: Station, name: str, points: int = 120) -> dict[str, Any]:
         "charts": charts,
         "baseline": len(first),
         "latency": dict(zip(("p50", "p99"), quantiles)),
+        "sources": [feed.state for feed in here.feeds if feed.state["model"] == name],
         "waiting": judge.depth,
         "may_wait": here.settings.queue,
         "disk": dict(zip(("total", "free"), shutil.disk_usage(here.pictures.root)[::2])),

@@ -21,6 +21,7 @@ class Metrics:
         self._latency = Histogram(*told, buckets=SECONDS, registry=own)
         self.refused = Counter("blemish_refused", "Requests refused because the queue was full", labels, registry=own)
         self.holds = Gauge("blemish_promise_holds", "1 while no test speaks against it", labels, registry=own)
+        self.brings = Gauge("blemish_source_brings", "1 while it brings images", ["model", "source"], registry=own)
         self.undelivered = Gauge("blemish_undelivered", "Messages that wait for a sink", ["sink"], registry=own)
         self._waiting = Gauge("blemish_waiting", "Photographs taken and not yet answered", labels, registry=own)
         self._judges = judges

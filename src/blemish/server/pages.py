@@ -122,7 +122,8 @@ def live(page: View, here: Here, model: str | None = None) -> Response:
     context["counts"] = here.store.count(Search(model=model, since=shift[0]))
     promises = {name: health.promise(here, name) for name in [*here.judges]}
     context["withdrawn"] = [(name, found) for name, found in promises.items() if found["holds"] is False]
-    return page.show("live.j2", cameras=[name for name in here.settings.cameras if model in (None, name)], **context)
+    context["feeds"] = [(feed.state, feed.source) for feed in here.feeds if model in (None, feed.state["model"])]
+    return page.show("live.j2", **context)
 
 
 @router.get("/history")

@@ -23,7 +23,7 @@ class Pictures:
     """The folder ``root``: ``incoming/``, ``models/``, and a folder for each first two letters of a digest."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.incoming, self.models = root, root / "incoming", root / "models"
+        self.root, self.incoming, self.models, self.written = root, root / "incoming", root / "models", 0
         self.lock = threading.RLock()  # held from writing a photograph to committing its row, and while deleting
         try:
             for folder in (root, self.incoming, self.models):
@@ -42,6 +42,7 @@ class Pictures:
                 continue
             try:
                 (self.incoming / name).write_bytes(content)
+                self.written += len(content)  # bytes since retention looked at the disk
             except OSError as error:
                 (self.incoming / name).unlink(missing_ok=True)
                 reason = error.strerror or error

@@ -4,7 +4,9 @@ A full queue delays a source, and loses nothing of it: the source waits and hand
 """
 
 import logging
+import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,12 +18,14 @@ from fastapi import HTTPException
 
 from blemish.data.readers import images_below, is_image
 from blemish.errors import BlemishError, ConfigError, ImageError
+from blemish.server.judging import Full
 from blemish.server.station import Station
+from blemish.server.store import spoken_time
 from blemish.server.worker import Worker
 
 STILL, PATIENCE, SCAN = 0.3, 5.0, 10.0  # seconds; every SCAN all is looked at, for file systems that tell of no change
 LOOK = 200  # milliseconds
-STALE = 5.0  # seconds without a frame
+STALE, AGAIN = 5, 5  # seconds without a frame, and between two attempts
 log = logging.getLogger("blemish.server")
 
 Submit = Callable[[bytes, str], dict[str, Any]]
@@ -36,31 +40,49 @@ class Source(Protocol):
 
 
 class Feed(Worker):
-    """Takes what one source brings, and begins anew where it fails."""
+    """Takes what one source brings, and begins anew where it fails; ``state`` says since when and why it does."""
 
     def __init__(self, here: Station, model: str, name: str, make: Callable[[], Source]) -> None:
-        self._here, self.model, self._name, self._make = here, model, name, make
+        self._here, self._make = here, make
         self.source: Source | None = None
+        self.state: dict[str, Any] = {"model": model, "source": name, "since": None, "problem": None}
         super().__init__()
 
     def _work(self) -> None:
         while not self._ended.is_set():
             try:
                 self.source = self._make()
+                self._report(None)
                 self.source.run(self._submit, self._ended)
             except CancelledError:
                 return
             except Exception as error:
-                log.warning("%s brings no images (%s): again in 5 s", self._name, error)
-            self._ended.wait(5)
+                self.source = None  # its last picture is no news
+                self._report(error)
+            self._ended.wait(AGAIN)
+
+    def _report(self, error: Exception | None) -> None:
+        """Keep whether the source brings images, and tell who listens where that has changed."""
+        before, problem = self.state, None if error is None else str(error) or type(error).__name__
+        since = None if error is None else before["since"] or spoken_time(time.time())
+        self.state = before | {"since": since, "problem": problem}
+        self._here.metrics.brings.labels(before["model"], before["source"]).set(error is None)
+        if problem != before["problem"]:
+            words = f"brings no images since {since}: {problem}" if problem else "brings images again"
+            log.warning("the %s of %s %s", before["source"], before["model"], words)
+            self._here.events.publish("source", self.state)
 
     def _submit(self, content: bytes, name: str) -> dict[str, Any]:
         while True:
             try:
-                return self._here.submit(self.model, content, name, self._name)
+                answer = self._here.submit(self.state["model"], content, name, self.state["source"])
+                self._report(None)
+                return answer
             except ImageError:
                 raise
             except (BlemishError, HTTPException, TimeoutError) as error:  # the queue or the disk is full ...
+                if not isinstance(error, Full):
+                    self._report(error)
                 if self._ended.wait(1):
                     raise CancelledError from error
 
@@ -141,15 +163,20 @@ class Camera:
     """
 
     def __init__(self, place: str) -> None:
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong, the station says, once
         import cv2
 
-        self._place, self._encode, self.picture = place, cv2.imencode, b""
-        self._is_file = "://" not in place and not place.isdecimal()
-        self._capture = cv2.VideoCapture(int(place) if place.isdecimal() else place)
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        self._place = re.sub("(?<=://).*@", "", place)  # people see it: without name and password
+        self._encode, self.picture = cv2.imencode, b""
         self._latest: Any = None
+        self._is_file = "://" not in place and not place.isdecimal()
         self._is_fresh = threading.Event()
+        limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)  # half a minute by themselves
+        stream = (cv2.CAP_FFMPEG, [x for one in limits for x in (one, 1000 * STALE)]) if "://" in place else ()
+        self._capture = cv2.VideoCapture(int(place) if place.isdecimal() else place, *stream)
         if not self._capture.isOpened():
-            raise ConfigError(f"the camera {place} cannot be opened: give its number, an address or a file")
+            raise ConfigError(f"{self._place} cannot be opened: switch it on, or give another number, address or file")
 
     def run(self, submit: Submit, ended: threading.Event) -> None:
         number, left = 0, threading.Event()
@@ -160,7 +187,7 @@ class Camera:
             while not ended.is_set():
                 if (frame := self._next()) is None:
                     if not self._is_file:
-                        raise ConfigError(f"the camera {self._place} sends no pictures")
+                        raise ConfigError(f"{self._place} sends no pictures any longer: look at it and at its cable")
                     ended.wait()  # all of it was judged
                     return
                 number += 1

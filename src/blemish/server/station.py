@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Station:
         self.judges: dict[str, JudgeQueue] = {}
         self.events, self.metrics = Events(), Metrics(self.judges)
         self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict
-        self.cameras: Mapping[str, Any] = {}  # the feed of each model's camera
+        self.feeds: Sequence[Any] = ()  # what brings images besides HTTP
         self._swapping = threading.Lock()
         self._recent: OrderedDict[int, Verdict] = OrderedDict()
         self._earlier = lru_cache(2)(self._load_kept)  # inspectors of models that judge no more, by digest

@@ -76,10 +76,8 @@ export function watchDrops(tell) {
       send(form, [...event.dataTransfer.files], tell);
     });
   }
-  document.querySelectorAll("[data-frame]").forEach((image) => {
-    const from = image.getAttribute("src");
-    const next = () => setTimeout(() => (image.src = `${from}?${Date.now()}`), 500);
-    image.addEventListener("load", next);
-    image.addEventListener("error", () => setTimeout(next, 3000));
-  });
+  const again = (image, wait) => image.matches?.("[data-frame]") && setTimeout(() => (image.src = `${image.dataset.frame}?${Date.now()}`), wait);
+  document.addEventListener("load", (event) => again(event.target, 500), true); // neither bubbles
+  document.addEventListener("error", (event) => again(event.target, 3500), true);
+  document.querySelectorAll("[data-frame]").forEach((image) => image.complete && again(image, 500)); // before this ran
 }
