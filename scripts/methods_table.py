@@ -35,7 +35,7 @@ SETS = {
     ("elpv_mono", ""): "cells",
     ("brain_mri", ""): "brains",
 }
-FEWEST = 2  # sets that a line of the tables needs
+FEWEST = 1  # sets that a line of the tables needs
 GREY = "#7d8794"  # to be read on white and on black
 SAME = {"backbone": DEFAULT_BACKBONE, "size": 256, "resize": "stretch", "selection": "last", "calibration": "none"}
 PROTOCOLS: Mapping[str, Callable[[dict[str, Any]], bool]] = {
