@@ -100,7 +100,7 @@ def control_chart(chart: Mapping[str, Any]) -> dict[str, Any] | None:
         "lines": {name: y(value) for name, value in drawn.items()},
         "ticks": [{"x": round(LONG * i / 3), "text": tick.strftime(form)} for i, tick in enumerate(ticks)],
         "zone": ticks[-1].strftime("%Z"),
-        "sides": [{"y": y(value), "text": f"{value:.4g}"} for value in _ticks(bottom, top, 4)],
+        "sides": [{"y": y(value), "text": f"{value:.7g}"} for value in _ticks(bottom, top, 4)],
         "out": sum(out),
         "each": chart["each"],
         "last": values[-1],
