@@ -115,7 +115,8 @@ def test_many_is_single_calls_in_order_of_any_size_and_kind(inspector, parts, te
         assert [verdict.source for verdict in many] == [*(str(path) for path in parts.bad), None, None, None]
         for one, other in zip(many, single, strict=True):
             assert one.score == pytest.approx(other.score, rel=BATCHED)
-            assert (one.decision, one.p_value, one.size) == (other.decision, other.p_value, other.size)
+            assert one.p_value == pytest.approx(other.p_value, rel=1e-3)  # a steep function of the score
+            assert (one.decision, one.size) == (other.decision, other.size)
             np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=BATCHED, atol=BATCHED * other.heatmap.max())
     assert list(inspector.many([])) == []
 
