@@ -35,7 +35,6 @@ SETS = {
     ("elpv_mono", ""): "cells",
     ("brain_mri", ""): "brains",
 }
-FEWEST = 1  # sets that a line of the tables needs
 GREY = "#7d8794"  # to be read on white and on black
 SAME = {"backbone": DEFAULT_BACKBONE, "size": 256, "resize": "stretch", "selection": "last", "calibration": "none"}
 PROTOCOLS: Mapping[str, Callable[[dict[str, Any]], bool]] = {
@@ -74,7 +73,6 @@ def by_method(figures: pd.DataFrame) -> pd.DataFrame:
     keys = ["method", "options", "name"]
     table = figures.pivot_table(index=keys, columns="set", values="auroc", aggfunc="mean")
     table = table.reindex(columns=list(SETS.values()))
-    table = table[table.notna().sum(axis=1) >= FEWEST]
     table["mean"] = table.mean(axis=1, skipna=False)
     table = table.join(figures.groupby(keys)[["fit", "judging", "size"]].median())
     return table.sort_values("mean", ascending=False, na_position="last").reset_index(["options"], drop=True)

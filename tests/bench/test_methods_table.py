@@ -48,6 +48,7 @@ def test_methods_are_averaged_over_seeds_and_compared_where_they_saw_the_same(sc
     lines = [line for line in script.tables(figures).splitlines() if line.startswith("| [")]
     assert lines == [
         "| [patchcore](../methods/patchcore.md) | .850 | .810 | .820 | .830 | .840 | .830 | 12 | 50 | 3 |",
+        "| [padim](../methods/padim.md) | – | – | – | – | .900 | – | 12 | 50 | 3 |",
         "| [RD, 50 steps](../methods/rd.md) | .700 | – | – | – | .600 | – | 12 | 50 | 3 |",
         "| [meds](../methods/meds.md) | .750 | .750 | – | – | – | – | 12 | 50 | 3 |",
     ]
