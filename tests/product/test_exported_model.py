@@ -13,6 +13,7 @@ from PIL import Image
 
 import blemish
 from blemish.data.images import read_image
+from blemish.inspection.engines import EXTRAS
 
 exporting = pytest.importorskip("blemish.deploy.export", reason="needs what exports")
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -66,7 +67,7 @@ def test_lines_tables_and_overlays_are_those_of_the_model_file(blemish, model, e
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_judging_leaves_no_trace_in_a_home_and_tells_nobody(exported, parts, tmp_path, engine):
     """ONNX Runtime 1.32 keeps a number of the machine and what it will send to its maker, unless it is told not to."""
-    pytest.importorskip(engine, reason=f"needs pip install 'blemish[{engine}]'")
+    pytest.importorskip(engine, reason=f"needs pip install 'blemish[{EXTRAS[engine]}]'")
     places = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
     kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     command = [sys.executable, "-m", "blemish", "inspect", str(exported), str(parts.bad[0]), "--engine", engine]

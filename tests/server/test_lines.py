@@ -24,6 +24,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from blemish.server.sinks import Delivery
+from blemish.server.sources import Camera
 
 Serve = Callable[..., TestClient]
 Inspect = Callable[..., dict[str, Any]]
@@ -169,6 +170,31 @@ def test_a_recorded_camera(serve: Serve, tmp_path: Path) -> None:
     assert [round(row["brightness"] * 255, -1) for row in rows(client)] == [60, 120, 180]
     assert client.get("/v1/cameras/parts").content.startswith(b"\xff\xd8\xff")
     assert client.get("/v1/cameras/other").status_code == 404
+
+
+def test_a_stream_is_released_by_whoever_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV ends the whole process where another thread releases it meanwhile."""
+    cv2 = pytest.importorskip("cv2", reason="the extra [camera] is not installed")
+    read, released = set[int](), list[int]()
+
+    class Capture:
+        def __init__(self, *_: Any) -> None: ...
+
+        def isOpened(self) -> bool:
+            return True
+
+        def read(self) -> tuple[bool, Any]:
+            read.add(threading.get_ident())
+            time.sleep(0.02)
+            return True, np.zeros((8, 8, 3), np.uint8)
+
+        def release(self) -> None:
+            released.append(threading.get_ident())
+
+    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    ended = threading.Event()
+    Camera("rtsp://nowhere/").run(lambda content, name: ended.set() or {}, ended)
+    assert len(read) == 1 and released == [*read]
 
 
 class Stream(http.server.BaseHTTPRequestHandler):

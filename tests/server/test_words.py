@@ -143,4 +143,8 @@ def test_a_control_chart_marks_what_leaves_its_limits(in_berlin: None) -> None:
     # From 0 to 5 and 8 % of that beyond either end: 5 lies 0.4 below the top of 5.8 in 180.
     assert drawn["points"][1]["y"] == round(180 * 0.4 / 5.8, 1)
     assert [tick["text"] for tick in drawn["ticks"]] == ["13:00", "14:00", "15:00", "16:00"] and drawn["zone"] == "CET"
+    narrow = [(at, 0.0722558 + 1e-6 * i, number) for i, (at, _, number) in enumerate(points)]
+    drawn = charts.control_chart({"points": narrow, "centre": None, "low": None, "high": None, "each": 1})
+    assert drawn is not None
+    assert len({side["text"] for side in drawn["sides"]}) == len(drawn["sides"]) > 1
     assert charts.control_chart({"points": [], "centre": None, "low": None, "high": None, "each": 1}) is None

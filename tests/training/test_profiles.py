@@ -13,8 +13,8 @@ from blemish.registry import PROFILES
 from blemish.run import Run, Silent
 from blemish.training import forecast
 from blemish.training.fit import fit
-from blemish.training.profiles import settle
-from blemish.training.setup import FitSettings
+from blemish.training.profiles import begin_trial, settle
+from blemish.training.setup import FitSettings, method_config
 
 
 class Notes(Silent):
@@ -51,6 +51,24 @@ def test_parts_that_lie_in_any_direction_are_learned_in_all(tmp_path, turn, expe
     turned = PROFILES["fast"].turned if turn else PROFILES["fast"]
     assert settled.options == {name: value for name, value in turned.options.items() if name != "weighting"}
     assert settled.size == (256, 256)
+
+
+@pytest.mark.parametrize(("count", "folds"), [(11, 3), (12, 1)])
+def test_of_few_parts_each_third_is_held_out_in_turn(tmp_path, count, folds):
+    training, settings = bars(tmp_path, count, False), FitSettings("patchcore", size=64)
+    trial, parts = begin_trial("patchcore", training, settings, Run())
+    held = sorted(index for fold in trial.folds for index in fold)
+    assert (parts, len(trial.folds)) == (count, folds)
+    assert held == [*range(count)] if folds == 3 else len(set(held)) == 4
+
+
+def test_profiles_learn_a_pile_by_banks_and_the_method_by_itself_as_its_paper(tmp_path):
+    training = bars(tmp_path, 6, False)
+    pile = tuple(dataclasses.replace(sample, label="unlabelled") for sample in training.samples)
+    training = dataclasses.replace(training, samples=pile)
+    for profile, expected in (("fast", "banks"), (None, "lof")):
+        settled = settle(training, FitSettings("softpatch", profile=profile), Run())
+        assert method_config("softpatch", settled).weighting == expected
 
 
 def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):

@@ -1,7 +1,7 @@
 """Copies of good images in the poses that parts really have, for a method to learn from.
 
 A part that lies in any direction is normal in all of them, and thirty photographs show thirty. Which poses a set has is
-found by ``blemish.training.poses`` on good images alone.
+found by ``blemish.training.profiles``.
 """
 
 from collections.abc import Sequence

@@ -29,8 +29,7 @@ from blemish.training.setup import USUAL_SIZE, FitSettings, build_learner, load_
 
 TRIED: tuple[Poses, ...] = ("none", "all")
 TRIAL_SIZES, TRIAL_MEMORY = (128, 256), 2000  # pixels a side and patches, which are enough to tell
-FEWEST = 6  # groups: of fewer, a third says nothing
-FEW = 12  # groups: of fewer, one third says little, and each third in turn is held out
+FEWEST, ENOUGH = 6, 12  # groups: of fewer, a third says nothing; of so many, one third says enough
 MOST = 30  # groups that are looked at: each is learned in 12 directions
 PAINTED = 4  # defects on each held-out image
 SMALLEST = 1e-6  # score: an image that was learned itself has none
@@ -158,9 +157,9 @@ def begin_trial(method: str, training: TrainingSet, settings: FitSettings, run: 
     learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, run)
     if (parts := len(set(learner.groups))) < FEWEST:
         return None, parts
-    folds: Sequence[Sequence[int]] = [split_by_group(learner.groups, 1 / 3, run.seed)[1]]
-    if parts < FEW:
-        folds = folds_by_group(learner.groups, 3, run.seed)
+    folds = folds_by_group(learner.groups, 3, run.seed)
+    if parts >= ENOUGH:
+        folds = [split_by_group(learner.groups, 1 / 3, run.seed)[1]]
     known_bad = images[1] if images[1] is not None and len(images[1]) >= FEWEST else None
     return Trial(learner, folds, known_bad), parts
 
