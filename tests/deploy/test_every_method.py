@@ -86,10 +86,14 @@ def test_a_method_s_file_judges_as_it_does_on_both_engines_or_is_refused(name, p
     export(inspector, path, pictures)
     expected = list(inspector.many(images))
     spread = np.ptp([verdict.score for verdict in expected])
-    for engine in ("onnxruntime", "openvino"):
+    limits = (inspector.calibration.threshold, inspector.calibration.review_threshold)
+    for engine, off in (("onnxruntime", 1e-3), ("openvino", 1e-2)):
         pytest.importorskip(engine)
         for ours, theirs in zip(blemish.load(path, engine=engine, threads=1).many(images), expected, strict=True):
-            assert ours.score == pytest.approx(theirs.score, abs=1e-2 * spread), engine
+            assert ours.score == pytest.approx(theirs.score, abs=off * spread), engine
+            # Thresholds may be scores of these very images, where rounding decides.
+            is_near = any(abs(theirs.score - limit) <= off * spread for limit in limits if limit is not None)
+            assert is_near or ours.decision == theirs.decision, engine
             assert (ours.heatmap is None) == (theirs.heatmap is None) == (not METHODS[name].has_map)
             if theirs.heatmap is not None:
-                np.testing.assert_allclose(ours.heatmap, theirs.heatmap, atol=2e-2 * np.ptp(theirs.heatmap))
+                np.testing.assert_allclose(ours.heatmap, theirs.heatmap, atol=2 * off * np.ptp(theirs.heatmap))
