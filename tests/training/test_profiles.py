@@ -62,13 +62,14 @@ def test_of_few_parts_each_third_is_held_out_in_turn(tmp_path, count, folds):
     assert held == [*range(count)] if folds == 3 else len(set(held)) == 4
 
 
-def test_profiles_learn_a_pile_by_banks_and_the_method_by_itself_as_its_paper(tmp_path):
+def test_the_small_network_learns_a_pile_by_banks_and_all_else_as_the_paper(tmp_path):
     training = bars(tmp_path, 6, False)
     pile = tuple(dataclasses.replace(sample, label="unlabelled") for sample in training.samples)
     training = dataclasses.replace(training, samples=pile)
     for profile, expected in (("fast", "banks"), (None, "lof")):
         settled = settle(training, FitSettings("softpatch", profile=profile), Run())
         assert method_config("softpatch", settled).weighting == expected
+    assert all("weighting" not in PROFILES[name].options for name in ("balanced", "best"))
 
 
 def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):
