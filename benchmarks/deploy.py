@@ -1,14 +1,16 @@
 """What export costs and gives: every method on real sets, its file beside the model on all test images.
 
     python benchmarks/deploy.py DATA [--sets mvtec_screw] [--methods rd] [--python RUNTIME/bin/python] [--untimed]
+    python benchmarks/deploy.py DATA --untimed --keep FOLDER, and later, with nothing else running, --time FOLDER
     python benchmarks/deploy.py --table          writes the table of docs/guides/deploy.md from the rows
 
-Learns from 30 good images as ``benchmarks/defaults.py`` draws them (what is trained, for 40 steps: enough to compare,
-not to judge by), exports, and judges the set's test images by torch, by ONNX Runtime and by OpenVINO: decisions that
-differ, the largest difference of scores as a share of the calibration scores' deviation, milliseconds from file to
-verdict. With ``--python`` the files are judged once more by the command line of an environment without torch
-(``benchmarks/runtime.py --into``). Rows go to ``results/deploy.jsonl``. Times mean something only with nothing else
-running.
+Learns from 30 good images as ``benchmarks/defaults.py`` draws them (methods at 256 px, what is trained for 20 steps:
+enough to compare, not to judge by; profiles as they come), exports, and judges the set's test images by torch, by ONNX
+Runtime and by OpenVINO: decisions that differ, the largest difference of scores as a share of the calibration scores'
+deviation, milliseconds from file to verdict. With ``--python`` the files are judged once more by the command line of an
+environment without torch (``benchmarks/runtime.py --into``). Rows go to ``results/deploy.jsonl``. Times mean something
+only with nothing else running: ``--keep`` keeps models and files, ``--time`` adds the times of their first 24 images to
+their rows.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ import json
 import subprocess
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from defaults import draw
 
 import blemish
@@ -30,7 +32,7 @@ from blemish.data.images import read_image
 from blemish.data.samples import Sample
 from blemish.deploy.export import export
 from blemish.inspection.inspector import Inspector
-from blemish.registry import METHODS, method_class
+from blemish.registry import METHODS, method_class, method_entry
 from blemish.run import set_threads
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,8 +50,8 @@ def learn(name: str, training: Any, bad: list[Sample]) -> Inspector:
     elif "contaminated" in method_class(name).regimes:
         samples = tuple(Sample(sample.path, "unlabelled") for sample in samples)
     known = type(training)(training.name, None, samples)
-    short = {"steps": 40} if "steps" in vars(method_class(name).Config()) else {}
-    return blemish.fit(known, method=name, precision="fp32", **short)
+    short = {"steps": 20} if "steps" in vars(method_class(name).Config()) else {}
+    return blemish.fit(known, method=name, precision="fp32", size=256, **short)
 
 
 def judged(inspector: Any, paths: list[Path], timed: bool) -> tuple[list[Any], dict[str, float]]:
@@ -71,7 +73,9 @@ def measure(folder: Path, name: str, given: argparse.Namespace) -> dict[str, Any
     spread = float(np.std(inspector.calibration.scores)) or 1.0
     row: dict[str, Any] = {"set": folder.name, "method": name, "images": len(paths)}
     with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "part.onnx"
+        file = (given.keep or Path(temporary)) / f"{folder.name}-{name}.onnx"
+        if given.keep:
+            inspector.save(file.with_suffix(".blemish"))
         began = time.perf_counter()
         parity = export(inspector, file, {path.name: read_image(path) for path in paths[::6]})
         row |= {"export_s": round(time.perf_counter() - began, 1), "mb": round(file.stat().st_size / 1e6, 1)}
@@ -87,6 +91,16 @@ def measure(folder: Path, name: str, given: argparse.Namespace) -> dict[str, Any
             lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
             decided = [json.loads(line)["decision"] for line in lines]
             row["without_torch_differing"] = sum(a.decision != b for a, b in zip(ours, decided, strict=True))
+    return row
+
+
+def timed(row: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """The row with the times of a kept model and its file."""
+    file = given.time / f"{row['set']}-{row['method']}.onnx"
+    paths = [sample.path for sample in draw(given.data / row["set"], 0, 30)[1].samples[:24]]
+    row["torch"] = judged(blemish.load(file.with_suffix(".blemish")), paths, True)[1]
+    for engine in OTHERS:
+        row[engine] |= judged(blemish.load(file, engine=engine), paths, True)[1]  # type: ignore[arg-type]
     return row
 
 
@@ -117,22 +131,30 @@ def main() -> None:
     parser.add_argument("--python", type=Path)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--untimed", action="store_true")
+    parser.add_argument("--keep", type=Path, help="a folder for models and exported files")
+    parser.add_argument("--time", type=Path, help="such a folder: add times to the rows of what is in it")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     set_threads(given.threads)
-    for name in given.sets if given.data else ():
-        for method in given.methods:
-            row = measure(given.data / name, method, given)
-            print(json.dumps(row), flush=True)
-            with ROWS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+    read = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    rows = {(row["set"], row["method"]): row for row in read if "kind" not in row}  # others are of deploy_latency.py
+    exported = [name for name in given.methods if name not in METHODS or method_entry(name).exports]
+    for name, method in product(given.sets, exported) if given.data else ():
+        if given.time and not (given.time / f"{name}-{method}.onnx").exists():
+            continue
+        try:
+            row = timed(rows[name, method], given) if given.time else measure(given.data / name, method, given)
+        except blemish.BlemishError as error:
+            print(f"{method}, {name}: {error}", flush=True)
+            continue
+        rows[name, method] = row
+        print(json.dumps(row), flush=True)
+        with ROWS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
     if given.table:
-        read = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-        rows = pd.DataFrame([row for row in read if "kind" not in row])  # others are of deploy_latency.py
-        rows = rows.drop_duplicates(["set", "method"], keep="last")
         before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- deploy:begin -->")
         after = rest.partition("<!-- deploy:end -->")[2]
-        listed = table(rows.sort_values(["set", "method"]).to_dict("records"))
+        listed = table([rows[key] for key in sorted(rows)])
         parts = [before + "<!-- deploy:begin -->", "", *listed, "", "<!-- deploy:end -->" + after]
         PAGE.write_text("\n".join(parts), encoding="utf-8")
 

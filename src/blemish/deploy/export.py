@@ -102,14 +102,14 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
             shapes: tuple[Any, ...] = (shape, tuple({} for _ in options)) if options else (shape,)
             # Strict: torch.onnx would go on with a graph for the example's size alone.
             traced = torch.export.export(deployed, (example, *options), dynamic_shapes=shapes, strict=False)
-            program: Any = torch.onnx.export(
-                traced,
-                dynamo=True,
-                opset_version=OPSET,
-                verbose=False,
-                input_names=["image", *deployed.inputs],
-                output_names=deployed.outputs,
-            )
+        program: Any = torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["image", *deployed.inputs],
+            output_names=deployed.outputs,
+        )
     except Exception as error:  # the exporter's own kinds, and what its parts raise
         causes = [str(error)] + [str(cause) for cause in (error.__cause__, error.__context__) if cause]
         named = re.search(r"(aten|prims|torchvision|_operator)[.:]+[\w.]+", " ".join(reversed(causes)))
