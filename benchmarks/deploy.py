@@ -50,7 +50,9 @@ def learn(name: str, training: Any, bad: list[Sample]) -> Inspector:
     elif "contaminated" in method_class(name).regimes:
         samples = tuple(Sample(sample.path, "unlabelled") for sample in samples)
     known = type(training)(training.name, None, samples)
-    short = {"steps": 20} if "steps" in vars(method_class(name).Config()) else {}
+    short: dict[str, Any] = {"steps": 20} if "steps" in vars(method_class(name).Config()) else {}
+    if short and "contaminated" not in method_class(name).regimes:
+        short["calibration"] = "holdout"  # trains once
     return blemish.fit(known, method=name, precision="fp32", size=256, **short)
 
 

@@ -145,9 +145,10 @@ KEPT = {  # settings, hours later, verdicts and photographs left: of ok, ok (the
     "rejected": ({"keep_images": "rejected"}, 2, 4, 1),
     "rejected and labelled": ({"keep_images": "rejected,labelled"}, 2, 4, 2),
     "none": ({"keep_images": "none"}, 2, 4, 0),
+    "half": ({"keep_images": "50%"}, 2, 4, 2),  # the 2nd and the 4th of these
     "a small disk": ({"max_disk": 20_000}, 0, 4, 2),
 }
-QUICK = ("no longer", "rejected and labelled", "a small disk")
+QUICK = ("no longer", "half", "rejected and labelled", "a small disk")
 
 
 @pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in KEPT])
