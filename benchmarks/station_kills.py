@@ -67,7 +67,7 @@ class Served:
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         """The answer as JSON, or None where it is not 200."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         try:
             connection.request(method, path, body, {"Content-Type": "application/octet-stream"} if body else {})
             answer = connection.getresponse()
