@@ -133,9 +133,8 @@ class CKAAD(Method):
             self.student.train()
             for clean, bad in self._pairs(strategy, training, teacher, epoch, size):
                 loss = self._loss(clean, bad, adversary, run, epoch)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+                epoch.descend(optimiser)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)
@@ -197,8 +196,8 @@ class CKAAD(Method):
             limited = [level.clamp_max(1.0) for level in levels] if config.sub_limit == "level" else levels
             apart = torch.stack(levels).sum()
             loss = recon - config.sub_weight * torch.stack(limited).sum().clamp_max(float(len(made)))
-            epoch.log(recon_anomalous=apart.detach())
-        epoch.log(loss=loss.detach(), recon=recon.detach())
+            epoch.log(recon_anomalous=apart)
+        epoch.log(loss=loss, recon=recon)
         return loss
 
 

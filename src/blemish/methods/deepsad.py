@@ -61,10 +61,6 @@ class DeepSAD(Method):
         self.head = Head([level.channels for level in backbone.levels], config.width, config.dimensions)
         self.register_buffer("centre", torch.zeros(config.dimensions))
 
-    @classmethod
-    def learns_from_anomalous(cls, config: DeepSADConfig) -> bool:
-        return True
-
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
         self._initialise(training.normal, teacher, run)
@@ -79,10 +75,8 @@ class DeepSAD(Method):
                 features, is_bad = _mixed(training, teacher, indices)
                 distances = self._distances(features)
                 loss = deep_sad_loss(distances, is_bad.to(distances.device), config.eta)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         return Prediction(None, self._distances(self.backbone(images)))

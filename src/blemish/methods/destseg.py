@@ -64,7 +64,6 @@ class DeSTSeg(Method):
     """``student`` repairs, ``body`` and ``head`` segment."""
 
     Config = DeSTSegConfig
-    regimes = frozenset({"clean"})
     has_schedule = True
     config: DeSTSegConfig
 
@@ -111,9 +110,8 @@ class DeSTSeg(Method):
                     loss = focal_loss(logits, targets, GAMMA) + F.l1_loss(logits.sigmoid(), targets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 for optimiser in optimisers.values():  # steps over a network without gradients
-                    optimiser.step()
-                    optimiser.zero_grad(set_to_none=True)
-                epoch.log(**{"student" if repairs else "segmented": loss.detach()})
+                    epoch.descend(optimiser)
+                epoch.log(**{"student" if repairs else "segmented": loss})
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

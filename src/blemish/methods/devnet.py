@@ -69,10 +69,6 @@ class DevNet(Method):
         self.scale = Standardisation(widths)
         self.scorers = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
 
-    @classmethod
-    def learns_from_anomalous(cls, config: DevNetConfig) -> bool:
-        return True
-
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, half = self.config, self.config.batch_size // 2
         self._initialise(training.normal, teacher, run)
@@ -90,11 +86,8 @@ class DevNet(Method):
                 normal = self._image_scores(training.normal.batch(next(good)), teacher)
                 anomalous = self._image_scores(training.anomalous.batch(next(bad)), teacher)
                 loss = deviation_loss(normal, anomalous, torch.randn(REFERENCES, generator=draws), config.margin)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.scorers.parameters(), config.clip)
-                optimiser.step()
-                epoch.log(loss=loss.detach(), normal=normal.mean().detach(), anomalous=anomalous.mean().detach())
+                epoch.descend(optimiser, config.clip, loss=loss, normal=normal.mean(), anomalous=anomalous.mean())
 
     def predict(self, images: Tensor) -> Prediction:
         sizes = [images, halved(images)][: self.config.scales]

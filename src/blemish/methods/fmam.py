@@ -56,7 +56,6 @@ class FMAM(Method):
     """A ``student`` as NKD's or RD's, whose features ``mappings`` map once more."""
 
     Config = FMAMConfig
-    regimes = frozenset({"clean"})
     config: FMAMConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: FMAMConfig) -> None:
@@ -84,10 +83,8 @@ class FMAM(Method):
                 with run.precision.autocast(run.device):
                     mapped = network(batch.images.to(run.device) if config.base == "nkd" else features)
                 loss = loss_of(features, mapped)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     def finalize(self) -> None:
         """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""

@@ -45,7 +45,6 @@ class ITAE(Method):
     """``network`` restores; ``usual``: its mean difference on good images for each of four turns."""
 
     Config = ITAEConfig
-    regimes = frozenset({"clean"})
     on_pixels = True
     has_schedule = True
     config: ITAEConfig
@@ -72,10 +71,8 @@ class ITAE(Method):
                 with run.precision.autocast(run.device):
                     restored = self.network(erased)
                 loss = F.mse_loss(restored.float(), original)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     @torch.no_grad()
     def finalize(self) -> None:

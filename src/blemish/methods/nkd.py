@@ -37,16 +37,12 @@ class NKD(Method):
     """Same-direction distillation: ``student`` maps images to feature maps like the teacher's."""
 
     Config = NKDConfig
-    regimes = frozenset({"clean"})
+    bf16 = "dense"
     config: NKDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: NKDConfig) -> None:
         super().__init__(backbone, size, config)
         self.student = build_student(backbone, size)
-
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: NKDConfig) -> bool:
-        return backbone.dense
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
@@ -61,10 +57,8 @@ class NKD(Method):
                 with run.precision.autocast(run.device):
                     student = self.student(batch.images.to(run.device))
                 loss = loss_of(features, student)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     def finalize(self) -> None:
         """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""

@@ -54,7 +54,7 @@ class PatchSVDD(Method):
     """``encoder`` and what of it is remembered, for the small patches and the large."""
 
     Config = PatchSVDDConfig
-    regimes = frozenset({"clean"})
+    bf16 = "never"  # codes are compared
     on_pixels = True
     config: PatchSVDDConfig
 
@@ -65,10 +65,6 @@ class PatchSVDD(Method):
             raise ConfigError(f"patchsvdd cuts patches of 64 pixels and images are {given}: give a larger --size")
         self.encoder = untrained(lambda: Encoder(config.first_width))
         self.memories = nn.ModuleList(Neighbours(torch.empty(0, DIMENSIONS)) for _ in SCALES)
-
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: PatchSVDDConfig) -> bool:
-        return False  # codes are compared
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
@@ -90,10 +86,8 @@ class PatchSVDD(Method):
                     told = F.cross_entropy(classifier(first - second), kinds.to(run.device))
                     losses += [told, config.svdd_weight * torch.linalg.vector_norm(near - nearer, dim=1).mean()]
                 loss = torch.stack(losses).sum()
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     @torch.no_grad()
     def finalize(self) -> None:

@@ -36,7 +36,6 @@ class RD(Method):
     """Reverse distillation: ``student`` maps the teacher's feature maps to its own."""
 
     Config = RDConfig
-    regimes = frozenset({"clean"})
     config: RDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: RDConfig) -> None:
@@ -55,10 +54,8 @@ class RD(Method):
                 with run.precision.autocast(run.device):
                     student = self.student(features)
                 loss = loss_of(features, student)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

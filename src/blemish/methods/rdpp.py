@@ -74,7 +74,6 @@ class RDPP(Method):
     """Reverse distillation whose ``student`` is given what ``projections``, one a level, make of the features."""
 
     Config = RDPPConfig
-    regimes = frozenset({"clean"})
     config: RDPPConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: RDPPConfig) -> None:
@@ -104,8 +103,7 @@ class RDPP(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 if step % config.accumulate == 0 or step == epoch.step_count:
                     for optimiser in optimisers.values():
-                        optimiser.step()
-                        optimiser.zero_grad(set_to_none=True)
+                        epoch.descend(optimiser)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)
@@ -141,7 +139,7 @@ class RDPP(Method):
         ssot = self._transport(projected, generator)
         apart = (ssot + config.recon_weight * recon + config.con_weight * con) / (1 + RECON_WEIGHT + CON_WEIGHT)
         loss = kd + config.projection_weight * apart
-        epoch.log(loss=loss.detach(), kd=kd.detach(), ssot=ssot.detach(), recon=recon.detach(), con=con.detach())
+        epoch.log(loss=loss, kd=kd, ssot=ssot, recon=recon, con=con)
         return loss
 
     def _transport(self, projected: list[Tensor], generator: torch.Generator) -> Tensor:

@@ -110,7 +110,6 @@ class Students(Method):
     """``teachers``, one a size of patch, ``students`` of each; ``usual``: mean and deviation on good images."""
 
     Config = StudentsConfig
-    regimes = frozenset({"clean"})
     has_schedule = True
     config: StudentsConfig
     usual: Tensor
@@ -148,16 +147,13 @@ class Students(Method):
             for number, indices in enumerate(epoch.batches(), (epoch.number - 1) * each):
                 if number == taught:
                     self._standardise(images, learned, run)
-                optimiser = teaching if number < taught else following
-                optimiser.zero_grad(set_to_none=True)
                 if number < taught:
                     chosen = torch.randint(len(learned), (CROPS,), generator=draws).tolist()
                     seen = images.batch([learned[i] for i in chosen]).images
                     loss = self._teach(seen, teacher, decoders, draws, run)
                 else:
                     loss = self._follow(images.batch([learned[i] for i in indices]).images.to(run.device))
-                optimiser.step()
-                epoch.log(loss=loss)
+                epoch.descend(teaching if number < taught else following, loss=loss)
 
     @torch.no_grad()
     def finalize(self) -> None:
