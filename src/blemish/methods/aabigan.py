@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.config import Count, Rate, Steps, Width
+from blemish.ops.config import Count, Rate, Several, Steps, Width
 from blemish.ops.residual import initialise_uniform, untrained
 from blemish.run import Run, epochs
 
@@ -49,7 +49,7 @@ class AABiGANConfig:
     epochs: Annotated[Count, Field(description="passes over the good images")] = 1000
     steps: Steps = None
     batch_size: Annotated[
-        int, Field(ge=2, description="good images a step; as many known-bad ones, or all of those, come with them")
+        Several, Field(description="good images a step; as many known-bad ones, or all of those, come with them")
     ] = 200
     learning_rate: Annotated[Rate, Field(description="Adam's, of generator and encoder")] = 1e-4
     discriminator_rate: Annotated[Rate, Field(description="Adam's, of the discriminators")] = 2.5e-5

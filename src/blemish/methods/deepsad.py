@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Steps, Weight, Width
+from blemish.ops.config import Count, Layers, Rate, Several, Steps, Weight, Width
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise
 from blemish.run import Run, epochs
@@ -42,7 +42,7 @@ class DeepSADConfig:
     dimensions: Annotated[Width, Field(description="of the vector that an image is mapped to")] = 128
     epochs: Annotated[Count, Field(description="passes over good and known-bad images together")] = 150
     steps: Steps = None
-    batch_size: Annotated[int, Field(ge=2, description="images a step")] = 128
+    batch_size: Annotated[Several, Field(description="images a step")] = 128
     learning_rate: Annotated[Rate, Field(description="Adam's, a tenth of it after a third of the training")] = 1e-4
     weight_decay: Annotated[Weight, Field(description="Adam's")] = 1e-6
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Images, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight
+from blemish.ops.config import Count, Layers, Rate, Several, Sigma, Steps, Weight
 from blemish.ops.deviation import REFERENCES, deviation_loss, top_mean
 from blemish.ops.norms import Standardisation
 from blemish.ops.smoothing import upscale
@@ -47,9 +47,7 @@ class DevNetConfig:
     scales: Annotated[Literal[1, 2], Field(description="2: look at the image at half its size, too")] = 1
     epochs: Annotated[Count, Field(description="of 20 steps each")] = 50
     steps: Steps = None
-    batch_size: Annotated[
-        int, Field(ge=2, description="images a step, half of them known-bad ones or all of those")
-    ] = 48
+    batch_size: Annotated[Several, Field(description="images a step, half of them known-bad ones or all of those")] = 48
     learning_rate: Annotated[Rate, Field(description="Adam's, a tenth of it after every ten epochs")] = 2e-3
     weight_decay: Annotated[Weight, Field(description="Adam's")] = 1e-5
     clip: Annotated[Rate, Field(description="largest norm of the gradient")] = 1.0

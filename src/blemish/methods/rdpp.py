@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.config import LATER, Count, DistillationLoss, Rate, StudentConfig, Weight
+from blemish.ops.config import LATER, Count, DistillationLoss, Rate, Several, StudentConfig, Weight
 from blemish.ops.cosine import LOSSES, anomaly_map, image_cosines, map_score, vector_loss
 from blemish.ops.residual import initialise, initialise_uniform
 from blemish.ops.reverse import build_projections, build_reverse_student
@@ -48,7 +48,7 @@ class RDPPConfig(StudentConfig):
             "or as released, where it is zero (code)"
         ),
     ] = "paired"
-    locations: Annotated[int, Field(ge=2, description="of each image and level that ssot compares")] = 64
+    locations: Annotated[Several, Field(description="of each image and level that ssot compares")] = 64
     projection_weight: Annotated[Weight, Field(description="of SSOT, Recon and Con together, beside KD")] = 0.2
     recon_weight: Annotated[Weight, Field(description="of Recon among them, over 1.11"), LATER] = RECON_WEIGHT
     con_weight: Annotated[Weight, Field(description="of Con among them, over 1.11"), LATER] = CON_WEIGHT
