@@ -160,10 +160,11 @@ class Method(nn.Module, ABC):
         """Whether it trains dense convolutions, as most students are made of, rather than depthwise ones."""
         return cls.bf16 == "always" or (cls.bf16 == "dense" and backbone.dense)
 
+    @final
     @classmethod
     def learns_from_anomalous(cls, config: Any) -> bool:
-        """Whether known-bad images of a weak set take part in learning: as a rule where a method serves those alone."""
-        return cls.regimes == {"weak"}
+        """Whether known-bad images of a weak set take part: where a method serves those alone, or could do without."""
+        return cls.regimes == {"weak"} or cls.without_anomalous(config) is not None
 
     @classmethod
     def without_anomalous(cls, config: Any) -> Any:
@@ -192,9 +193,16 @@ class Method(nn.Module, ABC):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Learn from at least one normal image."""
 
+    @final
     def finalize(self) -> None:
         """Get ready to judge. ``fit`` ends with it; whoever judges with a method that still learns calls it first."""
         self.eval()
+        if self.learning is not None:
+            self.settle(*self.learning)
+            self.eval()
+
+    def settle(self, training: TrainingImages, run: Run) -> None:
+        """Take from the training images what weights that stay as they are now give of them; begins in eval mode."""
 
     def see_test(self, images: Images) -> None:
         """Take from the test images what a paper takes from them, where the option ``normalise`` says ``test``.

@@ -91,10 +91,6 @@ class CAVGA(Method):
         self.register_buffer("guided", torch.tensor(False))
 
     @classmethod
-    def learns_from_anomalous(cls, config: CAVGAConfig) -> bool:
-        return config.labels
-
-    @classmethod
     def without_anomalous(cls, config: CAVGAConfig) -> CAVGAConfig | None:
         return dataclasses.replace(config, labels=False) if config.labels else None
 

@@ -112,10 +112,6 @@ class CKAAD(Method):
         self.student = build_reverse_student(backbone, size, config.norm)
 
     @classmethod
-    def learns_from_anomalous(cls, config: CKAADConfig) -> bool:
-        return config.strategy != "recon"
-
-    @classmethod
     def without_anomalous(cls, config: CKAADConfig) -> CKAADConfig | None:
         return None if config.strategy == "recon" else dataclasses.replace(config, strategy="recon")
 

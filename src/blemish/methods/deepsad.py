@@ -69,8 +69,7 @@ class DeepSAD(Method):
         state = {"head": self.head, "optimiser": optimiser}
         for epoch in epochs(run, "deepsad", state, config, len(training.normal) + len(training.anomalous)):
             self.head.train()
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * (1.0 if 3 * (epoch.number - 1) < epoch.of else 0.1)
+            optimiser.param_groups[0]["lr"] = config.learning_rate * (1.0 if 3 * (epoch.number - 1) < epoch.of else 0.1)
             for indices in epoch.batches():
                 features, is_bad = _mixed(training, teacher, indices)
                 distances = self._distances(features)

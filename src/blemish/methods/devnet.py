@@ -75,8 +75,7 @@ class DevNet(Method):
         state = {"scorers": self.scorers, "optimiser": optimiser}
         for epoch in epochs(run, "devnet", state, config, epoch_steps=EPOCH_STEPS):
             self.scorers.train()
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
+            optimiser.param_groups[0]["lr"] = config.learning_rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
             good = epoch.cycle(len(training.normal), half, "order of images")
             bad = epoch.cycle(len(training.anomalous), half, "order of bad images")
             draws = epoch.generator("references")

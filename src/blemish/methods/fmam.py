@@ -86,12 +86,10 @@ class FMAM(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 epoch.descend(optimiser, loss=loss)
 
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""
-        if self.config.base == "nkd" and self.learning is not None:
-            training, run = self.learning
+        if self.config.base == "nkd":
             precise_batchnorm(self._network(), training.normal, self.config.batch_size, run)
-        self.eval()
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

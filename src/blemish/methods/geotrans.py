@@ -96,11 +96,10 @@ class GeoTrans(Method):
                 epoch.descend(optimiser, loss=loss)
 
     @torch.no_grad()
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Fit the Dirichlets to what the classifier says of good images."""
-        self.eval()
-        if self.learning is not None and self.config.score == "dirichlet":
-            images = self._prepared(self.learning[0].normal, self.learning[1])
+        if self.config.score == "dirichlet":
+            images = self._prepared(training.normal, run)
             shares = torch.cat([self._log_shares(some).cpu() for some in torch.split(images, 4)]).double().exp()
             self.alpha.copy_(dirichlets(shares))
             self.usual.copy_(shares.log().mean(dim=0))

@@ -60,12 +60,9 @@ class NKD(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 epoch.descend(optimiser, loss=loss)
 
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""
-        if self.learning is not None:
-            training, run = self.learning
-            precise_batchnorm(self.student, training.normal, self.config.batch_size, run)
-        self.eval()
+        precise_batchnorm(self.student, training.normal, self.config.batch_size, run)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

@@ -90,19 +90,16 @@ class PatchSVDD(Method):
                 epoch.descend(optimiser, loss=loss)
 
     @torch.no_grad()
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Remember patches of good images."""
-        self.eval()
-        if self.learning is not None:
-            images, run = self.learning[0].normal, self.learning[1]
-            most, draws = self.config.memory, run.generator("memory")
-            kept: list[list[Tensor]] = [[] for _ in SCALES]
-            for batch in batches(images, run, "remembering patches"):
-                for codes, own in zip(self.encoder.dense(batch.images.to(run.device)), kept):
-                    vectors = codes.flatten(2).movedim(1, 2)
-                    count = vectors.shape[1] if most is None else math.ceil(most / len(images))
-                    own += [one[torch.randperm(len(one), generator=draws)[:count].to(one.device)] for one in vectors]
-            self.memories = nn.ModuleList(Neighbours(torch.cat(own)[:most]) for own in kept).to(run.device)
+        images, most, draws = training.normal, self.config.memory, run.generator("memory")
+        kept: list[list[Tensor]] = [[] for _ in SCALES]
+        for batch in batches(images, run, "remembering patches"):
+            for codes, own in zip(self.encoder.dense(batch.images.to(run.device)), kept):
+                vectors = codes.flatten(2).movedim(1, 2)
+                count = vectors.shape[1] if most is None else math.ceil(most / len(images))
+                own += [one[torch.randperm(len(one), generator=draws)[:count].to(one.device)] for one in vectors]
+        self.memories = nn.ModuleList(Neighbours(torch.cat(own)[:most]) for own in kept).to(run.device)
 
     def predict(self, images: Tensor) -> Prediction:
         map_ = torch.ones_like(images[:, 0])

@@ -156,17 +156,15 @@ class Students(Method):
                 epoch.descend(teaching if number < taught else following, loss=loss)
 
     @torch.no_grad()
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Measure the disagreements on the images held out."""
-        self.eval()
-        if self.learning is not None:
-            (training, run), moments = self.learning, Moments()
-            for batch in in_batches(training.normal, self.config.batch_size, self._parts(training.normal, run)[0]):
-                found = self._disagreements(batch.images.to(run.device))
-                moments.add(found.flatten(0, 1).flatten(1)[:, :, None])
-            ((mean, variance),) = moments.portions()
-            usual = torch.stack([mean.squeeze(1), variance.flatten().sqrt().clamp_min(1e-6)], dim=1)
-            self.usual.copy_(usual.view_as(self.usual))
+        moments = Moments()
+        for batch in in_batches(training.normal, self.config.batch_size, self._parts(training.normal, run)[0]):
+            found = self._disagreements(batch.images.to(run.device))
+            moments.add(found.flatten(0, 1).flatten(1)[:, :, None])
+        ((mean, variance),) = moments.portions()
+        usual = torch.stack([mean.squeeze(1), variance.flatten().sqrt().clamp_min(1e-6)], dim=1)
+        self.usual.copy_(usual.view_as(self.usual))
 
     def predict(self, images: Tensor) -> Prediction:
         usual = self.usual[..., None, None, None]

@@ -84,10 +84,6 @@ class SuperSimpleNet(Method):
         self.scale, self.heads = Standardisation(widths), Heads(sum(widths), config.hidden)
 
     @classmethod
-    def learns_from_anomalous(cls, config: SuperSimpleNetConfig) -> bool:
-        return config.known_bad
-
-    @classmethod
     def without_anomalous(cls, config: SuperSimpleNetConfig) -> SuperSimpleNetConfig | None:
         return dataclasses.replace(config, known_bad=False) if config.known_bad else None
 
