@@ -77,8 +77,7 @@ class DRA(Method):
             setattr(self, f"reference_{level}", map_.mean(dim=0).flatten(1).T.contiguous())
         rate, parameters = config.learning_rate, self.heads.parameters()
         optimiser = torch.optim.Adam(parameters, lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
-        state = {"heads": self.heads, "optimiser": optimiser}
-        for epoch in epochs(run, "dra", state, config, epoch_steps=EPOCH_STEPS):
+        for epoch in epochs(run, "dra", {"heads": self.heads, "optimiser": optimiser}, config, epoch_steps=EPOCH_STEPS):
             self.heads.train()
             optimiser.param_groups[0]["lr"] = rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
             good = epoch.cycle(len(normal), 2 * quarter, "order of images")

@@ -74,8 +74,7 @@ class FMAM(Method):
         self._initialise(run)
         network = self._network()
         optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
-        state = {"learners": network, "optimiser": optimiser}
-        for epoch in epochs(run, "fmam", state, config, len(images)):
+        for epoch in epochs(run, "fmam", {"learners": network, "optimiser": optimiser}, config, len(images)):
             network.train()
             for indices in epoch.batches():
                 batch = images.batch(indices)

@@ -48,8 +48,7 @@ class NKD(Method):
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         self.student.reset(derive_seed(run.seed, "student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
-        state = {"student": self.student, "optimiser": optimiser}
-        for epoch in epochs(run, "nkd", state, config, len(images)):
+        for epoch in epochs(run, "nkd", {"student": self.student, "optimiser": optimiser}, config, len(images)):
             self.student.train()
             for indices in epoch.batches():
                 batch = images.batch(indices)

@@ -73,9 +73,8 @@ class PatchSVDD(Method):
         initialise_uniform(classifiers, draws)
         initialise(self.encoder, draws)
         optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
-        state = {"network": network, "optimiser": optimiser}
         steps = math.ceil(len(images) * config.repeats / config.batch_size)
-        for epoch in epochs(run, "patchsvdd", state, config, epoch_steps=steps):
+        for epoch in epochs(run, "patchsvdd", {"network": network, "optimiser": optimiser}, config, epoch_steps=steps):
             chosen = epoch.cycle(len(images), math.ceil(config.batch_size / PAIRS), "order of images")
             draws = epoch.generator("patches")
             for _ in epoch.steps():

@@ -46,8 +46,7 @@ class RD(Method):
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         initialise(self.student, run.generator("student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
-        state = {"student": self.student, "optimiser": optimiser}
-        for epoch in epochs(run, "rd", state, config, len(images)):
+        for epoch in epochs(run, "rd", {"student": self.student, "optimiser": optimiser}, config, len(images)):
             self.student.train()
             for indices in epoch.batches():
                 features = teacher(images.batch(indices))
