@@ -192,8 +192,8 @@ class CKAAD(Method):
             limited = [level.clamp_max(1.0) for level in levels] if config.sub_limit == "level" else levels
             apart = torch.stack(levels).sum()
             loss = recon - config.sub_weight * torch.stack(limited).sum().clamp_max(float(len(made)))
-            epoch.log(recon_anomalous=apart)
-        epoch.log(loss=loss, recon=recon)
+            epoch.log(recon_anomalous=apart.detach())
+        epoch.log(loss=loss.detach(), recon=recon.detach())
         return loss
 
 
