@@ -132,6 +132,7 @@ class Method(nn.Module, ABC):
     Attributes:
         Config: a frozen dataclass whose defaults are the paper's; its fields carry their descriptions.
         regimes: in which it finds the images it needs; ``clean`` serves the others by the normal images alone.
+        bf16: whether what it trains gains from it: ``always``, where the backbone is ``dense``, or ``never``.
         on_pixels: True for methods that see the images alone: they get a backbone without levels, and no ``layers``.
         has_schedule: True where the first epochs of a long training are not a short one: then its length cannot be
             chosen by looking at it on the way.
@@ -141,7 +142,8 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Any]]
-    regimes: ClassVar[frozenset[Regime]]
+    regimes: ClassVar[frozenset[Regime]] = frozenset({"clean"})
+    bf16: ClassVar[Literal["always", "dense", "never"]] = "always"
     on_pixels: ClassVar[bool] = False
     has_schedule: ClassVar[bool] = False
 
@@ -156,12 +158,13 @@ class Method(nn.Module, ABC):
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: Any) -> bool:
         """Whether it trains dense convolutions, as most students are made of, rather than depthwise ones."""
-        return True
+        return cls.bf16 == "always" or (cls.bf16 == "dense" and backbone.dense)
 
+    @final
     @classmethod
     def learns_from_anomalous(cls, config: Any) -> bool:
-        """Whether the known-bad images of a weak set take part in learning."""
-        return False
+        """Whether known-bad images of a weak set take part: where a method serves those alone, or could do without."""
+        return cls.regimes == {"weak"} or cls.without_anomalous(config) is not None
 
     @classmethod
     def without_anomalous(cls, config: Any) -> Any:
@@ -190,9 +193,16 @@ class Method(nn.Module, ABC):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         """Learn from at least one normal image."""
 
+    @final
     def finalize(self) -> None:
         """Get ready to judge. ``fit`` ends with it; whoever judges with a method that still learns calls it first."""
         self.eval()
+        if self.learning is not None:
+            self.settle(*self.learning)
+            self.eval()
+
+    def settle(self, training: TrainingImages, run: Run) -> None:
+        """Take from the training images what weights that stay as they are now give of them; begins in eval mode."""
 
     def see_test(self, images: Images) -> None:
         """Take from the test images what a paper takes from them, where the option ``normalise`` says ``test``.

@@ -32,7 +32,7 @@ TREES = {name: ast.parse(text) for name, text in SOURCE.items()}
 NODES = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)]
 
 BUDGET = {
-    "the redesign": 12_040,
+    "the redesign": 11_998,
     "defaults that find the defects": 1_015,
     "everything that broke": 1_270,
     "one file that runs anywhere": 2_205,
@@ -40,13 +40,13 @@ BUDGET = {
     "the station's page": 560,
     "on a graphics card": 12,
     "exported files, faster and without SciPy": 155,
-    "systems the papers compare with, part one": 800,
-    "teachers that learn, and CFA": 670,
-    "flows": 620,
-    "part one, students and memories": 770,
-    "systems that learn from pixels: adversarial, energy, self-made labels": 800,
-    "made-up defects and weak heads": 800,
-    "reconstruction, first half, and AA-BiGAN": 870,
+    "systems the papers compare with, part one": 785,
+    "teachers that learn, and CFA": 654,
+    "flows": 609,
+    "part one, students and memories": 751,
+    "systems that learn from pixels: adversarial, energy, self-made labels": 760,
+    "made-up defects and weak heads": 761,
+    "reconstruction, first half, and AA-BiGAN": 841,
     "sources that fail, engines that tell": 40,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""

@@ -106,10 +106,10 @@ class NoBackbone(Backbone):
 
     name, levels, dense, digest = "none", (), True, ""
 
-    def __init__(self, precision: Precision | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.register_buffer("nothing", torch.empty(0), persistent=False)  # is where the method is
-        self.precision = precision or choose_precision(torch.device("cpu"))
+        self.precision = choose_precision(torch.device("cpu"))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return []
@@ -171,10 +171,7 @@ def build_network(name: str, stages: Sequence[int], weights: str | Path, seed: i
 
 
 def rebuild(
-    spec: Mapping[str, Any],
-    state: Mapping[str, Tensor] | None = None,
-    weights: str | Path | None = None,
-    precision: Precision | None = None,
+    spec: Mapping[str, Any], state: Mapping[str, Tensor] | None = None, weights: str | Path | None = None
 ) -> FrozenBackbone | NoBackbone:
     """The backbone whose ``spec`` came from ``FrozenBackbone.spec``, possibly by way of JSON or of an earlier version.
 
@@ -186,7 +183,7 @@ def rebuild(
         WeightsError: the weights are not to be had, or are not those that ``spec`` names.
     """
     if spec.get("name") == NoBackbone.name:
-        return NoBackbone(precision)
+        return NoBackbone()
     try:
         saved = TypeAdapter(BackboneSpec).validate_python(dict(spec))
         stages = [level.stage for level in saved.levels]
@@ -201,7 +198,7 @@ def rebuild(
             network = fold_batchnorm(network) if saved.name in BACKBONES else network
             tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
             network.load_state_dict(tensors, assign=True)
-            return FrozenBackbone(network, saved, precision)
+            return FrozenBackbone(network, saved)
         if weights is None and saved.seed is not None:
             blank = blank_network(saved.name, stages).state_dict()
             if (numbers := sum(tensor.numel() for tensor in blank.values())) > MOST_DRAWN:
@@ -212,7 +209,7 @@ def rebuild(
             f"({' '.join(str(error).split())[:200]}): fit the model again, or load it with the version that wrote it"
         ) from error
     weights = weights or ("local" if saved.seed is None else "random")
-    built = build_backbone(saved.name, stages, weights, saved.seed or 0, precision)
+    built = build_backbone(saved.name, stages, weights, saved.seed or 0)
     if built.digest != saved.digest:
         raise WeightsError(
             f"the model was made with {saved.name} weights from {saved.source} (SHA-256 {saved.digest[:12]}...), "

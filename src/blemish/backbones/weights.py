@@ -20,6 +20,7 @@ from blemish.backbones.catalogue import BACKBONES, DEFAULT_BACKBONE
 from blemish.backbones.networks import with_our_names
 from blemish.backbones.onnx import read_dinov2
 from blemish.errors import WeightsError
+from blemish.run import file_digest
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 ANSWER_SECONDS = 4.0  # that a hub may take to answer at all before the next place is tried
@@ -50,8 +51,7 @@ def find_weights(name: str, weights: str | Path = "pretrained") -> tuple[dict[st
         named = re.search(r"-([0-9a-f]{8,64})\.|/([0-9a-f]{64})$", f"{path.name}/{path.resolve().name}")
         digest = named and (named[1] or named[2])
     if digest:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        actual = file_digest(path)
         if not actual.startswith(digest):
             raise WeightsError(
                 f"{path} is damaged or another file: its SHA-256 begins with {actual[:8]}, not with {digest[:8]}. "

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.config import Count, Rate, Steps, Width
+from blemish.ops.config import Count, Rate, Several, Steps, Width
 from blemish.ops.residual import initialise_uniform, untrained
 from blemish.run import Run, epochs
 
@@ -49,7 +49,7 @@ class AABiGANConfig:
     epochs: Annotated[Count, Field(description="passes over the good images")] = 1000
     steps: Steps = None
     batch_size: Annotated[
-        int, Field(ge=2, description="good images a step; as many known-bad ones, or all of those, come with them")
+        Several, Field(description="good images a step; as many known-bad ones, or all of those, come with them")
     ] = 200
     learning_rate: Annotated[Rate, Field(description="Adam's, of generator and encoder")] = 1e-4
     discriminator_rate: Annotated[Rate, Field(description="Adam's, of the discriminators")] = 2.5e-5
@@ -68,10 +68,6 @@ class AABiGAN(Method):
         super().__init__(backbone, size, config)
         self.encoder = untrained(lambda: trunk().append(nn.Linear(PLANE, config.latent, bias=False)))
         self.generator = untrained(lambda: build_generator(config.latent))
-
-    @classmethod
-    def learns_from_anomalous(cls, config: AABiGANConfig) -> bool:
-        return True
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
@@ -100,13 +96,14 @@ class AABiGAN(Method):
                 with_code = [(good, coded, GOOD), (drawn, noise, GENERATED), (bad, spoiled, BAD)]
                 with_image = [(good, good, GOOD), (good, back, GENERATED), (bad, bad, BAD)]
                 judging = verdicts(judges, _detached(with_code), _detached(with_image))
-                _step(other, judging)
+                judging.backward()  # type: ignore[no-untyped-call]
+                epoch.descend(other, judging=judging)
                 judges.requires_grad_(False)
                 aims = [(image, code, AIM) for image, code, _ in with_code]
                 aiming = verdicts(judges, aims, [(good, back, AIM)], CYCLE)
-                _step(optimiser, aiming)
+                aiming.backward()  # type: ignore[no-untyped-call]
+                epoch.descend(optimiser, aiming=aiming)
                 judges.requires_grad_(True)
-                epoch.log(aiming=aiming.detach(), judging=judging.detach())
 
     def predict(self, images: Tensor) -> Prediction:
         small = F.adaptive_avg_pool2d(images, SIDE)
@@ -167,9 +164,3 @@ def _small(images: Images, indices: Sequence[int], run: Run) -> Tensor:
 
 def _detached(pairs: Pairs) -> Pairs:
     return [(one.detach(), two.detach(), target) for one, two, target in pairs]
-
-
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()

@@ -46,7 +46,6 @@ class AE(Method):
     """``network`` is encoder and decoder in one."""
 
     Config = AEConfig
-    regimes = frozenset({"clean"})
     on_pixels = True
     config: AEConfig
 

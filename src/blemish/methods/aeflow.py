@@ -58,7 +58,6 @@ class AEFlow(Method):
     """``scale`` standardises the features, ``flow`` takes them, ``decoder`` makes images of what it gives."""
 
     Config = AEFlowConfig
-    regimes = frozenset({"clean"})
     config: AEFlowConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: AEFlowConfig) -> None:

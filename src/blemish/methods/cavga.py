@@ -68,6 +68,7 @@ class CAVGA(Method):
 
     Config = CAVGAConfig
     regimes = frozenset({"clean", "weak"})
+    bf16 = "dense"
     config: CAVGAConfig
     guided: Tensor
 
@@ -88,14 +89,6 @@ class CAVGA(Method):
         blocks = [residual_stage(ins, outs, 1, BlockKind(False), "up") for ins, outs in pairwise(widths)]
         self.decoder = nn.Sequential(*blocks, nn.Conv2d(widths[-1], 3, 3, padding=1))
         self.register_buffer("guided", torch.tensor(False))
-
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: CAVGAConfig) -> bool:
-        return backbone.dense
-
-    @classmethod
-    def learns_from_anomalous(cls, config: CAVGAConfig) -> bool:
-        return config.labels
 
     @classmethod
     def without_anomalous(cls, config: CAVGAConfig) -> CAVGAConfig | None:
@@ -133,18 +126,15 @@ class CAVGA(Method):
                     made = self._decode(code, seen)
                 good = seen[:count]
                 ours = F.softplus(-judge(good)).mean() + F.softplus(judge(made.detach())).mean()
-                other.zero_grad(set_to_none=True)
                 ours.backward()  # type: ignore[no-untyped-call]
-                other.step()
+                epoch.descend(other, discriminator=ours)
                 judge.requires_grad_(False)
                 values = good[0].numel()
                 bound = (made - good).square().mean() + divergence(mean, log_variance)[:count].mean() / values
                 loss = bound + config.adversarial * F.softplus(-judge(made)).mean() + self._guide(features, mean, count)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+                epoch.descend(optimiser, loss=loss, bound=bound)
                 judge.requires_grad_(True)
-                epoch.log(loss=loss.detach(), bound=bound.detach(), discriminator=ours.detach())
 
     def predict(self, images: Tensor) -> Prediction:
         with self.autocast(images):

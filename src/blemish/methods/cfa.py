@@ -69,7 +69,7 @@ class CFA(Method):
     """``descriptor`` learns; ``centres``, ``n d``, are its means at each place before it does."""
 
     Config = CFAConfig
-    regimes = frozenset({"clean"})
+    bf16 = "never"  # distances between close points are what counts
     config: CFAConfig
     centres: Tensor
 
@@ -78,10 +78,6 @@ class CFA(Method):
         channels = sum(level.channels for level in backbone.levels)
         self.descriptor = untrained(lambda: Descriptor(channels))
         self.register_buffer("centres", torch.empty(0, channels))
-
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: CFAConfig) -> bool:
-        return False  # distances between close points are what counts
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images, descriptor = self.config, training.normal, self.descriptor
@@ -104,10 +100,8 @@ class CFA(Method):
                     described = descriptor(features)
                 distances = self._distances(described, config.neighbours + config.repelled)
                 loss = sphere_loss(distances, descriptor.radius, config.neighbours, config.margin)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach(), radius=descriptor.radius.detach())
+                epoch.descend(optimiser, loss=loss, radius=descriptor.radius)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

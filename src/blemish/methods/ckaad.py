@@ -112,10 +112,6 @@ class CKAAD(Method):
         self.student = build_reverse_student(backbone, size, config.norm)
 
     @classmethod
-    def learns_from_anomalous(cls, config: CKAADConfig) -> bool:
-        return config.strategy != "recon"
-
-    @classmethod
     def without_anomalous(cls, config: CKAADConfig) -> CKAADConfig | None:
         return None if config.strategy == "recon" else dataclasses.replace(config, strategy="recon")
 
@@ -133,9 +129,8 @@ class CKAAD(Method):
             self.student.train()
             for clean, bad in self._pairs(strategy, training, teacher, epoch, size):
                 loss = self._loss(clean, bad, adversary, run, epoch)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+                epoch.descend(optimiser)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

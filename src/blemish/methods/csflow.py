@@ -51,7 +51,6 @@ class CSFlow(Method):
     """``scale`` standardises the features of each size of the image, ``flow`` takes them all."""
 
     Config = CSFlowConfig
-    regimes = frozenset({"clean"})
     config: CSFlowConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: CSFlowConfig) -> None:

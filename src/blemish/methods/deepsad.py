@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Steps, Weight, Width
+from blemish.ops.config import Count, Layers, Rate, Several, Steps, Weight, Width
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise
 from blemish.run import Run, epochs
@@ -42,7 +42,7 @@ class DeepSADConfig:
     dimensions: Annotated[Width, Field(description="of the vector that an image is mapped to")] = 128
     epochs: Annotated[Count, Field(description="passes over good and known-bad images together")] = 150
     steps: Steps = None
-    batch_size: Annotated[int, Field(ge=2, description="images a step")] = 128
+    batch_size: Annotated[Several, Field(description="images a step")] = 128
     learning_rate: Annotated[Rate, Field(description="Adam's, a tenth of it after a third of the training")] = 1e-4
     weight_decay: Annotated[Weight, Field(description="Adam's")] = 1e-6
 
@@ -61,10 +61,6 @@ class DeepSAD(Method):
         self.head = Head([level.channels for level in backbone.levels], config.width, config.dimensions)
         self.register_buffer("centre", torch.zeros(config.dimensions))
 
-    @classmethod
-    def learns_from_anomalous(cls, config: DeepSADConfig) -> bool:
-        return True
-
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
         self._initialise(training.normal, teacher, run)
@@ -73,16 +69,13 @@ class DeepSAD(Method):
         state = {"head": self.head, "optimiser": optimiser}
         for epoch in epochs(run, "deepsad", state, config, len(training.normal) + len(training.anomalous)):
             self.head.train()
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * (1.0 if 3 * (epoch.number - 1) < epoch.of else 0.1)
+            optimiser.param_groups[0]["lr"] = config.learning_rate * (1.0 if 3 * (epoch.number - 1) < epoch.of else 0.1)
             for indices in epoch.batches():
                 features, is_bad = _mixed(training, teacher, indices)
                 distances = self._distances(features)
                 loss = deep_sad_loss(distances, is_bad.to(distances.device), config.eta)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         return Prediction(None, self._distances(self.backbone(images)))

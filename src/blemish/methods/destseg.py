@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, check_cells
-from blemish.ops.config import Count, Layers, Rate, Share, Sigma, Steps, Width
+from blemish.ops.config import Count, Layers, Rate, Several, Share, Sigma, Steps, Width
 from blemish.ops.cosine import vector_loss
 from blemish.ops.focal import focal_loss
 from blemish.ops.passes import check_number
@@ -53,7 +53,7 @@ class DeSTSegConfig:
     student_share: Annotated[
         Share, Field(description="of the training, the first part, in which the student learns")
     ] = 0.2
-    batch_size: Annotated[int, Field(ge=2, description="images a step, or all there are")] = 32
+    batch_size: Annotated[Several, Field(description="images a step, or all there are")] = 32
     learning_rate: Annotated[Rate, Field(description="gradient descent's, of the student")] = 0.4
     body_rate: Annotated[Rate, Field(description="of the segmenting network's residual blocks")] = 0.1
     head_rate: Annotated[Rate, Field(description="of what follows them")] = 0.01
@@ -64,7 +64,6 @@ class DeSTSeg(Method):
     """``student`` repairs, ``body`` and ``head`` segment."""
 
     Config = DeSTSegConfig
-    regimes = frozenset({"clean"})
     has_schedule = True
     config: DeSTSegConfig
 
@@ -111,9 +110,8 @@ class DeSTSeg(Method):
                     loss = focal_loss(logits, targets, GAMMA) + F.l1_loss(logits.sigmoid(), targets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 for optimiser in optimisers.values():  # steps over a network without gradients
-                    optimiser.step()
-                    optimiser.zero_grad(set_to_none=True)
-                epoch.log(**{"student" if repairs else "segmented": loss.detach()})
+                    epoch.descend(optimiser)
+                epoch.log(**{"student" if repairs else "segmented": loss})
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Images, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight
+from blemish.ops.config import Count, Layers, Rate, Several, Sigma, Steps, Weight
 from blemish.ops.deviation import REFERENCES, deviation_loss, top_mean
 from blemish.ops.norms import Standardisation
 from blemish.ops.smoothing import upscale
@@ -47,9 +47,7 @@ class DevNetConfig:
     scales: Annotated[Literal[1, 2], Field(description="2: look at the image at half its size, too")] = 1
     epochs: Annotated[Count, Field(description="of 20 steps each")] = 50
     steps: Steps = None
-    batch_size: Annotated[
-        int, Field(ge=2, description="images a step, half of them known-bad ones or all of those")
-    ] = 48
+    batch_size: Annotated[Several, Field(description="images a step, half of them known-bad ones or all of those")] = 48
     learning_rate: Annotated[Rate, Field(description="Adam's, a tenth of it after every ten epochs")] = 2e-3
     weight_decay: Annotated[Weight, Field(description="Adam's")] = 1e-5
     clip: Annotated[Rate, Field(description="largest norm of the gradient")] = 1.0
@@ -69,10 +67,6 @@ class DevNet(Method):
         self.scale = Standardisation(widths)
         self.scorers = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
 
-    @classmethod
-    def learns_from_anomalous(cls, config: DevNetConfig) -> bool:
-        return True
-
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, half = self.config, self.config.batch_size // 2
         self._initialise(training.normal, teacher, run)
@@ -81,8 +75,7 @@ class DevNet(Method):
         state = {"scorers": self.scorers, "optimiser": optimiser}
         for epoch in epochs(run, "devnet", state, config, epoch_steps=EPOCH_STEPS):
             self.scorers.train()
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
+            optimiser.param_groups[0]["lr"] = config.learning_rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
             good = epoch.cycle(len(training.normal), half, "order of images")
             bad = epoch.cycle(len(training.anomalous), half, "order of bad images")
             draws = epoch.generator("references")
@@ -90,11 +83,8 @@ class DevNet(Method):
                 normal = self._image_scores(training.normal.batch(next(good)), teacher)
                 anomalous = self._image_scores(training.anomalous.batch(next(bad)), teacher)
                 loss = deviation_loss(normal, anomalous, torch.randn(REFERENCES, generator=draws), config.margin)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.scorers.parameters(), config.clip)
-                optimiser.step()
-                epoch.log(loss=loss.detach(), normal=normal.mean().detach(), anomalous=anomalous.mean().detach())
+                epoch.descend(optimiser, config.clip, loss=loss, normal=normal.mean(), anomalous=anomalous.mean())
 
     def predict(self, images: Tensor) -> Prediction:
         sizes = [images, halved(images)][: self.config.scales]

@@ -55,7 +55,6 @@ class DifferNet(Method):
     """``scale`` standardises an image's vector, ``flow`` takes it."""
 
     Config = DifferNetConfig
-    regimes = frozenset({"clean"})
     config: DifferNetConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: DifferNetConfig) -> None:

@@ -68,10 +68,6 @@ class DRA(Method):
         for level, width in enumerate(widths):
             self.register_buffer(f"reference_{level}", torch.empty(0, width))
 
-    @classmethod
-    def learns_from_anomalous(cls, config: DRAConfig) -> bool:
-        return True
-
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, normal, quarter = self.config, training.normal, self.config.batch_size // 4
         initialise_uniform(self.heads, run.generator("heads"))
@@ -81,8 +77,7 @@ class DRA(Method):
             setattr(self, f"reference_{level}", map_.mean(dim=0).flatten(1).T.contiguous())
         rate, parameters = config.learning_rate, self.heads.parameters()
         optimiser = torch.optim.Adam(parameters, lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
-        state = {"heads": self.heads, "optimiser": optimiser}
-        for epoch in epochs(run, "dra", state, config, epoch_steps=EPOCH_STEPS):
+        for epoch in epochs(run, "dra", {"heads": self.heads, "optimiser": optimiser}, config, epoch_steps=EPOCH_STEPS):
             self.heads.train()
             optimiser.param_groups[0]["lr"] = rate * 0.1 ** ((epoch.number - 1) // DROP_EVERY)
             good = epoch.cycle(len(normal), 2 * quarter, "order of images")
@@ -95,10 +90,8 @@ class DRA(Method):
                 given = [teacher(batch) for batch in batches]
                 features, counts = [torch.cat(level) for level in zip(*given)], [len(part[0]) for part in given]
                 loss = self._loss(features, counts, torch.randn(REFERENCES, generator=draws), epoch)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.heads.parameters(), CLIP)
-                optimiser.step()
+                epoch.descend(optimiser, CLIP)
 
     def predict(self, images: Tensor) -> Prediction:
         scores, maps = self._seen(self.backbone(images))
@@ -125,7 +118,7 @@ class DRA(Method):
             "whole": deviation_loss(torch.cat([bad[3], pasted[3]]), good[3], draws),
         }
         loss = torch.stack(list(terms.values())).sum()
-        epoch.log(loss=loss.detach(), **{name: term.detach() for name, term in terms.items()})
+        epoch.log(loss=loss, **terms)
         return loss
 
 

@@ -60,7 +60,6 @@ class DRAEM(Method):
     """``repair`` gives images back without their defects, ``segment`` says where they were."""
 
     Config = DRAEMConfig
-    regimes = frozenset({"clean"})
     on_pixels = True
     has_schedule = True
     config: DRAEMConfig
@@ -89,10 +88,8 @@ class DRAEM(Method):
                 rebuilt = F.mse_loss(repaired, clean)
                 rebuilt = rebuilt + config.ssim_weight * (1 - similarity(repaired, clean).mean())
                 found = focal_loss(logits, masks, GAMMA)
-                optimiser.zero_grad(set_to_none=True)
                 (rebuilt + found).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=(rebuilt + found).detach(), repaired=rebuilt.detach(), found=found.detach())
+                epoch.descend(optimiser, loss=rebuilt + found, repaired=rebuilt, found=found)
 
     def predict(self, images: Tensor) -> Prediction:
         with self.autocast(images):

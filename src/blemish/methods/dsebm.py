@@ -49,7 +49,7 @@ class DSEBM(Method):
     """``energy``: a network with a slope of its own."""
 
     Config = DSEBMConfig
-    regimes = frozenset({"clean"})
+    bf16 = "never"  # of sums over thousands of pixels, small differences count
     on_pixels = True
     config: DSEBMConfig
 
@@ -57,10 +57,6 @@ class DSEBM(Method):
         super().__init__(backbone, size, config)
         self.square = config.side, config.side
         self.energy = untrained(lambda: Energy(config.side, config.first_width, config.units))
-
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: DSEBMConfig) -> bool:
-        return False  # of sums over thousands of pixels, small differences count
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
@@ -73,10 +69,8 @@ class DSEBM(Method):
                 clean = 2 * shrink(images.batch(indices).images.to(run.device), self.square) - 1
                 noise = config.noise * torch.randn(clean.shape, generator=draws).to(run.device)
                 loss = F.mse_loss(self.energy(clean + noise)[1], clean)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         small = 2 * shrink(images, self.square) - 1

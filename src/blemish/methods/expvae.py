@@ -50,7 +50,6 @@ class ExpVAE(Method):
     """``network``'s encoder is convolutions, then what makes a code of the last one's output."""
 
     Config = ExpVAEConfig
-    regimes = frozenset({"clean"})
     on_pixels = True
     config: ExpVAEConfig
 

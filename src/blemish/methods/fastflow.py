@@ -49,7 +49,6 @@ class FastFlow(Method):
     """A norm and a flow for each level."""
 
     Config = FastFlowConfig
-    regimes = frozenset({"clean"})
     config: FastFlowConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: FastFlowConfig) -> None:

@@ -56,7 +56,6 @@ class FMAM(Method):
     """A ``student`` as NKD's or RD's, whose features ``mappings`` map once more."""
 
     Config = FMAMConfig
-    regimes = frozenset({"clean"})
     config: FMAMConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: FMAMConfig) -> None:
@@ -75,8 +74,7 @@ class FMAM(Method):
         self._initialise(run)
         network = self._network()
         optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
-        state = {"learners": network, "optimiser": optimiser}
-        for epoch in epochs(run, "fmam", state, config, len(images)):
+        for epoch in epochs(run, "fmam", {"learners": network, "optimiser": optimiser}, config, len(images)):
             network.train()
             for indices in epoch.batches():
                 batch = images.batch(indices)
@@ -84,17 +82,13 @@ class FMAM(Method):
                 with run.precision.autocast(run.device):
                     mapped = network(batch.images.to(run.device) if config.base == "nkd" else features)
                 loss = loss_of(features, mapped)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""
-        if self.config.base == "nkd" and self.learning is not None:
-            training, run = self.learning
+        if self.config.base == "nkd":
             precise_batchnorm(self._network(), training.normal, self.config.batch_size, run)
-        self.eval()
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

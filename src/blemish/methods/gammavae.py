@@ -57,7 +57,6 @@ class GammaVAE(Method):
     """``network`` gives back what it takes for a good image."""
 
     Config = GammaVAEConfig
-    regimes = frozenset({"clean"})
     on_pixels = True
     config: GammaVAEConfig
 

@@ -61,7 +61,7 @@ class GeoTrans(Method):
     """
 
     Config = GeoTransConfig
-    regimes = frozenset({"clean"})
+    bf16 = "never"  # logarithms of small shares
     on_pixels = True
     config: GeoTransConfig
     moves: Tensor
@@ -74,10 +74,6 @@ class GeoTrans(Method):
         self.register_buffer("moves", transformations(config.side), persistent=False)
         self.register_buffer("alpha", torch.ones(KINDS, KINDS))
         self.register_buffer("usual", torch.zeros(KINDS, KINDS))
-
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: GeoTransConfig) -> bool:
-        return False  # logarithms of small shares
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, draws = self.config, run.generator("network")
@@ -96,17 +92,14 @@ class GeoTrans(Method):
                 kinds = chosen % KINDS
                 pixels = images[chosen // KINDS].gather(2, self.moves[kinds, None].expand(-1, 3, -1))
                 loss = F.cross_entropy(self._logits(pixels), kinds)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     @torch.no_grad()
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Fit the Dirichlets to what the classifier says of good images."""
-        self.eval()
-        if self.learning is not None and self.config.score == "dirichlet":
-            images = self._prepared(self.learning[0].normal, self.learning[1])
+        if self.config.score == "dirichlet":
+            images = self._prepared(training.normal, run)
             shares = torch.cat([self._log_shares(some).cpu() for some in torch.split(images, 4)]).double().exp()
             self.alpha.copy_(dirichlets(shares))
             self.usual.copy_(shares.log().mean(dim=0))

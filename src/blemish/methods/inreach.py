@@ -26,7 +26,7 @@ from torch import Tensor
 from blemish.backbones.teacher import available_memory
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.errors import DataError
-from blemish.ops.config import Count, Layers, Rate, Sigma, Weight
+from blemish.ops.config import Count, PatchLayers, Rate, Several, Sigma, Weight
 from blemish.ops.coreset import farthest_first, first_distances
 from blemish.ops.neighbours import Neighbours
 from blemish.ops.passes import batches, check_memory, check_number
@@ -34,7 +34,6 @@ from blemish.ops.patches import PatchVectors, describe_patches
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
-BATCH = 8  # images described at once while fitting; the vectors do not depend on it
 WIDTH = 1024  # numbers of a patch vector at most, without its place
 UNLIKE = 1000 / 255**2  # mean squared difference between mean image and transpose from which on parts lie alike
 WAY_OUT = "give fewer images, deeper --set layers or a smaller --size"
@@ -46,11 +45,9 @@ Watch = Callable[[range], Iterable[int]]
 class InReaChConfig:
     """The released defaults, for whatever backbone."""
 
-    layers: Annotated[
-        Layers, Field(description="stages that describe a patch; the first one's grid is the patches'")
-    ] = (1, 2, 3)
+    layers: PatchLayers = (1, 2, 3)
     seeds: Annotated[Count, Field(description="images whose patches begin a channel each")] = 10
-    members: Annotated[int, Field(ge=2, description="patches that a channel needs at least")] = 4
+    members: Annotated[Several, Field(description="patches that a channel needs at least")] = 4
     spread: Annotated[Rate, Field(description="deviations from its channel's mean beyond which a patch is dropped")] = 5
     place: Annotated[
         Weight, Field(description="to which row and column go that join each vector where parts lie alike; 0: never")
@@ -83,7 +80,7 @@ class InReaCh(Method):
         needed = 12 * len(images) * y * x * (self.patches.width + 2)  # numbers of four bytes, three times over
         check_memory("inreach", f"compares every patch of {len(images)} images", needed, available_memory(), WAY_OUT)
         self.reach.fill_(config.place if config.place and lies_alike(images, run) else 0)
-        vectors, _, _ = describe_patches(images, teacher, self.patches, None, run, BATCH)
+        vectors, _, _ = describe_patches(images, teacher, self.patches, None, run)
         points = self._placed(vectors.view(len(images), y, x, -1).to(run.device)).flatten(1, 2)
         order = run.permutation(len(images), "seeds")
 

@@ -45,7 +45,6 @@ class ITAE(Method):
     """``network`` restores; ``usual``: its mean difference on good images for each of four turns."""
 
     Config = ITAEConfig
-    regimes = frozenset({"clean"})
     on_pixels = True
     has_schedule = True
     config: ITAEConfig
@@ -72,20 +71,15 @@ class ITAE(Method):
                 with run.precision.autocast(run.device):
                     restored = self.network(erased)
                 loss = F.mse_loss(restored.float(), original)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     @torch.no_grad()
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Measure how well good images are restored."""
-        self.eval()
-        if self.learning is not None:
-            training, run = self.learning
-            seen = batches(training.normal, run, "restoring good images")
-            means = [self._differences(batch.images.to(run.device)).mean(dim=(2, 3)) for batch in seen]
-            self.usual.copy_(torch.cat(means, dim=1).mean(dim=1).clamp_min(1e-6))
+        seen = batches(training.normal, run, "restoring good images")
+        means = [self._differences(batch.images.to(run.device)).mean(dim=(2, 3)) for batch in seen]
+        self.usual.copy_(torch.cat(means, dim=1).mean(dim=1).clamp_min(1e-6))
 
     def predict(self, images: Tensor) -> Prediction:
         map_ = (self._differences(images) / self.usual[:, None, None, None]).mean(dim=0)

@@ -39,7 +39,6 @@ class Mahalanobis(Method):
     """``gaussians``: one for each level, of the channels' means over the image."""
 
     Config = MahalanobisConfig
-    regimes = frozenset({"clean"})
     config: MahalanobisConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: MahalanobisConfig) -> None:

@@ -20,13 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.config import Layers, Sigma
+from blemish.ops.config import PatchLayers, Sigma, Strangest
 from blemish.ops.neighbours import Neighbours
 from blemish.ops.patches import PatchVectors, describe_patches, strangest_mean
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
-BATCH = 8  # images described at once while fitting; the vectors do not depend on it
 WIDTH = 1024  # numbers of a patch vector at most
 
 
@@ -34,14 +33,10 @@ WIDTH = 1024  # numbers of a patch vector at most
 class MeDSConfig:
     """The paper's share; the rest is PatchCore's."""
 
-    layers: Annotated[
-        Layers, Field(description="stages that describe a patch; the first one's grid is the patches'")
-    ] = (2, 3)
+    layers: PatchLayers = (2, 3)
     banks: Annotated[int, Field(ge=1, le=100, description="random memories, over which distances are averaged")] = 10
     share: Annotated[float, Field(gt=0, le=1, description="of all patches, how many each bank holds")] = 0.1
-    top: Annotated[
-        float, Field(ge=0, le=1, description="share of an image's patches, the strangest, whose mean is its score")
-    ] = 0.0
+    top: Strangest = 0.0
     sigma: Sigma = 4.0
 
 
@@ -59,7 +54,7 @@ class MeDS(Method):
 
     @torch.no_grad()
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        vectors, _, _ = describe_patches(training.normal, teacher, self.patches, None, run, BATCH)
+        vectors, _, _ = describe_patches(training.normal, teacher, self.patches, None, run)
         count, draws = max(1, int(len(vectors) * self.config.share)), run.generator("banks")
         for number in range(self.config.banks):
             drawn = torch.randperm(len(vectors), generator=draws)[:count]

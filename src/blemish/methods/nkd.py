@@ -37,23 +37,18 @@ class NKD(Method):
     """Same-direction distillation: ``student`` maps images to feature maps like the teacher's."""
 
     Config = NKDConfig
-    regimes = frozenset({"clean"})
+    bf16 = "dense"
     config: NKDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: NKDConfig) -> None:
         super().__init__(backbone, size, config)
         self.student = build_student(backbone, size)
 
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: NKDConfig) -> bool:
-        return backbone.dense
-
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         self.student.reset(derive_seed(run.seed, "student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
-        state = {"student": self.student, "optimiser": optimiser}
-        for epoch in epochs(run, "nkd", state, config, len(images)):
+        for epoch in epochs(run, "nkd", {"student": self.student, "optimiser": optimiser}, config, len(images)):
             self.student.train()
             for indices in epoch.batches():
                 batch = images.batch(indices)
@@ -61,17 +56,12 @@ class NKD(Method):
                 with run.precision.autocast(run.device):
                     student = self.student(batch.images.to(run.device))
                 loss = loss_of(features, student)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""
-        if self.learning is not None:
-            training, run = self.learning
-            precise_batchnorm(self.student, training.normal, self.config.batch_size, run)
-        self.eval()
+        precise_batchnorm(self.student, training.normal, self.config.batch_size, run)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

@@ -51,7 +51,6 @@ class OCSVM(Method):
     """``support`` ``n d``, its ``weights`` ``n`` and the threshold ``rho``; features are standardised by ``scale``."""
 
     Config = OCSVMConfig
-    regimes = frozenset({"clean"})
     config: OCSVMConfig
     support: Tensor
     weights: Tensor

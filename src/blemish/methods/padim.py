@@ -51,7 +51,6 @@ class PaDiM(Method):
     """A Gaussian a place. ``drawn``: which channels of all take part."""
 
     Config = PaDiMConfig
-    regimes = frozenset({"clean"})
     config: PaDiMConfig
     drawn: Tensor
 

@@ -54,7 +54,7 @@ class PatchSVDD(Method):
     """``encoder`` and what of it is remembered, for the small patches and the large."""
 
     Config = PatchSVDDConfig
-    regimes = frozenset({"clean"})
+    bf16 = "never"  # codes are compared
     on_pixels = True
     config: PatchSVDDConfig
 
@@ -66,10 +66,6 @@ class PatchSVDD(Method):
         self.encoder = untrained(lambda: Encoder(config.first_width))
         self.memories = nn.ModuleList(Neighbours(torch.empty(0, DIMENSIONS)) for _ in SCALES)
 
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: PatchSVDDConfig) -> bool:
-        return False  # codes are compared
-
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
         classifiers = nn.ModuleList(_classifier() for _ in SCALES).to(run.device)
@@ -77,9 +73,8 @@ class PatchSVDD(Method):
         initialise_uniform(classifiers, draws)
         initialise(self.encoder, draws)
         optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
-        state = {"network": network, "optimiser": optimiser}
         steps = math.ceil(len(images) * config.repeats / config.batch_size)
-        for epoch in epochs(run, "patchsvdd", state, config, epoch_steps=steps):
+        for epoch in epochs(run, "patchsvdd", {"network": network, "optimiser": optimiser}, config, epoch_steps=steps):
             chosen = epoch.cycle(len(images), math.ceil(config.batch_size / PAIRS), "order of images")
             draws = epoch.generator("patches")
             for _ in epoch.steps():
@@ -90,25 +85,20 @@ class PatchSVDD(Method):
                     told = F.cross_entropy(classifier(first - second), kinds.to(run.device))
                     losses += [told, config.svdd_weight * torch.linalg.vector_norm(near - nearer, dim=1).mean()]
                 loss = torch.stack(losses).sum()
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     @torch.no_grad()
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Remember patches of good images."""
-        self.eval()
-        if self.learning is not None:
-            images, run = self.learning[0].normal, self.learning[1]
-            most, draws = self.config.memory, run.generator("memory")
-            kept: list[list[Tensor]] = [[] for _ in SCALES]
-            for batch in batches(images, run, "remembering patches"):
-                for codes, own in zip(self.encoder.dense(batch.images.to(run.device)), kept):
-                    vectors = codes.flatten(2).movedim(1, 2)
-                    count = vectors.shape[1] if most is None else math.ceil(most / len(images))
-                    own += [one[torch.randperm(len(one), generator=draws)[:count].to(one.device)] for one in vectors]
-            self.memories = nn.ModuleList(Neighbours(torch.cat(own)[:most]) for own in kept).to(run.device)
+        images, most, draws = training.normal, self.config.memory, run.generator("memory")
+        kept: list[list[Tensor]] = [[] for _ in SCALES]
+        for batch in batches(images, run, "remembering patches"):
+            for codes, own in zip(self.encoder.dense(batch.images.to(run.device)), kept):
+                vectors = codes.flatten(2).movedim(1, 2)
+                count = vectors.shape[1] if most is None else math.ceil(most / len(images))
+                own += [one[torch.randperm(len(one), generator=draws)[:count].to(one.device)] for one in vectors]
+        self.memories = nn.ModuleList(Neighbours(torch.cat(own)[:most]) for own in kept).to(run.device)
 
     def predict(self, images: Tensor) -> Prediction:
         map_ = torch.ones_like(images[:, 0])

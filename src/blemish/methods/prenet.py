@@ -51,6 +51,7 @@ class PReNet(Method):
 
     Config = PReNetConfig
     regimes = frozenset({"weak"})
+    bf16 = "never"
     config: PReNetConfig
     good: Tensor
     bad: Tensor
@@ -62,14 +63,6 @@ class PReNet(Method):
         self.embed, self.read = nn.Linear(width, config.hidden), nn.Linear(2 * config.hidden, 1)
         for name in ("good", "bad"):
             self.register_buffer(name, torch.empty(0, width))
-
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: PReNetConfig) -> bool:
-        return False
-
-    @classmethod
-    def learns_from_anomalous(cls, config: PReNetConfig) -> bool:
-        return True
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, networks = self.config, nn.ModuleList([self.embed, self.read])
@@ -96,11 +89,8 @@ class PReNet(Method):
                 second = torch.cat([_drawn(good, 3 * quarter, draws), _drawn(bad, quarter, draws)])
                 targets = STEP * torch.arange(3.0).repeat_interleave(torch.tensor([2 * quarter, quarter, quarter]))
                 loss = F.l1_loss(self._read(self._embedded(first), self._embedded(second)), targets.to(first.device))
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(networks.parameters(), CLIP)
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, CLIP, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         seen = self._embedded(self._scaled(pooled(self.backbone(images))))

@@ -36,7 +36,6 @@ class RD(Method):
     """Reverse distillation: ``student`` maps the teacher's feature maps to its own."""
 
     Config = RDConfig
-    regimes = frozenset({"clean"})
     config: RDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: RDConfig) -> None:
@@ -47,18 +46,15 @@ class RD(Method):
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         initialise(self.student, run.generator("student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
-        state = {"student": self.student, "optimiser": optimiser}
-        for epoch in epochs(run, "rd", state, config, len(images)):
+        for epoch in epochs(run, "rd", {"student": self.student, "optimiser": optimiser}, config, len(images)):
             self.student.train()
             for indices in epoch.batches():
                 features = teacher(images.batch(indices))
                 with run.precision.autocast(run.device):
                     student = self.student(features)
                 loss = loss_of(features, student)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

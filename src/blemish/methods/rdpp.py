@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.ops.config import LATER, Count, DistillationLoss, Rate, StudentConfig, Weight
+from blemish.ops.config import LATER, Count, DistillationLoss, Rate, Several, StudentConfig, Weight
 from blemish.ops.cosine import LOSSES, anomaly_map, image_cosines, map_score, vector_loss
 from blemish.ops.residual import initialise, initialise_uniform
 from blemish.ops.reverse import build_projections, build_reverse_student
@@ -48,7 +48,7 @@ class RDPPConfig(StudentConfig):
             "or as released, where it is zero (code)"
         ),
     ] = "paired"
-    locations: Annotated[int, Field(ge=2, description="of each image and level that ssot compares")] = 64
+    locations: Annotated[Several, Field(description="of each image and level that ssot compares")] = 64
     projection_weight: Annotated[Weight, Field(description="of SSOT, Recon and Con together, beside KD")] = 0.2
     recon_weight: Annotated[Weight, Field(description="of Recon among them, over 1.11"), LATER] = RECON_WEIGHT
     con_weight: Annotated[Weight, Field(description="of Con among them, over 1.11"), LATER] = CON_WEIGHT
@@ -74,7 +74,6 @@ class RDPP(Method):
     """Reverse distillation whose ``student`` is given what ``projections``, one a level, make of the features."""
 
     Config = RDPPConfig
-    regimes = frozenset({"clean"})
     config: RDPPConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: RDPPConfig) -> None:
@@ -104,8 +103,7 @@ class RDPP(Method):
                 loss.backward()  # type: ignore[no-untyped-call]
                 if step % config.accumulate == 0 or step == epoch.step_count:
                     for optimiser in optimisers.values():
-                        optimiser.step()
-                        optimiser.zero_grad(set_to_none=True)
+                        epoch.descend(optimiser)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)
@@ -141,7 +139,7 @@ class RDPP(Method):
         ssot = self._transport(projected, generator)
         apart = (ssot + config.recon_weight * recon + config.con_weight * con) / (1 + RECON_WEIGHT + CON_WEIGHT)
         loss = kd + config.projection_weight * apart
-        epoch.log(loss=loss.detach(), kd=kd.detach(), ssot=ssot.detach(), recon=recon.detach(), con=con.detach())
+        epoch.log(loss=loss, kd=kd, ssot=ssot, recon=recon, con=con)
         return loss
 
     def _transport(self, projected: list[Tensor], generator: torch.Generator) -> Tensor:

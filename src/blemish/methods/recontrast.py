@@ -74,7 +74,6 @@ class ReContrast(Method):
     """``encoder`` begins as the backbone and learns with ``student``."""
 
     Config = ReContrastConfig
-    regimes = frozenset({"clean"})
     has_schedule = True  # alpha rises over a share of the whole length
     config: ReContrastConfig
 
@@ -108,10 +107,8 @@ class ReContrast(Method):
                 alpha = min(EASIEST + (config.hardness - EASIEST) * step / rise, config.hardness)
                 targets = [map_.detach() for map_ in trained]
                 loss = (mined_loss(frozen, to_frozen, alpha) + mined_loss(targets, to_trained, alpha)) / 2
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         frozen = self.backbone(images)

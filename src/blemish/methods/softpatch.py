@@ -32,7 +32,6 @@ from blemish.ops.patches import PatchVectors, describe_patches, strangest_mean
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
-BATCH = 8  # images described at once while fitting; the vectors do not depend on it
 PLACES = 64  # of the grid, whose Gaussians are held at once
 BANKS = 10
 RIDGE = 0.01  # added to the variances of each place's Gaussian, as released, so that few images give one at all
@@ -76,7 +75,7 @@ class SoftPatch(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
         projection = random_projection(self.patches.width, config.projection_dim, run.generator("projection"))
-        vectors, shortened, _ = describe_patches(training.normal, teacher, self.patches, projection, run, BATCH)
+        vectors, shortened, _ = describe_patches(training.normal, teacher, self.patches, projection, run)
         weights = self._weigh(shortened, len(training.normal), run)
         # NumPy's quantile: torch's own refuses more than 16 million values.
         limit = float(np.quantile(weights.cpu().numpy(), 1 - config.threshold))

@@ -46,7 +46,6 @@ class SPADE(Method):
     """``images``: pooled features of all good images; ``bank_0`` and on, ``n c``: all their places, level by level."""
 
     Config = SPADEConfig
-    regimes = frozenset({"clean"})
     config: SPADEConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: SPADEConfig) -> None:

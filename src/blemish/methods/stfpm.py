@@ -49,16 +49,12 @@ class STFPM(Method):
     """``student`` holds the best weights so far, by the images held out."""
 
     Config = STFPMConfig
-    regimes = frozenset({"clean"})
+    bf16 = "dense"
     config: STFPMConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: STFPMConfig) -> None:
         super().__init__(backbone, size, config)
         self.student = build_student(backbone, size)
-
-    @classmethod
-    def gains_from_bf16(cls, backbone: Backbone, config: STFPMConfig) -> bool:
-        return backbone.dense
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
@@ -75,10 +71,8 @@ class STFPM(Method):
             for indices in epoch.batches():
                 batch = images.batch([learned[i] for i in indices])
                 loss = _loss(learner.train(), batch, teacher, run)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                epoch.log(loss=loss.detach())
+                epoch.descend(optimiser, loss=loss)
             learner.eval()
             with torch.no_grad():
                 batches = in_batches(images, config.batch_size, held)

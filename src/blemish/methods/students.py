@@ -110,7 +110,6 @@ class Students(Method):
     """``teachers``, one a size of patch, ``students`` of each; ``usual``: mean and deviation on good images."""
 
     Config = StudentsConfig
-    regimes = frozenset({"clean"})
     has_schedule = True
     config: StudentsConfig
     usual: Tensor
@@ -148,29 +147,24 @@ class Students(Method):
             for number, indices in enumerate(epoch.batches(), (epoch.number - 1) * each):
                 if number == taught:
                     self._standardise(images, learned, run)
-                optimiser = teaching if number < taught else following
-                optimiser.zero_grad(set_to_none=True)
                 if number < taught:
                     chosen = torch.randint(len(learned), (CROPS,), generator=draws).tolist()
                     seen = images.batch([learned[i] for i in chosen]).images
                     loss = self._teach(seen, teacher, decoders, draws, run)
                 else:
                     loss = self._follow(images.batch([learned[i] for i in indices]).images.to(run.device))
-                optimiser.step()
-                epoch.log(loss=loss)
+                epoch.descend(teaching if number < taught else following, loss=loss)
 
     @torch.no_grad()
-    def finalize(self) -> None:
+    def settle(self, training: TrainingImages, run: Run) -> None:
         """Measure the disagreements on the images held out."""
-        self.eval()
-        if self.learning is not None:
-            (training, run), moments = self.learning, Moments()
-            for batch in in_batches(training.normal, self.config.batch_size, self._parts(training.normal, run)[0]):
-                found = self._disagreements(batch.images.to(run.device))
-                moments.add(found.flatten(0, 1).flatten(1)[:, :, None])
-            ((mean, variance),) = moments.portions()
-            usual = torch.stack([mean.squeeze(1), variance.flatten().sqrt().clamp_min(1e-6)], dim=1)
-            self.usual.copy_(usual.view_as(self.usual))
+        moments = Moments()
+        for batch in in_batches(training.normal, self.config.batch_size, self._parts(training.normal, run)[0]):
+            found = self._disagreements(batch.images.to(run.device))
+            moments.add(found.flatten(0, 1).flatten(1)[:, :, None])
+        ((mean, variance),) = moments.portions()
+        usual = torch.stack([mean.squeeze(1), variance.flatten().sqrt().clamp_min(1e-6)], dim=1)
+        self.usual.copy_(usual.view_as(self.usual))
 
     def predict(self, images: Tensor) -> Prediction:
         usual = self.usual[..., None, None, None]

@@ -47,7 +47,6 @@ class SubspaceAD(Method):
     """``mean`` ``1 d`` and ``components`` ``k d``, orthonormal, of good patches."""
 
     Config = SubspaceADConfig
-    regimes = frozenset({"clean"})
     config: SubspaceADConfig
     mean: Tensor
     components: Tensor

@@ -84,10 +84,6 @@ class SuperSimpleNet(Method):
         self.scale, self.heads = Standardisation(widths), Heads(sum(widths), config.hidden)
 
     @classmethod
-    def learns_from_anomalous(cls, config: SuperSimpleNetConfig) -> bool:
-        return config.known_bad
-
-    @classmethod
     def without_anomalous(cls, config: SuperSimpleNetConfig) -> SuperSimpleNetConfig | None:
         return dataclasses.replace(config, known_bad=False) if config.known_bad else None
 
@@ -115,11 +111,8 @@ class SuperSimpleNet(Method):
                 features = self._joined(teacher(normal.batch(next(good))))
                 known = None if bad is None else self._joined(teacher(training.anomalous.batch(next(bad))))
                 loss = self._loss(features, known, noise, run, epoch)
-                optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                if is_weak:
-                    nn.utils.clip_grad_norm_(heads.parameters(), CLIP)
-                optimiser.step()
+                epoch.descend(optimiser, CLIP if is_weak else math.inf)
 
     def predict(self, images: Tensor) -> Prediction:
         joined = self._joined(self.backbone(images))
@@ -155,7 +148,7 @@ class SuperSimpleNet(Method):
         map_ = map_[:count].float()
         places = margin_loss(map_, masks) + focal_loss(map_, masks, GAMMA)
         images = focal_loss(score, labels, GAMMA)
-        epoch.log(loss=(places + images).detach(), places=places.detach(), images=images.detach())
+        epoch.log(loss=places + images, places=places, images=images)
         return places + images
 
 

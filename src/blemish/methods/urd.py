@@ -97,7 +97,6 @@ class URD(Method):
     """``encoder`` is the teacher that learns, and the backbone the expert; ``student`` is given the teacher's maps."""
 
     Config = URDConfig
-    regimes = frozenset({"clean"})
     config: URDConfig
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: URDConfig) -> None:
@@ -131,15 +130,18 @@ class URD(Method):
                 self.encoder.train(config.batchnorm == "train")
                 with self.backbone.precision.autocast(run.device):
                     taught = [self.encoder(seen) for seen in given]
-                _step(learners[0], taught_loss := teaching_loss(taught, expert, masks[:, None].float().to(run.device)))
+                loss = teaching_loss(taught, expert, masks[:, None].float().to(run.device))
+                loss.backward()  # type: ignore[no-untyped-call]
+                epoch.descend(learners[0], teacher=loss)
                 self.encoder.eval()
                 with torch.no_grad(), self.backbone.precision.autocast(run.device):
                     taught = [self.encoder(seen) for seen in given]
                 with run.precision.autocast(run.device):
                     students = [self.student(features) for features in taught]
                 losses = [layer_loss(target, student) for student in students for target in (taught[0], expert[0])]
-                _step(learners[1], loss := torch.stack(losses).sum())
-                epoch.log(loss=loss.detach(), teacher=taught_loss.detach())
+                loss = torch.stack(losses).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+                epoch.descend(learners[1], loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         with self.backbone.precision.autocast(images.device):
@@ -148,12 +150,6 @@ class URD(Method):
             student = self.student(features)
         map_ = anomaly_map(features, student, images.shape[-2:], self.config.sigma)
         return Prediction(map_, map_score(map_, self.config.score))
-
-
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
 
 
 def teaching_loss(taught: Sequence[list[Tensor]], expert: Sequence[list[Tensor]], masks: Tensor) -> Tensor:

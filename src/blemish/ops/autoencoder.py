@@ -108,7 +108,5 @@ def train(
         draws = epoch.generator("codes")
         for indices in epoch.batches():
             values = loss(images.batch(indices).images.to(run.device), draws)
-            optimiser.zero_grad(set_to_none=True)
             values["loss"].backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            epoch.log(**{key: value.detach() for key, value in values.items()})
+            epoch.descend(optimiser, **values)

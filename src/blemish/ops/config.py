@@ -14,6 +14,7 @@ from blemish.ops.cosine import Loss, MapScore
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=48)], ...], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Width = Annotated[int, Field(ge=1, le=2048)]  # what networks are built by: a model file of a few bytes may name any
+Several = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -28,6 +29,8 @@ EncoderNorm = Annotated[
     Field(description="the trained encoder's BatchNorm goes by each batch while it learns, or stays as it was"),
 ]
 Steps = Annotated[Count | None, Field(description="updates of the weights, in place of epochs")]
+PatchLayers = Annotated[Layers, Field(description="stages that describe a patch; the first one's grid is the patches'")]
+Strangest = Annotated[Share, Field(description="share of an image's patches, the strangest, whose mean is its score")]
 Sigma = Annotated[float, Field(ge=0, le=100, description="of the Gaussian that smooths the map, in input pixels")]
 
 
@@ -53,12 +56,7 @@ class StudentConfig:
 class MemoryConfig:
     """The released PatchCore's patch vectors and coreset, which SoftPatch shares."""
 
-    layers: Annotated[
-        Layers, Field(description="stages that describe a patch; the first one's grid is the patches'")
-    ] = (
-        2,
-        3,
-    )
+    layers: PatchLayers = (2, 3)
     memory: Annotated[Count, Field(description="patch vectors that are kept, where fraction does not say")] = 10_000
     fraction: Annotated[
         float | None, Field(gt=0, le=1, description="of all patch vectors, how much is kept, in place of memory")
@@ -74,7 +72,5 @@ class MemoryConfig:
     projection_dim: Annotated[
         Count, Field(description="numbers that vectors of more than twice as many are projected to for the choice")
     ] = 128
-    top: Annotated[
-        float, Field(ge=0, le=1, description="share of an image's patches, the strangest, whose mean is its score")
-    ] = 0.0
+    top: Strangest = 0.0
     sigma: Sigma = 4.0

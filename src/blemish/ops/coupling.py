@@ -167,8 +167,5 @@ def train(
         draws = epoch.generator("draws")
         for indices in epoch.batches():
             value = loss(images.batch(indices), draws)
-            optimiser.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), clip)
-            optimiser.step()
-            epoch.log(loss=value.detach())
+            epoch.descend(optimiser, clip, loss=value)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from blemish.contract import Images, Teacher
 from blemish.run import Run
 
+BATCH = 8  # images described at once; the vectors do not depend on it
+
 
 class PatchVectors(nn.Module):
     """Feature maps, finest first, to patch vectors ``b y x d`` on the grid of the finest; ``width`` is ``d``.
@@ -74,7 +76,7 @@ def describe_patches(
     patches: PatchVectors,
     projection: Tensor | None,
     run: Run,
-    batch_size: int,
+    batch_size: int = BATCH,
     most: int | None = None,
     shards: Shards | None = None,
 ) -> tuple[Tensor, Tensor, int]:

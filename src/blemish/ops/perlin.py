@@ -40,20 +40,15 @@ def perlin_noise(size: tuple[int, int], cells: Sequence[int], generator: torch.G
     return torch.where(is_on, math.sqrt(2) * total, 0.0)
 
 
-def perlin_mask(
-    size: tuple[int, int],
-    generator: torch.Generator,
-    exponents: tuple[int, int] = EXPONENTS,
-    threshold: float = 0.5,
-) -> Tensor:
+def perlin_mask(size: tuple[int, int], generator: torch.Generator, threshold: float = 0.5) -> Tensor:
     """``h w``, bool, on the CPU: where Perlin noise, turned by up to a quarter either way, is above ``threshold``.
 
-    Each axis draws its own number of cells, 2**e with e uniform over ``exponents``, both ends included, as long as a
+    Each axis draws its own number of cells, 2**e with e uniform over ``EXPONENTS``, both ends included, as long as a
     cell keeps two pixels. The mask may be empty, and often is where there are few cells.
     """
     cells = []
     for length in size:
-        most = max(exponents[0], min(exponents[1], int(math.log2(length)) - 1))
-        cells.append(2 ** int(torch.randint(exponents[0], most + 1, (), generator=generator)))
+        most = max(EXPONENTS[0], min(EXPONENTS[1], int(math.log2(length)) - 1))
+        cells.append(2 ** int(torch.randint(EXPONENTS[0], most + 1, (), generator=generator)))
     turn = math.pi * (float(torch.rand((), generator=generator, dtype=torch.float64)) - 0.5)
     return perlin_noise(size, cells, generator, turn) > threshold

@@ -56,8 +56,16 @@ class Epoch:
     def permutation(self, n: int, purpose: str) -> list[int]:
         return self._run.permutation(n, f"epoch {self.number}/{purpose}")
 
+    def descend(self, optimiser: torch.optim.Optimizer, clip: float = math.inf, /, **values: Tensor | float) -> None:
+        """Step down the gradient, of a norm of at most ``clip``, and leave none behind; ``values`` are logged."""
+        if clip < math.inf:
+            nn.utils.clip_grad_norm_([one for group in optimiser.param_groups for one in group["params"]], clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        self.log(**values)
+
     def log(self, **values: Tensor | float) -> None:
-        """Add to the epoch's mean values, which progress and curves show; scalars, detached."""
+        """Add scalars to the epoch's mean values, which progress and curves show."""
         for name, value in values.items():
             number = value.detach().double() if isinstance(value, Tensor) else float(value)
             total, count = self._logged.get(name, (0.0, 0))
