@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
@@ -102,14 +103,14 @@ def as_json(row: Row[Any]) -> dict[str, Any]:
 
 
 class Store:
-    """An opened store, brought to this version's tables.
+    """An opened store, brought to this version's tables; a new one where there is none and ``make`` allows it.
 
     Raises:
-        StoreError: it cannot be opened, is no store, or a newer version wrote it.
+        StoreError: it cannot be opened, is no store, a newer version wrote it, or there is none and ``make`` is False.
         ConfigError: the address is none.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, make: bool = True) -> None:
         try:
             self.url = make_url(url if "://" in url else f"sqlite:///{url}")
             self._sqlite = self.url.get_backend_name() == "sqlite"
@@ -118,6 +119,8 @@ class Store:
             self.engine = create_engine(self.url, **options)
         except (ArgumentError, ImportError) as error:
             raise ConfigError(f"{url} is no store ({error}): give a file, or postgresql+psycopg://...") from error
+        if not make and self._sqlite and not Path(self.name).is_file():
+            raise StoreError(f"there is no store {self.name}: give the --store of the station")
         self._writing = threading.RLock()
         self._held = contextlib.ExitStack()
         if self._sqlite:
@@ -281,12 +284,16 @@ class Store:
 
     def verify(self) -> dict[str, Any]:
         """Whether the audit trail is whole: its length, its last hash, and the first broken link with the reason."""
-        previous, number, last, broken = "", 0, 0, None
+        previous, number, last, deleted, broken = "", 0, 0, 0, None
         query, columns = select(audit).order_by(audit.c.id).limit(1000), inspections.c
         while broken is None and (page := self.rows(query.where(audit.c.id > last))):
             said = {row.id: json.loads(row.body) for row in page if row.kind == "verdict"}
             wanted = columns.id.in_([one.get("id") for one in said.values()])
             stored = {row.id: row for row in self.rows(select(inspections).where(wanted))}
+            if max((one.get("id", 0) for one in said.values() if one.get("id") not in stored), default=0) > deleted:
+                notes = self.rows(select(audit.c.body).where(audit.c.kind == "deleted"))  # after what they delete
+                known = (json.loads(note.body) for note in notes)
+                deleted = max((one["last"] for one in known if "verdicts" in one), default=0)
             for row in page:
                 noted, why = said.get(row.id, {}), ""
                 own = stored.get(noted.get("id"))
@@ -294,6 +301,8 @@ class Store:
                     why = "it does not follow from the row before"
                 elif own is not None and any(getattr(own, name) != noted[name] for name in CHAINED):
                     why = f"inspection {own.id} is not what was noted of it"
+                elif own is None and noted.get("id", 0) > deleted:
+                    why = f"inspection {noted['id']} is gone, and nobody noted that it was deleted"
                 if why:
                     broken = {"row": row.id, "at": spoken_time(row.at), "why": why}
                     break
