@@ -81,7 +81,7 @@ def let_go(here: Station, now: float | None = None) -> None:
 
 
 def _kept_images(words: str) -> Any:
-    """A condition on rows, of ``rejected,reviewed,labelled,1%``; the share is by number: the same always, and spread."""
+    """A condition on rows, of ``rejected,reviewed,labelled,1%``; the share is by number: the same always, spread."""
     columns = inspections.c
     named = {
         "all": true(),
