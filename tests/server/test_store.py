@@ -234,6 +234,11 @@ def test_pages_hold_what_was_written_newest_first(
     store.close()
 
 
+def test_a_part_that_an_earlier_model_rejected_stays_rejected(store: Store) -> None:
+    both = store.record([ROW | {"part": "S1"} | one for one in ({"decision": "reject"}, {"digest": "e", "score": 9.0})])
+    assert store.part_verdict("parts", "S1")["worst"] == both[0]["id"]
+
+
 def test_a_clock_that_jumps_back_disorders_nothing(store: Store) -> None:
     for at in (2000.0, 1000.0, 3000.0):
         store.record([ROW | {"at": at}])

@@ -244,8 +244,9 @@ class Store:
     def part_verdict(self, model: str, part: str) -> dict[str, Any]:
         """Of all photographs of a part: its verdict is that of the worst."""
         found = self.rows(select(inspections).where(inspections.c.part == part, inspections.c.model == model))
-        # A score that is not finite is the worst there is.
-        worst = max(found, key=lambda row: float("inf") if row.score is None else row.score)
+        # Scores order what one model judged alike; a score that is not finite is the worst there is.
+        order = ("ok", None, "review", "reject").index
+        worst = max(found, key=lambda row: (order(row.decision), float("inf") if row.score is None else row.score))
         named = {name: getattr(worst, name) for name in ("decision", "score", "p_value")}
         return {"part": part, **named, "photographs": len(found), "worst": worst.id}
 
