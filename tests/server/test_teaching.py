@@ -47,6 +47,10 @@ def test_a_threshold_is_tried_and_set(client: TestClient, inspect: Inspect, part
     again = inspect(client, part(100))
     assert again["score"] == scores[0] and again["digest"] == now["digest"]
     assert client.get("/v1/models/parts/threshold").json()["past"]["parts"] == 7  # the same scores, another limit
+    client.put("/v1/models/parts/threshold", json={"rate": 0.4, "review": 0})
+    for query, kept in (("rate=0.3", (0.3, 0)), ("review=0.1", (0.4, 0.1))):  # what is not asked for stays
+        other = client.get(f"/v1/models/parts/threshold?{query}").json()
+        assert (other["rate"], other["review"]) == kept
     for rate, status in ((0.0001, 422), (2, 422)):
         assert client.get(f"/v1/models/parts/threshold?rate={rate}").status_code == status
 
