@@ -67,7 +67,7 @@ SAID = {"something": inspections.c.said.is_not(None), "nothing": inspections.c.s
 CONDITIONS: dict[str, Callable[[Any], Any]] = {
     **{name: inspections.c[name].__eq__ for name in ("model", "decision", "part")},
     "said": lambda word: SAID.get(word, inspections.c.said == word),
-    "day": lambda day: (inspections.c.at >= midnight(day)) & (inspections.c.at < midnight(day + timedelta(days=1))),
+    "day": lambda day: of_day(inspections.c.at, day),
     "since": lambda since: inspections.c.at >= since.timestamp(),
     "until": lambda until: inspections.c.at < until.timestamp(),
     "min_score": inspections.c.score.__ge__,
@@ -75,6 +75,11 @@ CONDITIONS: dict[str, Callable[[Any], Any]] = {
     "cursor": inspections.c.id.__lt__,
 }
 """What a search asks of a row."""
+
+
+def of_day(at: Any, day: date) -> Any:
+    """A condition on a column of times."""
+    return (at >= midnight(day)) & (at < midnight(day + timedelta(days=1)))
 
 
 def midnight(day: date) -> float:
