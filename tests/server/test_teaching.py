@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def test_a_threshold_is_tried_and_set(client: TestClient, inspect: Inspect, part
     assert client.put("/v1/models/parts/threshold", json={"rate": 0.4}).status_code == 200
     now = client.get("/v1/models/parts").json()
     assert now["threshold"] == tried["threshold"] and now["why"].startswith("threshold: rate 0.4")
+    assert abs(datetime.fromisoformat(now["since"]).timestamp() - time.time()) < 60  # a time as everywhere else
     again = inspect(client, part(100))
     assert again["score"] == scores[0] and again["digest"] == now["digest"]
     assert client.get("/v1/models/parts/threshold").json()["past"]["parts"] == 7  # the same scores, another limit
