@@ -16,7 +16,6 @@ pytest.importorskip("fastapi", reason="the extra [server] is not installed")
 from blemish.inspection.calibration import calibrate
 from blemish.server.care import let_go
 from blemish.server.health import WINDOW, test_window, watch_promise
-from blemish.server.reports import shift
 from blemish.server.store import Search, spoken_time
 
 test_window.__test__ = False  # type: ignore[attr-defined]  # it is no test of pytest's
@@ -130,9 +129,9 @@ def test_a_report_counts_hours_and_lists_changes(client: TestClient, judged: Cal
     here = client.app.state.station
     other = ROW | {"model": "other", "digest": "o", "part": None, "at": 2.0}
     here.store.record([other | {"score": 9.0, "p_value": 0.9}, other | {"score": None}])
-    search = Search(until="2000-01-01")  # strange is who has a small p-value, for models have scores of their own
-    assert [row["score"] for row in shift(here, search)["worst"]] == [None, 0.3, 0.2, 0.1, 9.0]
-    assert shift(here, Search(day="2020-01-01"))["changes"] == []
+    worst = client.get("/v1/report").json()["worst"]  # by p-value first: each model has scores of its own
+    assert [row["score"] for row in worst] == [None, 0.3, 0.2, 0.1, 9.0]
+    assert client.get("/v1/report?day=2020-01-01").json()["changes"] == []
     assert "From the beginning to <time" in client.get("/report?until=2000-01-01T12:00:00Z").text
     lines = client.get("/v1/report?format=csv&model=parts&min_score=0").text.splitlines()
     assert lines[0].startswith("id,at,model,path") and [line.split(",")[0] for line in lines[1:]] == ["3", "2", "1"]

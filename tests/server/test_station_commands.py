@@ -61,7 +61,6 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "a folder of no model": (["serve", "parts.blemish", "--watch", "other=new"], 2, "watch of other, and no model"),
     "no address": (["serve", "parts.blemish", "--port", "0", "--host", "203.0.113.7"], 2, "an address of this machine"),
     "no store to verify": (["audit-log", "verify"], 1, "there is no store station.db: give the --store"),
-    "no store to revoke in": (["token", "revoke"], 1, "there is no store station.db: give the --store"),
     "no sink": (["serve", "parts.blemish", "--port", "0", "--mqtt", "broker"], 2, "a whole address is needed"),
 }
 

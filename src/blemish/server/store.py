@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,23 +64,21 @@ class Search(BaseModel, extra="forbid"):
         return query.where(*(condition(value) for condition, value in given if condition))
 
 
+TIMES: dict[str, Callable[[Any, Any], Any]] = {  # what a search asks of a column of times
+    "day": lambda at, day: (at >= midnight(day)) & (at < midnight(day + timedelta(days=1))),
+    "since": lambda at, since: at >= since.timestamp(),
+    "until": lambda at, until: at < until.timestamp(),
+}
 SAID = {"something": inspections.c.said.is_not(None), "nothing": inspections.c.said.is_(None)}
 CONDITIONS: dict[str, Callable[[Any], Any]] = {
     **{name: inspections.c[name].__eq__ for name in ("model", "decision", "part")},
     "said": lambda word: SAID.get(word, inspections.c.said == word),
-    "day": lambda day: of_day(inspections.c.at, day),
-    "since": lambda since: inspections.c.at >= since.timestamp(),
-    "until": lambda until: inspections.c.at < until.timestamp(),
+    **{name: partial(of, inspections.c.at) for name, of in TIMES.items()},
     "min_score": inspections.c.score.__ge__,
     "max_score": inspections.c.score.__le__,
     "cursor": inspections.c.id.__lt__,
 }
 """What a search asks of a row."""
-
-
-def of_day(at: Any, day: date) -> Any:
-    """A condition on a column of times."""
-    return (at >= midnight(day)) & (at < midnight(day + timedelta(days=1)))
 
 
 def midnight(day: date) -> float:
@@ -297,9 +296,8 @@ class Store:
             wanted = columns.id.in_([one.get("id") for one in said.values()])
             stored = {row.id: row for row in self.rows(select(inspections).where(wanted))}
             if max((one.get("id", 0) for one in said.values() if one.get("id") not in stored), default=0) > deleted:
-                notes = self.rows(select(audit.c.body).where(audit.c.kind == "deleted"))  # after what they delete
-                known = (json.loads(note.body) for note in notes)
-                deleted = max((one["last"] for one in known if "verdicts" in one), default=0)
+                notes = [json.loads(note.body) for note in self.rows(select(audit).where(audit.c.kind == "deleted"))]
+                deleted = max((one["last"] for one in notes if "verdicts" in one), default=0)
             for row in page:
                 noted, why = said.get(row.id, {}), ""
                 own = stored.get(noted.get("id"))
