@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from blemish.errors import DataError
@@ -127,6 +128,9 @@ def test_caught_at_by_hand_and_its_interval_by_a_literal_bootstrap():
     assert caught_at(scores, labels, 0.01)[0] == 1 / 5  # none
     assert caught_at(scores, labels, 0.15)[0] == 4 / 5  # as floats, 0.15 of 20 is just below 3
     assert np.isnan([*caught_at([1, 2], np.array([True, True]), 0.05)[1]]).all()
+    apart = np.repeat([0, 1], 8)
+    for flags, caught in ((apart == 1, 8), (apart == 0, 0)):  # eight of eight and none of eight are few
+        assert caught_at(apart, flags, 0.05)[1] == pytest.approx((*binomtest(caught, 8).proportion_ci(),))
     rng = np.random.default_rng(1)
     good, bad = rng.normal(size=60), rng.normal(1.5, size=40)
     shares = []

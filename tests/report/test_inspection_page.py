@@ -32,6 +32,7 @@ def inspector() -> Inspector:
 
 def test_the_line_counts_every_decision() -> None:
     assert summary(Counter(ok=44, review=6)) == "50 judged: 44 ok, 6 review, 0 reject"
+    assert summary(Counter(ok=1), 2) == "1 judged: 1 ok, 0 review, 0 reject; 2 could not be judged"
     assert summary(Counter({"": 3})) == "3 judged, without decisions"
 
 
@@ -45,7 +46,7 @@ def test_the_worst_are_shown_first_and_no_more_than_so_many(inspector: Inspector
     text = page.read_text()
     assert re.findall(r"&lt;b&gt;(\S+)\.png</b>", text) == ["nan", "9.0", "5.0"]
     assert "The 3 worst are shown; 3 more are in the JSON lines." in text
-    assert "<h1>6 judged: 2 ok, 0 review, 4 reject</h1>" in text
+    assert "<h1>6 judged: 2 ok, 0 review, 4 reject; 1 could not be judged</h1>" in text
     assert "lost.png" in text and "<b>nan" not in text
     assert 'href="9.0%20%C3%BC.png"' in text
     assert "show-reject:checked ~ div figure:not(.reject)" in text and "show-review" not in text

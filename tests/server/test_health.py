@@ -126,7 +126,14 @@ def test_a_report_counts_hours_and_lists_changes(client: TestClient, judged: Cal
     assert [hour["ok"] for hour in report["hours"]] == [3]
     assert [one["score"] for one in report["worst"]] == [0.3, 0.2, 0.1]
     assert [change["kind"] for change in report["changes"]] == ["model active", "said"]
-    lines = client.get("/v1/report?format=csv").text.splitlines()
+    here = client.app.state.station
+    other = ROW | {"model": "other", "digest": "o", "part": None, "at": 2.0}
+    here.store.record([other | {"score": 9.0, "p_value": 0.9}, other | {"score": None}])
+    worst = client.get("/v1/report").json()["worst"]  # by p-value first: each model has scores of its own
+    assert [row["score"] for row in worst] == [None, 0.3, 0.2, 0.1, 9.0]
+    assert client.get("/v1/report?day=2020-01-01").json()["changes"] == []
+    assert "From the beginning to <time" in client.get("/report?until=2000-01-01T12:00:00Z").text
+    lines = client.get("/v1/report?format=csv&model=parts&min_score=0").text.splitlines()
     assert lines[0].startswith("id,at,model,path") and [line.split(",")[0] for line in lines[1:]] == ["3", "2", "1"]
 
 

@@ -23,7 +23,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from blemish.server.sinks import Delivery
+from blemish.server.settings import Settings
+from blemish.server.sinks import Delivery, named_sinks
 from blemish.server.sources import Camera
 
 Serve = Callable[..., TestClient]
@@ -104,6 +105,13 @@ def test_a_sink_that_is_down_delays_nothing_and_loses_nothing_over_a_restart(
     until(lambda: len(got) == 3)
     delivery.close()
     assert got == ids
+
+
+def test_every_sink_has_a_name_of_its_own_without_its_password() -> None:
+    places = [*(f"https://plant.example/{'line/' * 10}{number}" for number in (1, 2)), "https://short.example/a@b"]
+    names = [*named_sinks(Settings(models={}, webhooks=places, mqtt=["mqtt://me:secret@broker/line"]))]
+    assert names[2:] == [places[2], "mqtt://broker/line"]  # two names of two, no longer than a column of the store
+    assert all(len(name) <= 64 and name.startswith(places[0][:50]) for name in names[:2])
 
 
 def test_a_sink_that_stays_down_is_tried_less_often(

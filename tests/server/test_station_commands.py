@@ -60,6 +60,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "no such hour": (["serve", "parts.blemish", "--shifts", "6,24"], 2, "--shifts 24: "),
     "a folder of no model": (["serve", "parts.blemish", "--watch", "other=new"], 2, "watch of other, and no model"),
     "no address": (["serve", "parts.blemish", "--port", "0", "--host", "203.0.113.7"], 2, "an address of this machine"),
+    "no store to verify": (["audit-log", "verify"], 1, "there is no store station.db: give the --store"),
     "no sink": (["serve", "parts.blemish", "--port", "0", "--mqtt", "broker"], 2, "a whole address is needed"),
 }
 

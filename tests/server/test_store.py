@@ -150,6 +150,7 @@ CHANGES = {
     "a row gone": ("DELETE FROM audit WHERE id = 2", 3, "does not follow"),
     "an actor": ("UPDATE audit SET actor = 'somebody' WHERE id = 3", 3, "does not follow"),
     "a verdict": ("UPDATE inspections SET decision = 'reject' WHERE id = 3", 3, "inspection 3 is not what"),
+    "a verdict gone": ("DELETE FROM inspections WHERE id = 2", 2, "inspection 2 is gone, and nobody noted"),
     "a score": ("UPDATE inspections SET score = 1.25 WHERE id = 1", 1, "inspection 1 is not what"),
 }
 
@@ -171,6 +172,7 @@ def test_a_row_that_retention_deleted_breaks_nothing(store: Store) -> None:
     store.record([ROW, ROW])
     with store.write() as connection:
         connection.execute(inspections.delete().where(inspections.c.id == 1))
+        store.note(connection, "deleted", "station", {"verdicts": 1, "first": 1, "last": 1})
     assert store.verify()["whole"]
     assert store.record([ROW])[0]["id"] == 3  # numbers are never given twice
 
@@ -230,6 +232,11 @@ def test_pages_hold_what_was_written_newest_first(
         assert one["score"] is None or math.copysign(1, one["score"]) == math.copysign(1, row["score"])
     assert store.count(Search(**asked))["total"] == len(wanted)
     store.close()
+
+
+def test_a_part_that_an_earlier_model_rejected_stays_rejected(store: Store) -> None:
+    both = store.record([ROW | {"part": "S1"} | one for one in ({"decision": "reject"}, {"digest": "e", "score": 9.0})])
+    assert store.part_verdict("parts", "S1")["worst"] == both[0]["id"]
 
 
 def test_a_clock_that_jumps_back_disorders_nothing(store: Store) -> None:

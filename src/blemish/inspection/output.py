@@ -87,11 +87,12 @@ def deliver(
     return decisions, unreadable
 
 
-def summary(decisions: Mapping[str, int]) -> str:
-    """Such as ``50 judged: 44 ok, 6 review, 0 reject``."""
+def summary(decisions: Mapping[str, int], unreadable: int = 0) -> str:
+    """Such as ``50 judged: 44 ok, 6 review, 0 reject; 2 could not be judged``."""
     counts = ", ".join(f"{decisions.get(decision, 0)} {decision}" for decision in ("ok", "review", "reject"))
     judged = sum(decisions.values())
-    return f"{judged} judged: {counts}" if set(decisions) - {""} else f"{judged} judged, without decisions"
+    words = f"{judged} judged: {counts}" if set(decisions) - {""} else f"{judged} judged, without decisions"
+    return words + (f"; {unreadable} could not be judged" if unreadable else "")
 
 
 def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:

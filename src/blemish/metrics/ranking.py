@@ -152,7 +152,8 @@ def caught_at(scores: ArrayLike, labels: ArrayLike, rate: float) -> tuple[float,
 
     With ``g`` negatives that is the score that ``floor(rate * g)`` of them exceed: their maximum if ``g < 1 / rate``,
     and the interval is then too narrow. It is the bootstrap's, both classes drawn anew, computed without drawing them:
-    the threshold's rank is a Beta variable times ``g``, the positives above are binomial. NaN without either class.
+    the threshold's rank is a Beta variable times ``g``, the positives above are binomial. Where every draw catches all,
+    or none, it is the exact binomial one. NaN without either class.
     """
     values, flags = check_scores(scores, labels)
     positives, negatives = values[flags], np.sort(values[~flags])[::-1]
@@ -164,6 +165,9 @@ def caught_at(scores: ArrayLike, labels: ArrayLike, rate: float) -> tuple[float,
     ranks = (negatives.size * rng.beta(allowed + 1, negatives.size - allowed, DRAWS)).astype(int)
     drawn = rng.binomial(positives.size, found[ranks] / positives.size) / positives.size
     low, high = np.quantile(drawn, (0.025, 0.975))
+    if low == high:  # of all or none a bootstrap knows no doubt: the exact one of a binomial share
+        edge = 0.025 ** (1 / positives.size)
+        low, high = (edge, 1.0) if low else (0.0, 1 - edge)
     return float(found[allowed] / positives.size), (float(low), float(high))
 
 

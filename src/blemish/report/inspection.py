@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -84,7 +84,7 @@ class Gallery:
         return sections
 
 
-def write_inspection(gallery: Gallery, decisions: Counter[str], unreadable: Iterable[tuple[str, str]]) -> Path:
+def write_inspection(gallery: Gallery, decisions: Counter[str], unreadable: Sequence[tuple[str, str]]) -> Path:
     """Write ``index.html`` of images whose truth nobody knows; its path."""
     limits, scores = limits_of(gallery.inspector), np.array(gallery.scores)
     rows = [(name, f"{value:.4g}", f"{int((scores > value).sum())} of {len(scores)}") for name, value in limits.items()]
@@ -92,12 +92,12 @@ def write_inspection(gallery: Gallery, decisions: Counter[str], unreadable: Iter
     return write_gallery(
         gallery,
         "Judged images",
-        summary(decisions),
+        summary(decisions, len(unreadable)),
         notes=[f"The {gallery.shown} worst are shown; {more} more are in the JSON lines."] if more > 0 else [],
         tables=[(("threshold", "score", "images above it"), rows)] if rows else [],
         histogram=histogram(gallery.scores, [], limits, ("images", "")),
         filters=[(word, f"{word} ({decisions[word]})") for word in ("reject", "review", "ok") if decisions[word]],
-        unreadable=list(unreadable),
+        unreadable=unreadable,
     )
 
 

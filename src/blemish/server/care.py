@@ -81,7 +81,7 @@ def let_go(here: Station, now: float | None = None) -> None:
 
 
 def _kept_images(words: str) -> Any:
-    """A condition on rows, of ``rejected,reviewed,labelled,1%``; the share is by number: always the same, and spread."""
+    """A condition on rows, of ``rejected,reviewed,labelled,1%``; the share is by number: the same always, spread."""
     columns = inspections.c
     named = {
         "all": true(),
@@ -92,7 +92,9 @@ def _kept_images(words: str) -> Any:
     }
     shares = (word for word in words.split(",") if word.endswith("%"))
     kept = [named[word] for word in words.split(",") if word in named]
-    return or_(false(), *kept, *(columns.id % 10_000 * 6181 % 10_000 < round(100 * float(share[:-1])) for share in shares))
+    return or_(
+        false(), *kept, *(columns.id % 10_000 * 6181 % 10_000 < round(100 * float(share[:-1])) for share in shares)
+    )
 
 
 def _drop_photographs(here: Station, rows: Sequence[Row[Any]], why: str) -> None:

@@ -259,7 +259,7 @@ def set_rate(here: Here, person: Admin, model: ModelField, percent: Annotated[fl
 def report(page: View, here: Here) -> Response:
     """A shift, or another span, as one page that stands alone and prints well."""
     search, pictures, drawn = page.search(), {}, {}
-    if search.since is None and search.day is None:
+    if (search.since, search.until, search.day) == (None, None, None):
         began, ends = shift_around(datetime.now().astimezone(), here.settings.shifts)
         search = search.model_copy(update={"since": began, "until": ends})
     found = reports.shift(here, search)

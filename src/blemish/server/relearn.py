@@ -33,6 +33,7 @@ def is_held_out(part: str) -> bool:
 
 def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Write the new model into ``folder``; what it learned from, and how its verdicts differ."""
+    from blemish.backbones.backbone import rebuild
     from blemish.data.readers import read_training
     from blemish.data.samples import Sample, TrainingSet
     from blemish.inspection.load import load
@@ -41,6 +42,7 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     from blemish.training.setup import FitSettings
 
     old, training = load(job["model"], threads=job["threads"]), read_training(Path(job["training"]))
+    rebuild(old.info()["backbone"])  # weights of a file are not here: with others it would be no comparison
     samples, held = list(training.samples), list[str]()
     for one in job["said"]:
         if one["said"] == "good" and is_held_out(one["part"]):

@@ -11,7 +11,7 @@ from sqlalchemy import Float, cast, func, select
 
 from blemish.server.health import promise
 from blemish.server.station import Station
-from blemish.server.store import Search, as_json, spoken_time
+from blemish.server.store import TIMES, Search, as_json, spoken_time
 from blemish.server.tables import audit, inspections
 
 COLUMNS = (
@@ -32,12 +32,13 @@ def shift(here: Station, search: Search) -> dict[str, Any]:
         row = hours.setdefault(spoken_time(3600 * at), dict.fromkeys(("ok", "review", "reject", "undecided"), 0))
         row[decision or "undecided"] = n
         row[f"mean_score_{decision or 'undecided'}"] = mean
-    strange = search.apply(select(inspections)).order_by(columns.score.desc(), columns.id.desc()).limit(WORST)
+    # By p-value first: scores compare images of one model alone. One that is not finite is the strangest there is.
+    order = (columns.score.is_not(None), func.coalesce(columns.p_value, 1), columns.score.desc(), columns.id.desc())
+    strange = search.apply(select(inspections)).order_by(*order).limit(WORST)
     changes = select(audit).where(audit.c.kind.in_(TOLD)).order_by(audit.c.id.desc()).limit(PAGE)
-    if search.since is not None:
-        changes = changes.where(audit.c.at >= search.since.timestamp())
-    if search.until is not None:
-        changes = changes.where(audit.c.at < search.until.timestamp())
+    for name, of in TIMES.items():
+        if (value := getattr(search, name)) is not None:
+            changes = changes.where(of(audit.c.at, value))
     names = [search.model] if search.model in here.judges else [*here.judges]
     return {
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -43,9 +44,15 @@ class Sink(Protocol):
 def named_sinks(settings: Settings) -> dict[str, Callable[[], Sink]]:
     """What makes the sinks that were asked for, by the names under which messages wait for them."""
     made: dict[str, Callable[[], Sink]] = {}
-    made |= {place[:64]: partial(Webhook, place, settings.webhook_secret) for place in settings.webhooks}
-    made |= {place[:64]: partial(Mqtt, place) for place in settings.mqtt}
-    return made | {place[:64]: partial(OpcUa, place) for place in settings.opcua}
+    made |= {_name(place): partial(Webhook, place, settings.webhook_secret) for place in settings.webhooks}
+    made |= {_name(place): partial(Mqtt, place) for place in settings.mqtt}
+    return made | {_name(place): partial(OpcUa, place) for place in settings.opcua}
+
+
+def _name(place: str) -> str:
+    """Of an address, for people, too: without name and password; what is too long for the store ends in its digest."""
+    shown = re.sub("(?<=://)[^/]*@", "", place)
+    return shown if len(shown) <= 64 else f"{shown[:51]}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
 
 class Delivery(Worker):

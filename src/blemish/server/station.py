@@ -26,7 +26,7 @@ from blemish.server.judging import JudgeQueue, Model, Photograph, decode
 from blemish.server.metrics import Metrics
 from blemish.server.pictures import Pictures
 from blemish.server.settings import Settings
-from blemish.server.store import Store, as_json
+from blemish.server.store import Store, as_json, spoken_time
 from blemish.server.tables import inspections, models
 
 RECENT, RECENT_PIXELS = 24, 4_000_000  # verdicts kept whole in memory, for their pictures
@@ -148,7 +148,7 @@ class Station:
         keys = ("promise", "method", "threshold", "review_threshold", "pixel_threshold")
         named = {key: info.get(key) for key in keys}
         waits = {"waiting": judge.depth, "may_wait": self.settings.queue}
-        return {"model": name, "digest": model.digest, "since": row.at, "why": row.why, **named, **waits}
+        return {"model": name, "digest": model.digest, "since": spoken_time(row.at), "why": row.why, **named, **waits}
 
     def _keep(self, name: str, batch: Sequence[Photograph]) -> list[dict[str, Any]]:
         """Photographs to the disk, rows to the store: after this nothing of the batch can be lost."""

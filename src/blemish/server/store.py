@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
@@ -62,13 +64,16 @@ class Search(BaseModel, extra="forbid"):
         return query.where(*(condition(value) for condition, value in given if condition))
 
 
+TIMES: dict[str, Callable[[Any, Any], Any]] = {  # what a search asks of a column of times
+    "day": lambda at, day: (at >= midnight(day)) & (at < midnight(day + timedelta(days=1))),
+    "since": lambda at, since: at >= since.timestamp(),
+    "until": lambda at, until: at < until.timestamp(),
+}
 SAID = {"something": inspections.c.said.is_not(None), "nothing": inspections.c.said.is_(None)}
 CONDITIONS: dict[str, Callable[[Any], Any]] = {
     **{name: inspections.c[name].__eq__ for name in ("model", "decision", "part")},
     "said": lambda word: SAID.get(word, inspections.c.said == word),
-    "day": lambda day: (inspections.c.at >= midnight(day)) & (inspections.c.at < midnight(day + timedelta(days=1))),
-    "since": lambda since: inspections.c.at >= since.timestamp(),
-    "until": lambda until: inspections.c.at < until.timestamp(),
+    **{name: partial(of, inspections.c.at) for name, of in TIMES.items()},
     "min_score": inspections.c.score.__ge__,
     "max_score": inspections.c.score.__le__,
     "cursor": inspections.c.id.__lt__,
@@ -102,14 +107,14 @@ def as_json(row: Row[Any]) -> dict[str, Any]:
 
 
 class Store:
-    """An opened store, brought to this version's tables.
+    """An opened store, brought to this version's tables; a new one where there is none and ``make`` allows it.
 
     Raises:
-        StoreError: it cannot be opened, is no store, or a newer version wrote it.
+        StoreError: it cannot be opened, is no store, a newer version wrote it, or there is none and ``make`` is False.
         ConfigError: the address is none.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, make: bool = True) -> None:
         try:
             self.url = make_url(url if "://" in url else f"sqlite:///{url}")
             self._sqlite = self.url.get_backend_name() == "sqlite"
@@ -118,6 +123,8 @@ class Store:
             self.engine = create_engine(self.url, **options)
         except (ArgumentError, ImportError) as error:
             raise ConfigError(f"{url} is no store ({error}): give a file, or postgresql+psycopg://...") from error
+        if not make and self._sqlite and not Path(self.name).is_file():
+            raise StoreError(f"there is no store {self.name}: give the --store of the station")
         self._writing = threading.RLock()
         self._held = contextlib.ExitStack()
         if self._sqlite:
@@ -241,8 +248,9 @@ class Store:
     def part_verdict(self, model: str, part: str) -> dict[str, Any]:
         """Of all photographs of a part: its verdict is that of the worst."""
         found = self.rows(select(inspections).where(inspections.c.part == part, inspections.c.model == model))
-        # A score that is not finite is the worst there is.
-        worst = max(found, key=lambda row: float("inf") if row.score is None else row.score)
+        # Scores order what one model judged alike; a score that is not finite is the worst there is.
+        order = ("ok", None, "review", "reject").index
+        worst = max(found, key=lambda row: (order(row.decision), float("inf") if row.score is None else row.score))
         named = {name: getattr(worst, name) for name in ("decision", "score", "p_value")}
         return {"part": part, **named, "photographs": len(found), "worst": worst.id}
 
@@ -281,12 +289,15 @@ class Store:
 
     def verify(self) -> dict[str, Any]:
         """Whether the audit trail is whole: its length, its last hash, and the first broken link with the reason."""
-        previous, number, last, broken = "", 0, 0, None
+        previous, number, last, deleted, broken = "", 0, 0, 0, None
         query, columns = select(audit).order_by(audit.c.id).limit(1000), inspections.c
         while broken is None and (page := self.rows(query.where(audit.c.id > last))):
             said = {row.id: json.loads(row.body) for row in page if row.kind == "verdict"}
             wanted = columns.id.in_([one.get("id") for one in said.values()])
             stored = {row.id: row for row in self.rows(select(inspections).where(wanted))}
+            if max((one.get("id", 0) for one in said.values() if one.get("id") not in stored), default=0) > deleted:
+                notes = [json.loads(note.body) for note in self.rows(select(audit).where(audit.c.kind == "deleted"))]
+                deleted = max((one["last"] for one in notes if "verdicts" in one), default=0)
             for row in page:
                 noted, why = said.get(row.id, {}), ""
                 own = stored.get(noted.get("id"))
@@ -294,6 +305,8 @@ class Store:
                     why = "it does not follow from the row before"
                 elif own is not None and any(getattr(own, name) != noted[name] for name in CHAINED):
                     why = f"inspection {own.id} is not what was noted of it"
+                elif own is None and noted.get("id", 0) > deleted:
+                    why = f"inspection {noted['id']} is gone, and nobody noted that it was deleted"
                 if why:
                     broken = {"row": row.id, "at": spoken_time(row.at), "why": why}
                     break

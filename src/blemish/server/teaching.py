@@ -28,7 +28,7 @@ SHOWN_LINES = 40
 
 
 def recalibrated(here: Station, name: str, rate: float | None, review: float | None) -> Calibration:
-    """A model's calibration at another rate; the one there is where none is given.
+    """A model's calibration at another rate; what is not given stays, a default review share twice the rate.
 
     Raises:
         ConfigError: a share is not between 0 and 1.
@@ -39,7 +39,9 @@ def recalibrated(here: Station, name: str, rate: float | None, review: float | N
         raise CalibrationError(now.sentence())
     if rate is None and review is None:
         return now
-    rate = settle_rate(rate, now.n, now.kind)
+    rate = settle_rate(now.rate if rate is None else rate, now.n, now.kind)
+    if review is None and now.review != settle_review(None, now.rate):
+        review = now.review  # somebody chose it: no part of the default rule
     return dataclasses.replace(now, rate=rate, review=settle_review(review, rate))
 
 
