@@ -142,7 +142,7 @@ def main() -> None:
     rows = {(row["set"], row["method"]): row for row in read if "kind" not in row}  # others are of deploy_latency.py
     exported = [name for name in given.methods if name not in METHODS or method_entry(name).exports]
     for name, method in product(given.sets, exported) if given.data else ():
-        if given.time and not (given.time / f"{name}-{method}.onnx").exists():
+        if given.time and not ((name, method) in rows and (given.time / f"{name}-{method}.onnx").exists()):
             continue
         try:
             row = timed(rows[name, method], given) if given.time else measure(given.data / name, method, given)

@@ -184,6 +184,8 @@ def test_calibrate_gives_a_new_threshold_and_keeps_what_was_learned(blemish, par
     assert calibration.scores == pytest.approx(sorted(inspector(path).score for path in parts.good_tests), rel=1e-4)
     assert (calibration.kind, calibration.rate, calibration.review, calibration.n) == ("holdout", 0.2, 0.3, 5)
     assert fresh(parts.bad[0]).score == inspector(parts.bad[0]).score
+    mixed = blemish("calibrate", model, parts.root / "test", "-o", tmp_path / "mixed.blemish")
+    assert "6 of 11 images lie not in a folder good" in mixed.stderr and "lie not" not in done.stderr
 
 
 def test_info_says_what_a_model_is(blemish, model, inspector):

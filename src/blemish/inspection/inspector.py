@@ -122,6 +122,10 @@ class Inspector(Judge):
             CalibrationError: they are too few for ``false_reject``, or it has learned from some of them.
         """
         run, samples = run or Run(), [Sample(path, "normal") for path in dict.fromkeys(find_images(good))]
+        elsewhere = [folder for one in samples if (folder := one.path.parent.name) != "good"]
+        if 0 < len(elsewhere) < len(samples):
+            where = f"{len(elsewhere)} of {len(samples)} images lie not in a folder good but in others ({elsewhere[0]})"
+            run.progress.note(f"warning: {where}: all count as good parts; give the good ones alone if these are not")
         images = PreparedImages(samples, self.preparation, progress=run.progress)
         learned = set(self.provenance.get(LEARNED_KEYS, ()))
         known = [sample.path.name for sample, key in zip(images.samples, images.keys) if key[:KEY_LETTERS] in learned]
