@@ -48,11 +48,11 @@ BUDGET = {
     "made-up defects and weak heads": 761,
     "reconstruction, first half, and AA-BiGAN": 841,
     "sources that fail, engines that tell": 40,
-    "a stranger with several models": 36,
+    "a stranger with several models": 42,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 19_288
+TEST_BUDGET = 19_292
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

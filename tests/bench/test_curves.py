@@ -113,6 +113,7 @@ def test_a_job_killed_while_it_trains_goes_on_and_ends_with_the_same_row(data, u
         assert found[name]["resumed"] and not expected[name]["resumed"], "its seconds are not those of the whole job"
 
 
+@pytest.mark.slow
 def test_the_test_set_is_judged_after_every_second_epoch_and_at_the_end(undisturbed):
     for row in undisturbed[2].values():
         assert [point["epoch"] for point in row["followed"]] == [2, 4, 6]
@@ -140,6 +141,7 @@ def test_places_of_trusted_images_are_not_guessed_where_some_were_left_out(tmp_p
     assert evaluations.trusted_columns(3) is None  # place 0 of three may be any of the first two
 
 
+@pytest.mark.slow
 def test_the_report_draws_curves_and_says_that_nothing_was_chosen(undisturbed, tmp_path):
     results, recipe, _ = undisturbed
     _, page = write_reports(summarise(recipe, Ledger(results / FILE).rows()), results, tmp_path)
@@ -150,6 +152,7 @@ def test_the_report_draws_curves_and_says_that_nothing_was_chosen(undisturbed, t
         assert title in text
 
 
+@pytest.mark.slow
 def test_following_leaves_training_and_other_rows_as_they_were(data, undisturbed, tmp_path):
     _, job = job_of(tmp_path, data, RECIPE.replace("follow = 2\n", ""))
     assert "follow" not in job.experiments[0].configuration

@@ -84,6 +84,7 @@ def test_a_file_decides_as_the_model_and_says_what_it_is(model, tmp_path):
     assert Calibration.from_tensors(arrays, stored["calibration"]).threshold == model.calibration.threshold
     assert stored["export"]["parity"]["images"] == 6 and stored["export"]["input"] == "uint8"
     assert len(stored["export"]["sha256"]) == 64
+    assert b".py" not in (tmp_path / "parts.onnx").read_bytes(), "where this machine keeps its code"
 
     two = np.stack([read_image(check / f"{number}.png").pixels for number in (0, 1)])
     names = [output.name for output in session.get_outputs()]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import config as tracing
 from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
@@ -94,7 +95,8 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
     shape = {0: count, 1: height, 2: width} if any_size else {0: count}
     example = torch.zeros(EXAMPLE, dtype=getattr(torch, pixels))
     options = tuple(torch.tensor(value) for value in deployed.inputs.values())
-    constants = Constants()
+    constants, silent = Constants(), tracing.do_not_emit_stack_traces
+    tracing.do_not_emit_stack_traces = True  # a file tells nobody where this machine keeps its code
     try:
         with torch.no_grad(), constants:
             deployed(torch.zeros_like(example), *options)
@@ -117,6 +119,10 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
         raise OutputError(
             f"this model has no ONNX form: {what} cannot be translated. Use another --backbone, or the model file"
         ) from error
+    finally:
+        tracing.do_not_emit_stack_traces = silent
+    for node in program.model.graph.all_nodes():  # what Dynamo emits all the same
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     model = program.model_proto
     # No outputs to programs, but names by which our engines leave preparation out.
     for value in [value for value in model.graph.output if value.name in ("prepared", "input_map")]:
