@@ -22,18 +22,18 @@ $(RUNS): pyproject.toml constraints.txt
 demo: $(RUNS)   ## PatchCore learns real textures and finds painted defects, offline
 	$(BIN)/blemish demo
 
-# Two processes of one thread each: small tensors gain nothing from a second thread. Of the common tests, one file has
-# most, so its tests are shared out singly.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
+# Two processes of one thread each: small tensors gain nothing from a second thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test: $(READY) lint   ## the checks of the code, and all tests but the slow ones: minutes
-	$(PYTEST) loadfile -m "not slow"
+	$(PYTEST) --dist loadfile -m "not slow"
 
 test-slow: $(READY)   ## stops and kills, long examples, browsers and servers where they are at hand
-	$(PYTEST) loadfile -m slow
+	$(PYTEST) --dist loadfile -m slow
 
+# One file has most of these tests: they are shared out singly.
 test-avx2: $(READY)   ## the methods' common tests as a processor without AVX-512 and bf16 units computes
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) worksteal -m "not slow" tests/contract tests/ops
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) --dist worksteal -m "not slow" tests/contract tests/ops
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -157,7 +157,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def gains_from_bf16(cls, backbone: Backbone, config: Any) -> bool:
-        """Whether it trains dense convolutions, as most students are made of, rather than depthwise ones."""
+        """As ``bf16`` says, unless an option decides."""
         return cls.bf16 == "always" or (cls.bf16 == "dense" and backbone.dense)
 
     @final

@@ -92,7 +92,6 @@ def test_nothing_is_learned_without_the_training_images(client: TestClient) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_model_of_other_weights_is_not_learned_again_with_those_that_are_here(training: Path, tmp_path: Path) -> None:
     torch.save(random_network("efficientnet_lite0", [2, 3], 1).state_dict(), weights := tmp_path / "own.pth")
     model = fit(training, size=64, backbone="efficientnet_lite0", weights=weights, calibration="none", poses="none")
@@ -101,6 +100,7 @@ def test_a_model_of_other_weights_is_not_learned_again_with_those_that_are_here(
         relearn(job, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_method_that_sees_pixels_alone_can_learn_again(training: Path) -> None:
     first = fit(training, method="ae", size=64, steps=1, calibration="none")
     again = fit(training, FitSettings(**settings_of(first.info())))

@@ -96,7 +96,7 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
     example = torch.zeros(EXAMPLE, dtype=getattr(torch, pixels))
     options = tuple(torch.tensor(value) for value in deployed.inputs.values())
     constants, silent = Constants(), tracing.do_not_emit_stack_traces
-    tracing.do_not_emit_stack_traces = True  # a file tells nobody where this machine keeps its code
+    tracing.do_not_emit_stack_traces = True  # to collect them takes a fifth of the time
     try:
         with torch.no_grad(), constants:
             deployed(torch.zeros_like(example), *options)
@@ -121,7 +121,7 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
         ) from error
     finally:
         tracing.do_not_emit_stack_traces = silent
-    for node in program.model.graph.all_nodes():  # what Dynamo emits all the same
+    for node in program.model.graph.all_nodes():  # a file tells nobody where this machine keeps its code
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     model = program.model_proto
     # No outputs to programs, but names by which our engines leave preparation out.

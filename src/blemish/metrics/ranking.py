@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
 from blemish.errors import DataError
 
@@ -165,9 +166,8 @@ def caught_at(scores: ArrayLike, labels: ArrayLike, rate: float) -> tuple[float,
     ranks = (negatives.size * rng.beta(allowed + 1, negatives.size - allowed, DRAWS)).astype(int)
     drawn = rng.binomial(positives.size, found[ranks] / positives.size) / positives.size
     low, high = np.quantile(drawn, (0.025, 0.975))
-    if low == high:  # of all or none a bootstrap knows no doubt: the exact one of a binomial share
-        edge = 0.025 ** (1 / positives.size)
-        low, high = (edge, 1.0) if low else (0.0, 1 - edge)
+    if low == high:  # of all or none a bootstrap knows no doubt
+        low, high = binomtest(int(low * positives.size), positives.size).proportion_ci()
     return float(found[allowed] / positives.size), (float(low), float(high))
 
 

@@ -11,6 +11,11 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
+def without_password(place: str) -> str:
+    """An address as people may see it: without name and password."""
+    return re.sub("(?<=://)[^/]*@", "", place)
+
+
 class Settings(BaseModel, frozen=True, extra="forbid"):
     """The defaults suit one line and a laptop: everything stays on this machine, and nothing is deleted."""
 

@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import json
 import logging
-import re
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +19,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from sqlalchemy import delete, select
 
 from blemish.errors import StoreError
-from blemish.server.settings import Settings
+from blemish.server.settings import Settings, without_password
 from blemish.server.store import Store
 from blemish.server.tables import outbox
 from blemish.server.worker import Worker
@@ -50,8 +49,8 @@ def named_sinks(settings: Settings) -> dict[str, Callable[[], Sink]]:
 
 
 def _name(place: str) -> str:
-    """Of an address, for people, too: without name and password; what is too long for the store ends in its digest."""
-    shown = re.sub("(?<=://)[^/]*@", "", place)
+    """Of an address; what is too long for the store ends in its digest."""
+    shown = without_password(place)
     return shown if len(shown) <= 64 else f"{shown[:51]}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
 

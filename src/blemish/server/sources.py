@@ -6,7 +6,6 @@ A full queue delays a source, and loses nothing of it: the source waits and hand
 import logging
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from fastapi import HTTPException
 from blemish.data.readers import images_below, is_image
 from blemish.errors import BlemishError, ConfigError, ImageError
 from blemish.server.judging import Full
+from blemish.server.settings import without_password
 from blemish.server.station import Station
 from blemish.server.store import spoken_time
 from blemish.server.worker import Worker
@@ -167,7 +167,7 @@ class Camera:
         import cv2
 
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-        self._place = re.sub("(?<=://).*@", "", place)  # people see it: without name and password
+        self._place = without_password(place)
         self._encode, self.picture = cv2.imencode, b""
         self._latest: Any = None
         self._is_file = "://" not in place and not place.isdecimal()
