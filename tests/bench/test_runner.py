@@ -162,6 +162,7 @@ def test_failures_keep_their_reasons_and_are_tried_again(worker, results):
     assert labels(Ledger(results / FILE).rows()) == {"works": 2}, "what stands runs afresh when asked"
 
 
+@pytest.mark.slow
 def test_two_benches_at_once_do_each_job_once(worker, results):
     work = {f"job{i}": [{"sleep": 0.2}, {}] for i in range(4)}
     benches = [start_bench(worker, results, work) for _ in range(2)]

@@ -45,6 +45,7 @@ def parts(save_part, tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_each_half_is_judged_by_models_that_have_not_seen_it(parts, monkeypatch):
     learned = []
     learn = Learner.learn
@@ -94,6 +95,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(parts, bad, changes,
         fit(parts(8, bad), FitSettings(**QUICK, calibration="none", compare=True), **changes)
 
 
+@pytest.mark.slow
 def test_verdicts_on_known_bad_images_that_were_learned_from_are_called_so(parts):
     notes = Notes()
     model = fit(parts(6, 2), FitSettings(**QUICK, steps=1), Run(progress=notes))
