@@ -49,7 +49,7 @@ def main() -> None:
             given.folder, method=method, options=options, backbone=given.backbone, weights=given.weights,
             calibration="none", cache="off", run=blemish.Run(device=choose_device(given.device)),
         )  # fmt: skip
-    paths = sorted(given.folder.glob("test/*/*.png"))
+    paths = sorted(path for path in given.folder.glob("test/*/*") if path.suffix in (".png", ".jpg"))
     paths = paths[:: max(1, len(paths) // given.images)]
     seconds: dict[str, list[float]] = {label: [] for label in inspectors}
     for turn in range(given.rounds + 1):

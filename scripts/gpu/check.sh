@@ -2,6 +2,7 @@
 # What a graphics card is asked, within nine minutes: tests, speed beside the usual loops, then figures at full length.
 #   scripts/gpu/check.sh FOLDER OUT        FOLDER as scripts/gpu/pack.sh makes it: wheels/ and data/
 #   BLEMISH_GPU_TRY=1 scripts/gpu/check.sh FOLDER OUT      the same on the processor, tiny: it works the first time
+#   BLEMISH_GPU_PARTS="tests speed figures" BLEMISH_GPU_SECONDS=530      some of it, within other seconds
 # Each part has its own limit and leaves what it found in OUT, as it is found; a part that fails stops no other.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -9,18 +10,21 @@ FOLDER=$(realpath "$1")
 OUT=$(mkdir -p "$2" && realpath "$2")
 BEGAN=$SECONDS
 PYTHON=${PYTHON:-python3}
+PARTS=${BLEMISH_GPU_PARTS:-tests speed figures}
 if compgen -G "$FOLDER/wheels/*.whl" >/dev/null; then
     site=$(mktemp -d)
     $PYTHON -m pip install -q --no-index --no-deps --no-compile --target "$site" "$FOLDER"/wheels/*.whl || exit 1
 fi
 export PYTHONPATH="src:benchmarks${site:+:$site}${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+CARD=recipes/claims/on-a-card
 if [ -n "${BLEMISH_GPU_TRY:-}" ]; then
-    DEVICE=cpu JOBS=1 WHOLE=400 ONLY="RD (vector)*" TESTS="shapes and padim" RECIPE=$OUT/tiny.toml SMALL="--size 64 --rounds 1"
+    DEVICE=cpu JOBS=1 WHOLE=400 ONLY="RD (vector)*" TESTS="shapes and padim" RECIPES=$OUT/tiny.toml
     sed -e 's/^epochs = .*/epochs = 1/' -e 's/^seeds = .*/seeds = [0]/' -e 's/^size = .*/size = 64/' \
-        recipes/claims/on-a-card.toml >"$RECIPE"
-    BACKBONES=test_resnet IMAGES=16 BATCH=4 CORESET="equality"
+        $CARD.toml >"$RECIPES"
+    BACKBONES=test_resnet IMAGES=16 BATCH=4 CORESET="equality" SMALL="--size 64 --rounds 1"
 else
-    DEVICE=cuda JOBS=8 WHOLE=530 ONLY="*" TESTS="not nothing" RECIPE=recipes/claims/on-a-card.toml SMALL=""
+    DEVICE=cuda JOBS=8 WHOLE=${BLEMISH_GPU_SECONDS:-530} ONLY="*" TESTS="not nothing" SMALL=""
+    RECIPES="$CARD.toml $CARD-pile.toml $CARD-weak.toml"
     BACKBONES="resnet18 wide_resnet50_2 efficientnet_lite0" IMAGES=512 BATCH=16 CORESET="speed memory"
 fi
 
@@ -34,26 +38,31 @@ part() { # seconds name command...
     echo "$name: exit status $? after $((SECONDS - since)) s" | tee -a "$OUT/parts.txt"
 }
 
-{ nvidia-smi 2>/dev/null || true; $PYTHON -c "import torch; print(torch.__version__, torch.version.cuda)"; } >"$OUT/machine.txt"
-part 60 cuda $PYTHON -m pytest -q -p no:cacheprovider tests/gpu -k "not try"
-BLEMISH_TEST_DEVICE=$DEVICE part 120 contract $PYTHON -m pytest -q -p no:cacheprovider -n $JOBS tests/contract -k "$TESTS"
-for name in $BACKBONES; do
-    part 45 "rd-$name" $PYTHON benchmarks/rd.py --backbone "$name" --images $IMAGES --device $DEVICE --rounds 2 $SMALL
-done
-part 40 coreset $PYTHON benchmarks/coreset.py $CORESET --device $DEVICE
-for name in $BACKBONES; do
-    part 30 "rdpp-$name" $PYTHON benchmarks/rdpp.py --backbone "$name" --device $DEVICE --batch $BATCH $SMALL
-done
-set -- "$FOLDER"/data/*/
-part 40 cdd $PYTHON benchmarks/cdd.py "$1" --device $DEVICE --epochs 2 --rounds 1 --size 64
-part 70 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1
-bench() { # recipe only
-    part 600 "bench-$(basename "$1" .toml)" $PYTHON -m blemish bench "$1" --only "$2" --data "$FOLDER/data" \
-        --device $DEVICE --jobs $JOBS --results "$OUT" --reports "$(mktemp -d)"
+pytest() { # seconds name what...
+    part "$1" "$2" $PYTHON -m pytest -q -W default -p no:cacheprovider -n $JOBS "${@:3}"
 }
-bench "$RECIPE" "$ONLY"
-if [ -z "${BLEMISH_GPU_TRY:-}" ]; then # with what is left: overlap and none at a bad image for every ten; CKAAD
-    bench recipes/claims/memorising.toml "*"
-    bench recipes/claims/few-labels.toml "CKAPatch on magnetic*"
+
+{ nvidia-smi 2>/dev/null || true; $PYTHON -c "import torch; print(torch.__version__, torch.version.cuda)"; } >"$OUT/machine.txt"
+if [[ $PARTS == *tests* ]]; then
+    pytest 90 cuda tests/gpu -k "not try"
+    BLEMISH_TEST_DEVICE=$DEVICE pytest 120 contract tests/contract -k "$TESTS"
 fi
+if [[ $PARTS == *speed* ]]; then
+    for name in $BACKBONES; do
+        part 45 "rd-$name" $PYTHON benchmarks/rd.py --backbone "$name" --images $IMAGES --device $DEVICE --rounds 2 $SMALL
+    done
+    for what in $CORESET; do
+        part 40 "coreset-$what" $PYTHON benchmarks/coreset.py $what --device $DEVICE
+    done
+    for name in $BACKBONES; do
+        part 30 "rdpp-$name" $PYTHON benchmarks/rdpp.py --backbone "$name" --device $DEVICE --batch $BATCH $SMALL
+    done
+    set -- "$FOLDER"/data/*/
+    part 40 cdd $PYTHON benchmarks/cdd.py "$1" --device $DEVICE --epochs 2 --rounds 1 --size 64
+    part 70 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1
+fi
+for recipe in $([[ $PARTS == *figures* ]] && echo "$RECIPES"); do
+    part 600 "bench-$(basename "$recipe" .toml)" $PYTHON -m blemish bench "$recipe" --only "$ONLY" --data "$FOLDER/data" \
+        --device $DEVICE --jobs $JOBS --results "$OUT" --reports "$(mktemp -d)"
+done
 cat "$OUT/parts.txt"

@@ -6,8 +6,9 @@ anomalous.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, final
 
 import torch
@@ -24,10 +25,15 @@ Regime = Literal["clean", "contaminated", "weak"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Prepared ``images``, ``b 3 h w``, and one key each under which a teacher may have kept their features."""
+    """Prepared images and one key each under which a teacher may have kept their features."""
 
-    images: Tensor
+    given: Tensor | Callable[[], Tensor]  # the images, or what gives them: where features are kept nobody may ask
     keys: tuple[str, ...]
+
+    @cached_property
+    def images(self) -> Tensor:
+        """``b 3 h w``."""
+        return self.given if isinstance(self.given, Tensor) else self.given()
 
 
 @dataclass(frozen=True)

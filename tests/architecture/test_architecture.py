@@ -38,7 +38,7 @@ BUDGET = {
     "one file that runs anywhere": 2_205,
     "the station": 3_270,
     "the station's page": 560,
-    "on a graphics card": 12,
+    "on a graphics card": 12 + 110,
     "exported files, faster and without SciPy": 155,
     "systems the papers compare with, part one": 785,
     "teachers that learn, and CFA": 654,
@@ -52,7 +52,7 @@ BUDGET = {
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 19_299
+TEST_BUDGET = 19_330
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
@@ -130,7 +130,7 @@ def test_every_regime_has_a_default_method_that_serves_it() -> None:
     assert all(regime in method_class(name).regimes for regime, name in DEFAULT_METHOD.items())
 
 
-def test_fit_reaches_the_first_gradient_in_five_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_reaches_the_first_gradient_in_six_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader who follows a batch from ``blemish.fit`` goes through no more functions of ours than that."""
     rng = np.random.default_rng(0)
     for i in range(4):
@@ -147,7 +147,7 @@ def test_fit_reaches_the_first_gradient_in_five_frames(tmp_path: Path, monkeypat
     with pytest.raises(blemish.BlemishError, match="seen"):
         blemish.fit(tmp_path, **settings)
     assert frames[-1] == "fit"
-    assert len(frames) <= 5, frames
+    assert len(frames) <= 6, frames
 
 
 @pytest.mark.parametrize("name", blemish.__all__)

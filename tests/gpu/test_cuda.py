@@ -15,7 +15,7 @@ from PIL import Image
 
 from blemish.inspection.load import load
 from blemish.registry import METHODS, make_config, method_class
-from blemish.run import Run, choose_device
+from blemish.run import Run, Step, choose_device
 from blemish.training.fit import fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +59,36 @@ def test_learned_on_the_card_and_judged_on_both(name: str, precision: str, folde
     there = first(image)
     here = load(first.save(tmp_path / "m.blemish"), device="cpu", precision=precision)(image)
     assert here.score == pytest.approx(there.score, rel=0.01 if precision == "fp32" else 0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, on_card])])
+def test_steps_recorded_on_a_card_are_the_steps_as_written(device: str) -> None:
+    """To the bit: a loop beside it, batches of two sizes in turn, and once another state of the optimiser."""
+    both = []
+    for is_ours in (True, False):
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 1, 3))
+        generator = torch.Generator().manual_seed(0)
+        for values in network.parameters():
+            values.data.copy_(torch.randn(values.shape, generator=generator))
+        network.to(device)
+        optimiser = torch.optim.Adam(network.parameters(), lr=0.01, fused=True)
+        step = Step(Run(device=choose_device(device)), optimiser, lambda images, of=network: of(images).square().mean())
+        losses = []
+        for number in range(16):
+            images = torch.rand(4 if number % 3 else 2, 3, 16, 16, generator=generator).to(device)
+            if number == 12:
+                optimiser.state.clear()
+                step.forget()
+            if is_ours:
+                losses.append(float(step(images)))
+                continue
+            loss = network(images).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        both.append((losses, [values.tolist() for values in network.state_dict().values()]))
+    assert both[0] == both[1]
 
 
 def test_a_full_card_is_said_with_a_smaller_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

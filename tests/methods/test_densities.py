@@ -234,11 +234,11 @@ def test_stfpm_s_map_is_the_product_of_the_levels(learned, tiny_images, planted)
 def test_stfpm_keeps_the_epoch_that_is_best_on_images_held_out(learned, holdout, kept, monkeypatch):
     """Here the second of three, by losses made up for two images of eight; without images held out, the last."""
     made_up, learners, sizes = iter([3.0, 1.0, 2.0]), [], []
-    loss_of, step = stfpm._loss, torch.optim.SGD.step
+    loss_of, step = stfpm.vector_loss, torch.optim.SGD.step
 
-    def loss(learner, batch, teacher, run):
-        sizes.append((learner.training, len(batch.images)))
-        return loss_of(learner, batch, teacher, run) if learner.training else torch.tensor(next(made_up))
+    def loss(teacher, student):
+        sizes.append((student[0].requires_grad, len(teacher[0])))
+        return loss_of(teacher, student) if student[0].requires_grad else torch.tensor(next(made_up))
 
     def stepped(optimiser, *given):
         step(optimiser, *given)
@@ -246,7 +246,7 @@ def test_stfpm_keeps_the_epoch_that_is_best_on_images_held_out(learned, holdout,
         learners.append([p.clone() for p in group["params"]])
         assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.4, 0.9, 1e-4)
 
-    monkeypatch.setattr(stfpm, "_loss", loss)
+    monkeypatch.setattr(stfpm, "vector_loss", loss)
     monkeypatch.setattr(torch.optim.SGD, "step", stepped)
     method = learned("stfpm", {"epochs": 3, "steps": None, "batch_size": 8, "holdout": holdout})
     assert sizes == ([(True, 6), (False, 2)] * 3 if holdout else [(True, 8)] * 3)

@@ -1,9 +1,10 @@
 """The backbone as methods see it while learning: frozen, without gradient, the same numbers every time.
 
 Also where the features of training images are kept, so that each image is seen once. They are rounded to bf16, so bf16
-holds them exactly: the same numbers kept or computed, in the same memory order, by which convolutions round. On disk:
-one safetensors file an image, named by its key, in a folder named by all else that the numbers depend on. It is renamed
-into place and carries a digest: a process killed half-way leaves nothing that could be taken for features.
+holds them exactly: the same numbers kept or computed, in the same memory order, by which convolutions round. In memory:
+that of the device where the backbone is. On disk: one safetensors file an image, named by its key, in a folder named by
+all else that the numbers depend on. It is renamed into place and carries a digest: a process killed half-way leaves
+nothing that could be taken for features.
 """
 
 import contextlib
@@ -67,11 +68,14 @@ class FrozenTeacher:
         first = next(images for images in sets if len(images)).batch([0])
         try:
             cache = FeatureCache(self._features(first.images), identity(self.backbone), folder)
-            needed, hint = count * cache.bytes_each, ""
+            needed, hint, on_card = count * cache.bytes_each, "", None
+            if (device := _device(self.backbone)).type == "cuda":
+                on_card = torch.cuda.mem_get_info(device)[0]
+                cache.on_card = needed <= 0.25 * on_card
             if cache.folder is None:
                 free, place, why = available_memory(), "memory", "a quarter of the memory available"
-                if (device := _device(self.backbone)).type == "cuda":
-                    free, why = torch.cuda.mem_get_info(device)[0], "a quarter of the graphics card's free memory"
+                if on_card is not None:
+                    free, why = on_card, "a quarter of the graphics card's free memory"
                 limit = int(0.25 * free)
                 hint = "; a folder on a disk may hold them (--cache DIR)"
             else:
@@ -144,6 +148,7 @@ class FeatureCache:
         self._device = like[0].device
         self._channels_last = [not map_.is_contiguous() for map_ in like]
         self._in_memory: dict[str, list[Tensor]] = {}
+        self.on_card = False  # what lies in the folder is read once and then kept on the graphics card as well
         self._verified: set[str] = set()
         self.bytes_each = sum(2 * map_.numel() for map_ in like)
         self.folder = folder
@@ -160,12 +165,14 @@ class FeatureCache:
     def put(self, keys: Sequence[str], maps: Sequence[Tensor]) -> None:
         """Keep a batch's maps ``b c y x``, one for each level."""
         ordered = [map_.permute(0, 2, 3, 1) if last else map_ for map_, last in zip(maps, self._channels_last)]
-        levels = [map_.to(torch.bfloat16).contiguous().cpu() for map_ in ordered]
+        levels = [map_.to(torch.bfloat16).contiguous() for map_ in ordered]
         for i, key in enumerate(keys):
             rows = [level[i].clone() for level in levels]
-            if self.folder is None:
+            if self.folder is None or self.on_card:
                 self._in_memory[key] = rows
+            if self.folder is None:
                 continue
+            rows = [row.cpu() for row in rows]
             part = self.folder / f"{uuid.uuid4().hex}.part"
             try:  # not synced: what a power cut spoils, the digest shows
                 part.write_bytes(save({str(n): row for n, row in enumerate(rows)}, {"sha256": _digest(rows)}))
@@ -184,7 +191,7 @@ class FeatureCache:
 
     def _rows(self, key: str) -> list[Tensor] | None:
         """One image's maps; a file is digested when it is first read."""
-        if self.folder is None:
+        if self.folder is None or key in self._in_memory:
             return self._in_memory.get(key)
         try:
             with safe_open(self.folder / _file_name(key), framework="pt") as file:
@@ -194,6 +201,8 @@ class FeatureCache:
         except (OSError, SafetensorError):
             return None
         self._verified.add(key)
+        if self.on_card:
+            rows = self._in_memory[key] = [row.to(self._device) for row in rows]
         return rows
 
 

@@ -99,7 +99,7 @@ def _measured(
         "source_digest": source_digest(method_entry(configuration["method"]).target.partition(":")[0]),
         "weights_digest": provenance.get("weights_digest"),
         "learned_from": {name: provenance.get(name) for name in ("images", "groups")},
-        "machine": machine(),
+        "machine": machine() | ({"card": torch.cuda.get_device_name(run.device)} if on_gpu else {}),
         "device": str(run.device),
         "precision": provenance.get("precision"),
         "precision_trained": provenance.get("precision_trained"),

@@ -132,7 +132,8 @@ class PreparedImages:
             pixels[image] = attempt.pixels
             self._last = attempt if self.preparation.tiling is not None else None
         keys = tuple(image.key + f"/{number}" * (image.windows > 1) for image, (_, number) in zip(chosen, places))
-        return Batch(stacked([pixels[image][number] for image, (_, number) in zip(chosen, places)]), keys)
+        wanted = [pixels[image][number] for image, (_, number) in zip(chosen, places)]
+        return Batch(lambda: stacked(wanted), keys)
 
     def subset(self, indices: Sequence[int]) -> PreparedImages:
         """The images at ``indices`` as a set of their own, sharing the memory: for holding out and cross-fitting."""

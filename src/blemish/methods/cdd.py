@@ -19,8 +19,9 @@ Detection, arXiv 2508.18007, 2025.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.norms import precise_batchnorm
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
-from blemish.run import Epoch, Run, epochs
+from blemish.run import Epoch, Run, Step, epochs
 
 Regularisation = Literal["none", "full", "linear", "s-shape"]
 Selection = Literal["all", "next", "consensual"]
@@ -114,10 +115,11 @@ class CDD(Method):
 
 
 class Student(NamedTuple):
-    """A network that learns, and its optimiser."""
+    """A network that learns, its optimiser and its updates."""
 
     network: ReverseStudent
     optimiser: torch.optim.Optimizer
+    step: Step
 
 
 class DomainTrainer:
@@ -131,7 +133,8 @@ class DomainTrainer:
         networks = [student, *(copy.deepcopy(student) for _ in range(most if most > 1 else 0))]
         rate, betas = config.learning_rate, config.betas
         adams = [torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True) for network in networks]
-        self.whole, *self.of_domains = map(Student, networks, adams)
+        steps = [Step(run, adam, self._losses_of(network)) for network, adam in zip(networks, adams)]
+        self.whole, *self.of_domains = map(Student, networks, adams, steps)
         self.previous = PreviousStudent(student, images, teacher, run, int(1e9 * config.memory))
 
     def state(self) -> dict[str, Any]:
@@ -172,6 +175,7 @@ class DomainTrainer:
             student.network.load_state_dict(self.whole.network.state_dict())
             if config.reset_optimisers:
                 student.optimiser.state.clear()
+                student.step.forget()
             self._from_teacher(epoch, "domain", student, batches, self.weight)
             if config.settle and domain:
                 precise_batchnorm(student.network, self.images, config.batch_size, self.run, domain, self.teacher)
@@ -217,15 +221,22 @@ class DomainTrainer:
         self, student: Student, inputs: Sequence[Tensor], targets: Sequence[tuple[float, Sequence[Tensor]]]
     ) -> list[Tensor]:
         """One update of the weights by the weighted sum of the losses to all targets; these losses, detached."""
-        with self.run.precision.autocast(self.run.device):
-            made = student.network(inputs)
-        losses = [LOSSES[self.config.loss](maps, made) for _, maps in targets]
-        total = torch.stack([weight * loss for (weight, _), loss in zip(targets, losses)]).sum()
-        student.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        student.optimiser.step()
+        weights = torch.tensor([weight for weight, _ in targets])
+        losses = student.step(*inputs, *chain.from_iterable(maps for _, maps in targets), weights.to(self.run.device))
         next(self._ticks)
-        return [loss.detach() for loss in losses]
+        return list(losses / weights.to(losses))
+
+    def _losses_of(self, network: ReverseStudent) -> Callable[..., Tensor]:
+        """The weighted losses of a network: of its inputs, then the maps of one target after the other, the weights."""
+        levels = len(self.noise)
+
+        def losses_of(*tensors: Tensor) -> Tensor:
+            with self.run.precision.autocast(self.run.device):
+                made = network(tensors[:levels])
+            targets = [tensors[start : start + levels] for start in range(levels, len(tensors) - 1, levels)]
+            return tensors[-1] * torch.stack([LOSSES[self.config.loss](maps, made) for maps in targets])
+
+        return losses_of
 
     def _shuffled(self, epoch: Epoch, which: str, chosen: Collection[int]) -> list[int]:
         """The chosen images, in a random order of the whole pile."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import Count, Rate, Sigma, Steps, Width
+from blemish.ops.draws import normals
 from blemish.ops.residual import initialise_uniform, untrained
 from blemish.ops.smoothing import shrink, upscale
 from blemish.run import Run, epochs
@@ -67,7 +68,7 @@ class DSEBM(Method):
             draws = epoch.generator("noise")
             for indices in epoch.batches():
                 clean = 2 * shrink(images.batch(indices).images.to(run.device), self.square) - 1
-                noise = config.noise * torch.randn(clean.shape, generator=draws).to(run.device)
+                noise = config.noise * normals(clean.shape, draws, run.device)
                 loss = F.mse_loss(self.energy(clean + noise)[1], clean)
                 loss.backward()  # type: ignore[no-untyped-call]
                 epoch.descend(optimiser, loss=loss)

@@ -27,7 +27,7 @@ from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.norms import precise_batchnorm
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import ReverseStudent, build_reverse_student
-from blemish.run import Run, derive_seed, epochs
+from blemish.run import Run, Step, derive_seed, epochs
 
 MIN_INNER = 16  # channels inside a mapping, at least: a quarter of EfficientNet-Lite0's 24 would be 6
 
@@ -74,16 +74,20 @@ class FMAM(Method):
         self._initialise(run)
         network = self._network()
         optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
+        count = len(self.backbone.levels)
+
+        def loss_at(*seen: Tensor) -> Tensor:
+            with run.precision.autocast(run.device):
+                mapped = network(seen[count] if config.base == "nkd" else seen)
+            return loss_of(seen[:count], mapped)
+
+        step = Step(run, optimiser, loss_at)
         for epoch in epochs(run, "fmam", {"learners": network, "optimiser": optimiser}, config, len(images)):
             network.train()
             for indices in epoch.batches():
                 batch = images.batch(indices)
-                features = teacher(batch)
-                with run.precision.autocast(run.device):
-                    mapped = network(batch.images.to(run.device) if config.base == "nkd" else features)
-                loss = loss_of(features, mapped)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                seen = [batch.images.to(run.device)] if config.base == "nkd" else []
+                epoch.log(loss=step(*teacher(batch), *seen))
 
     def settle(self, training: TrainingImages, run: Run) -> None:
         """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""

@@ -23,7 +23,7 @@ from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImag
 from blemish.ops.config import DistillationLoss, StudentConfig
 from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.norms import precise_batchnorm
-from blemish.run import Run, derive_seed, epochs
+from blemish.run import Run, Step, derive_seed, epochs
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,18 @@ class NKD(Method):
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         self.student.reset(derive_seed(run.seed, "student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
+
+        def loss_at(seen: Tensor, *features: Tensor) -> Tensor:
+            with run.precision.autocast(run.device):
+                student = self.student(seen)
+            return loss_of(features, student)
+
+        step = Step(run, optimiser, loss_at)
         for epoch in epochs(run, "nkd", {"student": self.student, "optimiser": optimiser}, config, len(images)):
             self.student.train()
             for indices in epoch.batches():
                 batch = images.batch(indices)
-                features = teacher(batch)
-                with run.precision.autocast(run.device):
-                    student = self.student(batch.images.to(run.device))
-                loss = loss_of(features, student)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.log(loss=step(batch.images.to(run.device), *teacher(batch)))
 
     def settle(self, training: TrainingImages, run: Run) -> None:
         """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""

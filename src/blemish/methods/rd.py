@@ -22,7 +22,7 @@ from blemish.ops.config import DistillationLoss, StudentConfig
 from blemish.ops.cosine import LOSSES, anomaly_map, map_score
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import build_reverse_student
-from blemish.run import Run, epochs
+from blemish.run import Run, Step, epochs
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,17 @@ class RD(Method):
         config, loss_of, images = self.config, LOSSES[self.config.loss], training.normal
         initialise(self.student, run.generator("student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
+
+        def loss_at(*features: Tensor) -> Tensor:
+            with run.precision.autocast(run.device):
+                student = self.student(features)
+            return loss_of(features, student)
+
+        step = Step(run, optimiser, loss_at)
         for epoch in epochs(run, "rd", {"student": self.student, "optimiser": optimiser}, config, len(images)):
             self.student.train()
             for indices in epoch.batches():
-                features = teacher(images.batch(indices))
-                with run.precision.autocast(run.device):
-                    student = self.student(features)
-                loss = loss_of(features, student)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.log(loss=step(*teacher(images.batch(indices))))
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

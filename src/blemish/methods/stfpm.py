@@ -18,14 +18,14 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from blemish.backbones.backbone import build_student
-from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
+from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight
 from blemish.ops.cosine import location_cosines, vector_loss
 from blemish.ops.smoothing import upscale
-from blemish.run import Run, derive_seed, epochs
+from blemish.run import Run, Step, derive_seed, epochs
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,23 @@ class STFPM(Method):
             learner.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
         )
         state = {"student": self.student, "learner": learner, "optimiser": optimiser}
+
+        def loss_at(seen: Tensor, *features: Tensor) -> Tensor:
+            """|t - s|^2 of vectors of length 1, which is twice 1 - cosine: mean over places, sum over levels."""
+            with run.precision.autocast(run.device):
+                found = learner(seen)
+            return 2 * vector_loss(features, found)
+
+        step = Step(run, optimiser, loss_at)
         for epoch in epochs(run, "stfpm", state, config, len(learned)):
+            learner.train()
             for indices in epoch.batches():
                 batch = images.batch([learned[i] for i in indices])
-                loss = _loss(learner.train(), batch, teacher, run)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.log(loss=step(batch.images.to(run.device), *teacher(batch)))
             learner.eval()
             with torch.no_grad():
                 batches = in_batches(images, config.batch_size, held)
-                losses = [_loss(learner, batch, teacher, run) * len(batch.keys) for batch in batches]
+                losses = [loss_at(b.images.to(run.device), *teacher(b)) * len(b.keys) for b in batches]
             reached = torch.stack(losses).sum() if losses else torch.tensor(-float(epoch.number))  # none held: the last
             if reached < lowest:
                 lowest.copy_(reached)
@@ -92,11 +99,3 @@ class STFPM(Method):
         product = torch.stack([upscale(level, quarter, sigma=0) for level in levels]).prod(dim=0)
         map_ = upscale(product, (height, width), self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
-
-
-def _loss(student: nn.Module, batch: Batch, teacher: Teacher, run: Run) -> Tensor:
-    """|t - s|^2 of vectors of length 1, which is twice 1 - cosine: mean over places, sum over levels."""
-    features = teacher(batch)
-    with run.precision.autocast(run.device):
-        found = student(batch.images.to(run.device))
-    return 2 * vector_loss(features, found)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Width
+from blemish.ops.draws import normals
 from blemish.ops.focal import focal_loss
 from blemish.ops.norms import Standardisation
 from blemish.ops.perlin import perlin_mask
@@ -136,8 +137,9 @@ class SuperSimpleNet(Method):
         grid, count = (features.shape[-2], features.shape[-1]), 2 * len(features)
         masks = torch.stack([perlin_mask(grid, generator, threshold=threshold) for _ in range(count)])
         masks &= (torch.rand(count, generator=generator) < 0.5)[:, None, None]
-        noise = self.config.deviation * torch.randn((count, *features.shape[1:]), generator=generator) * masks[:, None]
-        masks, noise = masks.to(features.device), noise.to(features.device)
+        masks = masks.to(features.device)
+        noise = normals((count, *features.shape[1:]), generator, features.device) * masks[:, None]
+        noise *= self.config.deviation
         labels = masks.any(dim=2).any(dim=1)
         seen = torch.cat([features, features])
         if known is not None:

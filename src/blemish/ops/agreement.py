@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Teacher, in_batches
 from blemish.ops.cosine import image_cosines, location_cosines
+from blemish.ops.draws import normals
 from blemish.run import Run
 
 BUFFER_TYPE = torch.bfloat16  # what is kept of a student, and what it is rounded to where nothing is kept
@@ -49,7 +50,7 @@ class PreviousStudent:
                 self._kept = self._buffers(maps)
             for kept, map_ in zip(self._kept, maps):
                 kept[done : done + len(map_)] = map_.permute(0, 2, 3, 1)
-            done += len(batch.images)
+            done += len(batch.keys)
         order: list[int] = torch.cat(confidences).argsort(descending=True, stable=True).tolist()
         return order
 
@@ -89,18 +90,12 @@ def consensus(candidates: Sequence[Sequence[Tensor]], reference: Sequence[Tensor
 
 
 def jittered(features: Sequence[Tensor], deviations: Sequence[float], generator: torch.Generator) -> list[Tensor]:
-    """Copies of maps ``b c y x`` with Gaussian noise of a deviation a level, drawn on the device where they are.
-
-    Where that is another than the generator's, whose next number seeds one there: no noise has to be copied.
-    """
-    maps, device = [], features[0].device
-    if device != generator.device:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        generator = torch.Generator(device).manual_seed(seed)
+    """Copies of maps ``b c y x`` with Gaussian noise of a deviation a level."""
+    maps = []
     for map_, deviation in zip(features, deviations, strict=True):
         if deviation != 0:
             b, c, y, x = map_.shape
-            noise = torch.randn((b, y, x, c), generator=generator, device=device).permute(0, 3, 1, 2)
+            noise = normals((b, y, x, c), generator, map_.device).permute(0, 3, 1, 2)
             map_ = torch.add(map_, noise, alpha=deviation)  # noqa: PLW2901
         maps.append(map_)
     return maps
