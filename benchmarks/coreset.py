@@ -129,7 +129,7 @@ class MadeUpFeatures(Backbone):
         """Feature maps for as many images as are given."""
         batch = len(given.images) if isinstance(given, Batch) else len(given)
         sizes = ((512, 28, 28), (1024, 14, 14))
-        return [torch.rand(batch, *size, generator=self.generator) for size in sizes]
+        return [torch.rand(batch, *size, generator=self.generator).to(DEVICE) for size in sizes]
 
 
 class NoPixels:

@@ -34,18 +34,18 @@ part() { # seconds name command...
     [ "$left" -lt "$limit" ] && limit=$left
     [ "$limit" -lt 5 ] && { echo "$name: no time left" | tee -a "$OUT/parts.txt"; return; }
     local since=$SECONDS
-    timeout --signal=INT --kill-after=5 "$limit" "$@" >"$OUT/$name.txt" 2>&1
+    timeout --signal=INT --kill-after=15 "$limit" "$@" >"$OUT/$name.txt" 2>&1
     echo "$name: exit status $? after $((SECONDS - since)) s" | tee -a "$OUT/parts.txt"
 }
 
 pytest() { # seconds name what...
-    part "$1" "$2" $PYTHON -m pytest -q -W default -p no:cacheprovider -n $JOBS "${@:3}"
+    OMP_NUM_THREADS=1 part "$1" "$2" $PYTHON -m pytest -v -W default -p no:cacheprovider -n $JOBS "${@:3}"
 }
 
 { nvidia-smi 2>/dev/null || true; $PYTHON -c "import torch; print(torch.__version__, torch.version.cuda)"; } >"$OUT/machine.txt"
 if [[ $PARTS == *tests* ]]; then
-    pytest 90 cuda tests/gpu -k "not try"
-    BLEMISH_TEST_DEVICE=$DEVICE pytest 120 contract tests/contract -k "$TESTS"
+    pytest 75 cuda tests/gpu -k "not try"
+    BLEMISH_TEST_DEVICE=$DEVICE pytest 75 contract tests/contract -m "not slow" -k "$TESTS"
 fi
 if [[ $PARTS == *speed* ]]; then
     for name in $BACKBONES; do

@@ -72,7 +72,8 @@ def test_steps_recorded_on_a_card_are_the_steps_as_written(device: str) -> None:
             values.data.copy_(torch.randn(values.shape, generator=generator))
         network.to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=0.01, fused=True)
-        step = Step(Run(device=choose_device(device)), optimiser, lambda images, of=network: of(images).square().mean())
+        run = Run(device=choose_device(device))
+        step = Step(run, [optimiser], lambda images, of=network: [of(images).square().mean()])
         losses = []
         for number in range(16):
             images = torch.rand(4 if number % 3 else 2, 3, 16, 16, generator=generator).to(device)
@@ -80,7 +81,7 @@ def test_steps_recorded_on_a_card_are_the_steps_as_written(device: str) -> None:
                 optimiser.state.clear()
                 step.forget()
             if is_ours:
-                losses.append(float(step(images)))
+                losses.append(float(step([images])[0][0]))
                 continue
             loss = network(images).square().mean()
             optimiser.zero_grad()

@@ -133,7 +133,7 @@ class DomainTrainer:
         networks = [student, *(copy.deepcopy(student) for _ in range(most if most > 1 else 0))]
         rate, betas = config.learning_rate, config.betas
         adams = [torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True) for network in networks]
-        steps = [Step(run, adam, self._losses_of(network)) for network, adam in zip(networks, adams)]
+        steps = [Step(run, [adam], self._losses_of(network)) for network, adam in zip(networks, adams)]
         self.whole, *self.of_domains = map(Student, networks, adams, steps)
         self.previous = PreviousStudent(student, images, teacher, run, int(1e9 * config.memory))
 
@@ -222,19 +222,21 @@ class DomainTrainer:
     ) -> list[Tensor]:
         """One update of the weights by the weighted sum of the losses to all targets; these losses, detached."""
         weights = torch.tensor([weight for weight, _ in targets])
-        losses = student.step(*inputs, *chain.from_iterable(maps for _, maps in targets), weights.to(self.run.device))
+        towards = chain.from_iterable(maps for _, maps in targets)
+        ((_, *losses),) = student.step([*inputs, *towards, weights.to(self.run.device)])
         next(self._ticks)
-        return list(losses / weights.to(losses))
+        return losses
 
-    def _losses_of(self, network: ReverseStudent) -> Callable[..., Tensor]:
-        """The weighted losses of a network: of its inputs, then the maps of one target after the other, the weights."""
+    def _losses_of(self, network: ReverseStudent) -> Callable[..., list[Tensor]]:
+        """A network's weighted loss and the losses: of its inputs, the maps of one target after the other, weights."""
         levels = len(self.noise)
 
-        def losses_of(*tensors: Tensor) -> Tensor:
+        def losses_of(*tensors: Tensor) -> list[Tensor]:
             with self.run.precision.autocast(self.run.device):
                 made = network(tensors[:levels])
             targets = [tensors[start : start + levels] for start in range(levels, len(tensors) - 1, levels)]
-            return tensors[-1] * torch.stack([LOSSES[self.config.loss](maps, made) for maps in targets])
+            losses = [LOSSES[self.config.loss](maps, made) for maps in targets]
+            return [(tensors[-1] * torch.stack(losses)).sum(), *losses]
 
         return losses_of
 

@@ -76,18 +76,19 @@ class FMAM(Method):
         optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
         count = len(self.backbone.levels)
 
-        def loss_at(*seen: Tensor) -> Tensor:
+        def loss_at(*seen: Tensor) -> list[Tensor]:
             with run.precision.autocast(run.device):
                 mapped = network(seen[count] if config.base == "nkd" else seen)
-            return loss_of(seen[:count], mapped)
+            return [loss_of(seen[:count], mapped)]
 
-        step = Step(run, optimiser, loss_at)
+        step = Step(run, [optimiser], loss_at)
         for epoch in epochs(run, "fmam", {"learners": network, "optimiser": optimiser}, config, len(images)):
             network.train()
             for indices in epoch.batches():
                 batch = images.batch(indices)
                 seen = [batch.images.to(run.device)] if config.base == "nkd" else []
-                epoch.log(loss=step(*teacher(batch), *seen))
+                ((loss,),) = step([*teacher(batch), *seen])
+                epoch.log(loss=loss)
 
     def settle(self, training: TrainingImages, run: Run) -> None:
         """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""

@@ -49,17 +49,18 @@ class NKD(Method):
         self.student.reset(derive_seed(run.seed, "student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
 
-        def loss_at(seen: Tensor, *features: Tensor) -> Tensor:
+        def loss_at(seen: Tensor, *features: Tensor) -> list[Tensor]:
             with run.precision.autocast(run.device):
                 student = self.student(seen)
-            return loss_of(features, student)
+            return [loss_of(features, student)]
 
-        step = Step(run, optimiser, loss_at)
+        step = Step(run, [optimiser], loss_at)
         for epoch in epochs(run, "nkd", {"student": self.student, "optimiser": optimiser}, config, len(images)):
             self.student.train()
             for indices in epoch.batches():
                 batch = images.batch(indices)
-                epoch.log(loss=step(batch.images.to(run.device), *teacher(batch)))
+                ((loss,),) = step([batch.images.to(run.device), *teacher(batch)])
+                epoch.log(loss=loss)
 
     def settle(self, training: TrainingImages, run: Run) -> None:
         """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""

@@ -47,16 +47,17 @@ class RD(Method):
         initialise(self.student, run.generator("student"))
         optimiser = torch.optim.Adam(self.student.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
 
-        def loss_at(*features: Tensor) -> Tensor:
+        def loss_at(*features: Tensor) -> list[Tensor]:
             with run.precision.autocast(run.device):
                 student = self.student(features)
-            return loss_of(features, student)
+            return [loss_of(features, student)]
 
-        step = Step(run, optimiser, loss_at)
+        step = Step(run, [optimiser], loss_at)
         for epoch in epochs(run, "rd", {"student": self.student, "optimiser": optimiser}, config, len(images)):
             self.student.train()
             for indices in epoch.batches():
-                epoch.log(loss=step(*teacher(images.batch(indices))))
+                ((loss,),) = step(teacher(images.batch(indices)))
+                epoch.log(loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

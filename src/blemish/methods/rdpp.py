@@ -17,6 +17,7 @@ Tien et al.: Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -30,8 +31,8 @@ from blemish.ops.cosine import LOSSES, anomaly_map, image_cosines, map_score, ve
 from blemish.ops.residual import initialise, initialise_uniform
 from blemish.ops.reverse import build_projections, build_reverse_student
 from blemish.ops.simplex import PUBLISHED_SIZE, WAVELENGTH, Patches, check_patches, noise_field, with_noise
-from blemish.ops.sinkhorn import paired_transport, released_transport, transport_of_all
-from blemish.run import Epoch, Run, epochs
+from blemish.ops.sinkhorn import paired_transport, random_places, released_transport, transport_of_all
+from blemish.run import Run, Step, epochs
 
 RECON_WEIGHT, CON_WEIGHT = 0.01, 0.1  # beside 1 for SSOT; the three together are divided by these ones' sum, 1.11
 
@@ -93,17 +94,21 @@ class RDPP(Method):
             "projection optimiser": self._adam(self.projections, config.projection_rate),
         }
         state = {"student": self.student, "projections": self.projections, **optimisers}
+        step = Step(run, [*optimisers.values()], partial(self._losses, run))
         for epoch in epochs(run, "rdpp", state, config, len(images)):
             self.student.train()
             noise, pairing = epoch.generator("noise"), epoch.generator("pairs and places")
-            for step, indices in enumerate(epoch.batches(), start=1):
+            waiting: list[list[Tensor]] = []
+            for number, indices in enumerate(epoch.batches(), start=1):
                 batch = images.batch(indices)
                 twins = with_noise(batch.images, field, noise, self._patches)
-                loss = self._loss(teacher(batch), teacher(twins), pairing, run, epoch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                if step % config.accumulate == 0 or step == epoch.step_count:
-                    for optimiser in optimisers.values():
-                        epoch.descend(optimiser)
+                clean = teacher(batch)
+                drawn = [places.to(run.device) for places in self._drawn(clean, pairing)]
+                waiting.append([*clean, *teacher(twins), *drawn])
+                if len(waiting) == config.accumulate or number == epoch.step_count:
+                    for losses in step(*waiting):
+                        epoch.log(**dict(zip(("loss", "kd", "ssot", "recon", "con"), losses)))
+                    waiting.clear()
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)
@@ -125,36 +130,40 @@ class RDPP(Method):
     def _adam(self, network: nn.Module, rate: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(network.parameters(), lr=rate, betas=self.config.betas, fused=True)
 
-    def _loss(
-        self, clean: list[Tensor], noisy: list[Tensor], generator: torch.Generator, run: Run, epoch: Epoch
-    ) -> Tensor:
-        """The loss of one batch, from the teacher's features of the images and of their twins; logs its terms."""
-        config = self.config
+    def _losses(self, run: Run, *tensors: Tensor) -> list[Tensor]:
+        """One batch's loss and its terms: of the teacher's features of images and of twins, and what was drawn."""
+        config, levels = self.config, len(self.projections)
+        clean, noisy, (partners, *places) = tensors[:levels], tensors[levels : 2 * levels], tensors[2 * levels :]
         with run.precision.autocast(run.device):
             projected, projected_noisy = self._projected(clean), self._projected(noisy)
             student = self.student(projected)
         kd = LOSSES[config.loss](clean, student)
         recon = vector_loss(projected_noisy, projected)
         con = contrast(noisy, projected, config.margin)
-        ssot = self._transport(projected, generator)
+        ssot = self._transport(projected, partners, places)
         apart = (ssot + config.recon_weight * recon + config.con_weight * con) / (1 + RECON_WEIGHT + CON_WEIGHT)
         loss = kd + config.projection_weight * apart
-        epoch.log(loss=loss, kd=kd, ssot=ssot, recon=recon, con=con)
-        return loss
+        return [loss, kd, ssot, recon, con]
 
-    def _transport(self, projected: list[Tensor], generator: torch.Generator) -> Tensor:
-        order = torch.randperm(len(projected[0]), generator=generator)
+    def _drawn(self, maps: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Which image of the batch each is compared with by SSOT, and at which cells of each level."""
+        order = torch.randperm(len(maps[0]), generator=generator)
+        if self.config.ssot in ("code", "none"):
+            return [order]
+        partners = torch.empty_like(order)
+        partners[order] = order.roll(1)  # one round trip through the batch: no image is its own partner
+        return [partners, *random_places(maps, generator, self.config.locations)]
+
+    def _transport(self, projected: list[Tensor], partners: Tensor, places: Sequence[Tensor]) -> Tensor:
         if self.config.ssot == "code":
-            return released_transport(projected, order)
+            return released_transport(projected, partners)
         if self.config.ssot == "none":
             return torch.zeros((), device=projected[0].device)
         if self.config.ssot == "paper":
-            return transport_of_all(projected, generator, self.config.locations)
-        partners = torch.empty_like(order)
-        partners[order] = order.roll(1)  # one round trip through the batch: no image is its own partner
-        return paired_transport(projected, partners, generator, self.config.locations)
+            return transport_of_all(projected, places)
+        return paired_transport(projected, partners, places)
 
-    def _projected(self, features: list[Tensor]) -> list[Tensor]:
+    def _projected(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [projection(feature) for projection, feature in zip(self.projections, features, strict=True)]
 
 

@@ -68,22 +68,23 @@ class STFPM(Method):
         )
         state = {"student": self.student, "learner": learner, "optimiser": optimiser}
 
-        def loss_at(seen: Tensor, *features: Tensor) -> Tensor:
+        def loss_at(seen: Tensor, *features: Tensor) -> list[Tensor]:
             """|t - s|^2 of vectors of length 1, which is twice 1 - cosine: mean over places, sum over levels."""
             with run.precision.autocast(run.device):
                 found = learner(seen)
-            return 2 * vector_loss(features, found)
+            return [2 * vector_loss(features, found)]
 
-        step = Step(run, optimiser, loss_at)
+        step = Step(run, [optimiser], loss_at)
         for epoch in epochs(run, "stfpm", state, config, len(learned)):
             learner.train()
             for indices in epoch.batches():
                 batch = images.batch([learned[i] for i in indices])
-                epoch.log(loss=step(batch.images.to(run.device), *teacher(batch)))
+                ((loss,),) = step([batch.images.to(run.device), *teacher(batch)])
+                epoch.log(loss=loss)
             learner.eval()
             with torch.no_grad():
                 batches = in_batches(images, config.batch_size, held)
-                losses = [loss_at(b.images.to(run.device), *teacher(b)) * len(b.keys) for b in batches]
+                losses = [loss_at(b.images.to(run.device), *teacher(b))[0] * len(b.keys) for b in batches]
             reached = torch.stack(losses).sum() if losses else torch.tensor(-float(epoch.number))  # none held: the last
             if reached < lowest:
                 lowest.copy_(reached)

@@ -22,33 +22,37 @@ def sinkhorn_divergence(
     """
     loss = SamplesLoss("sinkhorn", p=2, blur=blur, diameter=diameter, scaling=scaling, backend="tensorized")
     with torch.autocast(one.device.type, enabled=False):
-        divergence: Tensor = loss(one.float().contiguous(), other.float().contiguous())
+        weighted = []  # geomloss's own equal weights are made on the CPU, and copying them would wait for a card
+        for cloud in (one, other):
+            weighted += [cloud.new_full(cloud.shape[:2], 1 / cloud.shape[1], dtype=torch.float32), cloud.float()]
+        divergence: Tensor = loss(*(each.contiguous() for each in weighted))
     return divergence
 
 
 def paired_transport(
-    maps: Sequence[Tensor], partners: Tensor, generator: torch.Generator, locations: int = 64
+    maps: Sequence[Tensor], partners: Tensor, places: torch.Generator | Sequence[Tensor], locations: int = 64
 ) -> Tensor:
     """A scalar: the divergence between each image's feature vectors and its partner's, mean over images and levels.
 
     RD++'s Eq. 6 leaves the ground space open. Our reading: an image is the cloud of its vectors, scaled to length 1, at
     ``locations`` random cells of maps ``b c y x`` (the same for all images of a batch; all cells where there are no
-    more). ``partners``, a permutation ``b``, says which image each one is compared with.
+    more), or at the ``places`` that ``random_places`` gave. ``partners``, a permutation ``b``, says which image each
+    one is compared with.
     """
     levels = []
-    for vectors in _vectors(maps, generator, locations):
+    for vectors in _vectors(maps, places, locations):
         cloud = F.normalize(vectors, dim=-1)
         levels.append(sinkhorn_divergence(cloud, cloud[partners.to(cloud.device)]).mean())
     return torch.stack(levels).mean()
 
 
-def transport_of_all(maps: Sequence[Tensor], generator: torch.Generator, locations: int = 64) -> Tensor:
+def transport_of_all(maps: Sequence[Tensor], places: torch.Generator | Sequence[Tensor], locations: int = 64) -> Tensor:
     """RD++'s Eq. 6, a scalar: the divergences of all pairs of m images, both ways, over m; the mean over levels.
 
     A cloud is the softmax over the channels at each of ``locations`` random cells: over what, the paper does not say.
     """
     levels = []
-    for vectors in _vectors(maps, generator, locations):
+    for vectors in _vectors(maps, places, locations):
         cloud, count = vectors.softmax(dim=-1), len(vectors)
         one, other = torch.triu_indices(count, count, offset=1, device=cloud.device)
         both_ways = 2 * sinkhorn_divergence(cloud[one], cloud[other]).sum() if len(one) else cloud.sum() * 0
@@ -56,11 +60,17 @@ def transport_of_all(maps: Sequence[Tensor], generator: torch.Generator, locatio
     return torch.stack(levels).mean()
 
 
-def _vectors(maps: Sequence[Tensor], generator: torch.Generator, locations: int) -> Iterator[Tensor]:
-    """``b n c``, float32, of each map ``b c y x``: the features at random cells, the same for all images."""
-    for map_ in maps:
-        rows, columns = map_.shape[2:]
-        chosen = torch.randperm(rows * columns, generator=generator)[:locations].to(map_.device)
+def random_places(maps: Sequence[Tensor], generator: torch.Generator, locations: int) -> list[Tensor]:
+    """Of each map ``b c y x``, the numbers of ``locations`` random cells, row by row."""
+    return [torch.randperm(map_[0, 0].numel(), generator=generator)[:locations] for map_ in maps]
+
+
+def _vectors(maps: Sequence[Tensor], places: torch.Generator | Sequence[Tensor], locations: int) -> Iterator[Tensor]:
+    """``b n c``, float32, of each map ``b c y x``: the features at some cells, the same for all images."""
+    if isinstance(places, torch.Generator):
+        places = random_places(maps, places, locations)
+    for map_, place in zip(maps, places, strict=True):
+        chosen, columns = place.to(map_.device), map_.shape[3]
         yield map_[:, :, chosen // columns, chosen % columns].transpose(1, 2).float()
 
 

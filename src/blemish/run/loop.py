@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from blemish.errors import Cancelled, ConfigError, OutputError
 from blemish.run.checkpoint import CheckpointManager, this_machine
+from blemish.run.device import reproducible
 from blemish.run.run import Run, derive_seed
 
 
@@ -133,7 +134,8 @@ def epochs(
             steps = min(epoch_steps, total_steps - (number - 1) * epoch_steps)
             epoch = Epoch(run, (number, of), steps, images, schedule.batch_size, lambda: next(ticks, None))
             run.log.at = f"epoch {number} of {of} of {name}"
-            yield epoch
+            with reproducible(run.device):
+                yield epoch
             curve.append(epoch.means())
             _finish(run, epoch, name, state, manager, began)
     finally:
