@@ -3,7 +3,8 @@
 #   scripts/gpu/check.sh FOLDER OUT        FOLDER as scripts/gpu/pack.sh makes it: wheels/ and data/
 #   BLEMISH_GPU_TRY=1 scripts/gpu/check.sh FOLDER OUT      the same on the processor, tiny: it works the first time
 #   BLEMISH_GPU_PARTS="tests speed figures" BLEMISH_GPU_SECONDS=530      some of it, within other seconds
-# Each part has its own limit and leaves what it found in OUT, as it is found; a part that fails stops no other.
+# Each part has its own limit; a part that fails stops no other. OUT gets four small files and nothing else, as they grow:
+# machine.txt, parts.txt (how each part ended), log.txt (all it said) and ledger.jsonl (a row for each figure).
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 FOLDER=$(realpath "$1")
@@ -18,14 +19,15 @@ fi
 export PYTHONPATH="src:benchmarks${site:+:$site}${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 CARD=recipes/claims/on-a-card
 if [ -n "${BLEMISH_GPU_TRY:-}" ]; then
-    DEVICE=cpu JOBS=1 WHOLE=400 ONLY="RD (vector)*" TESTS="shapes and padim" RECIPES=$OUT/tiny.toml
+    DEVICE=cpu JOBS=1 WHOLE=400 ONLY="RD (vector)*" TESTS="shapes and padim" RECIPES=$(mktemp -d)/tiny.toml
     sed -e 's/^epochs = .*/epochs = 1/' -e 's/^seeds = .*/seeds = [0]/' -e 's/^size = .*/size = 64/' \
         $CARD.toml >"$RECIPES"
     BACKBONES=test_resnet IMAGES=16 BATCH=4 CORESET="equality" SMALL="--size 64 --rounds 1"
+    LATENCY="--backbone test_resnet --weights random"
 else
     DEVICE=cuda JOBS=8 WHOLE=${BLEMISH_GPU_SECONDS:-530} ONLY="*" TESTS="not nothing" SMALL=""
     RECIPES="$CARD.toml $CARD-pile.toml $CARD-weak.toml"
-    BACKBONES="resnet18 wide_resnet50_2 efficientnet_lite0" IMAGES=512 BATCH=16 CORESET="speed memory"
+    BACKBONES="resnet18 wide_resnet50_2 efficientnet_lite0" IMAGES=512 BATCH=16 CORESET="speed memory" LATENCY=""
 fi
 
 part() { # seconds name command...
@@ -34,7 +36,8 @@ part() { # seconds name command...
     [ "$left" -lt "$limit" ] && limit=$left
     [ "$limit" -lt 5 ] && { echo "$name: no time left" | tee -a "$OUT/parts.txt"; return; }
     local since=$SECONDS
-    timeout --signal=INT --kill-after=15 "$limit" "$@" >"$OUT/$name.txt" 2>&1
+    echo "=== $name" >>"$OUT/log.txt"
+    timeout --signal=INT --kill-after=15 "$limit" "$@" >>"$OUT/log.txt" 2>&1
     echo "$name: exit status $? after $((SECONDS - since)) s" | tee -a "$OUT/parts.txt"
 }
 
@@ -59,10 +62,25 @@ if [[ $PARTS == *speed* ]]; then
     done
     set -- "$FOLDER"/data/*/
     part 40 cdd $PYTHON benchmarks/cdd.py "$1" --device $DEVICE --epochs 2 --rounds 1 --size 64
-    part 70 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1
+    part 70 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1 $LATENCY
+fi
+# Kept features and checkpoints take gigabytes: the bench works elsewhere, and its rows are copied as they come.
+RESULTS=$(mktemp -d)
+copied() { [ ! -f "$RESULTS/ledger.jsonl" ] || cp "$RESULTS/ledger.jsonl" "$OUT"; }
+trap copied EXIT
+while sleep 5; do copied; done &
+COPYING=$!
+# Several processes at once take turns on a card by slices of time, unless this server lets their kernels overlap.
+if [ "$DEVICE" = cuda ] && command -v nvidia-cuda-mps-control >/dev/null; then
+    export CUDA_MPS_PIPE_DIRECTORY=$RESULTS/mps CUDA_MPS_LOG_DIRECTORY=$RESULTS/mps
+    mkdir "$RESULTS/mps" && nvidia-cuda-mps-control -d
+    timeout 25 $PYTHON -c "import torch; torch.ones(9, device='cuda').sum().item()" ||
+        unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
 fi
 for recipe in $([[ $PARTS == *figures* ]] && echo "$RECIPES"); do
     part 600 "bench-$(basename "$recipe" .toml)" $PYTHON -m blemish bench "$recipe" --only "$ONLY" --data "$FOLDER/data" \
-        --device $DEVICE --jobs $JOBS --results "$OUT" --reports "$(mktemp -d)"
+        --device $DEVICE --jobs $JOBS --results "$RESULTS" --reports "$(mktemp -d)"
 done
+kill $COPYING
+[ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] || echo quit | timeout 5 nvidia-cuda-mps-control
 cat "$OUT/parts.txt"

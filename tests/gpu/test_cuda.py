@@ -120,7 +120,11 @@ def test_a_try_of_the_script_on_the_processor(tmp_path: Path) -> None:
     parts = (tmp_path / "out/parts.txt").read_text(encoding="utf-8")
     assert "no time left" not in parts
     wrong = [line for line in parts.splitlines() if "exit status 0" not in line]
-    assert not wrong, wrong + [
-        (tmp_path / "out" / f"{line.partition(':')[0]}.txt").read_text()[-800:] for line in wrong
-    ]
+    assert not wrong, [*wrong, (tmp_path / "out/log.txt").read_text(encoding="utf-8")[-5000:]]
     assert len((tmp_path / "out/ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 1, done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "machine.txt",
+        "parts.txt",
+        "log.txt",
+        "ledger.jsonl",
+    }
