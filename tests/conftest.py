@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -163,3 +165,11 @@ def divergence_by_numpy() -> Callable[..., float]:
         return across - own_x / 2 - own_y / 2
 
     return divergence
+
+
+def pytest_runtest_setup() -> None:
+    """torch's table of ONNX operators is made once: each export takes most of a second for it, and none changes it."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if module is not None and not hasattr(module, "made_once"):
+        module.made_once = functools.cache(module.ONNXRegistry.from_torchlib)
+        module.ONNXRegistry.from_torchlib = staticmethod(module.made_once)

@@ -23,11 +23,11 @@ if [ -n "${BLEMISH_GPU_TRY:-}" ]; then
     sed -e 's/^epochs = .*/epochs = 1/' -e 's/^seeds = .*/seeds = [0]/' -e 's/^size = .*/size = 64/' \
         $CARD.toml >"$RECIPES"
     BACKBONES=test_resnet IMAGES=16 BATCH=4 CORESET="equality" SMALL="--size 64 --rounds 1"
-    LATENCY="--backbone test_resnet --weights random"
+    TINY="--backbone test_resnet --weights random"
 else
     DEVICE=cuda JOBS=8 WHOLE=${BLEMISH_GPU_SECONDS:-530} ONLY="*" TESTS="not nothing" SMALL=""
     RECIPES="$CARD.toml $CARD-pile.toml $CARD-weak.toml"
-    BACKBONES="resnet18 wide_resnet50_2 efficientnet_lite0" IMAGES=512 BATCH=16 CORESET="speed memory" LATENCY=""
+    BACKBONES="resnet18 wide_resnet50_2 efficientnet_lite0" IMAGES=512 BATCH=16 CORESET="speed memory" TINY=""
 fi
 
 part() { # seconds name command...
@@ -61,8 +61,8 @@ if [[ $PARTS == *speed* ]]; then
         part 30 "rdpp-$name" $PYTHON benchmarks/rdpp.py --backbone "$name" --device $DEVICE --batch $BATCH $SMALL
     done
     set -- "$FOLDER"/data/*/
-    part 40 cdd $PYTHON benchmarks/cdd.py "$1" --device $DEVICE --epochs 2 --rounds 1 --size 64
-    part 70 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1 $LATENCY
+    part 40 cdd $PYTHON benchmarks/cdd.py "$1" --device $DEVICE --epochs 2 --rounds 1 --size 64 $TINY
+    part 70 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1 $TINY
 fi
 # Kept features and checkpoints take gigabytes: the bench works elsewhere, and its rows are copied as they come.
 RESULTS=$(mktemp -d)

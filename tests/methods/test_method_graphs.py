@@ -1,4 +1,4 @@
-"""Graphs of methods and of their further options against themselves, and what a file says of thresholds.
+"""Graphs of methods with their further options against themselves, and what a file says of thresholds.
 
 Every method as it comes is judged by its file in tests/deploy.
 """
@@ -18,14 +18,12 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="exporting needs the ext
 
 SIZE = (64, 64)
 CASES = [
-    ("patchcore", {}),
     ("patchcore", {"reweight": 3, "neighbours": 2, "top": 0.1, "target_dim": 16}),
     ("patchcore", {"whitened": 0.07}),
     ("devnet", {"scales": 2}),
     ("fmam", {"base": "nkd", "internal": "memory"}),
     ("softpatch", {"weighting": "nearest"}),
     ("ensemble", {"backbones": ("test_resnet",), "weights": "random"}),
-    ("ocsvm", {}),
     # After two steps its answers hardly hang on the image, and what it makes of them magnifies rounding.
     ("geotrans", {"steps": 40, "widen": 1}),
 ]
