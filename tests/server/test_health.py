@@ -134,7 +134,8 @@ def test_a_report_counts_hours_and_lists_changes(client: TestClient, judged: Cal
     assert client.get("/v1/report?day=2020-01-01").json()["changes"] == []
     assert "From the beginning to <time" in client.get("/report?until=2000-01-01T12:00:00Z").text
     lines = client.get("/v1/report?format=csv&model=parts&min_score=0").text.splitlines()
-    assert lines[0].startswith("id,at,model,path") and [line.split(",")[0] for line in lines[1:]] == ["3", "2", "1"]
+    assert lines[0].startswith("\ufeffid,at,model,path")
+    assert [line.split(",")[0] for line in lines[1:]] == ["3", "2", "1"]
 
 
 def test_csv_holds_no_formulas(client: TestClient, good: bytes) -> None:

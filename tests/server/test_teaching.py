@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_a_threshold_is_tried_and_set(client: TestClient, inspect: Inspect, part
         assert (other["rate"], other["review"]) == kept
     for rate, status in ((0.0001, 422), (2, 422)):
         assert client.get(f"/v1/models/parts/threshold?rate={rate}").status_code == status
+    assert "Is set: 40 %" in client.get("/threshold?model=parts").text
+    judge = client.app.state.station.judge("parts")
+    exported = dataclasses.make_dataclass("Exported", ["calibration", "promise"])
+    inspector = exported(judge.model.inspector.calibration, judge.model.inspector.promise)
+    judge.model = dataclasses.replace(judge.model, inspector=inspector)
+    page = client.get("/threshold?model=parts").text
+    assert "parts was exported, and its threshold with it" in page and "Is set:" not in page
 
 
 @pytest.mark.slow

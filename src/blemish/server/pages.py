@@ -198,6 +198,7 @@ def threshold(page: View, here: Here, model: str | None = None, percent: float |
         "drawn": charts.histogram(now, past, tried),
         "percent": round(100 * tried["rate"], 4),
         "now_percent": round(100 * now.rate, 4),
+        "fixed": teaching.why_fixed(here, name),
     }
     return page.show("threshold.j2", model=name, tried=tried, refusal=refusal, **context)
 

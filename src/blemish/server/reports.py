@@ -61,6 +61,7 @@ def as_csv(here: Station, search: Search) -> Iterator[str]:
     """A row for each verdict, newest first, in pieces; no text from outside is a formula in a spreadsheet."""
     search = search.model_copy(update={"limit": PAGE})
     lines: list[list[Any]] = [list(COLUMNS)]
+    yield "\ufeff"  # or Excel takes the text for a Windows one
     while True:
         page = here.store.find(search)
         for one in page["inspections"]:

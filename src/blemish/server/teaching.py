@@ -82,19 +82,24 @@ def preview(here: Station, name: str, rate: float | None, review: float | None, 
 
 def set_threshold(here: Station, name: str, rate: float | None, review: float | None, actor: str) -> dict[str, Any]:
     """Set another rate: a new calibration in a new model file, swapped in and logged; as ``preview``."""
-    from blemish.inspection.inspector import Inspector
-
-    inspector = (model := here.judge(name).model).inspector
-    if not isinstance(inspector, Inspector):
-        raise ConfigError(
-            f"{name} was exported, and its threshold with it: set it in the file that learned, and export that again"
-        )
+    if fixed := why_fixed(here, name):
+        raise ConfigError(fixed)
+    inspector: Any = (model := here.judge(name).model).inspector
     changed = dataclasses.replace(inspector, calibration=recalibrated(here, name, rate, review))
     with tempfile.TemporaryDirectory(dir=here.pictures.models) as folder:
         file = changed.save(Path(folder) / "new.blemish")
         why = f"threshold: rate {changed.calibration.rate:g}, review {changed.calibration.review or 0:g}"
         here.put_model(name, file, why, actor, same_scores_as=model.digest)
     return preview(here, name, None, None)
+
+
+def why_fixed(here: Station, name: str) -> str:
+    """Why no other threshold can be set, in words; empty where one can."""
+    from blemish.inspection.inspector import Inspector
+
+    if isinstance(here.judge(name).model.inspector, Inspector):
+        return ""
+    return f"{name} was exported, and its threshold with it: set it in the file that learned, and export that again"
 
 
 def _limits(inspector: Any) -> dict[str, Any]:
