@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blemish.run.run import Run
 
+RECORDED = 3  # shapes at most: each recording keeps memory of its own, as much as a step takes
 UNRECORDED = 3  # steps of each shape before it is recorded: what libraries set up at first must not be in a recording
 
 
@@ -50,7 +51,8 @@ class Step:
     def _on_card(self, batches: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
         shapes = str([[tuple(tensor.shape) for tensor in tensors] for tensors in batches])
         seen = self._seen[shapes] = self._seen.get(shapes, 0) + 1
-        if seen <= UNRECORDED:  # as CUDA graphs ask for: on another stream
+        is_full = len(self._recorded) == RECORDED and shapes not in self._recorded
+        if seen <= UNRECORDED or is_full:  # as CUDA graphs ask for: on another stream
             main, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
@@ -65,9 +67,7 @@ class Step:
             try:
                 with torch.cuda.graph(graph):
                     found = self(*inputs, plainly=True)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
+            except RuntimeError as error:  # an operation that waits for the card, or no memory left for a recording
                 self._note(
                     f"note: steps cannot be recorded on this card ({str(error).splitlines()[0]}): they take longer"
                 )
