@@ -12,14 +12,22 @@ OUT=$(mkdir -p "$2" && realpath "$2")
 BEGAN=$SECONDS
 PYTHON=${PYTHON:-python3}
 PARTS=${BLEMISH_GPU_PARTS:-tests speed figures}
+SCRATCH=$(mktemp -d)
+copied() { [ ! -f "$SCRATCH/results/ledger.jsonl" ] || cp "$SCRATCH/results/ledger.jsonl" "$OUT"; }
+unserved() {
+    [ -z "${SERVED:-}" ] || echo quit | timeout 5 nvidia-cuda-mps-control
+    unset SERVED CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+}
+trap 'copied; unserved; kill $(jobs -p) 2>/dev/null; rm -rf "$SCRATCH"' EXIT
+trap 'exit 130' INT TERM
 if compgen -G "$FOLDER/wheels/*.whl" >/dev/null; then
-    site=$(mktemp -d)
+    site=$SCRATCH/site
     $PYTHON -m pip install -q --no-index --no-deps --no-compile --target "$site" "$FOLDER"/wheels/*.whl || exit 1
 fi
 export PYTHONPATH="src:benchmarks${site:+:$site}${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 CARD=recipes/claims/on-a-card
 if [ -n "${BLEMISH_GPU_TRY:-}" ]; then
-    DEVICE=cpu JOBS=1 WHOLE=400 ONLY="RD (vector)*" TESTS="shapes and padim" RECIPES=$(mktemp -d)/tiny.toml
+    DEVICE=cpu JOBS=1 WHOLE=400 ONLY="RD (vector)*" TESTS="shapes and padim" RECIPES=$SCRATCH/tiny.toml
     sed -e 's/^epochs = .*/epochs = 1/' -e 's/^seeds = .*/seeds = [0]/' -e 's/^size = .*/size = 64/' \
         $CARD.toml >"$RECIPES"
     BACKBONES=test_resnet IMAGES=16 BATCH=4 CORESET="equality" SMALL="--size 64 --rounds 1"
@@ -37,7 +45,7 @@ part() { # seconds name command...
     [ "$limit" -lt 5 ] && { echo "$name: no time left" | tee -a "$OUT/parts.txt"; return; }
     local since=$SECONDS
     echo "=== $name" >>"$OUT/log.txt"
-    timeout --signal=INT --kill-after=15 "$limit" "$@" >>"$OUT/log.txt" 2>&1
+    timeout --foreground --signal=INT --kill-after=15 "$limit" "$@" >>"$OUT/log.txt" 2>&1
     echo "$name: exit status $? after $((SECONDS - since)) s" | tee -a "$OUT/parts.txt"
 }
 
@@ -65,22 +73,15 @@ if [[ $PARTS == *speed* ]]; then
     part 70 latency $PYTHON benchmarks/latency.py "$1" --device $DEVICE --images 10 --rounds 1 $TINY
 fi
 # Kept features and checkpoints take gigabytes: the bench works elsewhere, and its rows are copied as they come.
-RESULTS=$(mktemp -d)
-copied() { [ ! -f "$RESULTS/ledger.jsonl" ] || cp "$RESULTS/ledger.jsonl" "$OUT"; }
-trap copied EXIT
-while sleep 5; do copied; done &
-COPYING=$!
+while sleep 5 && kill -0 $$ 2>/dev/null; do copied; done >/dev/null 2>&1 &
 # Several processes at once take turns on a card by slices of time, unless this server lets their kernels overlap.
 if [ "$DEVICE" = cuda ] && command -v nvidia-cuda-mps-control >/dev/null; then
-    export CUDA_MPS_PIPE_DIRECTORY=$RESULTS/mps CUDA_MPS_LOG_DIRECTORY=$RESULTS/mps
-    mkdir "$RESULTS/mps" && nvidia-cuda-mps-control -d
-    timeout 25 $PYTHON -c "import torch; torch.ones(9, device='cuda').sum().item()" ||
-        unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    export CUDA_MPS_PIPE_DIRECTORY=$SCRATCH/mps CUDA_MPS_LOG_DIRECTORY=$SCRATCH/mps
+    mkdir "$SCRATCH/mps" && nvidia-cuda-mps-control -d && SERVED=yes
+    timeout 25 $PYTHON -c "import torch; torch.ones(9, device='cuda').sum().item()" || unserved
 fi
 for recipe in $([[ $PARTS == *figures* ]] && echo "$RECIPES"); do
     part 600 "bench-$(basename "$recipe" .toml)" $PYTHON -m blemish bench "$recipe" --only "$ONLY" --data "$FOLDER/data" \
-        --device $DEVICE --jobs $JOBS --results "$RESULTS" --reports "$(mktemp -d)"
+        --device $DEVICE --jobs $JOBS --results "$SCRATCH/results" --reports "$SCRATCH/reports"
 done
-kill $COPYING
-[ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] || echo quit | timeout 5 nvidia-cuda-mps-control
 cat "$OUT/parts.txt"

@@ -133,8 +133,9 @@ def test_a_report_counts_hours_and_lists_changes(client: TestClient, judged: Cal
     assert [row["score"] for row in worst] == [None, 0.3, 0.2, 0.1, 9.0]
     assert client.get("/v1/report?day=2020-01-01").json()["changes"] == []
     assert "From the beginning to <time" in client.get("/report?until=2000-01-01T12:00:00Z").text
-    lines = client.get("/v1/report?format=csv&model=parts&min_score=0").text.splitlines()
-    assert lines[0].startswith("\ufeffid,at,model,path")
+    lines = client.get(address := "/v1/report?format=csv&model=parts&min_score=0").text.splitlines()
+    assert lines[0].startswith("id,at,model,path")
+    assert client.get(address.replace("csv", "excel")).text.splitlines() == ["\ufeff" + lines[0], *lines[1:]]
     assert [line.split(",")[0] for line in lines[1:]] == ["3", "2", "1"]
 
 

@@ -99,10 +99,11 @@ class FrozenTeacher:
                     cache.put(batch.keys, self._features(batch.images))
             next(ticks, None)  # ends the bar
             self._cache = cache
-        except OSError as error:
+        except (OSError, torch.OutOfMemoryError) as error:  # a card that others fill at the same time
             run.log.facts[FACT] = "off"
+            what = "the graphics card" if isinstance(error, torch.OutOfMemoryError) else folder
             run.progress.note(
-                f"feature cache: off, because {folder} cannot take more ({error.strerror or error}); "
+                f"feature cache: off, because {what} cannot take more ({getattr(error, 'strerror', None) or error}); "
                 "features are computed at every use"
             )
 
@@ -202,7 +203,10 @@ class FeatureCache:
             return None
         self._verified.add(key)
         if self.on_card:
-            rows = self._in_memory[key] = [row.to(self._device) for row in rows]
+            try:
+                rows = self._in_memory[key] = [row.to(self._device) for row in rows]
+            except torch.OutOfMemoryError:
+                self.on_card = False
         return rows
 
 

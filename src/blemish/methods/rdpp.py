@@ -67,7 +67,9 @@ class RDPPConfig(StudentConfig):
         bool, Field(description="grow the noise's sides and wavelength with the image, from 256 pixels")
     ] = False
     fixed_field: Annotated[bool, Field(description="cut all noise at the field's first corner, as released")] = False
-    accumulate: Annotated[Count, Field(description="batches whose gradients are summed for one update")] = 2
+    accumulate: Annotated[
+        Count, Field(description="batches whose gradients are summed for one update; the features of all are held")
+    ] = 2
     projection_rate: Annotated[Rate, Field(description="Adam's, of the projections")] = 0.001
 
 

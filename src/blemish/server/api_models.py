@@ -126,12 +126,14 @@ def acknowledge(here: Here, person: Operator, model: ModelName) -> dict[str, Any
 
 @router.get("/report", response_model=None, responses={200: {"content": {"text/csv": {}}}})
 def report(
-    here: Here, person: Viewer, search: Annotated[Search, Depends()], format: Literal["json", "csv"] = "json"
+    here: Here, person: Viewer, search: Annotated[Search, Depends()], format: Literal["json", "csv", "excel"] = "json"
 ) -> dict[str, Any] | Response:
     """A shift: counts in all and by hour, the strangest parts, what people said, what changed; or verdicts as CSV."""
-    if format == "csv":
+    if format != "json":
         headers = {"Content-Disposition": 'attachment; filename="inspections.csv"'}
-        return StreamingResponse(reports.as_csv(here, search), media_type="text/csv", headers=headers)
+        return StreamingResponse(
+            reports.as_csv(here, search, format == "excel"), media_type="text/csv", headers=headers
+        )
     return reports.shift(here, search)
 
 

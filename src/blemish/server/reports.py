@@ -57,11 +57,12 @@ def audit_json(row: Any) -> dict[str, Any]:
     return {**named, "at": spoken_time(row.at), "body": json.loads(row.body)}
 
 
-def as_csv(here: Station, search: Search) -> Iterator[str]:
+def as_csv(here: Station, search: Search, for_excel: bool) -> Iterator[str]:
     """A row for each verdict, newest first, in pieces; no text from outside is a formula in a spreadsheet."""
     search = search.model_copy(update={"limit": PAGE})
     lines: list[list[Any]] = [list(COLUMNS)]
-    yield "\ufeff"  # or Excel takes the text for a Windows one
+    if for_excel:  # which takes text without this mark for a Windows one
+        yield "\ufeff"
     while True:
         page = here.store.find(search)
         for one in page["inspections"]:
