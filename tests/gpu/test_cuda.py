@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blemish.cli.options import Machine
 from blemish.inspection.load import load
 from blemish.registry import METHODS, make_config, method_class
 from blemish.run import Run, Step, choose_device
@@ -90,6 +91,13 @@ def test_steps_recorded_on_a_card_are_the_steps_as_written(device: str) -> None:
             losses.append(float(loss.detach()))
         both.append((losses, [values.tolist() for values in network.state_dict().values()]))
     assert both[0] == both[1]
+
+
+def test_a_card_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("blemish.run.device.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA H200")
+    assert Machine(threads=1).run().device.type == "cuda"
+    assert capsys.readouterr().err == "computes on NVIDIA H200\n"
 
 
 def test_a_full_card_is_said_with_a_smaller_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from blemish.contract import Backbone, Batch, Images
-from blemish.run import Run
+from blemish.run import Run, device_name
 
 # Images whose features are computed at once, kept or not: in larger company some processors round otherwise
 # (EfficientNet-Lite0 on one thread: a thousandth of the numbers of 16 images differs from those of twice 8).
@@ -132,7 +132,7 @@ def identity(backbone: Backbone) -> dict[str, str]:
         "stages": str([level.stage for level in backbone.levels]),
         "weights": backbone.digest,
         "precision": f"{backbone.precision.name} {backbone.precision.channels_last}",
-        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": device_name(device),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "torch": str(torch.__version__),

@@ -24,7 +24,7 @@ from blemish.data.loading import PreparedImages
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
-from blemish.run import Lines, Run, Timer, choose_device, set_threads
+from blemish.run import Lines, Run, Timer, choose_device, device_name, set_threads
 from blemish.training.evaluate import Evaluation, evaluate
 from blemish.training.fit import fit
 from blemish.training.setup import FitSettings
@@ -99,7 +99,7 @@ def _measured(
         "source_digest": source_digest(method_entry(configuration["method"]).target.partition(":")[0]),
         "weights_digest": provenance.get("weights_digest"),
         "learned_from": {name: provenance.get(name) for name in ("images", "groups")},
-        "machine": machine() | ({"card": torch.cuda.get_device_name(run.device)} if on_gpu else {}),
+        "machine": machine() | ({"card": device_name(run.device)} if on_gpu else {}),
         "device": str(run.device),
         "precision": provenance.get("precision"),
         "precision_trained": provenance.get("precision_trained"),

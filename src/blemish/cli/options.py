@@ -78,10 +78,13 @@ class Machine:
 
     def run(self, seed: int = 0, **fields: Any) -> Run:
         """A run on the device asked for; ``fields`` are of ``Run``."""
-        from blemish.run import Run, choose_device, set_threads
+        from blemish.run import Run, choose_device, device_name, set_threads
 
         set_threads(self.threads)
-        return Run(seed=seed, device=choose_device(self.device), progress=self.progress, **fields)
+        device = choose_device(self.device)
+        if device.type != "cpu":
+            self.progress.note(f"computes on {device_name(device)}")
+        return Run(seed=seed, device=device, progress=self.progress, **fields)
 
     def load(self, model: Path, weights: str | None, engine: EngineName = "auto") -> Inspector | ExportedInspector:
         """The inspector in a model file or an exported one, on the device or engine asked for."""

@@ -10,13 +10,13 @@ from blemish.run.files import check_writable, file_digest, written_atomically
 from blemish.run.progress import Bar, Lines, Progress, PythonWarnings, Silent, Warnings
 
 if TYPE_CHECKING:
-    from blemish.run.device import Precision, PrecisionName, choose_device, choose_precision, set_threads
+    from blemish.run.device import Precision, PrecisionName, choose_device, choose_precision, device_name, set_threads
     from blemish.run.loop import Epoch, epochs
     from blemish.run.run import Run, RunLog, Timer, derive_seed, torch_seeded
     from blemish.run.step import Step
 
 _HOME = {"PrecisionName": "device", "choose_device": "device", "choose_precision": "device", "set_threads": "device"}
-_HOME |= {"Precision": "device", "Epoch": "loop", "epochs": "loop", "Step": "step"}
+_HOME |= {"Precision": "device", "device_name": "device", "Epoch": "loop", "epochs": "loop", "Step": "step"}
 _HOME |= {"Run": "run", "RunLog": "run", "Timer": "run", "derive_seed": "run", "torch_seeded": "run"}
 
 

@@ -83,6 +83,11 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """``cpu``, or what a graphics card calls itself."""
+    return device.type if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 @contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """A block in which a GPU sums in a fixed order wherever torch knows how to; slower, so for training alone."""
