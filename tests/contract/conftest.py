@@ -12,7 +12,7 @@ FIRST = (
     "test_shapes_",
     "test_a_saved_and_loaded_method_",
 )
-LONG, SEVERAL = {"cdd", "rdpp", "ckaad"}, ("test_bf16_learns_", "test_stopped_and_resumed_")
+LONG, SEVERAL = {"cdd", "rdpp", "ckaad", "fmam"}, ("test_bf16_learns_", "test_stopped_and_resumed_")
 """Of the ten, those whose several trainings are left to ``make test-slow``."""
 
 

@@ -298,6 +298,7 @@ def test_without_calibration_there_are_scores_and_maps_and_nothing_else(uncalibr
     assert uncalibrated.calibration.sentence().startswith("No promise")
 
 
+@pytest.mark.slow
 def test_copies_are_one_part_wherever_a_threshold_comes_from(texture, save, tmp_path, inspector):
     for i in range(30):
         save(tmp_path / "same" / f"{i}.png", texture(200))

@@ -72,6 +72,7 @@ def test_the_small_network_learns_a_pile_by_banks_and_all_else_as_the_paper(tmp_
     assert all("weighting" not in PROFILES[name].options for name in ("balanced", "best"))
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):
     training, notes = bars(tmp_path, 6, False, (96, 192)), Notes()
     asked = FitSettings(profile="fast", poses="flips", size=(90, 200), options={"memory": 77, "layers": (1, 2)})
