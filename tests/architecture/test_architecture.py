@@ -38,7 +38,7 @@ BUDGET = {
     "one file that runs anywhere": 2_205,
     "the station": 3_279,
     "the station's page": 560,
-    "on a graphics card": 224,
+    "on a graphics card": 227,
     "exported files, faster and without SciPy": 155,
     "systems the papers compare with, part one": 785,
     "teachers that learn, and CFA": 654,

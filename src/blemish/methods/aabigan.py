@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import Count, Rate, Several, Steps, Width
+from blemish.ops.draws import normals
 from blemish.ops.residual import initialise_uniform, untrained
 from blemish.run import Run, epochs
 
@@ -87,7 +88,7 @@ class AABiGAN(Method):
             for indices in epoch.batches():
                 good = _small(training.normal, indices, run)
                 bad = _small(training.anomalous, next(bad_indices), run)
-                noise = torch.randn((len(good), config.latent), generator=draws).to(run.device)
+                noise = normals((len(good), config.latent), draws, run.device)
                 with run.precision.autocast(run.device):
                     codes = self.encoder(torch.cat([good, bad])).float()
                     made = self.generator(torch.cat([codes[: len(good)], noise])).float()

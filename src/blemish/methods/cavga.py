@@ -34,6 +34,7 @@ from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImag
 from blemish.errors import ConfigError
 from blemish.ops.autoencoder import Layer, divergence, downward
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
+from blemish.ops.draws import normals
 from blemish.ops.residual import BlockKind, initialise, initialise_uniform, residual_stage, untrained
 from blemish.ops.smoothing import upscale
 from blemish.run import Epoch, Run, epochs
@@ -152,7 +153,7 @@ class CAVGA(Method):
             seen = training.normal.batch(indices).images
             if bad is not None:
                 seen = torch.cat([seen, training.anomalous.batch(next(bad)).images])
-            yield seen.to(run.device), len(indices), torch.randn((len(indices), *grid), generator=draws).to(run.device)
+            yield seen.to(run.device), len(indices), normals((len(indices), *grid), draws, run.device)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Last features, and mean and log-variance of the code, at every cell.

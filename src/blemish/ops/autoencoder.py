@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Images
 from blemish.errors import ConfigError
+from blemish.ops.draws import normals
 from blemish.ops.residual import initialise_uniform
 from blemish.run import Run, epochs
 from blemish.run.loop import Schedule
@@ -83,7 +84,7 @@ class Variational(nn.Module):
     def forward(self, images: Tensor, draws: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """What it gives back of the code's mean or, with ``draws``, of a draw; the code's mean and log-variance."""
         mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
-        noise = 0.0 if draws is None else torch.randn(mean.shape, generator=draws).to(mean.device)
+        noise = 0.0 if draws is None else normals(mean.shape, draws, mean.device)
         return self.decoder(mean + noise * (log_variance / 2).exp()).float(), mean, log_variance
 
 
