@@ -24,7 +24,7 @@ from blemish.methods.rdpp import RDPP, RDPPConfig, contrast
 from blemish.ops.cosine import layer_loss, vector_loss
 from blemish.ops.residual import initialise, initialise_uniform
 from blemish.ops.simplex import Patches, noise_field, with_noise
-from blemish.ops.sinkhorn import paired_transport, released_transport
+from blemish.ops.sinkhorn import paired_transport, random_places, released_transport
 from blemish.run import choose_device, choose_precision, set_threads
 
 
@@ -90,7 +90,8 @@ class Parts:
 
     def paired(self) -> None:
         """The default SSOT and its gradient."""
-        paired_transport([m.requires_grad_() for m in self.projected], self.partners, self.generator).backward()
+        maps = [m.requires_grad_() for m in self.projected]
+        paired_transport(maps, self.partners, random_places(maps, self.generator, 64)).backward()
 
     def released(self) -> None:
         """SSOT as released and its gradient."""

@@ -38,7 +38,7 @@ BUDGET = {
     "one file that runs anywhere": 2_205,
     "the station": 3_279,
     "the station's page": 560,
-    "on a graphics card": 227,
+    "on a graphics card": 222,
     "exported files, faster and without SciPy": 155,
     "systems the papers compare with, part one": 785,
     "teachers that learn, and CFA": 654,
@@ -52,7 +52,7 @@ BUDGET = {
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 19362
+TEST_BUDGET = 19380
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

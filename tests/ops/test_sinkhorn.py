@@ -5,7 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blemish.ops.sinkhorn import paired_transport, released_transport, sinkhorn_divergence, transport_of_all
+from blemish.ops.sinkhorn import (
+    paired_transport,
+    random_places,
+    released_transport,
+    sinkhorn_divergence,
+    transport_of_all,
+)
 
 
 def random(seed, *shape):
@@ -30,7 +36,7 @@ def test_the_released_form_vanishes_with_its_gradient_and_the_paired_one_does_no
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-6
 
     partners = torch.arange(images).roll(1)
-    paired = paired_transport(maps, partners, torch.Generator().manual_seed(0))
+    paired = paired_transport(maps, partners, random_places(maps, torch.Generator().manual_seed(0), 64))
     gradients = torch.autograd.grad(paired, maps)
     assert float(paired.detach()) > 0.01
     assert min(float(gradient.abs().max()) for gradient in gradients) > 1e-5
@@ -43,7 +49,7 @@ def test_paired_is_the_mean_divergence_of_unit_vectors_over_pairs_and_levels():
     for map_ in maps:
         clouds = F.normalize(map_.permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
         expected.append([float(sinkhorn_divergence(clouds[[i]], clouds[[j]])) for i, j in enumerate(partners.tolist())])
-    found = paired_transport(maps, partners, torch.Generator().manual_seed(0), locations=24)
+    found = paired_transport(maps, partners, random_places(maps, torch.Generator().manual_seed(0), 24))
     assert float(found) == pytest.approx(np.mean([np.mean(level) for level in expected]), rel=1e-4)
 
 
@@ -54,9 +60,9 @@ def test_the_paper_s_form_sums_over_all_pairs_both_ways(divergence_by_numpy):
         vectors = map_.double().permute(0, 2, 3, 1).flatten(1, 2).numpy()
         clouds = np.exp(vectors) / np.exp(vectors).sum(axis=-1, keepdims=True)
         expected.append(sum(divergence_by_numpy(a, b, 0.05) for a in clouds for b in clouds) / 3)
-    found = transport_of_all(maps, torch.Generator().manual_seed(0), locations=24)
+    found = transport_of_all(maps, random_places(maps, torch.Generator().manual_seed(0), 24))
     assert float(found) == pytest.approx(np.mean(expected), rel=1e-2)
-    assert float(transport_of_all([maps[0][:1]], torch.Generator())) == 0
+    assert float(transport_of_all([maps[0][:1]], random_places([maps[0][:1]], torch.Generator(), 64))) == 0
 
 
 def unit_clouds(map_):
@@ -73,14 +79,16 @@ def test_paired_sees_as_sharply_as_a_blur_of_a_twentieth(divergence_by_numpy):
     map_ = nearby_images()
     exact = [divergence_by_numpy(*unit_clouds(map_), blur) for blur in (0.05, 0.1, 0.5)]
     assert exact == pytest.approx([0.02754, 0.02511, 0.00879], rel=1e-3)
-    found = paired_transport([map_], torch.tensor([1, 0]), torch.Generator().manual_seed(0))
+    found = paired_transport([map_], torch.tensor([1, 0]), random_places([map_], torch.Generator().manual_seed(0), 64))
     assert float(found) == pytest.approx(exact[0], rel=5e-3)
 
 
 @pytest.mark.parametrize("entry", [(0, 0, 0, 0), (0, 2, 1, 1), (1, 1, 0, 2), (1, 3, 1, 0)])
 def test_paireds_gradient_reaches_both_images_as_finite_differences_have_it(entry, divergence_by_numpy):
     map_ = nearby_images().requires_grad_()
-    paired_transport([map_], torch.tensor([1, 0]), torch.Generator().manual_seed(0)).backward()
+    paired_transport(
+        [map_], torch.tensor([1, 0]), random_places([map_], torch.Generator().manual_seed(0), 64)
+    ).backward()
     values = []
     for step in (1e-3, -1e-3):
         moved = map_.detach().double().clone()
@@ -93,7 +101,9 @@ def test_paireds_gradient_reaches_both_images_as_finite_differences_have_it(entr
 
 def test_paired_needs_no_more_than_so_many_places_the_same_for_all_images():
     map_ = random(9, 4, 6, 8, 8).requires_grad_()
-    value = paired_transport([map_], torch.tensor([1, 2, 3, 0]), torch.Generator().manual_seed(3), locations=10)
+    value = paired_transport(
+        [map_], torch.tensor([1, 2, 3, 0]), random_places([map_], torch.Generator().manual_seed(3), 10)
+    )
     touched = torch.autograd.grad(value, map_)[0].abs().sum(dim=1) > 0
     assert int(touched[0].sum()) == 10 and all(torch.equal(one, touched[0]) for one in touched)
 
@@ -101,7 +111,13 @@ def test_paired_needs_no_more_than_so_many_places_the_same_for_all_images():
 def test_bf16_maps_are_compared_in_float32():
     map_ = random(10, 4, 16, 4, 4)
     partners = torch.tensor([1, 0, 3, 2])
-    exact = paired_transport([map_.bfloat16().float()], partners, torch.Generator().manual_seed(0))
+    exact = paired_transport(
+        [map_.bfloat16().float()],
+        partners,
+        random_places([map_.bfloat16().float()], torch.Generator().manual_seed(0), 64),
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        short = paired_transport([map_.bfloat16()], partners, torch.Generator().manual_seed(0))
+        short = paired_transport(
+            [map_.bfloat16()], partners, random_places([map_.bfloat16()], torch.Generator().manual_seed(0), 64)
+        )
     assert short.dtype == torch.float32 and float(short) == pytest.approx(float(exact), rel=1e-6)

@@ -29,30 +29,27 @@ def sinkhorn_divergence(
     return divergence
 
 
-def paired_transport(
-    maps: Sequence[Tensor], partners: Tensor, places: torch.Generator | Sequence[Tensor], locations: int = 64
-) -> Tensor:
+def paired_transport(maps: Sequence[Tensor], partners: Tensor, places: Sequence[Tensor]) -> Tensor:
     """A scalar: the divergence between each image's feature vectors and its partner's, mean over images and levels.
 
     RD++'s Eq. 6 leaves the ground space open. Our reading: an image is the cloud of its vectors, scaled to length 1, at
-    ``locations`` random cells of maps ``b c y x`` (the same for all images of a batch; all cells where there are no
-    more), or at the ``places`` that ``random_places`` gave. ``partners``, a permutation ``b``, says which image each
-    one is compared with.
+    the cells of maps ``b c y x`` whose numbers ``places`` gives, a tensor a level, the same for all images of a batch.
+    ``partners``, a permutation ``b``, says which image each one is compared with.
     """
     levels = []
-    for vectors in _vectors(maps, places, locations):
+    for vectors in _vectors(maps, places):
         cloud = F.normalize(vectors, dim=-1)
         levels.append(sinkhorn_divergence(cloud, cloud[partners.to(cloud.device)]).mean())
     return torch.stack(levels).mean()
 
 
-def transport_of_all(maps: Sequence[Tensor], places: torch.Generator | Sequence[Tensor], locations: int = 64) -> Tensor:
+def transport_of_all(maps: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
     """RD++'s Eq. 6, a scalar: the divergences of all pairs of m images, both ways, over m; the mean over levels.
 
-    A cloud is the softmax over the channels at each of ``locations`` random cells: over what, the paper does not say.
+    A cloud is the softmax over the channels at each of the cells in ``places``: over what, the paper does not say.
     """
     levels = []
-    for vectors in _vectors(maps, places, locations):
+    for vectors in _vectors(maps, places):
         cloud, count = vectors.softmax(dim=-1), len(vectors)
         one, other = torch.triu_indices(count, count, offset=1, device=cloud.device)
         both_ways = 2 * sinkhorn_divergence(cloud[one], cloud[other]).sum() if len(one) else cloud.sum() * 0
@@ -61,14 +58,12 @@ def transport_of_all(maps: Sequence[Tensor], places: torch.Generator | Sequence[
 
 
 def random_places(maps: Sequence[Tensor], generator: torch.Generator, locations: int) -> list[Tensor]:
-    """Of each map ``b c y x``, the numbers of ``locations`` random cells, row by row."""
+    """Of each map ``b c y x``, the numbers of ``locations`` random cells, row by row (or of all)."""
     return [torch.randperm(map_[0, 0].numel(), generator=generator)[:locations] for map_ in maps]
 
 
-def _vectors(maps: Sequence[Tensor], places: torch.Generator | Sequence[Tensor], locations: int) -> Iterator[Tensor]:
+def _vectors(maps: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[Tensor]:
     """``b n c``, float32, of each map ``b c y x``: the features at some cells, the same for all images."""
-    if isinstance(places, torch.Generator):
-        places = random_places(maps, places, locations)
     for map_, place in zip(maps, places, strict=True):
         chosen, columns = place.to(map_.device), map_.shape[3]
         yield map_[:, :, chosen // columns, chosen % columns].transpose(1, 2).float()
