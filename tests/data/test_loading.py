@@ -16,6 +16,8 @@ from blemish.data.preprocessing import Preprocessing
 from blemish.data.readers import read_training
 from blemish.data.samples import Sample
 from blemish.errors import DataError, ImageError
+from blemish.run import Run
+from blemish.training.setup import FitSettings, load_images
 
 RNG = np.random.default_rng(11)
 PREPARATION = Preprocessing(size=16)
@@ -120,6 +122,20 @@ def test_deep_images_take_the_fitted_white_level(folder):
     unscaled = PreparedImages(samples, PREPARATION)
     assert [path.name for path, _ in unscaled.skipped] == ["9.png", "10.png"]
     assert "9.png: a 16-bit image" in unscaled.skipped[0][1]
+
+
+def test_a_known_bad_image_never_sets_what_counts_as_white(tmp_path):
+    for name, brightest in (("good", 3900), ("bad", 65535)):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            deep = RNG.integers(0, 3000, (20, 20), dtype=np.uint16)
+            deep[3, 4] = brightest
+            Image.fromarray(deep).save(tmp_path / name / f"{number}.png")
+    training = read_training(tmp_path)
+    assert len(training.anomalous) == 2
+    normal, bad = load_images(training, FitSettings(size=20, resize="stretch"), Run())
+    assert normal.preparation.white_level == bad.preparation.white_level == 4095
+    assert bad.batch([0]).images.max() == 1
 
 
 def test_stopping_early_ends_the_decoding(folder, monkeypatch):

@@ -53,12 +53,13 @@ def test_the_audit_log_is_verified(blemish: Callable[..., Result], client: TestC
 
 WRONG: dict[str, tuple[list[str], int, str]] = {
     "no model": (["serve", "missing.blemish", "--port", "0"], 1, "there is no model file"),
-    "two of a name": (["serve", "parts.blemish", "b/parts.blemish"], 2, "there is a parts already"),
+    "two of a name": (["serve", "parts.blemish", "b/parts.blemish"], 2, "the name parts has parts.blemish already"),
     "a long time": (["serve", "parts.blemish", "--keep", "forever"], 2, "--keep forever"),
     "a large disk": (["serve", "parts.blemish", "--max-disk", "all"], 2, "--max-disk all"),
     "some images": (["serve", "parts.blemish", "--keep-images", "nice"], 2, "--keep-images"),
     "no such hour": (["serve", "parts.blemish", "--shifts", "6,24"], 2, "--shifts 24: "),
     "a folder of no model": (["serve", "parts.blemish", "--watch", "other=new"], 2, "watch of other, and no model"),
+    "two folders": (["serve", "parts.blemish", "--watch", "a", "--watch", "b"], 2, "has a already"),
     "no address": (["serve", "parts.blemish", "--port", "0", "--host", "203.0.113.7"], 2, "an address of this machine"),
     "no store to verify": (["audit-log", "verify"], 1, "there is no store station.db: give the --store"),
     "no sink": (["serve", "parts.blemish", "--port", "0", "--mqtt", "broker"], 2, "a whole address is needed"),

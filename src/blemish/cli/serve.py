@@ -147,6 +147,6 @@ def _named(given: list[str] | None, default: str | None = None) -> dict[str, str
         if not equals or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             name, place = default or re.sub(r"[^\w.-]", "-", Path(text).stem), text
         if name in pairs:
-            raise ConfigError(f"{text}: there is a {name} already: write NAME=FILE to give another name")
+            raise ConfigError(f"{text}: the name {name} has {pairs[name]} already: write NAME={place} with another")
         pairs[name] = place
     return pairs

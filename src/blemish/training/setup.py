@@ -150,7 +150,7 @@ def introduce(training: TrainingSet, run: Run) -> None:
 def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> Images:
     """The images taken as normal, and the known-bad ones, decoded and prepared."""
     with run.timer.stage("images"):
-        tiling, white = None, fitted_white_level(training.samples)
+        tiling, white = None, fitted_white_level(training.normal)
         if settings.tile is not None:
             usual = settings.tile // 8
             tiling = Tiling(settings.tile, usual if settings.tile_overlap is None else settings.tile_overlap)
