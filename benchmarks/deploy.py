@@ -5,12 +5,12 @@
     python benchmarks/deploy.py --table          writes the table of docs/guides/deploy.md from the rows
 
 Learns from 30 good images as ``benchmarks/defaults.py`` draws them (methods at 256 px, what is trained for 20 steps:
-enough to compare, not to judge by; profiles as they come), exports, and judges the set's test images by torch, by ONNX
-Runtime and by OpenVINO: decisions that differ, the largest difference of scores as a share of the calibration scores'
-deviation, milliseconds from file to verdict. With ``--python`` the files are judged once more by the command line of an
-environment without torch (``benchmarks/runtime.py --into``). Rows go to ``results/deploy.jsonl``. Times mean something
-only with nothing else running: ``--keep`` keeps models and files, ``--time`` adds the times of their first 24 images to
-their rows.
+enough to compare, not to judge by; some are narrower; profiles as they come), exports, and judges the set's test images
+by torch, by ONNX Runtime and by OpenVINO: decisions that differ, the largest difference of scores as a share of the
+calibration scores' deviation, milliseconds from file to verdict. With ``--python`` the files are judged once more by
+the command line of an environment without torch (``benchmarks/runtime.py --into``). Rows go to
+``results/deploy.jsonl``. Times mean something only with nothing else running: ``--keep`` keeps models and files,
+``--time`` adds the times of their first 24 images to their rows.
 """
 
 from __future__ import annotations
@@ -37,6 +37,15 @@ from blemish.run import set_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, PAGE = ROOT / "results" / "deploy.jsonl", ROOT / "docs" / "guides" / "deploy.md"
+# As narrow as in recipes/claims, where the papers' width or number of looks takes minutes an image or a step.
+NARROW: dict[str, dict[str, Any]] = {
+    "spade": {"neighbours": 5},
+    "draem": {"network_width": 8},
+    "csflow": {"hidden": 128, "batch_size": 8},
+    "differnet": {"hidden": 512, "test_turns": 8, "batch_size": 12},
+    "itae": {"first_width": 16, "batch_size": 8},
+    "patchsvdd": {"first_width": 16},
+}
 OTHERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -53,7 +62,7 @@ def learn(name: str, training: Any, bad: list[Sample]) -> Inspector:
     short: dict[str, Any] = {"steps": 20} if "steps" in vars(method_class(name).Config()) else {}
     if short and "contaminated" not in method_class(name).regimes:
         short["calibration"] = "holdout"  # trains once
-    return blemish.fit(known, method=name, precision="fp32", size=256, **short)
+    return blemish.fit(known, method=name, options=NARROW.get(name, {}), precision="fp32", size=256, **short)
 
 
 def judged(inspector: Any, paths: list[Path], timed: bool) -> tuple[list[Any], dict[str, float]]:

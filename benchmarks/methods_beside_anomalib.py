@@ -1,11 +1,12 @@
-"""STFPM, PaDiM and CFA beside anomalib's: same images, backbone, weights, size and length; image AUROC and seconds.
+"""Methods beside anomalib's: same images, backbone, weights, size and length; image AUROC and seconds.
 
     python benchmarks/methods_beside_anomalib.py DATA --rival-python ENVIRONMENT/bin/python [--sets ...] [--methods ...]
 
-Each fit is a process of its own on one thread. ``--epochs`` is the length of STFPM and CFA; the last epoch stays with
+Each fit is a process of its own on one thread. ``--epochs`` is the length of what is trained; the last epoch stays with
 both. Everything else is what each has by default, but that our STFPM takes steps as large as anomalib's, which halves
 the loss, sums it over the batch, decays by .001 and enlarges each level before the product; its CFA keeps the radius at
-its first value. Its CFA knows four backbones by name, none of them this one, so its own parts are put together here.
+its first value. Its CFA knows four backbones by name, none of them this one, so its own parts are put together here;
+its FastFlow knows four networks, too, and is given ours in place of one of them. GANomaly sees 64 pixels on both sides.
 Prints one JSON object a fit.
 MALLOC_MMAP_THRESHOLD_=1000000, set for the rival, makes glibc give back what one of its steps takes.
 """
@@ -35,10 +36,11 @@ from blemish.metrics import auroc
 from blemish.registry import method_class
 
 CHANGED = "resplit_alt.csv"  # where a set has it, good training images take the place of its own good test images
-OPTIONS: dict[str, dict[str, Any]] = {"padim": {"channels": 100}, "cfa": {}}
+OPTIONS: dict[str, dict[str, Any]] = {"padim": {"channels": 100}, "cfa": {}, "fastflow": {}, "supersimplenet": {}}
+OPTIONS["ganomaly"] = {"batch_size": 32}
 # Its loss is sixteen times ours: half of the sum over a batch of 32 instead of the mean. So are its steps.
 OPTIONS["stfpm"] = {"holdout": 0.0, "learning_rate": 16 * 0.4, "weight_decay": 0.001 / 16}
-TRAINED = ("stfpm", "cfa")
+SIZES = {"ganomaly": 64}
 
 # Runs in the rival's environment, where Blemish is not installed; its last line is one JSON object.
 RIVAL = """
@@ -53,9 +55,10 @@ for name, cfg in list(registry._model_pretrained_cfgs.items()):
         registry._model_pretrained_cfgs[name] = dataclasses.replace(cfg, file=given["weights"], url="", hf_hub_id=None)
 from anomalib.data import Folder
 from anomalib.engine import Engine
-from anomalib.models import Cfa, Padim, Stfpm
+from anomalib.models import Cfa, Fastflow, Ganomaly, Padim, Stfpm, Supersimplenet
 from anomalib.models.components import TimmFeatureExtractor
 from anomalib.models.image.cfa import torch_model as cfa
+from anomalib.models.image.fastflow import torch_model as fastflow
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
 from torchvision.transforms.v2 import Compose, Normalize, Resize
@@ -69,6 +72,15 @@ if given["method"] == "padim":
     model, batch = Padim(backbone=LITE, layers=LAYERS, pre_trained=True, n_features=100, **common), 32
 elif given["method"] == "stfpm":
     model, batch = Stfpm(backbone=LITE, layers=LAYERS, **common), 32
+elif given["method"] == "fastflow":
+    made = fastflow.timm.create_model
+    fastflow.timm.create_model = lambda name, **options: made(LITE, **options)
+    model, batch = Fastflow(backbone="resnet18", **common), 32
+    fastflow.timm.create_model = made
+elif given["method"] == "supersimplenet":
+    model, batch = Supersimplenet(backbone=LITE, layers=LAYERS[1:], **common), 32
+elif given["method"] == "ganomaly":
+    model, batch = Ganomaly(**common), 32
 else:
     cfa.get_return_nodes = lambda backbone: LAYERS
     cfa.get_feature_extractor = lambda backbone, nodes: TimmFeatureExtractor(LITE, LAYERS, pre_trained=True).eval()
@@ -116,8 +128,9 @@ def write_set(source: Path, target: Path, most: int) -> Path:
 
 def ours(given: dict[str, Any]) -> dict[str, Any]:
     method, run = given["method"], blemish.Run(seed=given["seed"])
-    length = {"epochs": given["epochs"]} if method in TRAINED else {}
-    settings = {"backbone": "efficientnet_lite0", "size": given["size"], "calibration": "none", "precision": "fp32"}
+    length = {"epochs": given["epochs"]} if method != "padim" else {}
+    backbone = {} if method in SIZES else {"backbone": "efficientnet_lite0"}  # what has a size of its own sees pixels
+    settings = {**backbone, "size": given["size"], "calibration": "none", "precision": "fp32"}
     learn, _ = blemish.fit, method_class(method)  # what is imported late is not timed, as it is not with the rival
     began = time.perf_counter()
     inspector = learn(Path(given["folder"]), run=run, method=method, options=OPTIONS[method] | length, **settings)
@@ -146,7 +159,7 @@ def measure(who: str, command: list[str], given: dict[str, Any]) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Our STFPM, PaDiM and CFA beside anomalib's.")
+    parser = argparse.ArgumentParser(description="Our methods beside anomalib's.")
     parser.add_argument("data", type=Path)
     parser.add_argument("--rival-python", type=Path)
     parser.add_argument("--sets", nargs="+", default=["magnetic_tile", "mvtec_screw"])
@@ -171,6 +184,7 @@ def main() -> None:
                     for side, command in who.items():
                         out = tempfile.mkdtemp(dir=place)
                         more = {"method": method, "seed": seed, "epochs": asked.epochs, "out": out}
+                        more["size"] = SIZES.get(method, asked.size)
                         print(json.dumps(measure(side, command, given | more)), flush=True)
 
 
