@@ -125,8 +125,10 @@ def tables(rows: pd.DataFrame) -> dict[int, list[str]]:
         mean = of_images.groupby(["set", "profile"])[["caught_at_5", "image_auroc"]].mean().unstack()
         listed = ("anomalib", "paper", "fast", "balanced", "best")
         profiles = [name for name in listed if ("caught_at_5", name) in mean.columns]
-        draws = of_images.groupby("profile")["draw"].nunique()
-        header = " | ".join(f"{name} ({draws[name]} draw{'' if draws[name] == 1 else 's'})" for name in profiles)
+        draws = of_images.groupby(["profile", "set"])["draw"].nunique().groupby("profile").agg(["min", "max"])
+        spans = zip(draws.index, draws["min"], draws["max"])
+        numbers = {name: str(most) if least == most else f"{least} to {most}" for name, least, most in spans}
+        header = " | ".join(f"{name} ({numbers[name]} draw{'' if numbers[name] == '1' else 's'})" for name in profiles)
         lines = [f"| set | {header} |", "|---|" + "---:|" * len(profiles)]
         mean.loc["mean of those measured"] = mean.mean()
         for name, row in mean.iterrows():
@@ -140,7 +142,7 @@ def tables(rows: pd.DataFrame) -> dict[int, list[str]]:
 def curves(rows: pd.DataFrame) -> list[str]:
     """What more good images give: of each profile the mean over sets, beside what its models say of false rejects."""
     rows = rows[rows["promised"].notna() & (rows["set"] != "elpv_mono")]
-    lines = ["| profile | good images | sets | caught_at_5 | image AUROC | stated false rejects | met |"]
+    lines = ["| profile | good images | sets | caught_at_5 | image AUROC | stated false rejects | observed |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|")
     named = ["caught_at_5", "image_auroc", "promised", "false_reject_rate"]
     for (name, images), part in rows.groupby(["profile", rows["images"].map(asked)]):
@@ -160,7 +162,8 @@ def page(rows: pd.DataFrame) -> str:
     costs = rows.groupby("profile")[["seconds", "ms", "megabytes"]].median()
     parts += ["\n## What it costs (medians, two cores, other work beside it)\n"]
     parts += ["| profile | fit, s | file to verdict, ms | memory and network, MB |", "|---|---:|---:|---:|"]
-    parts += [f"| {name} | {row.seconds:.0f} | {row.ms:.0f} | {row.megabytes:.0f} |" for name, row in costs.iterrows()]
+    cells = costs.map(lambda value: "–" if math.isnan(value) else f"{value:.0f}")
+    parts += [f"| {name} | {' | '.join(row)} |" for name, row in cells.iterrows()]
     one = rows[rows["painted_rejected"].notna()]
     by_set = one.groupby(["set", "profile"])[["caught_at_5", "painted_rejected", "painted_reviewed"]].mean()
     expected = by_set["painted_rejected"] + by_set["painted_reviewed"]

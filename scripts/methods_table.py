@@ -54,6 +54,8 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
         protocol = next((name for name, is_of in PROTOCOLS.items() if is_of(asked)), None)
         if protocol is None or place not in SETS or any(asked[key] != value for key, value in SAME.items()):
             continue
+        if asked["method_version"] != METHODS[asked["method"]].version:
+            continue
         judging = row["seconds"].get("judging", np.nan) / row["test"]["images"]
         timed = (row["seconds"]["fit"], 1000 * judging) if is_timed(row) else (np.nan, np.nan)
         options, name = asked["options"], row["label"]

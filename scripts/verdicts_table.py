@@ -20,7 +20,8 @@ Made by `scripts/verdicts_table.py` from `results/ledger.jsonl`; the recipe is `
 Rates are shares of parts. *Stated* is the rate the model states with the bound it stays below (95 % confidence for a
 promise, roughly for an estimate); *observed* is what the test set's good parts met, with the 95 % interval of that
 observation. *Escapes* are bad parts of which no image was rejected; those that did not go to review either were judged
-*ok*. *Flagged* are good parts that were rejected or sent to review.
+*ok*. *Flagged* are good parts that were rejected or sent to review. The rows are of 2026-11-22, before thresholds of
+few parts came from a fitted tail.
 
 | set | calibrated on | stated | observed | consistent | good flagged | escapes | bad judged ok |
 |---|---|---|---|---|---|---|---|
@@ -34,8 +35,9 @@ promise speaks of parts like those it was calibrated on. A handful of the new mo
 `blemish calibrate`, or better into the training folder, is the way out.
 
 **Why so many escapes?** A promise of 1 % that rests on 99 parts puts the threshold at the strangest of them. Few sets
-separate their worst good part from most defects; the review band (five times the rate) catches part of the rest, and
-`--false-reject 0.05` trades rejected good parts for found defects.
+separate their worst good part from most defects; the review band (five times the rate when these rows were made,
+now a further share of twice the rate) catches part of the rest, and `--false-reject 0.05` trades rejected good parts
+for found defects.
 """
 
 

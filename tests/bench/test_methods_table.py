@@ -7,6 +7,7 @@ import pytest
 
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.bench.ledger import FILE, Ledger
+from blemish.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +23,7 @@ def script():
 def row(method, place, auroc, label="", options=None, **changes):
     protocol = {"regime": "clean", "selection": "last", "calibration": "none"}
     asked = {"method": method, "options": options or {}, "set": place, "backbone": DEFAULT_BACKBONE, **protocol}
+    asked["method_version"] = METHODS[method].version
     asked |= {"alt_split": "resplit_alt.csv" if place == "mvtec_screw" else "", "size": 256, "resize": "stretch"}
     seconds = {"fit": 12.0, "judging": 5.0, "total": 20.0}
     return {

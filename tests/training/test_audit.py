@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from blemish.data.readers import read_training
 from blemish.data.splits import folds_by_group
 from blemish.errors import DataError, ManifestError
 from blemish.inspection.inspector import Inspector
-from blemish.run import Run
+from blemish.run import Run, Silent
 from blemish.training.audit import audit, suggested_cut, write_clean
 from blemish.training.fit import fit
 from blemish.training.learner import Learner
@@ -126,6 +127,13 @@ def test_the_cleaned_manifest_lists_what_is_not_suspect_as_good(folder, found):
     with pytest.raises(ManifestError, match="would be replaced"):
         write_clean(found, folder / "manifest.csv")
     assert (folder / "manifest.csv").read_text() == before
+
+
+def test_a_profile_is_taken_where_one_is_named(folder):
+    notes = Mock(wraps=Silent())
+    found = audit(folder, FitSettings(profile="fast", size=SIDE, poses="none"), Run(progress=notes))
+    assert any("profile: fast" in said.args[0] for said in notes.note.call_args_list)
+    assert {judged.sample.path.name for judged in found.judged[:4]} == BAD
 
 
 def test_too_few_parts(save_part, tmp_path):

@@ -111,7 +111,7 @@ class Learning:
     size: Annotated[str, typer.Option(help="Of what the network sees, in pixels: auto, a side, or HxW.")] = "auto"
     resize: Annotated[Resize, typer.Option(help="How images come to that size.")] = "stretch"
     profile: Annotated[
-        Profile | None, typer.Option(help="fast, balanced or best; by default balanced, with -m the paper's settings.")
+        Profile | None, typer.Option(help="fast, balanced or best. By default balanced; none with -m and in audits.")
     ] = None
     smallest_defect: Annotated[
         str | None, typer.Option(help="Width of the smallest defect to find: pixels of the images, or such as 0.3mm.")

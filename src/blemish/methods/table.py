@@ -78,7 +78,7 @@ METHODS: dict[str, MethodEntry] = {
         paper="Wang et al., Student-Teacher Feature Pyramid Matching for Anomaly Detection, BMVC 2021",
     ),
     "cfa": MethodEntry(
-        "blemish.methods.cfa:CFA", "clean", family="memory",
+        "blemish.methods.cfa:CFA", "clean", family="memory", cost="minutes",
         idea="a layer learns to draw good features to the centres of spheres; bad ones lie far from all",
         paper="Lee et al., CFA: Coupled-Hypersphere-Based Feature Adaptation, IEEE Access 2022",
     ),

@@ -22,6 +22,7 @@ from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.registry import DEFAULT_METHOD, method_class
 from blemish.run import Run
 from blemish.training.epoch_selection import AUTO
+from blemish.training.profiles import settle
 from blemish.training.setup import FitSettings, build_learner, check_region, introduce, load_images, method_config
 
 FOLDS = 5
@@ -84,9 +85,11 @@ def audit(
         raise RegimeError(f"{name} learns from known-bad images, and an audit has none: {usual}")
     if settings.epochs == AUTO:
         raise ConfigError("an audit takes a number of epochs: epochs=auto is fit's")
-    config = method_config(name, settings)
+    method_config(name, settings)  # what was asked for wrongly is said before anything else
     with run.interruptible():
         introduce(training, run)
+        settings = settle(training, dataclasses.replace(settings, method=name), run)
+        config = method_config(name, settings)
         if training.anomalous:
             run.progress.note(f"note: the {len(training.anomalous)} known-bad images are left out")
         images, _ = load_images(dataclasses.replace(training, samples=training.normal), settings, run)
