@@ -15,7 +15,7 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from blemish.data import images
 from blemish.data.images import MAX_PIXELS, decode, read_header, read_image, white_level
@@ -169,7 +169,7 @@ def test_formats_of_photographs(tmp_path):
         assert read_header(path) == ((48, 64), 8)
 
 
-def dicom(values, **tags):
+def dicom(values, syntax="ExplicitVRLittleEndian", **tags):
     """The bytes of a DICOM file of these stored values."""
     pydicom = pytest.importorskip("pydicom")
     data = pydicom.Dataset()
@@ -181,7 +181,7 @@ def dicom(values, **tags):
     for name, value in tags.items():
         setattr(data, name, value)
     data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
     file = io.BytesIO()
     data.save_as(file, enforce_file_format=True)
     return file.getvalue()
@@ -371,6 +371,18 @@ def test_limit_is_checked_before_decoding(monkeypatch):
     for source in (np.zeros((20, 30), np.uint8), Image.new("RGB", (30, 20))):
         with pytest.raises(ImageError, match="more than the 599"):
             read_image(source)
+
+
+def test_a_caller_s_own_limit_is_checked_before_decoding(monkeypatch):
+    Image.fromarray(GREY).save(content := io.BytesIO(), "png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="more than the 99 that"):
+        images.decode(content.getvalue(), "it", 99)
+
+
+def test_deflated_dicom_is_refused_before_it_is_unpacked():
+    with pytest.raises(ImageError, match="is deflated DICOM"):
+        read_image(dicom(GREY, "DeflatedExplicitVRLittleEndian"))
 
 
 def test_headers_tell_depth(tmp_path):

@@ -151,7 +151,7 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
     """The graph is a stand-in: what is compared and kept is what counts."""
     path, pictures, limit = tmp_path / "parts.onnx", parity.pictures(None, 255), model.calibration.threshold
     precise = {id(image): model(image.pixels) for image in pictures.values()}
-    offset, content = {"score": 0.0}, bytes(10)
+    offset, content = {"score": 0.0, "map": 1.0}, bytes(10)
 
     def run(session, image, white_level):
         verdict = precise[id(image)]
@@ -162,13 +162,22 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
     monkeypatch.setattr(parity, "run_session", run)
     monkeypatch.setattr(parity, "open_session", lambda file: None)
     monkeypatch.setattr(parity.engines, "open_session", lambda *_: None)
-    alone = lambda _, prepared: (model.predict(stacked(prepared)).score.tolist(), None)  # noqa: E731
+
+    def alone(_, prepared):
+        found = model.predict(stacked(prepared))
+        return found.score.tolist(), [offset["map"] * map_.numpy() for map_ in found.map]
+
     monkeypatch.setattr(parity.engines, "judged", alone)
     monkeypatch.setattr("blemish.deploy.export.to_onnx", lambda deployed, pixels: None)
     monkeypatch.setattr("blemish.deploy.export._save", lambda model, file, *_: file.write_bytes(content))
     assert export(model, path, pictures).score < 1e-3
     assert path.read_bytes() == content
     path.unlink()
+    for wrong in (0.0, np.nan):
+        offset["map"] = wrong
+        with pytest.raises(OutputError, match=r"not kept.*Maps differ by up to .* of what they span"):
+            export(model, path, pictures)
+    offset["map"] = 1.0
     offset["score"] = -2 * max(verdict.score for verdict in precise.values())
     with pytest.raises(OutputError, match=r"not kept.*Decisions differ: \w+ is ok in the file, reject in the model"):
         export(model, path, pictures)

@@ -14,9 +14,11 @@ from fastapi.testclient import TestClient
 pytest.importorskip("fastapi", reason="the extra [server] is not installed")
 
 from blemish.inspection.calibration import calibrate
+from blemish.server import health
 from blemish.server.care import let_go
 from blemish.server.health import WINDOW, test_window, watch_promise
 from blemish.server.store import Search, spoken_time
+from blemish.server.tables import windows
 
 test_window.__test__ = False  # type: ignore[attr-defined]  # it is no test of pytest's
 
@@ -108,6 +110,29 @@ def test_a_promise_is_withdrawn_and_restored(client: TestClient, judged: Callabl
     assert client.post("/v1/models/parts/health/acknowledge").json()["holds"] is True
     kinds = [row["kind"] for row in client.get("/v1/audit").json()["rows"]]
     assert "promise withdrawn" in kinds and kinds[0] == "promise restored"
+
+
+def test_parts_of_many_photographs_are_tested(
+    client: TestClient, judged: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "ROWS", 200)
+    limit = client.app.state.station.judges["parts"].model.inspector.calibration.threshold
+    for number in range(8):  # of which so many rows hold fewer than WINDOW
+        judged([2 * limit] * 30, part=f"part {number}")
+    said = client.get("/v1/models/parts/health").json()["promise"]
+    assert said["holds"] is False and said["parts"] == 7 and "of 7 parts 7 were rejected" in said["sentence"]
+
+
+def test_a_withdrawn_promise_never_restores_itself(client: TestClient) -> None:
+    here = client.app.state.station
+    digest = here.judges["parts"].model.digest
+    told = {"model": "parts", "digest": digest, "since": 1.0, "until": 2.0, "parts": 50, "rejected": 9, "p_scores": 0.5}
+    with here.store.write() as connection:
+        for number in range(1200):
+            row = told | {"last": number, "p_rejected": 1e-9 if number == 0 else 0.5, "alarm": number == 0}
+            connection.execute(windows.insert(), row)
+    said = client.get("/v1/models/parts/health").json()["promise"]
+    assert (said["holds"], said["parts"]) == (False, 60_000)
 
 
 def test_charts_have_limits_from_what_is_known_to_be_good(client: TestClient, judged: Callable[..., None]) -> None:

@@ -23,8 +23,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from blemish.server import sources
 from blemish.server.settings import Settings
-from blemish.server.sinks import Delivery, named_sinks
+from blemish.server.sinks import Delivery, OpcUa, named_sinks
 from blemish.server.sources import Camera
 
 Serve = Callable[..., TestClient]
@@ -145,6 +146,46 @@ def test_a_watched_folder(serve: Serve, good: bytes, bad: bytes, tmp_path: Path)
     (folder / "second.png").write_bytes(bad)  # the same name again: nothing is written over
     until(lambda: len([*(folder / "reject").iterdir()]) == 2)
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["notes.txt"]
+
+
+def test_what_cannot_be_moved_or_named_is_judged_once_and_stops_nothing(
+    serve: Serve, good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
+    monkeypatch.setattr(sources, "SCAN", 0.5)
+    folder = tmp_path / "arriving"
+    folder.mkdir()
+    for decision in ("ok", "review", "reject"):
+        (folder / decision).write_text("a file where a folder should be")
+    names = ["a\udcff.png", "b.png", "c.png"]
+    for name in names:
+        (folder / name).write_bytes(good)
+    client = serve(watch={"parts": folder}, move=True)
+    until(lambda: len(rows(client)) == 3)
+    time.sleep(1.5)  # three looks at the folder
+    assert [row["path"] for row in rows(client)] == ["a\\udcff.png", "b.png", "c.png"]
+    client.close()
+    (folder / "ok").unlink()
+    again = serve(watch={"parts": folder}, move=True)  # sorted by what was decided then
+    until(lambda: not (folder / "c.png").exists() or (folder / "ok").is_file())
+    assert len(rows(again)) == 3
+
+
+def test_a_verdict_that_takes_long_is_waited_for_once_it_is_being_judged(
+    serve: Serve, good: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve(seconds=0.2)
+    here = client.app.state.station
+    inspector = here.judge("parts").model.inspector
+    judge = type(inspector).judged
+
+    def slowly(self: Any, loaded: Any) -> Any:
+        time.sleep(0.6)
+        return judge(self, loaded)
+
+    monkeypatch.setattr(type(inspector), "judged", slowly)
+    assert here.submit("parts", good, "slow.png", "folder")["path"] == "slow.png"
+    assert len(rows(client)) == 1
 
 
 @pytest.mark.slow
@@ -342,6 +383,16 @@ def test_opc_ua_by_its_own_client(serve: Serve, inspect: Inspect, bad: bytes) ->
         path = ["0:Objects", f"{space}:Blemish", f"{space}:parts"]
         values = {name: plc.nodes.root.get_child([*path, f"{space}:{name}"]).read_value() for name in names}
     assert values == {"Id": said["id"], "Decision": "reject", "Score": said["score"], "Part": "", "At": said["at"]}
+
+
+def test_an_opc_ua_port_that_is_taken_leaves_no_thread_behind() -> None:
+    pytest.importorskip("asyncua", reason="the extra [opcua] is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        before = threading.active_count()
+        for _ in range(2):
+            with pytest.raises(OSError, match="address already in use"):
+                OpcUa(f"opc.tcp://127.0.0.1:{taken.getsockname()[1]}/blemish/")
+        until(lambda: threading.active_count() <= before)
 
 
 def _listens(port: int) -> bool:

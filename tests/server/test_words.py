@@ -61,6 +61,8 @@ def test_a_verdict_is_a_sentence() -> None:
     region = {"centre": (5, 5)}
     shown: dict[str, Any] = {"regions": [region, region], "width": 100, "height": 100, "p_value": 0.004, "score": 7.0}
     assert say(shown) == "2 regions stand out, the worst at the top left. About 1 good part in 250 looks as strange."
+    for p_value in (0.0, 5e-324, 7e-70):  # of scores that are not finite, or far beyond all known ones
+        assert say({**shown, "regions": [], "p_value": p_value}).endswith(". Hardly any good part looks as strange.")
     assert say({**shown, "regions": [], "p_value": 0.5}) == "No region stands out. It looks like many good parts."
     assert say({**shown, "regions": [], "p_value": None, "score": None}).endswith("the model could not judge it.")
 

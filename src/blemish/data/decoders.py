@@ -149,6 +149,11 @@ def dicom_header(file: Any) -> Any:
         import pydicom
     except ImportError:
         raise Unsupported("is DICOM: pip install 'blemish[medical]', or export it as PNG") from None
+    file.seek(132)
+    meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group > 2)
+    if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:  # all of it, to any size
+        raise Unsupported("is deflated DICOM, whose size nobody knows before it is unpacked: save it uncompressed")
+    file.seek(0)
     data = pydicom.dcmread(file, stop_before_pixels=True)
     if int(data.get("NumberOfFrames") or 1) > 1:
         raise Unsupported(f"is DICOM of {data.NumberOfFrames} frames, {ONE_AT_A_TIME}")

@@ -110,24 +110,24 @@ def read_bytes(path: Path) -> bytes:
         raise _unreadable(str(path), error) from error
 
 
-def decode(content: bytes, name: str) -> DecodedImage:
-    """The image whose file holds ``content``; ``name`` is how errors, those of ``read_image``, call it."""
+def decode(content: bytes, name: str, most: int | None = None) -> DecodedImage:
+    """The image, of at most ``most`` pixels, whose file holds ``content``; errors as of ``read_image``, of ``name``."""
     page = None
     try:
         if content[128:132] == b"DICM":
             header = decoders.dicom_header(io.BytesIO(content))
-            _check_size(header.Rows, header.Columns, name)
+            _check_size(header.Rows, header.Columns, name, most)
             return _from_values(decoders.dicom_values(header, content), name)
         if content[:4] in decoders.TIFF_STARTS:
             page = decoders.tiff_page(io.BytesIO(content))
-            _check_size(page.imagelength, page.imagewidth, name)
+            _check_size(page.imagelength, page.imagewidth, name, most)
             if not pillow_reads(page.tags.valueof):
                 return _from_values(decoders.tiff_values(page, content), name)
         try:
             with _open(io.BytesIO(content)) as image:
                 if page is not None:
                     image.seek(page.index)
-                return _from_pil(image, name, content)
+                return _from_pil(image, name, content, most)
         except UnidentifiedImageError:
             if page is None:
                 raise
@@ -184,9 +184,9 @@ def _unpacking(image: Image.Image) -> str:
     return str(tiles[0][3]) if tiles else ""
 
 
-def _from_pil(image: Image.Image, name: str, content: bytes = b"") -> DecodedImage:
+def _from_pil(image: Image.Image, name: str, content: bytes = b"", most: int | None = None) -> DecodedImage:
     """From an opened image and, unless a program gave it, the ``content`` of its file."""
-    _check_size(image.height, image.width, name)
+    _check_size(image.height, image.width, name, most)
     # Phones add a second view to a photograph; the pages of a TIFF were looked at before, where its bytes were given.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "TIFF" if content else "MPO"):
         raise ImageError(f"{name} holds several images, {decoders.ONE_AT_A_TIME}.")
@@ -272,12 +272,10 @@ def _as_levels(values: Values) -> Values:
     return levels
 
 
-def _check_size(height: int, width: int, name: str) -> None:
-    size = f"{name} has {width} x {height} pixels"
-    if height * width > MAX_PIXELS:
-        raise ImageError(
-            f"{size}, more than the {MAX_PIXELS:,} that are taken for one part: cut it or shrink it first."
-        )
+def _check_size(height: int, width: int, name: str, most: int | None = None) -> None:
+    size, most = f"{name} has {width} x {height} pixels", MAX_PIXELS if most is None else most
+    if height * width > most:
+        raise ImageError(f"{size}, more than the {most:,} that are taken for one part: cut it or shrink it first.")
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"{size}: at least {MIN_SIDE} a side are needed.")
 

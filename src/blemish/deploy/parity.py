@@ -64,7 +64,8 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
     """Judge ``pictures`` with the model, in its own precision and in float32, and with the ONNX ``file``.
 
     Raises:
-        OutputError: the file cannot be run, decides otherwise, or is further off than ``TOLERANCE`` of the spread.
+        OutputError: the file cannot be run, decides otherwise, or is further off than ``TOLERANCE`` of the spread, or
+            its maps, on average over an image, further than ``WORST`` of what the maps span.
     """
     session, network = open_session(file), engines.open_session(file, "onnxruntime", torch.get_num_threads())
     precise = replace(inspector, method=in_float32(inspector.method))
@@ -74,18 +75,23 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
     spread = float(np.std(calibration.scores if calibration.n else scores)) or 1.0
     threshold = math.inf if calibration.threshold is None else calibration.threshold
     limits = threshold, calibration.review_limit if calibration.n else math.inf
-    differ: dict[str, list[float]] = {"score": [], "map": [], "p_value": [], "own_score": []}
+    differ: dict[str, list[float]] = {"score": [], "map": [], "mean_map": [], "p_value": [], "own_score": []}
+    maps = [scored.map for scored in exact if scored.map is not None]
+    span = max((map_.max() for map_ in maps), default=1.0) - min((map_.min() for map_ in maps), default=0.0)
     borderline, wrong = 0, []
     for name, image, ours, scored in zip(names, images, own, exact):
         found = run_session(session, image, inspector.preparation.white_level)
         unit = spread * max(1.0, scored.score / threshold)
         for key, reference in (("score", scored), ("own_score", ours)):
             differ[key].append(abs(float(found["score"][0]) - reference.score) / unit)
-        alone, _ = engines.judged(network, [inspector.preparation.pixels(image)])  # as `blemish inspect` runs it
+        alone, own_maps = engines.judged(network, [inspector.preparation.pixels(image)])  # as `blemish inspect` runs it
         differ["score"].append(abs(alone[0] - scored.score) / unit)
         if scored.map is not None:
             map_ = inspector.preparation.to_original(scored.map, image.size)
-            differ["map"].append(float(np.abs(found["map"][0] - map_).max()))
+            apart = np.abs(found["map"][0] - map_)
+            differ["map"].append(float(apart.max()))
+            same = np.abs(np.asarray(own_maps[0]) - scored.map)
+            differ["mean_map"] += [float(apart.mean()) / span, float(same.mean()) / span]
         if "p_value" in found:
             differ["p_value"].append(abs(float(found["p_value"][0]) - calibration.p_value(scored.score)))
             decided, expected = DECISIONS[found["decision"][0]], {calibration.decide(s.score) for s in (scored, ours)}
@@ -109,8 +115,10 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
         own_score=float(max(differ["own_score"])),
         borderline=borderline,
     )
-    if wrong or not (parity.mean_score <= TOLERANCE and parity.score <= WORST):
+    are_maps_alike = all(apart <= WORST for apart in differ["mean_map"])  # False of NaN
+    if wrong or not (parity.mean_score <= TOLERANCE and parity.score <= WORST and are_maps_alike):
         decisions = f" Decisions differ: {'; '.join(wrong[:3])}." if wrong else ""
+        decisions += "" if are_maps_alike else f" Maps differ by up to {max(differ['mean_map']):.1g} of what they span."
         if wrong and parity.own_precision != "fp32":
             decisions += " The file computes in fp32: calibrate the model so, with blemish calibrate --precision fp32."
         raise OutputError(f"the file does not judge as the model does, so it was not kept. {parity}.{decisions}")
@@ -151,7 +159,7 @@ def pictures(folder: Path | None, white_level: int) -> dict[str, DecodedImage]:
     Raises what reading an image does; an ImageError also for one of floats, which the file does not take.
     """
     if folder is not None:
-        found = {path.name: read_image(path) for path in find_images(folder)}
+        found = {str(path.relative_to(folder)): read_image(path) for path in find_images(folder)}
     else:
         found = {name: read_image(texture(name)) for name in DEMO_CATEGORIES}
     for name, image in found.items():

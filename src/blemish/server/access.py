@@ -7,6 +7,7 @@ by that hash, so that no comparison of secrets takes a time that tells of them.
 import asyncio
 import hashlib
 import hmac
+import re
 import secrets
 import threading
 import time
@@ -27,6 +28,8 @@ from blemish.server.tables import sessions, tokens
 
 Role = Literal["viewer", "operator", "admin"]
 RANK = {"viewer": 0, "operator": 1, "admin": 2}
+SMALL = 64 * 2**10  # bytes of a body that holds no image and no model
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 COOKIE, CSRF_HEADER, CSRF_FIELD = "blemish_session", "x-csrf-token", "csrf"
 SESSION_SECONDS = 12 * 3600  # a shift, and some more
 ATTEMPTS, WITHIN = 10, 60.0  # wrong tokens of one address in so many seconds
@@ -94,11 +97,11 @@ class Access:
     def by_token(self, request: Request, token: str) -> Person:
         """Whose token it is; an HTTPException 401 for a wrong one, 429 for an address with too many of them."""
         address = request.client.host if request.client else ""
-        if len(recent := self._recent(address)) >= ATTEMPTS:
-            wait = {"Retry-After": str(round(WITHIN - (time.monotonic() - recent[0])) + 1)}
-            raise HTTPException(429, "too many wrong tokens: wait a minute", wait)
         found = self._store.first(select(tokens).where(tokens.c.hash == _hash(token), tokens.c.revoked.is_(False)))
-        if found is None:
+        if found is None:  # a right one is never refused: behind a proxy all clients have one address
+            if len(recent := self._recent(address)) >= ATTEMPTS:
+                wait = {"Retry-After": str(round(WITHIN - (time.monotonic() - recent[0])) + 1)}
+                raise HTTPException(429, "too many wrong tokens: wait a minute", wait)
             with self._counting:
                 self._failures[address] = [*self._recent(address), time.monotonic()]
                 if len(self._failures) > MANY:
@@ -168,8 +171,10 @@ class Guard:
             return
 
         # A model's file may be large; whoever sends one is an admin, and its body is not read before that is known.
-        is_model = scope["method"] == "PUT" and scope["path"].startswith("/v1/models/")
+        is_model = scope["method"] == "PUT" and bool(re.fullmatch("/v1/models/[^/]+", scope["path"]))
         limit = self._settings.max_model_bytes if is_model else self._settings.max_bytes
+        if not is_model and not re.fullmatch("/v1/models/[^/]+/inspect", scope["path"]):
+            limit = min(limit, SMALL)
         seconds = (20 if is_model else 1) * self._settings.seconds
         deadline, is_whole, size = time.monotonic() + seconds, False, 0
 
@@ -210,6 +215,8 @@ class Guard:
         known = (*LOOPBACK, "[::1]", *self._settings.hosts) if self._settings.is_open or self._settings.hosts else ()
         if known and name.lower() not in known:
             return 421, f"this station does not answer to the name {name[:100]!r}: serve it with --allow-host NAME"
+        if self._settings.is_open and any(name in headers for name in FORWARDED):
+            return 403, "this came through a proxy, and the station asks nobody for a token: serve it with --tls"
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             origin = headers.get("origin", "")
             is_foreign = origin and origin.partition("://")[2] != host

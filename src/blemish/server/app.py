@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from blemish import __version__
-from blemish.errors import BlemishError, ConfigError
+from blemish.errors import BlemishError, ConfigError, StoreError
 from blemish.server import api, api_models, pages
 from blemish.server.access import Guard
 from blemish.server.api import PROBLEMS, Here, Viewer, sends
@@ -53,10 +54,22 @@ def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
             server_header=False,
             limit_concurrency=CONNECTIONS,
             h11_max_incomplete_event_size=HEADER_BYTES,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=math.ceil(settings.seconds),
         )
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal that it ended by
-            uvicorn.Server(config).run([listening])
+            _Server(config, station.events.close).run([listening])
+
+
+class _Server(uvicorn.Server):
+    """Told to end, it first ends what would never end by itself, then waits for those whose images are judged."""
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._end_streams()
+        await super().shutdown(sockets)
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -115,6 +128,8 @@ def create_app(settings: Settings, station: Station | None = None, ready: Callab
     def readyz() -> dict[str, Any]:
         """Models are loaded and the store answers; else 503."""
         station.store.rows(select(1))
+        if not station.store.is_held:
+            raise StoreError(f"another station may be at work on {station.store.name}")
         return {"ready": True, "models": [*station.judges]}
 
     @app.get("/metrics", **sends("text/plain"))
@@ -129,7 +144,7 @@ def _connect(here: Station, settings: Settings) -> list[Feed | Delivery]:
     """Start what feeds the station and what is told of verdicts; to be closed in this order."""
     sinks = named_sinks(settings)
     here.sinks = tuple(sinks)
-    folders = {m: partial(Folder, place, settings.move, here.has_judged) for m, place in settings.watch.items()}
+    folders = {m: partial(Folder, place, settings.move, here.judged_before) for m, place in settings.watch.items()}
     here.feeds = [
         *(Feed(here, model, "folder", make) for model, make in folders.items()),
         *(Feed(here, model, "camera", partial(Camera, place)) for model, place in settings.cameras.items()),

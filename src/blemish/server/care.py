@@ -33,6 +33,7 @@ class Caretaker(Worker):
         cleaned = -RETENTION_PERIOD
         while not self._ended.wait(PERIOD):
             try:
+                self._here.store.hold_on()
                 for name in [*self._here.judges]:
                     watch_promise(self._here, name)
                 waiting = self._here.store.rows(select(outbox.c.sink, func.count()).group_by(outbox.c.sink))

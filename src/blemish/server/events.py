@@ -15,6 +15,7 @@ class Events:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: set[asyncio.Queue[str]] = set()
+        self._is_closed = False
 
     def publish(self, kind: str, data: dict[str, Any]) -> None:
         """Tell all listeners; from any thread."""
@@ -28,6 +29,11 @@ class Events:
                 listener.get_nowait()
             listener.put_nowait(message)
 
+    def close(self) -> None:
+        """End all streams; from the loop's own thread."""
+        self._is_closed = True
+        self._put("")
+
     @property
     def is_crowded(self) -> bool:
         return len(self._listeners) >= LISTENERS
@@ -39,7 +45,7 @@ class Events:
         self._listeners.add(own)
         try:
             yield "retry: 2000\n\n"
-            while True:
+            while not self._is_closed:
                 try:
                     yield await asyncio.wait_for(own.get(), HEARTBEAT)
                 except TimeoutError:

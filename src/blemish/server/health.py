@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.thresholds import gaps_above
@@ -28,6 +28,7 @@ from blemish.server.tables import inspections, windows
 WINDOW, ALPHA = 50, 1e-4
 BASELINE = 100  # parts found ok since a model's first verdict: what brightness and sharpness are compared with
 LATEST = 5000  # verdicts on a chart
+ROWS = 20_000  # photographs at most in one window: of fewer parts than WINDOW, where these are of fewer
 TEST = (
     f"every {WINDOW} parts, tested once for more rejects than promised and for scores that lie elsewhere; if nothing "
     f"has changed, about 1 test in {round(1 / ALPHA):,} fails"
@@ -69,12 +70,14 @@ def watch_promise(here: Station, name: str) -> None:
             columns.said.is_distinct_from("bad"),
         )
         photographs: dict[Any, list[Any]] = {}  # of each part, in the order in which parts came
-        for row in here.store.rows(query.order_by(columns.id).limit(20 * WINDOW)):
+        rows = here.store.rows(query.order_by(columns.id).limit(ROWS))
+        for row in rows:
             part = row.part or row.id
             if part not in photographs and len(photographs) == WINDOW:
                 break
             photographs.setdefault(part, []).append(row)
-        if len(photographs) < WINDOW:
+        if len(photographs) < WINDOW and len(rows) < ROWS:
+            here.metrics.holds.labels(name).set(promise(here, name)["holds"])
             return
         taken = [*photographs.values()]
         worst = [max(math.inf if row.score is None else row.score for row in rows) for rows in taken]
@@ -82,12 +85,11 @@ def watch_promise(here: Station, name: str) -> None:
         alarm = min(p_rejected, p_scores) < ALPHA / 2
         with here.store.write() as connection:
             found = {"last": max(rows[-1].id for rows in taken), "since": taken[0][0].at, "until": taken[-1][-1].at}
-            tested = {"parts": WINDOW, "rejected": rejected, "p_rejected": p_rejected, "p_scores": p_scores}
+            tested = {"parts": len(taken), "rejected": rejected, "p_rejected": p_rejected, "p_scores": p_scores}
             window = {"model": name, "digest": model.digest, **found, **tested, "alarm": alarm}
             connection.execute(insert(windows), window)
             if alarm:
                 here.store.note(connection, "promise withdrawn", "station", window)
-        here.metrics.holds.labels(name).set(promise(here, name)["holds"])
         if alarm:
             here.events.publish("promise", {"model": name, **promise(here, name)})
 
@@ -100,12 +102,11 @@ def promise(here: Station, name: str) -> dict[str, Any]:
     said |= {"sentence": model.inspector.promise, "test": TEST, "parts": 0}
     if model.inspector.calibration.rate is None:
         return said
-    tested = here.store.rows(select(windows).where(*own).order_by(windows.c.id.desc()).limit(1000))
-    said |= {"holds": True, "parts": sum(row.parts for row in tested)}
-    alarms = [row for row in tested if row.alarm]
-    if not alarms:
-        return said | {"p_value": min(tested[0].p_rejected, tested[0].p_scores) if tested else None}
-    first = alarms[-1]
+    last = here.store.first(select(windows).where(*own).order_by(windows.c.id.desc()))
+    parts = here.store.first(select(func.sum(windows.c.parts)).where(*own))
+    said |= {"holds": True, "parts": (parts and parts[0]) or 0}
+    if (first := here.store.first(select(windows).where(*own, windows.c.alarm).order_by(windows.c.id))) is None:
+        return said | {"p_value": min(last.p_rejected, last.p_scores) if last else None}
     promised = (model.inspector.calibration.rate or 0) * first.parts
     why = (
         f"of {first.parts} parts {first.rejected} were rejected, and of good ones {promised:.1f} are expected: many "

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from blemish.data.images import DecodedImage
 from blemish.data.images import decode as decode_file
-from blemish.errors import BlemishError, ImageError
+from blemish.errors import BlemishError
 from blemish.inspection.judge import WORKERS, Judge
 from blemish.inspection.verdict import Verdict
 
@@ -73,12 +73,8 @@ def light_of(pixels: NDArray[Any]) -> tuple[float, float]:
 
 
 def decode(content: bytes, max_pixels: int, name: str = "") -> DecodedImage:
-    """An ImageError where there is no image, or one of more pixels."""
-    image = decode_file(content, name or "the image")
-    if image.size[0] * image.size[1] > max_pixels:
-        size = f"{image.size[1]} x {image.size[0]} pixels"
-        raise ImageError(f"the image has {size}, more than the {max_pixels:,} that this station takes: shrink it")
-    return image
+    """An ImageError where there is no image, or one of more pixels, which are not decoded then."""
+    return decode_file(content, name or "the image", max_pixels)
 
 
 Keep = Callable[[Sequence[Photograph]], list[dict[str, Any]]]

@@ -1,5 +1,6 @@
 """What Prometheus may ask, in a registry of each station's own."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,12 @@ class Metrics:
     def judged(self, answer: Mapping[str, Any]) -> None:
         self._judged.labels(answer["model"], answer["decision"] or "undecided").inc()
         self._latency.labels(answer["model"]).observe(answer["milliseconds"] / 1000)
+
+    def forget(self, model: str) -> None:
+        """Of a model that was unloaded nothing holds, and nothing waits."""
+        for gauge in (self.holds, self._waiting):
+            with contextlib.suppress(KeyError):
+                gauge.remove(model)
 
     def text(self) -> bytes:
         for name, judge in [*self._judges.items()]:

@@ -25,8 +25,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     training: dict[str, Path] = {}  # by model: the images it learned from, which "learn again" adds to
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    hosts: tuple[str, ...] = ()  # names by which browsers may call a station beyond loopback; none for any
-    tls: bool = False  # a proxy before it speaks TLS: cookies are marked Secure
+    hosts: tuple[str, ...] = ()  # further names by which browsers may call it; none: beyond loopback any
+    tls: bool = False  # a proxy before it speaks TLS: cookies are marked Secure, and tokens are needed
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: Annotated[int | None, Field(ge=1)] = None
@@ -88,5 +88,5 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def is_open(self) -> bool:
-        """Nobody needs a token: only this machine can reach it."""
-        return self.host in LOOPBACK
+        """Nobody needs a token: only this machine can reach it, and no proxy hands on what comes from others."""
+        return self.host in LOOPBACK and not self.tls and not self.hosts

@@ -168,13 +168,17 @@ class OpcUa:
 
         parts = urlsplit(address)
         self._ua, self._server = ua, Server()
-        self._server.set_endpoint(urlunsplit((*parts[:2], parts.path or "/blemish/", "", "")))
-        self._server.set_server_name("Blemish: the inspection station")
-        self._server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
-        self._space = self._server.register_namespace("urn:blemish:station")
-        self._folder = self._server.nodes.objects.add_object(self._space, "Blemish")
         self._nodes: dict[str, dict[str, Any]] = {}
-        self._server.start()
+        try:
+            self._server.set_endpoint(urlunsplit((*parts[:2], parts.path or "/blemish/", "", "")))
+            self._server.set_server_name("Blemish: the inspection station")
+            self._server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+            self._space = self._server.register_namespace("urn:blemish:station")
+            self._folder = self._server.nodes.objects.add_object(self._space, "Blemish")
+            self._server.start()
+        except BaseException:
+            self._server.tloop.stop()  # its thread
+            raise
 
     def send(self, message: Mapping[str, Any]) -> None:
         score = message["score"]

@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from fastapi import HTTPException
 
+from blemish.data.images import read_bytes
 from blemish.data.readers import images_below, is_image
 from blemish.errors import BlemishError, ConfigError, ImageError
+from blemish.run.progress import printable
 from blemish.server.judging import Full
 from blemish.server.settings import without_password
 from blemish.server.station import Station
@@ -92,31 +94,34 @@ class Folder:
 
     It counts as complete when its size has stood still for ``STILL`` seconds; one that does not decode then is tried
     again for ``PATIENCE`` seconds, for a slow writer may still be at it. With ``move``, files go to ``ok/``,
-    ``review/``, ``reject/`` or ``unreadable/`` below the folder. Without, ``is_known`` says of a name and a content
-    whether they were judged before a restart.
+    ``review/``, ``reject/`` or ``unreadable/`` below the folder. Of a file that was there from the start
+    ``judged_before`` says, by name and content, what was decided before a restart, or None.
     """
 
-    def __init__(self, folder: Path, move: bool, is_known: Callable[[str, bytes], bool]) -> None:
+    def __init__(self, folder: Path, move: bool, judged_before: Callable[[str, bytes], str | None]) -> None:
         if not folder.is_dir():
             raise ConfigError(f"there is no folder {folder} to watch: make it")
-        self._folder, self._move, self._is_known = folder, move, is_known
+        self._folder, self._move, self._judged_before = folder, move, judged_before
+        self._present: set[str] | None = None  # what was there from the start
         self._seen: dict[str, Stamp] = {}  # what was judged, by name
         self._growing: dict[str, tuple[Stamp | None, float, float]] = {}  # what it is, since when, when first seen
 
     def run(self, submit: Submit, ended: threading.Event) -> None:
         from watchfiles import watch
 
-        scanned, began = -SCAN, time.time_ns()
+        scanned = -SCAN
         options: dict[str, Any] = {"watch_filter": None, "recursive": False, "yield_on_timeout": True}
         for changes in watch(self._folder, stop_event=ended, rust_timeout=LOOK, **options):
             names = {*self._growing, *(Path(path).name for _, path in changes)}
             if time.monotonic() - scanned >= SCAN:
                 scanned = time.monotonic()
-                names |= {path.name for path in self._folder.iterdir()}
+                listed = {path.name for path in self._folder.iterdir()}
+                self._present = listed if self._present is None else self._present
+                names |= listed
             for name in sorted(names):
                 path = self._folder / name
                 if not ended.is_set() and (stamp := self._complete(path)) is not None:
-                    self._judge(path, stamp, submit, began)
+                    self._judge(path, stamp, submit)
 
     def _complete(self, path: Path) -> Stamp | None:
         try:
@@ -133,25 +138,29 @@ class Folder:
         self._growing[path.name] = (stamp, since if before == stamp else now, first)
         return stamp if before == stamp and now - since >= STILL and status.st_size > 0 else None
 
-    def _judge(self, path: Path, stamp: Stamp, submit: Submit, began: int) -> None:
+    def _judge(self, path: Path, stamp: Stamp, submit: Submit) -> None:
+        name = printable(path.name)
         try:
-            content = path.read_bytes()
-            is_old = stamp[1] < began and not self._move and self._is_known(path.name, content)
-            decision = "known" if is_old else submit(content, path.name)["decision"] or "undecided"
-        except ImageError as error:
+            content = read_bytes(path)
+            earlier = self._judged_before(name, content) if path.name in (self._present or ()) else None
+            decision = earlier or submit(content, name)["decision"] or "undecided"
+        except (ImageError, MemoryError) as error:
+            if not path.exists():
+                return
             if time.monotonic() - self._growing[path.name][2] < PATIENCE:
                 return
-            log.warning("%s", error)
+            log.warning("%s", error or f"{name} takes more memory than there is")
             decision = "unreadable"
-        except FileNotFoundError:
-            return
         del self._growing[path.name]
+        self._seen[path.name] = stamp  # also where it is to move: what cannot be moved is not judged again
         if self._move:
             target = self._folder / decision / path.name
-            target.parent.mkdir(exist_ok=True)
-            path.replace(target.with_stem(f"{path.stem}-{stamp[1]}") if target.exists() else target)
-        else:
-            self._seen[path.name] = stamp
+            try:
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target.with_stem(f"{path.stem}-{stamp[1]}") if target.exists() else target)
+                del self._seen[path.name]
+            except OSError as error:
+                log.warning("%s was judged and stays where it is: %s", name, error)
 
 
 class Camera:

@@ -51,7 +51,8 @@ class Station:
         self.events, self.metrics = Events(), Metrics(self.judges)
         self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict
         self.feeds: Sequence[Any] = ()  # what brings images besides HTTP
-        self._swapping = threading.Lock()
+        self._swapping, self._verifying = threading.Lock(), threading.Lock()
+        self._verified: dict[str, Any] | None = None
         self._recent: OrderedDict[int, Verdict] = OrderedDict()
         self._earlier = lru_cache(2)(self._load_kept)  # inspectors of models that judge no more, by digest
         known = select(inspections.c.id).where(inspections.c.image_kept)
@@ -128,7 +129,8 @@ class Station:
 
     def same_scores(self, name: str) -> list[str]:
         """Digests of all models that give the scores of today's: they differ in their thresholds."""
-        own = select(models.c.scores).where(models.c.digest == self.judge(name).model.digest).scalar_subquery()
+        here = models.c.digest == self.judge(name).model.digest, models.c.name == name
+        own = select(models.c.scores).where(*here).scalar_subquery()
         return [row.digest for row in self.store.rows(select(models.c.digest).where(models.c.scores == own))]
 
     def drop_model(self, name: str, actor: str) -> None:
@@ -138,6 +140,7 @@ class Station:
             del self.judges[name]
             self._note_model(name, judge.model, "retired", "unloaded", actor)
         judge.close()
+        self.metrics.forget(name)
         self.events.publish("model", {"model": name, "digest": None, "why": "unloaded"})
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -171,13 +174,19 @@ class Station:
         """Judge an image for a watched folder or a camera, and wait for it; whatever went wrong is raised."""
         photograph = Photograph(content, file, source)
         self.judge(name).submit([photograph])
-        return photograph.answer.result(self.settings.seconds)
+        try:
+            return photograph.answer.result(self.settings.seconds)
+        except TimeoutError:
+            if photograph.answer.cancel():
+                raise
+            return photograph.answer.result()  # it is being judged: handed in again it would be judged twice
 
-    def has_judged(self, name: str, content: bytes) -> bool:
-        """Whether a watched folder brought this very file before."""
+    def judged_before(self, name: str, content: bytes) -> str | None:
+        """The decision on this very file, where a watched folder brought it before; else None."""
         columns, digest = inspections.c, hashlib.sha256(content).hexdigest()
         same = (columns.image == digest, columns.name == name, columns.source == "folder")
-        return self.store.first(select(columns.id).where(*same)) is not None
+        row = self.store.first(select(columns.decision).where(*same).order_by(columns.id.desc()))
+        return None if row is None else row.decision or "undecided"
 
     def inspection(self, number: int) -> Row[Any]:
         """A row; an HTTPException 404 where there is none."""
@@ -190,6 +199,17 @@ class Station:
         self.inspection(number)
         self.events.publish("said", answer := as_json(self.store.say(number, said, kind, person)))
         return answer
+
+    def audited(self) -> dict[str, Any] | None:
+        """What ``Store.verify`` says, of which only rows since it was last asked are read; None while it is at work."""
+        if not self._verifying.acquire(blocking=False):
+            return None
+        try:
+            found = self.store.verify(self._verified)
+            self._verified = found if found["whole"] else None
+            return found
+        finally:
+            self._verifying.release()
 
     def photograph(self, row: Row[Any]) -> bytes:
         """The file as it was sent; an HTTPException 410 where it is kept no longer."""

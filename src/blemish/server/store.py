@@ -126,7 +126,8 @@ class Store:
         if not make and self._sqlite and not Path(self.name).is_file():
             raise StoreError(f"there is no store {self.name}: give the --store of the station")
         self._writing = threading.RLock()
-        self._held = contextlib.ExitStack()
+        self._held, self.is_held = contextlib.ExitStack(), False
+        self._holder: Connection | None = None  # PostgreSQL's lock lasts as long as it does
         if self._sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -169,11 +170,28 @@ class Store:
             except Timeout:
                 is_free = False
         else:
-            connection = self._held.enter_context(self.engine.connect())
-            is_free = bool(connection.scalar(select(func.pg_try_advisory_lock(_LOCK))))
-            connection.commit()
+            with self._translated():
+                self._holder = self._held.enter_context(self.engine.connect())
+                is_free = bool(self._holder.scalar(select(func.pg_try_advisory_lock(_LOCK))))
+                self._holder.commit()
+        self.is_held = is_free
         if not is_free:
             raise StoreError(f"another station works on {self.name}: stop it, or give this one its own --store")
+
+    def hold_on(self) -> None:
+        """Hold it anew where the connection was lost that held it; raises as ``hold``."""
+        if self._holder is None:
+            return
+        try:
+            if self.is_held:
+                self._holder.scalar(select(1))
+                self._holder.commit()
+                return
+        except SQLAlchemyError:
+            self.is_held = False
+        with contextlib.suppress(SQLAlchemyError):
+            self._held.close()
+        self.hold()
 
     def close(self) -> None:
         self._held.close()
@@ -287,9 +305,13 @@ class Store:
                 said["bad_after_all"] += n * (word == "bad" and decision == "ok")
         return {**decisions, "total": sum(decisions.values()), **said}
 
-    def verify(self) -> dict[str, Any]:
-        """Whether the audit trail is whole: its length, its last hash, and the first broken link with the reason."""
-        previous, number, last, deleted, broken = "", 0, 0, 0, None
+    def verify(self, since: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Whether the audit trail is whole: its length, its last hash, and the first broken link with the reason.
+
+        ``since`` is what it said when it was whole: then only later rows are read.
+        """
+        since = since or {"head": "", "rows": 0, "last": 0}
+        previous, number, last, deleted, broken = since["head"], since["rows"], since["last"], 0, None
         query, columns = select(audit).order_by(audit.c.id).limit(1000), inspections.c
         while broken is None and (page := self.rows(query.where(audit.c.id > last))):
             said = {row.id: json.loads(row.body) for row in page if row.kind == "verdict"}
@@ -311,7 +333,7 @@ class Store:
                     broken = {"row": row.id, "at": spoken_time(row.at), "why": why}
                     break
                 previous, number, last = row.hash, number + 1, row.id
-        return {"whole": broken is None, "rows": number, "head": previous, "broken": broken}
+        return {"whole": broken is None, "rows": number, "head": previous, "last": last, "broken": broken}
 
 
 def _link(previous: str, at: float, kind: str, actor: str, body: str) -> str:

@@ -15,6 +15,7 @@ from blemish import __version__
 
 STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}
 DIGEST = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]  # in addresses: what changed is loaded anew
+HARDLY = 1e-4  # a p-value so small that the good parts, which are fewer, say no more of it
 WORDS = {"ok": "OK", "review": "Review", "reject": "Reject", None: "No decision"}
 
 
@@ -68,6 +69,8 @@ def say(shown: Mapping[str, Any]) -> str:
         return words + ("." if shown["score"] is not None else ". It has no score: the model could not judge it.")
     if p_value > 0.2:
         return f"{words}. It looks like many good parts."
+    if p_value < HARDLY:
+        return f"{words}. Hardly any good part looks as strange."
     return f"{words}. About 1 good part in {number(round(1 / p_value))} looks as strange."
 
 

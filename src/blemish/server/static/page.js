@@ -2,6 +2,7 @@
 import { watchStages } from "./viewer.js";
 import { watchDrops, heard } from "./live.js";
 
+const SETTLED = 500; // milliseconds after another verdict came, in which no key says anything of it
 const ASLEEP = 400; // milliseconds between two looks at the server, however much happens
 document.documentElement.classList.add("scripted");
 
@@ -16,6 +17,8 @@ export function tell(text, lasting = false) {
   if (!lasting) tell.timer = setTimeout(() => (note.textContent = ""), 6000);
 }
 
+let swapped = 0; // when what a person may say became that of another verdict
+
 // Put what differs in another copy of this page in place; what has the same markup is left alone, with its state.
 export function put(html) {
   const fresh = new DOMParser().parseFromString(html, "text/html");
@@ -27,6 +30,8 @@ export function put(html) {
     if (!own) return false; // a page of another shape: it is loaded whole
     for (const { name, value } of [...element.attributes]) if (own.getAttribute(name) !== value) own.setAttribute(name, value);
     if (drawn.get(own) === element.innerHTML) continue;
+    if (own.querySelector("input:focus:not([type=range]):not([type=checkbox])")) continue; // someone writes there
+    swapped = own.querySelector("[data-keys]") ? Date.now() : swapped;
     hadFocus ||= own.contains(document.activeElement);
     drawn.set(own, element.innerHTML);
     own.replaceChildren(...element.childNodes);
@@ -75,10 +80,13 @@ document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.matches("[data-quiet]")) return;
   event.preventDefault();
-  const html = await ask(form.getAttribute("action"), { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)) });
-  if (html) {
-    if (!put(html)) return location.reload();
-    tell(event.submitter?.value === "undo" ? "Taken back." : `Kept: ${event.submitter?.value.replace(":", ", ")}.`);
+  const said = event.submitter?.value, of = form.dataset.of ? ` of inspection ${form.dataset.of}` : "";
+  try {
+    const html = await ask(form.getAttribute("action"), { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)) });
+    if (html && !put(html)) return location.reload();
+    if (html) tell(said === "undo" ? `Taken back${of}.` : `Kept${of}: ${said?.replace(":", ", ")}.`);
+  } catch {
+    tell(`Not kept${of}: the station does not answer.`, true);
   }
 });
 
@@ -100,6 +108,7 @@ if (keys) {
 }
 document.addEventListener("keydown", (event) => {
   const writes = event.target.matches("input:not([type=range]):not([type=checkbox]), select, textarea");
+  if (Date.now() - swapped < SETTLED) return; // it was meant for the verdict before
   if (writes || event.ctrlKey || event.metaKey || event.altKey || localStorage.getItem("keys") === "off") return;
   document.querySelector(`[data-keys] [data-key="${CSS.escape(event.key.toLowerCase())}"]:not(:disabled)`)?.click();
 });
