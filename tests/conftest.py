@@ -77,6 +77,10 @@ class TinyImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def parts(self) -> Sequence[int]:
+        return range(len(self))
+
     def batch(self, indices: Sequence[int]) -> Batch:
         chosen = list(indices)
         return Batch(self.images[chosen], tuple(f"{self.seed}/{i}" for i in chosen))

@@ -53,6 +53,10 @@ class Images(Protocol):
     def __len__(self) -> int:
         """The number of images."""
 
+    @property
+    def parts(self) -> Sequence[int]:
+        """The number of the part that each image shows: what is held out, is held out by parts."""
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """The images at ``indices``, in that order."""
 
@@ -104,9 +108,11 @@ class Backbone(nn.Module, ABC):
         precision: how it computes; to be set again after moving to another device.
         digest: SHA-256 over its trained tensors.
         residual: what a ResNet is made of, for students that mirror it; None for other architectures.
+        tokens: True for transformers, which see whole cells and give maps of one stride.
     """
 
     name: str
+    tokens: bool = False
     levels: tuple[Level, ...]
     dense: bool
     precision: Precision
@@ -242,10 +248,14 @@ class Method(nn.Module, ABC):
         return (self.precision or choose_precision(images.device)).autocast(images.device)
 
 
-def check_cells(size: tuple[int, int], stride: int, what: str) -> None:
-    """A ConfigError for images (height, width) of one cell of ``stride`` pixels: over one, a norm leaves nothing."""
-    if max(size) <= stride:
+def check_cells(size: tuple[int, int], stride: int, what: str, rounds_up: bool = True) -> None:
+    """A ConfigError for images (height, width) of one cell of ``stride`` pixels: over one, a norm leaves nothing.
+
+    Poolings, unlike convolutions, do not round up: what is over they leave out.
+    """
+    if max(size) <= stride if rounds_up else max(size) < 2 * stride or min(size) < stride:
+        needed = f"more than {stride} pixels" if rounds_up else f"{2 * stride} pixels by {stride} or more"
         raise ConfigError(
-            f"images of {size[0]} x {size[1]} leave {what} a single cell, and a norm needs more: use images of more "
-            f"than {stride} pixels or shallower layers"
+            f"images of {size[0]} x {size[1]} leave {what} a single cell, and a norm needs more: "
+            f"use images of {needed} or shallower layers"
         )

@@ -7,6 +7,8 @@ import torch
 from blemish.contract import Batch
 from blemish.data.poses import PosedImages, turned
 from blemish.errors import ConfigError
+from blemish.ops.passes import hold_out
+from blemish.run import Run
 
 
 class Pictures:
@@ -15,6 +17,10 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def parts(self):
+        return range(len(self))
 
     def batch(self, indices):
         return Batch(self.pictures[list(indices)], tuple(f"key{index}" for index in indices))
@@ -33,6 +39,14 @@ def test_every_image_comes_in_every_pose_itself_first_and_each_with_its_own_key(
     assert torch.equal(again.images, batch.images[[2 * number, 1]])
     distinct = {image.numpy().tobytes() for image in batch.images}
     assert len(distinct) == len(posed)
+
+
+def test_what_is_held_out_is_held_out_in_every_pose():
+    posed = PosedImages(Pictures(10, (12, 12)), "flips")
+    held, learned = hold_out(posed, 0.2, Run())
+    assert len(held) == 8 and sorted(held + learned) == list(range(40))
+    assert {index // 4 for index in held}.isdisjoint({index // 4 for index in learned})
+    assert hold_out(posed, 0.05, Run())[0] == []
 
 
 def test_a_turn_by_grid_is_the_turn_by_exchange_of_pixels():

@@ -10,6 +10,8 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import blemish
 from blemish.backbones.backbone import NoBackbone
+from blemish.contract import Backbone, TrainingImages
+from blemish.deploy.graph import in_float32
 from blemish.errors import ConfigError
 from blemish.methods import aabigan
 from blemish.methods.expvae import negative_bounds
@@ -17,6 +19,7 @@ from blemish.methods.gammavae import gamma_loss
 from blemish.ops.gradcam import gradcam
 from blemish.ops.residual import untrained
 from blemish.registry import METHODS, method_class
+from blemish.run import Run
 
 ON_PIXELS = [name for name in METHODS if method_class(name).on_pixels]
 
@@ -204,8 +207,28 @@ def test_only_images_judged_right_teach_the_attention(learned, tiny_images):
             assert float(method._guide(features, mean, 3)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["cavga", "draem", "students"])
+def test_learning_anew_begins_anew(name, learned, tiny_images, tiny_backbone, tiny_teacher):
+    settings = {"network_width": 2, "filters": 4, "spacing": 2, "fields": (17,)}
+    cls = method_class(name)
+    method = learned(name, {key: value for key, value in settings.items() if hasattr(cls.Config(), key)})
+    first = {key: value.clone() for key, value in method.state_dict().items()}
+    training = TrainingImages(tiny_images(8), tiny_images(0), METHODS[name].regime)
+    method.fit(training, tiny_teacher(method.backbone), Run())
+    for key, value in method.state_dict().items():
+        torch.testing.assert_close(value, first[key], rtol=0, atol=0, msg=key)
+
+
+def test_every_copy_of_a_backbone_is_exported_in_float32(learned, tiny_backbone):
+    backbone = tiny_backbone()
+    backbone.precision = replace(backbone.precision, dtype=torch.bfloat16)
+    method = in_float32(learned("cavga", backbone=backbone))
+    networks = [module for module in method.modules() if isinstance(module, Backbone)]
+    assert [network.precision.dtype for network in networks] == [torch.float32] * 2
+
+
 def test_images_too_small_for_two_cells_are_refused(learned):
-    with pytest.raises(ConfigError, match="32 x 48 leave cavga's discriminator no two cells"):
+    with pytest.raises(ConfigError, match="32 x 48 leave cavga's discriminator a single cell"):
         learned("cavga", size=(32, 48))
 
 

@@ -220,6 +220,15 @@ def test_csflow_clips_its_gradient_and_its_scales_exchange_what_they_see(learned
 # DifferNet
 
 
+@pytest.mark.parametrize("name", ["differnet", "csflow"])
+def test_a_transformer_sees_every_fourth_pixel_in_whole_cells_or_is_refused(name, learned, tiny_backbone):
+    backbone = tiny_backbone()
+    backbone.tokens = True
+    with pytest.raises(ConfigError, match="use a --size of multiples of 32"):
+        learned(name, size=(64, 80), backbone=backbone)
+    assert learned(name, {"hidden": 8, "flow_steps": 1}, size=(64, 64), backbone=backbone) is not None
+
+
 def test_turned_is_scipy_s_rotation():
     images = torch.rand(3, 2, 32, 32, generator=torch.Generator().manual_seed(0))
     found = turned(images, torch.tensor([0.0, 90.0, 30.0]))

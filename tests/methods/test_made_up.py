@@ -12,6 +12,7 @@ from blemish.methods.draem import UNet
 from blemish.methods.supersimplenet import Heads, margin_loss
 from blemish.ops.residual import residual_stage
 from blemish.registry import make_config, method_class
+from blemish.run.loop import Epoch
 
 SMALL = {
     "supersimplenet": {"hidden": 16},
@@ -79,6 +80,22 @@ def test_known_bad_images_are_learned_from_only_where_asked(learned, tiny_images
 # DRAEM
 
 
+@pytest.mark.parametrize(("epochs", "drops"), [(1, [0]), (10, [0] * 8 + [1, 2])])
+@pytest.mark.parametrize(("name", "less"), [("draem", 0.2), ("supersimplenet", 0.4)])
+def test_the_rate_falls_after_four_fifths_and_nine_tenths(name, less, epochs, drops, learned, monkeypatch):
+    rates, descend = [], Epoch.descend
+
+    def watched(epoch, optimiser, *given, **values):
+        rates.append(optimiser.param_groups[-1]["lr"])
+        return descend(epoch, optimiser, *given, **values)
+
+    monkeypatch.setattr(Epoch, "descend", watched)
+    settings = SMALL[name] | {"steps": None, "epochs": epochs, "batch_size": 4, "rate": 0.01, "heads_rate": 0.01}
+    settings = {key: value for key, value in settings.items() if hasattr(method_class(name).Config(), key)}
+    learned(name, settings, 4)
+    assert rates == pytest.approx([0.01 * less**drop for drop in drops])
+
+
 def test_draem_s_networks_are_as_large_as_published():
     """Counted by hand: 3x3 weights and biases of all convolutions, two numbers a channel of every norm."""
     repair = [(3, 1), (1, 1), (1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 8), (8, 8)]
@@ -105,8 +122,9 @@ def test_draem_s_score_is_the_highest_mean_of_21_by_21_pixels(learned, tiny_imag
 
 def test_draem_sees_no_backbone_and_refuses_images_that_leave_a_norm_nothing(learned):
     assert not hasattr(method_class("draem").Config(), "layers")
-    with pytest.raises(ConfigError, match="images of 32 x 32 leave the segmenting network a single cell"):
-        learned("draem", SMALL["draem"], size=(32, 32))
+    for height, width in ((32, 32), (48, 48), (33, 63), (20, 80)):
+        with pytest.raises(ConfigError, match=f"images of {height} x {width} leave the segmenting network a single"):
+            learned("draem", SMALL["draem"], size=(height, width))
 
 
 # DeSTSeg

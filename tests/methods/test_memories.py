@@ -90,9 +90,13 @@ def test_small_channels_and_far_patches_are_dropped():
     points[33] += 7  # of four in channel 5, one that does not
     channels = torch.tensor([0] * 30 + [5] * 4 + [6] * 3 + [9] * 3)
     patches = torch.arange(40).flip(0)
-    kept = recurring(torch.from_numpy(points).flip(0), patches, channels, members=4, spread=5.0)
+    own = torch.arange(40)  # each of a part of its own
+    kept = recurring(torch.from_numpy(points).flip(0), patches, channels, own, members=4, spread=5.0)
     assert kept.tolist() == sorted(39 - i for i in range(34) if i != 29)
-    assert len(recurring(torch.from_numpy(points), patches, channels, members=31, spread=5.0)) == 0
+    assert len(recurring(torch.from_numpy(points), patches, channels, own, members=31, spread=5.0)) == 0
+    copies = own // 4  # four in turn are one part's, as copies turned are: of channel 5 there are two parts then
+    kept = recurring(torch.from_numpy(points).flip(0), patches, channels, copies, members=4, spread=5.0)
+    assert kept.tolist() == sorted(39 - i for i in range(30) if i != 29)
 
 
 def test_parts_lie_alike_where_the_mean_image_is_unlike_its_transpose(tiny_images):

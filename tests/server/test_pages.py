@@ -175,6 +175,7 @@ def test_a_dropped_picture_is_judged_marked_and_taken_back(open_page: Open, stat
     expect(page.locator(".stage polygon")).to_have_count(sum(len(region["outline"]) for region in stored["regions"]))
     own = f"/v1/inspections/{stored['id']}"
     facts = page.locator(".facts")
+    expect(facts.locator("form:not([data-fresh])")).to_have_count(1)  # keys are for a verdict that has stood a moment
     for key, words in (
         ("g", "A person said: good"),
         ("1", "A person said: bad, scratch"),
@@ -186,6 +187,9 @@ def test_a_dropped_picture_is_judged_marked_and_taken_back(open_page: Open, stat
     facts.get_by_role("button", name="Undo").click()
     expect(facts).to_contain_text("What do you say?")
     assert station.get(own)["said"] is None
+    facts.get_by_label("Other").fill("dent")
+    page.keyboard.press("Enter")  # a kind is of a defect: never good
+    expect(facts).to_contain_text("A person said: bad, dent")
     assert page.evaluate("window.loaded") == "once"  # nothing of this loaded the page anew
 
 

@@ -22,6 +22,7 @@ from blemish.data.images import DecodedImage, decode, read_bytes, read_header, r
 from blemish.data.preprocessing import Preprocessing, stacked
 from blemish.data.roi import Roi, read_roi
 from blemish.data.samples import Sample
+from blemish.data.splits import joined_groups
 from blemish.errors import DataError, ImageError
 from blemish.run import Progress, Silent
 
@@ -96,6 +97,17 @@ class PreparedImages:
         return tuple(image.key for image in self._kept)
 
     @property
+    def groups(self) -> list[str]:
+        """The part of each image, by name; copies of one image are one part."""
+        return joined_groups([sample.group for sample in self.samples], self.keys)
+
+    @property
+    def parts(self) -> list[int]:
+        groups = self.groups
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        return [numbers[group] for group in groups]
+
+    @property
     def windows(self) -> Windows:
         """What a method learns from: every tile of every image, or the images themselves."""
         return Windows(self, [(i, number) for i, image in enumerate(self._kept) for number in range(image.windows)])
@@ -164,6 +176,11 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def parts(self) -> list[int]:
+        parts = self.images.parts
+        return [parts[image] for image, _ in self.places]
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.images.at([self.places[index] for index in indices])

@@ -53,6 +53,11 @@ class PosedImages:
     def __len__(self) -> int:
         return len(self._images) * copies(self.poses)
 
+    @property
+    def parts(self) -> list[int]:
+        """All poses of an image show its part."""
+        return [part for part in self._images.parts for _ in range(copies(self.poses))]
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """Image ``index // poses`` in pose ``index % poses``; the pose is part of the key."""
         poses = _POSES[self.poses]

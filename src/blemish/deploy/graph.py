@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blemish.contract import Method
+from blemish.contract import Backbone, Method
 from blemish.deploy.preparation import Prepare, ToOriginal
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.inspector import Inspector
@@ -90,7 +90,10 @@ class Judge(nn.Module):
 def in_float32(method: Method) -> Method:
     """A copy that computes in float32."""
     method = copy.deepcopy(method).cpu().eval()
-    method.backbone.precision = method.precision = IN_FLOAT32
+    method.precision = IN_FLOAT32
+    for network in method.modules():  # its backbone, and copies of it that have learned
+        if isinstance(network, Backbone):
+            network.precision = IN_FLOAT32
     return method
 
 

@@ -30,8 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.backbones.backbone import normalise_cells
-from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
-from blemish.errors import ConfigError
+from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, check_cells
 from blemish.ops.autoencoder import Layer, divergence, downward
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
 from blemish.ops.draws import normals
@@ -75,11 +74,7 @@ class CAVGA(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: CAVGAConfig) -> None:
         super().__init__(backbone, size, config)
-        if min(size) < SMALLEST or max(size) < 2 * SMALLEST:  # BatchNorm needs more than one
-            raise ConfigError(
-                f"images of {size[0]} x {size[1]} leave cavga's discriminator no two cells: give a --size of at least "
-                f"{2 * SMALLEST} pixels along one side and {SMALLEST} along the other"
-            )
+        check_cells(size, SMALLEST, "cavga's discriminator", rounds_up=False)
         level, latent = backbone.levels[-1], config.latent
         self.encoder = copy.deepcopy(backbone).requires_grad_(True)
         grid = math.ceil(size[0] / level.stride), math.ceil(size[1] / level.stride)
@@ -98,6 +93,7 @@ class CAVGA(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
         self.guided.fill_(config.labels and len(training.anomalous) > 0)
+        self.encoder.load_state_dict(self.backbone.state_dict())
         initialise(self.decoder, run.generator("decoder"))
         for name in ("mean", "log_variance"):
             initialise_uniform(getattr(self, name), run.generator(name))

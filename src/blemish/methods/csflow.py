@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
-from blemish.ops.coupling import RIDGE, SCALES, Flow, pyramid, surprise, train
+from blemish.ops.coupling import RIDGE, SCALES, Flow, check_pyramid, pyramid, surprise, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import untrained
 from blemish.ops.smoothing import upscale
@@ -55,6 +55,7 @@ class CSFlow(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: CSFlowConfig) -> None:
         super().__init__(backbone, size, config)
+        check_pyramid("csflow", backbone, size)
         width = sum(level.channels for level in backbone.levels)
         subnets = [partial(CrossScale, config.hidden, kernel) for kernel in [3] * (config.flow_steps - 1) + [5]]
         self.scale = Standardisation([width] * SCALES, RIDGE)

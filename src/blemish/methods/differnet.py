@@ -23,7 +23,7 @@ from torch import Tensor
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Steps, Weight, Width
-from blemish.ops.coupling import RIDGE, SCALES, Flow, dense, pyramid, surprise, train
+from blemish.ops.coupling import RIDGE, SCALES, Flow, check_pyramid, dense, pyramid, surprise, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import untrained
 from blemish.run import Run
@@ -59,6 +59,7 @@ class DifferNet(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: DifferNetConfig) -> None:
         super().__init__(backbone, size, config)
+        check_pyramid("differnet", backbone, size)
         width, subnets = sum(level.channels for level in backbone.levels), [partial(dense, config.hidden)]
         self.scale = Standardisation([width] * SCALES, RIDGE)
         self.flow = untrained(lambda: Flow(SCALES * width, subnets * config.flow_steps, config.clamp, two_sided=True))

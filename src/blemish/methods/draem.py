@@ -66,7 +66,7 @@ class DRAEM(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: DRAEMConfig) -> None:
         super().__init__(backbone, size, config)
-        check_cells(size, 2 ** (len(SEGMENT[0]) - 1), "the segmenting network")
+        check_cells(size, 2 ** (len(SEGMENT[0]) - 1), "the segmenting network", rounds_up=False)
         self.repair = untrained(lambda: UNet(3, 3, 2 * config.network_width, *REPAIR, skips=False))
         self.segment = untrained(lambda: UNet(6, 2, config.network_width, *SEGMENT, skips=True))
 
@@ -77,7 +77,7 @@ class DRAEM(Method):
         optimiser = torch.optim.Adam(networks.parameters(), lr=config.rate, fused=True)
         for epoch in epochs(run, "draem", {"networks": networks, "optimiser": optimiser}, config, len(images)):
             networks.train()
-            drops, draws = sum(epoch.number > share * epoch.of for share in (0.8, 0.9)), epoch.generator("defects")
+            drops, draws = sum(epoch.number - 1 >= share * epoch.of for share in (0.8, 0.9)), epoch.generator("defects")
             optimiser.param_groups[0]["lr"] = config.rate * 0.2**drops
             for indices in epoch.batches():
                 clean = _turned(images.batch(indices).images, config.turned, draws)
@@ -148,6 +148,8 @@ def _initialise(networks: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
             mean = float(isinstance(module, nn.BatchNorm2d))
             module.weight.copy_(torch.empty(module.weight.shape).normal_(mean, 0.02, generator=generator))
+            if module.bias is not None:
+                module.bias.zero_()
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
 

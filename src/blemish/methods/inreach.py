@@ -87,7 +87,8 @@ class InReaCh(Method):
         watch = partial(run.progress.track, title="looking for patches that recur")
         patches, channels = mutual_neighbours(points, order, config.seeds, watch)
         points = points.flatten(0, 1)
-        kept = recurring(points, patches, channels, config.members, config.spread)
+        parts = torch.tensor(images.parts, device=points.device).repeat_interleave(y * x)
+        kept = recurring(points, patches, channels, parts, config.members, config.spread)
         if not len(kept):
             raise DataError(
                 f"inreach remembers patches that recur in {config.members} images or more, and in the {len(images)} "
@@ -147,15 +148,18 @@ def mutual_neighbours(points: Tensor, order: Sequence[int], seeds: int, watch: W
     return torch.cat(patches), torch.cat(channels)
 
 
-def recurring(points: Tensor, patches: Tensor, channels: Tensor, members: int, spread: float) -> Tensor:
+def recurring(points: Tensor, patches: Tensor, channels: Tensor, parts: Tensor, members: int, spread: float) -> Tensor:
     """Those of ``patches``, as indices of points ``n d``, ascending, that recur, from the channel of each.
 
-    Its channel has at least ``members``, and has so many still without those that lie farther from its mean than
-    ``spread`` times their root mean squared distance.
+    Its channel has patches of at least ``members`` of the ``parts`` (of each point; turned copies of one image are of
+    one part), and has so many still without those that lie farther from its mean than ``spread`` times their root mean
+    squared distance.
     """
 
     def large() -> Tensor:
-        return channels.bincount()[channels] >= members
+        of_parts = torch.unique(torch.stack([channels, parts[patches]]), dim=1)[0]
+        members_of: Tensor = of_parts.bincount()[channels]
+        return members_of >= members
 
     patches, channels = patches[many := large()], channels[many]
     if len(patches):

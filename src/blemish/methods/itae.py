@@ -52,7 +52,7 @@ class ITAE(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: ITAEConfig) -> None:
         super().__init__(backbone, size, config)
-        check_cells(size, 16, "itae")
+        check_cells((max(size),) * 2, 16, "itae", rounds_up=False)
         self.network = untrained(lambda: UNet(config.first_width))
         self.register_buffer("usual", torch.ones(4))
 

@@ -24,6 +24,7 @@ from blemish.backbones.backbone import build_student
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight
 from blemish.ops.cosine import location_cosines, vector_loss
+from blemish.ops.passes import hold_out
 from blemish.ops.smoothing import upscale
 from blemish.run import Run, Step, derive_seed, epochs
 
@@ -58,8 +59,7 @@ class STFPM(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
-        order, count = run.permutation(len(images), "images held out"), int(len(images) * config.holdout)
-        held, learned = order[:count], order[count:]
+        held, learned = hold_out(images, config.holdout, run)
         self.student.reset(derive_seed(run.seed, "student"))
         learner, lowest = copy.deepcopy(self.student), torch.tensor(torch.inf, device=run.device)
         learner.register_buffer("lowest", lowest)  # loss on the images held out: a checkpoint holds it, too

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Images, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.errors import ConfigError
-from blemish.ops.config import Count, Layers, Rate, Share, Sigma, Steps, Weight, Width
+from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
 from blemish.ops.gaussian import Moments
+from blemish.ops.passes import hold_out
 from blemish.ops.smoothing import upscale
 from blemish.run import Run, derive_seed, epochs, torch_seeded
 
@@ -54,7 +55,9 @@ class StudentsConfig:
     students: Annotated[int, Field(ge=1, le=20, description="of each teacher")] = 3
     filters: Annotated[Width, Field(description="numbers of a descriptor; inner layers have up to twice as many")] = 128
     spacing: Annotated[Literal[1, 2, 4, 8], Field(description="pixels from one described place to the next")] = 1
-    taught: Annotated[Share, Field(description="of all steps, the first ones, in which the teachers learn")] = 0.5
+    taught: Annotated[
+        float, Field(ge=0, lt=1, description="of all steps, the first ones, in which the teachers learn")
+    ] = 0.5
     epochs: Annotated[Count, Field(description="passes over the images")] = 200
     steps: Steps = None
     batch_size: Annotated[Count, Field(description="images a step of the students")] = 1
@@ -123,6 +126,8 @@ class Students(Method):
         def networks(count: int) -> nn.ModuleList:
             return nn.ModuleList(PatchNetwork(field, config.filters) for field in config.fields for _ in range(count))
 
+        stride = backbone.levels[0].stride if backbone.tokens else 1  # a transformer sees whole cells
+        self.seen = -(-SEEN // stride) * stride
         self.teachers, self.students = networks(1), networks(config.students)
         self.register_buffer("usual", torch.tensor([0.0, 1.0]).repeat(len(config.fields), 2, 1))
 
@@ -135,6 +140,9 @@ class Students(Method):
             for module in [*self.teachers.modules(), *self.students.modules()]:
                 if isinstance(module, nn.Conv2d):
                     module.reset_parameters()
+                elif isinstance(module, PatchNetwork):
+                    module.mean.zero_()
+                    module.deviation.fill_(1)
         parameters, decay = [*self.teachers.parameters(), *decoders.parameters()], config.weight_decay
         teaching = torch.optim.Adam(parameters, TEACHER_RATE, weight_decay=decay, fused=True)
         following = torch.optim.Adam(self.students.parameters(), config.learning_rate, weight_decay=decay, fused=True)
@@ -148,7 +156,7 @@ class Students(Method):
                 if number == taught:
                     self._standardise(images, learned, run)
                 if number < taught:
-                    chosen = torch.randint(len(learned), (CROPS,), generator=draws).tolist()
+                    chosen = torch.randperm(len(learned), generator=draws)[:CROPS].tolist()  # another's is of another
                     seen = images.batch([learned[i] for i in chosen]).images
                     loss = self._teach(seen, teacher, decoders, draws, run)
                 else:
@@ -174,8 +182,8 @@ class Students(Method):
 
     def _parts(self, images: Images, run: Run) -> tuple[list[int], list[int]]:
         """Images held out and learned from; of too few to hold one out, all serve for both."""
-        order, count = run.permutation(len(images), "images held out"), int(len(images) * self.config.holdout)
-        return order[:count] or order, order[count:]
+        held, learned = hold_out(images, self.config.holdout, run)
+        return held or learned, learned
 
     def _described(self, networks: Sequence[nn.Module], images: Tensor) -> Tensor:
         """``n b d y x``."""
@@ -208,7 +216,7 @@ class Students(Method):
         losses = []
         for network, field, decode in zip(self.teachers, self.config.fields, decoders, strict=True):
             crops = draw_crops(network.padded(images), field, draws).to(run.device)  # type: ignore[operator]
-            enlarged = F.interpolate(crops[: len(crops) // 2], size=(SEEN, SEEN), mode="bilinear")
+            enlarged = F.interpolate(crops[: len(crops) // 2], size=(self.seen, self.seen), mode="bilinear")
             features = torch.cat([map_.mean(dim=(2, 3)) for map_ in backbone(enlarged)], dim=1)
             with run.precision.autocast(run.device):
                 own, near = network.describe(crops, 8).flatten(1).chunk(2)  # type: ignore[operator]

@@ -103,7 +103,7 @@ class SuperSimpleNet(Method):
         size = config.batch_size // 2 if is_weak else config.batch_size
         for epoch in epochs(run, "supersimplenet", state, config, epoch_steps=math.ceil(len(normal) / size)):
             heads.train()
-            drops = sum(epoch.number > share * epoch.of for share in (0.8, 0.9))
+            drops = sum(epoch.number - 1 >= share * epoch.of for share in (0.8, 0.9))
             for group in optimiser.param_groups:
                 group["lr"] = config.heads_rate * group["share"] * 0.4**drops
             good, noise = epoch.cycle(len(normal), size, "order of images"), epoch.generator("noise")
@@ -194,4 +194,6 @@ class Heads(nn.Module):
         seen = map_.detach() if stop else map_
         found = self.image(torch.cat([features + noise, seen], dim=1))
         pooled = [values for maps in (found, seen) for values in (maps.amax(dim=(2, 3)), maps.mean(dim=(2, 3)))]
-        return map_[:, 0], self.score(torch.cat(pooled, dim=1))[:, 0]
+        with torch.autocast(features.device.type, enabled=False):  # as bf16 numbers many scores would be equal
+            score = self.score(torch.cat(pooled, dim=1).float())
+        return map_[:, 0], score[:, 0]

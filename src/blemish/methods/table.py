@@ -53,12 +53,12 @@ METHODS: dict[str, MethodEntry] = {
         paper="Tien et al., Revisiting Reverse Distillation for Anomaly Detection, CVPR 2023",
     ),
     "supersimplenet": MethodEntry(
-        "blemish.methods.supersimplenet:SuperSimpleNet", "clean", family="made-up defects", cost="minutes",
+        "blemish.methods.supersimplenet:SuperSimpleNet", "clean", family="made-up defects", cost="minutes", version=2,
         idea="heads on frozen features learn to see noise in irregular spots, and known-bad images where there are",
         paper="Rolih et al., SuperSimpleNet: Unifying Unsupervised and Supervised Learning, ICPR 2024",
     ),
     "draem": MethodEntry(
-        "blemish.methods.draem:DRAEM", "clean", family="made-up defects", cost="hours",
+        "blemish.methods.draem:DRAEM", "clean", family="made-up defects", cost="hours", version=2,
         idea="one network repairs made-up defects, another learns from image and repair where they were",
         paper="Zavrtanik et al., DRAEM: A Discriminatively Trained Reconstruction Embedding, ICCV 2021",
     ),
@@ -73,7 +73,7 @@ METHODS: dict[str, MethodEntry] = {
         paper="the supplement on FMAM; neither its main text nor code was found",
     ),
     "stfpm": MethodEntry(
-        "blemish.methods.stfpm:STFPM", "clean", family="teacher and student", cost="minutes",
+        "blemish.methods.stfpm:STFPM", "clean", family="teacher and student", cost="minutes", version=2,
         idea="a student of the teacher's architecture; a place is bad where they differ at every level",
         paper="Wang et al., Student-Teacher Feature Pyramid Matching for Anomaly Detection, BMVC 2021",
     ),

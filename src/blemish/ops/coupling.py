@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blemish.contract import Batch, Images
+from blemish.contract import Backbone, Batch, Images
+from blemish.errors import ConfigError
 from blemish.ops.residual import initialise_uniform
 from blemish.run import Run, epochs
 
@@ -143,6 +144,14 @@ def joined(features: Sequence[Tensor]) -> Tensor:
     """All levels ``b c y x``, shallowest first, averaged down to the deepest one's grid."""
     grid = (features[-1].shape[-2], features[-1].shape[-1])
     return torch.cat([F.adaptive_avg_pool2d(map_, grid) for map_ in features], dim=1)
+
+
+def check_pyramid(name: str, backbone: Backbone, size: tuple[int, int]) -> None:
+    """A ConfigError where a transformer, which sees whole cells, cannot see every fourth pixel of such images."""
+    if backbone.tokens and any(side % (multiple := 4 * backbone.levels[0].stride) for side in size):
+        raise ConfigError(
+            f"{name} shows {backbone.name} every fourth pixel, too: use a --size of multiples of {multiple}"
+        )
 
 
 def pyramid(see: Callable[[Any], list[Tensor]], given: Batch | Tensor, images: Tensor) -> list[Tensor]:

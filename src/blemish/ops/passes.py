@@ -24,8 +24,23 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.order)
 
+    @property
+    def parts(self) -> list[int]:
+        parts = self.images.parts
+        return [parts[index] for index in self.order]
+
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.images.batch([self.order[index] for index in indices])
+
+
+def hold_out(images: Images, share: float, run: Run) -> tuple[list[int], list[int]]:
+    """Indices of images held out, those of a ``share`` of the parts, and of all others, both in a drawn order."""
+    of_part: dict[int, list[int]] = {}
+    for index, part in enumerate(images.parts):
+        of_part.setdefault(part, []).append(index)
+    shuffled = [of_part[number] for number in run.permutation(len(of_part), "images held out")]
+    count = int(len(shuffled) * share)
+    return [i for one in shuffled[:count] for i in one], [i for one in shuffled[count:] for i in one]
 
 
 def batches(images: Images, run: Run, title: str, order: Sequence[int] | None = None) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from blemish.data.readers import read_training, shared_files
 from blemish.data.samples import TrainingSet
-from blemish.data.splits import folds_by_group, joined_groups, split_by_group
+from blemish.data.splits import folds_by_group, split_by_group
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import FOLDS, Calibration, Kind, Plan, calibrate, plan
 from blemish.inspection.inspector import KEY_LETTERS, Inspector
@@ -150,7 +150,7 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     config = method_config(name, settings)
     images = load_images(training, settings, run)
     check_region(images[0].preparation)
-    parts = len(set(joined_groups([sample.group for sample in images[0].samples], images[0].keys)))
+    parts = len(set(images[0].groups))
     planned = plan(parts, settings.calibration, settings.false_reject, settings.review)
     run.progress.note(f"calibration: {planned.reason}")
     learner, run = build_learner(name, config, images, training.regime, settings, run)

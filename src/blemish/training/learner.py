@@ -17,7 +17,6 @@ from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import Images, Method, Regime, TrainingImages
 from blemish.data.loading import PreparedImages
 from blemish.data.poses import PosedImages, Poses
-from blemish.data.splits import joined_groups
 from blemish.errors import ConfigError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
@@ -44,7 +43,7 @@ class Learner:
 
     @property
     def groups(self) -> list[str]:
-        return joined_groups([sample.group for sample in self.normal.samples], self.normal.keys)
+        return self.normal.groups
 
     @property
     def is_trained(self) -> bool:

@@ -17,10 +17,8 @@ export function tell(text, lasting = false) {
   if (!lasting) tell.timer = setTimeout(() => (note.textContent = ""), 6000);
 }
 
-let swapped = 0; // when what a person may say became that of another verdict
-
 // Put what differs in another copy of this page in place; what has the same markup is left alone, with its state.
-export function put(html) {
+export function put(html, isAnswer = false) {
   const fresh = new DOMParser().parseFromString(html, "text/html");
   if (fresh.body.dataset.page !== document.body.dataset.page) return false;
   const focused = document.activeElement?.id || document.activeElement?.dataset?.key;
@@ -30,10 +28,14 @@ export function put(html) {
     if (!own) return false; // a page of another shape: it is loaded whole
     for (const { name, value } of [...element.attributes]) if (own.getAttribute(name) !== value) own.setAttribute(name, value);
     if (drawn.get(own) === element.innerHTML) continue;
-    if (own.querySelector("input:focus:not([type=range]):not([type=checkbox])")) continue; // someone writes there
-    swapped = own.querySelector("[data-keys]") ? Date.now() : swapped;
+    if (!isAnswer && own.querySelector("[data-of] input:focus")?.value) continue; // someone writes there
     hadFocus ||= own.contains(document.activeElement);
     drawn.set(own, element.innerHTML);
+    const [before, form] = [own, element].map((one) => one.querySelector("[data-of]"));
+    if (before && form && before.dataset.of !== form.dataset.of) {
+      form.dataset.fresh = ""; // another verdict than the one that a hand may be about to speak of
+      setTimeout(() => delete form.dataset.fresh, SETTLED);
+    }
     own.replaceChildren(...element.childNodes);
   }
   if (hadFocus && focused) (document.getElementById(focused) || document.querySelector(`[data-key="${focused}"]`))?.focus();
@@ -83,7 +85,7 @@ document.addEventListener("submit", async (event) => {
   const said = event.submitter?.value, of = form.dataset.of ? ` of inspection ${form.dataset.of}` : "";
   try {
     const html = await ask(form.getAttribute("action"), { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)) });
-    if (html && !put(html)) return location.reload();
+    if (html && !put(html, true)) return location.reload();
     if (html) tell(said === "undo" ? `Taken back${of}.` : `Kept${of}: ${said?.replace(":", ", ")}.`);
   } catch {
     tell(`Not kept${of}: the station does not answer.`, true);
@@ -108,9 +110,8 @@ if (keys) {
 }
 document.addEventListener("keydown", (event) => {
   const writes = event.target.matches("input:not([type=range]):not([type=checkbox]), select, textarea");
-  if (Date.now() - swapped < SETTLED) return; // it was meant for the verdict before
   if (writes || event.ctrlKey || event.metaKey || event.altKey || localStorage.getItem("keys") === "off") return;
-  document.querySelector(`[data-keys] [data-key="${CSS.escape(event.key.toLowerCase())}"]:not(:disabled)`)?.click();
+  document.querySelector(`[data-keys]:not([data-fresh]) [data-key="${CSS.escape(event.key.toLowerCase())}"]:not(:disabled)`)?.click();
 });
 
 // A region and its line in the list point at each other
