@@ -27,13 +27,13 @@ fi
 export PYTHONPATH="src:benchmarks${site:+:$site}${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 CARD=recipes/claims/on-a-card
 if [ -n "${BLEMISH_GPU_TRY:-}" ]; then
-    DEVICE=cpu JOBS=1 WHOLE=400 ONLY="RD (vector)*" TESTS="shapes and padim" RECIPES=$SCRATCH/tiny.toml
+    DEVICE=cpu JOBS=1 WORKERS=0 WHOLE=400 ONLY="RD (vector)*" TESTS="shapes and padim" RECIPES=$SCRATCH/tiny.toml
     sed -e 's/^epochs = .*/epochs = 1/' -e 's/^seeds = .*/seeds = [0]/' -e 's/^size = .*/size = 64/' \
         $CARD.toml >"$RECIPES"
     BACKBONES=test_resnet IMAGES=16 BATCH=4 CORESET="equality" SMALL="--size 64 --rounds 1"
     TINY="--backbone test_resnet --weights random"
 else
-    DEVICE=cuda JOBS=8 WHOLE=${BLEMISH_GPU_SECONDS:-530} ONLY="*" TESTS="not nothing" SMALL=""
+    DEVICE=cuda JOBS=8 WORKERS=8 WHOLE=${BLEMISH_GPU_SECONDS:-530} ONLY="*" TESTS="not nothing" SMALL=""
     RECIPES="$CARD.toml $CARD-pile.toml $CARD-weak.toml"
     BACKBONES="resnet18 wide_resnet50_2 efficientnet_lite0" IMAGES=512 BATCH=16 CORESET="speed memory" TINY=""
 fi
@@ -50,7 +50,7 @@ part() { # seconds name command...
 }
 
 pytest() { # seconds name what...
-    OMP_NUM_THREADS=1 part "$1" "$2" $PYTHON -m pytest -v -W default -p no:cacheprovider -n $JOBS "${@:3}"
+    OMP_NUM_THREADS=1 part "$1" "$2" $PYTHON -m pytest -v -W default -p no:cacheprovider -n $WORKERS "${@:3}"
 }
 
 { nvidia-smi 2>/dev/null || true; $PYTHON -c "import torch; print(torch.__version__, torch.version.cuda)"; } >"$OUT/machine.txt"
