@@ -147,6 +147,24 @@ def test_an_operator_without_onnx_form_is_named(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_maps_of_one_number_are_alike(model, monkeypatch):
+    pictures, stream = parity.pictures(None, 255), blemish.Inspector.stream
+
+    def flat(*given, **named):
+        return [dataclasses.replace(one, map=np.zeros_like(one.map)) for one in stream(*given, **named)]
+
+    def run(session, image, white_level):
+        return {"score": [model(image.pixels).score], "map": [np.zeros(image.size)]}
+
+    monkeypatch.setattr(blemish.Inspector, "stream", flat)
+    monkeypatch.setattr(parity, "run_session", run)
+    monkeypatch.setattr(parity, "open_session", lambda file: None)
+    monkeypatch.setattr(parity.engines, "open_session", lambda *_: None)
+    alone = lambda _, prepared: (model.predict(stacked(prepared)).score.tolist(), [np.zeros((64, 64))])  # noqa: E731
+    monkeypatch.setattr(parity.engines, "judged", alone)
+    assert parity.compare(model, Path("any.onnx"), pictures).map == 0
+
+
 def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_path, monkeypatch):
     """The graph is a stand-in: what is compared and kept is what counts."""
     path, pictures, limit = tmp_path / "parts.onnx", parity.pictures(None, 255), model.calibration.threshold

@@ -54,6 +54,15 @@ def test_supersimplenet_reads_levels_on_a_grid_twice_as_fine(learned, tiny_backb
     np.testing.assert_allclose(found.map.numpy(), expected, atol=1e-4)
 
 
+def test_a_score_is_no_bf16_number_where_the_rest_is():
+    heads = Heads(6, 8).eval()
+    heads.initialise(torch.Generator().manual_seed(0))
+    features = torch.randn(16, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        score = heads(features)[1]
+    assert score.dtype == torch.float32 and not torch.equal(score, score.bfloat16().float())
+
+
 def test_what_is_learned_of_whole_images_stays_out_of_the_map_only_without_known_bad_ones():
     heads = Heads(6, 8)
     heads.initialise(torch.Generator().manual_seed(0))

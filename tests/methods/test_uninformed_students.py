@@ -1,5 +1,7 @@
 """Uninformed students: the dense networks, the losses and the score, against plain PyTorch and NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,40 @@ def test_teachers_learn_first_and_students_then(learned, tiny_images):
         maps = method.teachers[0](tiny_images(8).images, 4)
     torch.testing.assert_close(maps.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(maps.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def test_crops_of_one_step_are_of_different_images(learned, tiny_images):
+    images, asked = tiny_images(8), []
+    whole = images.batch
+    images.batch = lambda indices: asked.append(list(indices)) or whole(indices)
+    settings = {
+        "filters": 4,
+        "spacing": 4,
+        "steps": 20,
+        "batch_size": 8,
+        "taught": 0.95,
+        "fields": (17,),
+        "holdout": 0.0,
+    }
+    learned("students", settings, images=images)
+    assert sum(len(indices) > 6 for indices in asked) >= 19 and all(len({*i}) == len(i) for i in asked)
+    with pytest.raises(ConfigError, match="taught"):
+        learned("students", settings | {"taught": 1.0})
+
+
+@pytest.mark.parametrize(("tokens", "side"), [(True, 70), (False, 64)])
+def test_a_transformer_sees_crops_in_whole_cells(tokens, side, learned, tiny_backbone, tiny_teacher):
+    backbone = tiny_backbone()
+    backbone.tokens, seen = tokens, []
+    backbone.levels = tuple(replace(level, stride=14) for level in backbone.levels)
+    teacher = tiny_teacher(backbone)
+
+    def watched(images):
+        seen.append(images.shape[-1])
+        return teacher(images)
+
+    learned("students", SMALL | {"taught": 0.5}, backbone=backbone, teacher=watched)
+    assert {*seen} == {side}
 
 
 def test_images_smaller_than_half_a_patch_are_refused(learned):

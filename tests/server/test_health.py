@@ -123,6 +123,13 @@ def test_parts_of_many_photographs_are_tested(
     assert said["holds"] is False and said["parts"] == 7 and "of 7 parts 7 were rejected" in said["sentence"]
 
 
+def test_a_promise_is_in_the_metrics_while_its_model_is(client: TestClient) -> None:
+    watch_promise(client.app.state.station, "parts")
+    assert 'blemish_promise_holds{model="parts"} 1.0' in client.get("/metrics").text
+    client.delete("/v1/models/parts")
+    assert "blemish_promise_holds{" not in client.get("/metrics").text
+
+
 def test_a_withdrawn_promise_never_restores_itself(client: TestClient) -> None:
     here = client.app.state.station
     digest = here.judges["parts"].model.digest

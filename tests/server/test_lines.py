@@ -167,8 +167,8 @@ def test_what_cannot_be_moved_or_named_is_judged_once_and_stops_nothing(
     client.close()
     (folder / "ok").unlink()
     again = serve(watch={"parts": folder}, move=True)  # sorted by what was decided then
-    until(lambda: not (folder / "c.png").exists() or (folder / "ok").is_file())
-    assert len(rows(again)) == 3
+    until(lambda: not any((folder / name).exists() for name in names))
+    assert len(rows(again)) == 3 and len([*(folder / "ok").iterdir()]) == 3
 
 
 def test_a_verdict_that_takes_long_is_waited_for_once_it_is_being_judged(

@@ -24,9 +24,11 @@ pytest.importorskip("sqlalchemy", reason="the extra [server] is not installed")
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, event, text
 
 from blemish.errors import ConfigError, StoreError
+from blemish.server.app import create_app
 from blemish.server.store import Search, Store, midnight
 from blemish.server.tables import VERSION, inspections, metadata
 
@@ -119,6 +121,40 @@ def test_one_station_a_store(store: Store, address: str) -> None:
     store.close()
     other.hold()
     other.close()
+
+
+def test_a_lock_whose_connection_was_lost_is_taken_again_or_said(store: Store, address: str) -> None:
+    store.hold()
+    store.hold_on()
+    if store._holder is None:  # SQLite's is a file's
+        return
+    end = text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+
+    def lose() -> None:
+        with store.engine.connect() as connection:
+            connection.execute(end)
+
+    lose()
+    store.hold_on()
+    other = Store(address)
+    with pytest.raises(StoreError, match="another station works on"):
+        other.hold()
+    lose()
+    other.hold()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="another station works on"):
+            store.hold_on()
+        assert not store.is_held
+    other.close()
+    store.hold_on()
+    assert store.is_held
+
+
+def test_one_file_serves_under_two_names(settings: Any, address: str, model: Path) -> None:
+    app = create_app(settings(store=address, models={"left": model, "right": model}))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        for name in ("left", "right"):
+            assert client.get(f"/v1/models/{name}/health").status_code == 200
 
 
 def test_a_store_that_is_read_only_says_so(tmp_path: Path) -> None:

@@ -76,8 +76,9 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
     threshold = math.inf if calibration.threshold is None else calibration.threshold
     limits = threshold, calibration.review_limit if calibration.n else math.inf
     differ: dict[str, list[float]] = {"score": [], "map": [], "mean_map": [], "p_value": [], "own_score": []}
-    maps = [scored.map for scored in exact if scored.map is not None]
-    span = max((map_.max() for map_ in maps), default=1.0) - min((map_.min() for map_ in maps), default=0.0)
+    ends = [end(scored.map) for scored in exact if scored.map is not None for end in (np.min, np.max)]
+    span = float(np.ptp(ends)) if ends else 0.0
+    span = span or 1.0  # of maps that are one number everywhere
     borderline, wrong = 0, []
     for name, image, ours, scored in zip(names, images, own, exact):
         found = run_session(session, image, inspector.preparation.white_level)
@@ -90,8 +91,8 @@ def compare(inspector: Inspector, file: Path, pictures: Mapping[str, DecodedImag
             map_ = inspector.preparation.to_original(scored.map, image.size)
             apart = np.abs(found["map"][0] - map_)
             differ["map"].append(float(apart.max()))
-            same = np.abs(np.asarray(own_maps[0]) - scored.map)
-            differ["mean_map"] += [float(apart.mean()) / span, float(same.mean()) / span]
+            alone_apart = np.abs(np.asarray(own_maps[0]) - scored.map)
+            differ["mean_map"] += [float(apart.mean()) / span, float(alone_apart.mean()) / span]
         if "p_value" in found:
             differ["p_value"].append(abs(float(found["p_value"][0]) - calibration.p_value(scored.score)))
             decided, expected = DECISIONS[found["decision"][0]], {calibration.decide(s.score) for s in (scored, ours)}

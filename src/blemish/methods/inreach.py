@@ -47,7 +47,7 @@ class InReaChConfig:
 
     layers: PatchLayers = (1, 2, 3)
     seeds: Annotated[Count, Field(description="images whose patches begin a channel each")] = 10
-    members: Annotated[Several, Field(description="patches that a channel needs at least")] = 4
+    members: Annotated[Several, Field(description="parts whose patches a channel needs at least")] = 4
     spread: Annotated[Rate, Field(description="deviations from its channel's mean beyond which a patch is dropped")] = 5
     place: Annotated[
         Weight, Field(description="to which row and column go that join each vector where parts lie alike; 0: never")

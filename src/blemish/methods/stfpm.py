@@ -41,7 +41,7 @@ class STFPMConfig:
     momentum: Annotated[float, Field(ge=0, lt=1, description="of gradient descent")] = 0.9
     weight_decay: Annotated[Weight, Field(description="of gradient descent")] = 1e-4
     holdout: Annotated[
-        float, Field(ge=0, lt=1, description="share of the good images that chooses the epoch; 0: the last one stays")
+        float, Field(ge=0, lt=1, description="share of the good parts that chooses the epoch; 0: the last one stays")
     ] = 0.2
     sigma: Sigma = 0.0
 

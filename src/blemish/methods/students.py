@@ -64,7 +64,7 @@ class StudentsConfig:
     learning_rate: Annotated[Rate, Field(description="Adam's, of the students")] = 1e-4
     weight_decay: Annotated[Weight, Field(description="Adam's")] = 1e-5
     holdout: Annotated[
-        float, Field(ge=0, lt=1, description="share of the good images that errors and variances are measured on")
+        float, Field(ge=0, lt=1, description="share of the good parts that errors and variances are measured on")
     ] = 0.1
     sigma: Sigma = 0.0
 

@@ -1,4 +1,4 @@
-"""Who may do what: nobody needs a token on loopback; beyond it, tokens with a role, and sessions made from them.
+"""Who may do what: nobody needs a token on loopback without a proxy; else tokens with a role, and sessions from them.
 
 Tokens and sessions are 256 random bits and are stored as SHA-256: nothing in the store opens anything. They are found
 by that hash, so that no comparison of secrets takes a time that tells of them.

@@ -129,8 +129,8 @@ class Station:
 
     def same_scores(self, name: str) -> list[str]:
         """Digests of all models that give the scores of today's: they differ in their thresholds."""
-        here = models.c.digest == self.judge(name).model.digest, models.c.name == name
-        own = select(models.c.scores).where(*here).scalar_subquery()
+        today = models.c.digest == self.judge(name).model.digest, models.c.name == name
+        own = select(models.c.scores).where(*today).scalar_subquery()
         return [row.digest for row in self.store.rows(select(models.c.digest).where(models.c.scores == own))]
 
     def drop_model(self, name: str, actor: str) -> None:

@@ -38,7 +38,8 @@ def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, flo
     normal, anomalous = learner.normal, learner.anomalous
     if anomalous is None:
         raise ConfigError("--compare needs known-bad images, and there are none")
-    halves = [[indices[i] for i in half] for half in folds_by_group([learner.groups[i] for i in indices], 2, run.seed)]
+    groups = learner.groups
+    halves = [[indices[i] for i in half] for half in folds_by_group([groups[i] for i in indices], 2, run.seed)]
     anomalous_halves = folds_by_group([sample.group for sample in anomalous.samples], 2, run.seed)
     silent = dataclasses.replace(run, progress=Silent())
     change: dict[str, float] = {"images": len(anomalous)}

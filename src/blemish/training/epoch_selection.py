@@ -47,7 +47,8 @@ def choose_length(learner: Learner, indices: Sequence[int], run: Run) -> tuple[d
 
     The figures lie beside the run's checkpoints, so that a run that was stopped and goes on still has them.
     """
-    groups, most = [learner.groups[i] for i in indices], int(learner.config.epochs)
+    of_all, most = learner.groups, int(learner.config.epochs)
+    groups = [of_all[i] for i in indices]
     if (parts := len(set(groups))) < FEWEST_GROUPS:
         needed = f"give {FEWEST_GROUPS} good parts or a number of epochs"
         raise ConfigError(f"--epochs auto paints defects on held-out parts, and {parts} are too few: {needed}")
