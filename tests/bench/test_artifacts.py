@@ -9,7 +9,7 @@ from blemish.data.preprocessing import Preprocessing
 from blemish.data.samples import Sample
 from blemish.errors import DataError
 from blemish.report.bench import _strips
-from blemish.training.evaluate import Evaluation, Judged
+from blemish.training.evaluate import Evaluation, ScoredSample
 
 
 def kept_of(folder, seed, images=20):
@@ -19,7 +19,7 @@ def kept_of(folder, seed, images=20):
         path, label, kind = folder / f"{i:02d}.png", *(("anomalous", "blot") if i >= 6 else ("normal", "good"))
         Image.new("RGB", (32, 32), (10 * i, 90, 90)).save(path)
         sample, heat = Sample(path, label, "test", kind, f"part{i}"), rng.random((32, 32)).astype(np.float32)
-        judged.append(Judged(sample, float(rng.random()), heat, np.zeros((32, 32), bool)))
+        judged.append(ScoredSample(sample, float(rng.random()), heat, np.zeros((32, 32), bool)))
     artifacts = gather(Evaluation({}, {}, {}, tuple(judged), "input", ()), Preprocessing("stretch", 32, None))
     save_artifacts(folder / "evidence.npz", artifacts)
     return load_artifacts(folder / "evidence.npz")

@@ -13,6 +13,7 @@ def test_estimates_come_from_the_most_similar_rows():
     rows = [row_of(s, options={"fraction": 0.01}, set="a") for s in (10, 20, 90)]
     rows += [row_of(s, options={"fraction": 0.1}, set=name) for s, name in ((100, "a"), (300, "b"))]
     rows += [{**row_of(1, set="a"), "resumed": True}, {"key": "k", "status": "failed"}]
+    rows += [{"key": "k", "status": "done", "seconds": {"total": 1}}]  # of nothing
     asked = rows[0]["configuration"]
     assert estimate(rows, asked) == (20, 3)
     assert estimate(rows, {**asked, "options": {"fraction": 0.5}, "set": "b"}) == (300, 1), "the same set"

@@ -15,7 +15,7 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from blemish.data import images
 from blemish.data.images import MAX_PIXELS, decode, read_header, read_image, white_level
@@ -280,6 +280,16 @@ def test_exif_rotation_is_applied(orientation, tmp_path):
             pixels = image.pixels if array.ndim == 3 else image.pixels[..., 0]
             np.testing.assert_array_equal(pixels, expected)
         assert read_header(path) == (expected.shape[:2], array.itemsize * 8)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_rotation_that_xmp_alone_names_is_seen_in_the_header_too(kind, tmp_path):
+    space = "http://ns.adobe.com/tiff/1.0/"
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6" xmlns:tiff="{space}"/></x:xmpmeta>'.encode()
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    Image.new("RGB", (64, 32)).save(tmp_path / "x", kind, **{"pnginfo": info} if kind == "PNG" else {"xmp": xmp})
+    assert read_header(tmp_path / "x")[0] == read_image(tmp_path / "x").size == (64, 32)
 
 
 def test_a_damaged_exif_is_no_damaged_image():

@@ -163,10 +163,16 @@ def test_stopping_early_ends_the_decoding(folder, monkeypatch):
     [
         ([(300, 300)], None, (288, 288), ""),  # as many pixels as there are, in whole cells
         ([(100, 100)], None, (256, 256), ""),  # no fewer than the lower limit
-        ([(3024, 4032)], None, (384, 512), "4032 x 3024 becomes 512 x 384: defects below 8 x 8 pixels are lost"),
+        (
+            [(3024, 4032)],
+            None,
+            (384, 512),
+            "4032 x 3024 becomes 512 x 384: most defects narrower than about 63 pixels are missed",
+        ),
         ([(600, 1200), (610, 1200)], None, (304, 624), ""),  # one aspect, to within a twentieth: kept
         ([(500, 1000), (1000, 500)], None, (448, 448), ""),  # several: a square
         ([(1000, 1000)], 20, (400, 400), ""),  # 20 pixels become 8
+        ([(100, 60_000)], None, (16, 4096), "becomes 4096 x 16"),  # no side is longer than a network takes
         ([(2000, 2000)], 16, (448, 448), "a defect of 16 pixels is 3.6 wide for the network, and 8 are needed"),
     ],
 )

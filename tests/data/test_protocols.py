@@ -187,6 +187,12 @@ def sides(*words):
     return "\n".join(["file,alt_split", *(f"train/good/{i}.png,{word}" for i, word in enumerate(words))])
 
 
+def test_a_ratio_of_a_hundred_images_is_that_many():
+    training, test = made_up(100, (1,) * 101)
+    drawn = [len(contaminate(training, test, percent / 100, 0).drawn) for percent in range(1, 101)]
+    assert drawn == [*range(1, 101)]
+
+
 def test_moved_images_replace_the_normal_test_images(tmp_path):
     text = sides("train", "test_good_alt", "train", "train", "test_good_alt", "train")
     training, test = alternative_split(*screws(tmp_path, text))
@@ -196,6 +202,15 @@ def test_moved_images_replace_the_normal_test_images(tmp_path):
     dents = [("bad0", "anomalous", "dent"), ("bad1", "anomalous", "dent")]
     assert [(sample.group, sample.label, sample.kind) for sample in test.samples] == normal + dents
     assert "2 training images are the good test images" in test.notes[-1]
+
+
+def test_images_that_are_links_are_dealt_by_their_own_names(tmp_path):
+    training, test, split = screws(tmp_path, sides("test", *["train"] * 5))
+    for sample in training.samples:
+        sample.path.parent.mkdir(parents=True, exist_ok=True)
+        sample.path.symlink_to(tmp_path / f"elsewhere-{sample.path.name}")
+        (tmp_path / f"elsewhere-{sample.path.name}").touch()
+    assert len(alternative_split(training, test, split)[0].samples) == 5
 
 
 @pytest.mark.parametrize(

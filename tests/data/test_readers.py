@@ -122,7 +122,7 @@ def test_groups_come_from_a_manifest_inside(make, tmp_path):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("name,size\nx,1\n")  # without groups it changes nothing
     assert [s.group for s in read_training(tmp_path).samples] == [f"train/good/{i}.png" for i in (1, 2, 3)]
-    rows = "train/good/1.png,,test,crack,part a,,\ntrain/good/2.png,,,,part a,,\n"
+    rows = "train/good/1.png,,test,crack,part a,,\ntrain\\good\\2.png,,,,part a,,\n"
     manifest.write_text("file,mask,split,label,group,source,note\n" + rows)
     training = read_training(tmp_path)
     assert [s.group for s in training.samples] == ["part a", "part a", "train/good/3.png"]

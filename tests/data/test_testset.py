@@ -70,6 +70,11 @@ MOVES = {  # how a set is laid out otherwise, and what is noted
     "test/crack/1.png>test/crack/day1/1.png": (),
     "test/crack/1.png>test/crack/day1/1.png ground_truth/crack/1_mask.png>ground_truth/crack/day1/1_mask.png": (),
     "test/good/2.png>test/2.png": ("1 images directly in test were left out",),
+    "ground_truth/bent/1.png>test/good/2_mask.png": (
+        "1 of 3 bad test images",
+        "1 images were taken for masks of those",
+    ),
+    "test/good/2.png>test/unlabelled/2.png": ("test/unlabelled were left out: nobody knows what they show",),
     "ground_truth/bent/1.png>ground_truth/bent/7.png": ("1 of 3 bad test images have no mask", "1 masks fit no"),
 }
 
@@ -83,7 +88,11 @@ def test_layouts_as_people_have_them(layout, moves):
     tested = open_test_set(layout)
     assert len(tested.notes) == len(MOVES[moves])
     assert all(said in note for said, note in zip(MOVES[moves], tested.notes))
-    assert [s.kind for s in tested.samples] == ["good"] * (2 - ("test/2.png" in moves)) + ["bent", "crack", "crack"]
+    assert [s.kind for s in tested.samples] == ["good"] * (2 - (">test/2.png" in moves or "unlabelled" in moves)) + [
+        "bent",
+        "crack",
+        "crack",
+    ]
     if not MOVES[moves]:
         assert all((sample.mask is not None) == sample.anomalous for sample in tested.samples)
 

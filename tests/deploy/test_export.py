@@ -18,7 +18,7 @@ from blemish.data.images import read_image
 from blemish.data.preprocessing import stacked
 from blemish.deploy import parity
 from blemish.deploy.export import export
-from blemish.deploy.graph import Judge, below
+from blemish.deploy.graph import PValues, below
 from blemish.errors import ConfigError, ImageError, OutputError
 from blemish.inspection.calibration import Calibration, calibrate
 from blemish.inspection.model_file import Description
@@ -52,7 +52,7 @@ def test_p_values_and_limits_are_the_calibration_s(kind):
     edges = np.array([*calibration.scores, calibration.threshold, calibration.review_limit]).astype(np.float32)
     beside = [np.nextafter(edges, np.float32(way)) for way in (-np.inf, np.inf)]
     scores = np.concatenate([edges, *beside, RNG.uniform(-5, 90, 200).astype(np.float32)])
-    found = Judge(calibration)(torch.from_numpy(scores)).numpy()
+    found = PValues(calibration)(torch.from_numpy(scores)).numpy()
     expected = [calibration.p_value(score) for score in scores.tolist()]
     np.testing.assert_allclose(found, expected, rtol=2e-5 if kind == "crossfit" else 1e-7)
     decisions = [
@@ -61,7 +61,7 @@ def test_p_values_and_limits_are_the_calibration_s(kind):
         for s in scores
     ]  # fmt: skip
     assert decisions == [calibration.decide(score) for score in scores.tolist()]
-    strangest = Judge(calibration)(torch.tensor([math.nan, math.inf])).tolist()
+    strangest = PValues(calibration)(torch.tensor([math.nan, math.inf])).tolist()
     assert strangest == pytest.approx([calibration.p_value(math.nan), calibration.p_value(math.inf)])
 
 
@@ -162,7 +162,7 @@ def test_maps_of_one_number_are_alike(model, monkeypatch):
     monkeypatch.setattr(parity.engines, "open_session", lambda *_: None)
     alone = lambda _, prepared: (model.predict(stacked(prepared)).score.tolist(), [np.zeros((64, 64))])  # noqa: E731
     monkeypatch.setattr(parity.engines, "judged", alone)
-    assert parity.compare(model, Path("any.onnx"), pictures).map == 0
+    assert parity.check_parity(model, Path("any.onnx"), pictures).map == 0
 
 
 def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_path, monkeypatch):
@@ -211,6 +211,6 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
 
 def test_what_was_compared_is_said_without_maps_and_p_values():
     compared = parity.Parity(3, 2, 1.0, 2e-4, 1e-5, None, None, "fp32", 2e-4, 0)
-    said = "3 images of 2 sizes: scores differ by at most 0.0002 of their spread, on average by 1e-05"
+    said = "3 images of 2 sizes: scores differ by at most 0.0002 of their spread (1e-05 on average)"
     assert str(compared) == said
     assert str(dataclasses.replace(compared, map=0.5, p_value=0.01)) == f"{said}, maps by 0.5, p-values by 0.01"

@@ -246,8 +246,8 @@ def test_a_written_rate_just_below_what_n_supports_is_not_rounded_up():
 
 
 def test_default_rate_is_the_larger_of_one_percent_and_what_n_supports():
-    assert [calibration.settle_rate(None, n) for n in (20, 99, 5000)] == [1 / 21, 0.01, 0.01]
-    assert all(calibration.allowed_rejects(calibration.settle_rate(None, n), n) >= 1 for n in range(5, 3000))
+    assert [calibration.choose_rate(None, n) for n in (20, 99, 5000)] == [1 / 21, 0.01, 0.01]
+    assert all(calibration.allowed_rejects(calibration.choose_rate(None, n), n) >= 1 for n in range(5, 3000))
 
 
 def sentence(kind, rejects, n, images=None, trusted=True, review=None, of_bad=""):
@@ -276,15 +276,15 @@ def test_promises_and_estimates_in_words():
     assert sentence("crossfit", 1, 45) == (
         "About 1 good part in 46 is rejected; probably no more than 1 in 15. "
         "This is an estimate, not a promise: it rests on 45 good parts, each scored by a model "
-        "that had not learned from it, but from fewer parts than this one."
+        "that had learned from the others alone."
     )
     assert sentence("crossfit", 0.5, 45, review=0.02, of_bad="of painted defects it rejects 78 in 100") == (
         "About 1 good part in 92 is rejected; probably no more than 1 in 26; of painted defects it rejects 78 in 100. "
-        "About 1 good part in 50 is sent to review besides. "
+        "In addition, about 1 good part in 50 is sent to review. "
         "This is an estimate, not a promise: it rests on 45 good parts, each scored by a model "
-        "that had not learned from it, but from fewer parts than this one. "
-        "The threshold follows from how their highest scores thin out, not from the strangest part alone. "
-        "So low a rate is extrapolated: 45 parts by themselves show no less than 1 in 46."
+        "that had learned from the others alone. "
+        "The threshold is extrapolated from their highest scores, so that one odd part alone cannot set it. "
+        "So low a rate is itself extrapolated: 45 parts alone support 1 in 46 at best."
     )
     assert "On average 1 good part in 100 is rejected" in sentence("holdout", 3, 300)
     assert "On average 30 good parts in 100 are rejected; with 95 % confidence no more" in sentence("holdout", 30, 99)
@@ -297,38 +297,38 @@ def test_promises_and_estimates_in_words():
 
 def test_a_refusal_names_the_parts_needed_and_what_n_supports():
     with pytest.raises(CalibrationError) as refused:
-        calibration.settle_rate(0.001, 120)
+        calibration.choose_rate(0.001, 120)
     assert str(refused.value) == (
         "a false-reject rate of 0.001 needs at least 999 good parts that the model did not learn from; "
         "there are 120. Add 879 more, or ask for 0.00827 (1 good part in 121) or above."
     )
-    assert calibration.settle_rate(0.005, 120, "crossfit") == 0.005  # a tail reaches twice as far
+    assert calibration.choose_rate(0.005, 120, "crossfit") == 0.005  # a tail reaches twice as far
     with pytest.raises(CalibrationError, match=r"at least 124 .* ask for 0\.00414 \(1 good part in 242\) or above"):
-        calibration.settle_rate(0.004, 120, "crossfit")
+        calibration.choose_rate(0.004, 120, "crossfit")
     with pytest.raises(CalibrationError, match=r"needs at least 9 (?!.*ask for)"):  # 3 parts support no rate
-        calibration.settle_rate(0.1, 3)
+        calibration.choose_rate(0.1, 3)
 
 
 def test_the_rate_offered_in_a_refusal_is_accepted():
     for n in range(calibration.FEWEST, 3000):
         with pytest.raises(CalibrationError) as refused:
-            calibration.settle_rate(1e-5, n)
+            calibration.choose_rate(1e-5, n)
         offered = float(re.search(r"ask for (\S+) ", str(refused.value)).group(1))
-        assert calibration.settle_rate(offered, n) == offered == pytest.approx(1 / (n + 1), rel=0.01)
+        assert calibration.choose_rate(offered, n) == offered == pytest.approx(1 / (n + 1), rel=0.01)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.1, 0.07, 0.05, 0.02, 0.01, 0.003, 0.001, 1 / 121])
 def test_the_number_of_parts_named_in_a_refusal_is_enough_and_one_less_is_not(rate):
     needed = max(calibration.groups_needed(rate), calibration.FEWEST)
-    assert calibration.settle_rate(rate, needed) == rate
+    assert calibration.choose_rate(rate, needed) == rate
     with pytest.raises(CalibrationError, match=f"needs at least {needed} good parts"):
-        calibration.settle_rate(rate, needed - 1)
+        calibration.choose_rate(rate, needed - 1)
 
 
 @pytest.mark.parametrize("rate", [0, 1, 1 - 1e-12, -0.1, 5, float("nan")])
 def test_impossible_rates(rate):
     with pytest.raises(ConfigError, match="above 0 and below 1"):
-        calibration.settle_rate(rate, 1000)
+        calibration.choose_rate(rate, 1000)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,14 @@ def test_impossible_rates(rate):
         (297, "auto", None, "holdout", 99, "for a promise"),
         (600, "auto", None, "holdout", 120, "for a promise"),
         (90000, "auto", None, "holdout", 1000, "for a promise"),
-        (149, "auto", None, "crossfit", 0, "149 good parts are fewer than the 150"),
+        (
+            149,
+            "auto",
+            None,
+            "crossfit",
+            0,
+            "a promise needs 150 good parts, since it holds some out, and there are 149",
+        ),
         (5, "auto", None, "crossfit", 0, "estimate"),
         (4, "auto", None, "none", 0, "5 are needed"),
         (400, "none", None, "none", 0, "as asked"),
@@ -349,7 +356,14 @@ def test_impossible_rates(rate):
         (198, "holdout", 0.01, "holdout", 99, "promise"),  # what a refusal below names is enough
         (10, "holdout", None, "holdout", 5, "promise"),
         (999, "auto", 0.001, "crossfit", 0, "estimate"),
-        (60, "auto", 0.01, "crossfit", 0, "fewer than the 150"),  # 1 in 61 by themselves, half of that by their tail
+        (
+            60,
+            "auto",
+            0.01,
+            "crossfit",
+            0,
+            "a promise needs 150 good parts",
+        ),  # 1 in 61 by themselves, half of that by their tail
     ],
 )
 def test_plans(n, wanted, rate, kind, held_out, reason):
@@ -363,7 +377,7 @@ def test_a_plan_can_always_be_kept():
         for wanted in ("auto", "holdout", "crossfit"):
             made = plan(n, wanted)
             assert made.held_out <= n // 2
-            calibration.settle_rate(None, made.held_out or n)
+            calibration.choose_rate(None, made.held_out or n)
 
 
 @pytest.mark.parametrize(

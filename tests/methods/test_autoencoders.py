@@ -54,11 +54,10 @@ def test_a_model_that_sees_pixels_holds_no_backbone(learned, tmp_path):
     from safetensors import safe_open
 
     from blemish.data.preprocessing import Preprocessing
-    from blemish.inspection.calibration import Calibration
     from blemish.inspection.inspector import Inspector, load
 
     method = learned("ae", backbone=NoBackbone())
-    inspector = Inspector(method, "ae", Preprocessing(size=(64, 64)), Calibration())
+    inspector = Inspector(method=method, name="ae", preparation=Preprocessing(size=(64, 64)))
     path = inspector.save(tmp_path / "m.blemish")
     with safe_open(path, framework="pt") as file:
         assert not [key for key in file.keys() if "backbone" in key]  # noqa: SIM118  # it is no mapping
@@ -240,7 +239,7 @@ def test_aa_bigan_s_networks_and_scores_are_the_released_ones(learned, tiny_imag
     method = learned("aabigan", {"steps": 1}, bad=tiny_images(4, seed=3))
     assert numbers(method.encoder) == trunk + 2048 * 128
     assert numbers(method.generator) == 25 * (8 * 128 + 128 * 64 + 64 * 32 + 32 * 3)
-    code, image = untrained(lambda: aabigan.build_judges(128))
+    code, image = untrained(lambda: aabigan.build_discriminators(128))
     assert numbers(code) == trunk + 129 * 512 + (2048 + 512 + 1) * 1024 + 1025
     assert numbers(image) == 2 * trunk + (2 * 2048 + 1) * 1024 + 1025
     images = tiny_images(2, seed=4).images

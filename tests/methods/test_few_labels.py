@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from blemish.methods import devnet
 from blemish.methods.deepsad import Head, deep_sad_loss
-from blemish.ops.deviation import deviation_loss, top_mean
+from blemish.ops.deviation import deviation_loss, top_mean_of_maps
 from blemish.run import Run
 
 QUICK = {
@@ -59,7 +59,7 @@ def test_the_top_tenth_is_numpy_s_and_never_empty():
     maps = [torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(0)), torch.rand(2, 2, 2)]
     large = np.sort(maps[0].numpy().reshape(2, -1))[:, -6:].mean(axis=1)
     small = maps[1].numpy().reshape(2, -1).max(axis=1)
-    np.testing.assert_allclose(top_mean(maps, 0.1).numpy(), (large + small) / 2, rtol=1e-6)
+    np.testing.assert_allclose(top_mean_of_maps(maps, 0.1).numpy(), (large + small) / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["deepsad", "devnet"])

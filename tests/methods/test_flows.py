@@ -13,7 +13,7 @@ from scipy.stats import norm
 from blemish.errors import ConfigError
 from blemish.methods.csflow import CrossScale
 from blemish.methods.differnet import turned
-from blemish.ops.coupling import Coupling, Flow, convolutional, dense, surprise
+from blemish.ops.coupling import Coupling, Flow, convolutional, dense, negative_log_likelihood
 
 FLOWS = {
     "cells and neighbours": (partial(convolutional, (3, 3)), False, [(2, 5, 3, 4)]),
@@ -102,7 +102,9 @@ def test_surprise_is_scipy_s_likelihood_but_for_a_constant():
     maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 2, 2)]
     volume = torch.tensor([0.5, -2.0])
     expected = [-sum(norm.logpdf(map_[i]).sum() for map_ in maps) - float(volume[i]) for i in range(2)]
-    np.testing.assert_allclose(surprise(maps, volume) + 60 * math.log(2 * math.pi) / 2, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        negative_log_likelihood(maps, volume) + 60 * math.log(2 * math.pi) / 2, expected, rtol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -121,10 +123,10 @@ def test_a_flow_learns_a_distribution_down_to_its_entropy():
 
     for _ in range(400):
         adam.zero_grad()
-        surprise(*flow(drawn(256))).mean().backward()
+        negative_log_likelihood(*flow(drawn(256))).mean().backward()
         adam.step()
     with torch.no_grad():
-        reached = float(surprise(*flow(drawn(20_000))).mean()) + math.log(2 * math.pi)
+        reached = float(negative_log_likelihood(*flow(drawn(20_000))).mean()) + math.log(2 * math.pi)
     assert entropy - 0.03 < reached < entropy + 0.1
 
 

@@ -10,7 +10,7 @@ from blemish.methods import draem
 from blemish.methods.destseg import BASIC, DenoisingStudent, Head
 from blemish.methods.draem import UNet
 from blemish.methods.supersimplenet import Heads, margin_loss
-from blemish.ops.residual import residual_stage
+from blemish.ops.residual import initialise, residual_stage
 from blemish.registry import make_config, method_class
 from blemish.run.loop import Epoch
 
@@ -56,7 +56,7 @@ def test_supersimplenet_reads_levels_on_a_grid_twice_as_fine(learned, tiny_backb
 
 def test_a_score_is_no_bf16_number_where_the_rest_is():
     heads = Heads(6, 8).eval()
-    heads.initialise(torch.Generator().manual_seed(0))
+    initialise(heads, torch.Generator().manual_seed(0), xavier=True)
     features = torch.randn(16, 6, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         score = heads(features)[1]
@@ -65,7 +65,7 @@ def test_a_score_is_no_bf16_number_where_the_rest_is():
 
 def test_what_is_learned_of_whole_images_stays_out_of_the_map_only_without_known_bad_ones():
     heads = Heads(6, 8)
-    heads.initialise(torch.Generator().manual_seed(0))
+    initialise(heads, torch.Generator().manual_seed(0), xavier=True)
     for stop in (True, False):
         heads.zero_grad(set_to_none=True)
         heads(torch.randn(2, 6, 4, 4), stop=stop)[1].sum().backward()
@@ -94,9 +94,9 @@ def test_known_bad_images_are_learned_from_only_where_asked(learned, tiny_images
 def test_the_rate_falls_after_four_fifths_and_nine_tenths(name, less, epochs, drops, learned, monkeypatch):
     rates, descend = [], Epoch.descend
 
-    def watched(epoch, optimiser, *given, **values):
+    def watched(epoch, loss, optimiser, /, **values):
         rates.append(optimiser.param_groups[-1]["lr"])
-        return descend(epoch, optimiser, *given, **values)
+        return descend(epoch, loss, optimiser, **values)
 
     monkeypatch.setattr(Epoch, "descend", watched)
     settings = SMALL[name] | {"steps": None, "epochs": epochs, "batch_size": 4, "rate": 0.01, "heads_rate": 0.01}

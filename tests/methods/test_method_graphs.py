@@ -47,7 +47,8 @@ def test_a_graph_gives_its_method_s_scores_maps_and_decisions(name, settings, le
     scores, maps = expected.score.numpy(), expected.map
     maxima = None if maps is None else maps.amax(dim=(1, 2)).numpy()
     calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=0.1)
-    deployed = Deployed(Inspector(method, name, Preprocessing(size=SIZE), calibration), with_white=False)
+    judge = Inspector(method=method, name=name, preparation=Preprocessing(size=SIZE), calibration=calibration)
+    deployed = Deployed(judge, with_white=False)
     deployed.prepare = deployed.to_original = AsGiven()
     monkeypatch.setattr("blemish.deploy.export.EXAMPLE", (2, *SIZE, 3))
     model = to_onnx(deployed.eval(), "uint8", any_size=False)

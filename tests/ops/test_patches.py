@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blemish.ops.patches import PatchVectors, describe_patches, strangest_mean
+from blemish.ops.patches import PatchVectors, describe_patches, top_mean
 from blemish.run import Run
 
 
@@ -82,5 +82,5 @@ def test_of_more_candidates_than_are_wanted_each_image_gives_an_equal_share(tiny
 
 def test_an_images_score_is_the_mean_of_the_strangest_share_and_of_one_patch_at_least():
     scores = torch.arange(200.0).view(2, 100)
-    assert strangest_mean(scores, 0).tolist() == [99, 199]
-    assert strangest_mean(scores, 0.03).tolist() == [98, 198]
+    assert top_mean(scores, 0).tolist() == [99, 199]
+    assert top_mean(scores, 0.03).tolist() == [98, 198]

@@ -74,6 +74,12 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     ("audit {good} -o {good}/003.png", 1, ("is an image of this set and would be replaced",)),
     ("audit {good} -o {tmp}/page.html --clean {tmp}/elsewhere.csv", 1, ("inside its own folder",)),
     ("audit {good} -o {tmp}/page.html --clean {good}/003.png", 1, ("is an image of this set and would be replaced",)),
+    ("audit {good} -o {tmp}/one.html --clean {tmp}/one.html", 1, ("cannot hold both",)),
+    ("inspect {model} {image} -q -o {tmp}/album", 1, ("holds other files, such as 0001.png", "another folder")),
+    ("calibrate {model} {root}/test/good -o {root}/test/good/000.png -q", 1, ("is one of the good images",)),
+    ("calibrate {model} {root}/test/good -o {tmp}/file/m.blemish -q", 1, ("was not written",)),
+    ("contaminate {root} -o {tmp}", 1, ("is a folder",)),
+    ("reveal {root} -o {tmp}", 1, ("is a folder",)),
     ("bench recipes/quick.toml --dry-run --results {tmp}/file/results", 1, ("name another folder, --results",)),
     # Model files and weights
     ("inspect {tmp}/none.blemish {image}", 1, ("no model file", "blemish fit")),
@@ -97,6 +103,7 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     (FIT + "--size 1000000", 2, ("--size", "a side such as 448")),
     (FIT + "--false-reject 1.5", 2, ("1.5", "below 1")),
     (FIT + "--review 0.95", 2, ("0.95", "both together must stay below 1")),
+    ("demo --seed -1", 2, ("seed",)),
     (FIT + "--calibration none --false-reject 0.1", 2, ("needs a calibration",)),
     (FIT + "--calibration sometimes", 2, ()),
     ("fit parts --good x/*.png", 2, ()),
@@ -113,7 +120,8 @@ def places(parts, model, inspector, tmp_path_factory):
     for folder in ("empty", "bad/anomalous", "inside"):
         (tmp / folder).mkdir(parents=True)
     (tmp / "file").write_text("in the way")
-    for copy in ("bad/anomalous/1.png", "secret.png"):
+    (tmp / "album" / "page").mkdir(parents=True)
+    for copy in ("bad/anomalous/1.png", "secret.png", "album/page/0001.png"):
         shutil.copy(parts.bad[0], tmp / copy)
     (tmp / "inside" / "link.png").symlink_to(tmp / "secret.png")
     for name, named in (("up", "../secret.png"), ("absolute", tmp / "secret.png"), ("link", "link.png")):

@@ -312,6 +312,18 @@ def test_copies_are_one_part_wherever_a_threshold_comes_from(texture, save, tmp_
         inspector.calibrated(tmp_path / "same")
 
 
+def test_a_threshold_counts_parts_that_a_manifest_names(texture, save, tmp_path, inspector):
+    for i in range(20):
+        save(tmp_path / "new" / f"{i:02}.png", texture(300 + i))
+    rows = "\n".join(f"{i:02}.png,part{i // 2}" for i in range(18))
+    (tmp_path / "new" / "manifest.csv").write_text(f"file,group\n{rows}\n")
+    by_part = inspector.calibrated(tmp_path / "new").calibration
+    assert (by_part.n, by_part.images) == (11, 20)  # nine parts of two photographs, and two that nobody named
+    rows = "\n".join(f"new/{i:02}.png,normal,part{i // 4}" for i in range(20))
+    (tmp_path / "parts.csv").write_text(f"path,label,group\n{rows}\n")
+    assert inspector.calibrated(tmp_path / "parts.csv").calibration.n == 5
+
+
 def test_a_part_that_stands_out_is_named_and_does_not_set_the_threshold(texture, save, tmp_path):
     for i in range(20):
         save(tmp_path / f"{i:03}.png", 255 - texture(i) if i == 13 else texture(i))

@@ -22,7 +22,7 @@ from blemish.deploy import export as exporting
 from blemish.errors import ConfigError, DataError, ImageError
 from blemish.run import Run
 from blemish.training.evaluate import evaluate
-from blemish.training.profiles import settle
+from blemish.training.profiles import resolve
 from blemish.training.setup import FitSettings, check_region, load_images
 
 HEIGHT, WIDTH, TILE = 96, 120, 48
@@ -184,7 +184,7 @@ def test_known_bad_images_are_not_learned_in_tiles(folder, tmp_path, save, textu
 def test_tiles_follow_from_the_smallest_defect(folder, defect, size, tile):
     """It becomes 8 pixels wide for the network; images no larger than such a tile are judged whole."""
     settings = FitSettings("patchcore", size=size, smallest_defect=defect)
-    assert settle(read_training(folder), settings, Run()).tile == tile
+    assert resolve(read_training(folder), settings, Run()).tile == tile
 
 
 @pytest.mark.slow

@@ -27,13 +27,15 @@ def verdict(score: float, decision: str = "ok", name: str = "a.png") -> Verdict:
 @pytest.fixture
 def inspector() -> Inspector:
     """Its calibration alone is asked for."""
-    return Inspector(None, "patchcore", None, calibrate("holdout", np.arange(40) / 40, max_map_values=np.ones(40)))
+    calibration = calibrate("holdout", np.arange(40) / 40, max_map_values=np.ones(40))
+    return Inspector(method=None, name="patchcore", preparation=None, calibration=calibration)
 
 
 def test_the_line_counts_every_decision() -> None:
     assert summary(Counter(ok=44, review=6)) == "50 judged: 44 ok, 6 review, 0 reject"
     assert summary(Counter(ok=1), 2) == "1 judged: 1 ok, 0 review, 0 reject; 2 could not be judged"
     assert summary(Counter({"": 3})) == "3 judged, without decisions"
+    assert summary(Counter(), 1) == "0 judged; 1 could not be judged"
 
 
 def test_the_worst_are_shown_first_and_no_more_than_so_many(inspector: Inspector, tmp_path) -> None:
@@ -62,8 +64,7 @@ def test_what_nothing_is_coloured_on_shows_its_map_on_demand(inspector: Inspecto
     seen = verdict(1.0)  # the threshold is 2, and the map's colours are to start at 2 - (4 - 2) = 0
     gallery.add(seen, seen.overlay(), "a.png")
     assert (
-        "<details><summary>what the map thought of it</summary>"
-        in write_inspection(gallery, Counter(ok=1), []).read_text()
+        "<details><summary>where it is strangest</summary>" in write_inspection(gallery, Counter(ok=1), []).read_text()
     )
     with Image.open(tmp_path / "page" / "0001-map.jpg") as image:
         coloured = np.asarray(image.resize((50, 40)), int)
@@ -84,4 +85,4 @@ def test_bars_and_marks_lie_where_the_scores_do() -> None:
 
 
 def test_a_model_without_a_threshold_has_no_limits() -> None:
-    assert limits_of(Inspector(None, "patchcore", None)) == {}
+    assert limits_of(Inspector(method=None, name="patchcore", preparation=None)) == {}

@@ -35,6 +35,14 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode) and not Path(os.devnull).is_file()
 
 
+def test_the_longest_name_that_a_folder_takes_is_written_and_a_longer_one_refused(tmp_path: Path) -> None:
+    with written_atomically(tmp_path / ("ä" * 127)) as temporary:
+        temporary.write_text("whole")
+    assert [len(os.fsencode(path.name)) for path in tmp_path.iterdir()] == [254]
+    with pytest.raises(OutputError, match="was not written: File name too long"):
+        check_writable(tmp_path / ("x" * 300))
+
+
 def test_what_a_killed_process_left_is_swept_away_with_the_next_file_of_that_name(tmp_path: Path) -> None:
     old, young, other = (tmp_path / f".{name}.part" for name in ("a.csv.abcdefgh", "a.csv.12345678", "b.csv.abcdefgh"))
     for path in (old, young, other):

@@ -15,7 +15,7 @@ pytest.importorskip("fastapi", reason="the extra [server] is not installed")
 
 from blemish.inspection.calibration import calibrate
 from blemish.server import health
-from blemish.server.care import let_go
+from blemish.server.care import apply_retention
 from blemish.server.health import WINDOW, test_window, watch_promise
 from blemish.server.store import Search, spoken_time
 from blemish.server.tables import windows
@@ -200,7 +200,7 @@ def test_what_is_kept(serve: Callable[..., TestClient], inspect: Any, part: Any,
     ids = [inspect(client, content)["id"] for content in (good, good, part(200, is_bad=True), part(101))]
     client.put(f"/v1/inspections/{ids[-1]}/said", json={"said": "bad"})
     now = here.inspection(ids[-1]).at + hours * HOUR
-    let_go(here, now)
+    apply_retention(here, now)
     assert len(here.store.find(Search())["inspections"]) == verdicts
     assert len([*here.pictures.sizes()]) == photographs
     assert here.store.verify()["whole"]

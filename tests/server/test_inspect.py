@@ -19,7 +19,7 @@ from PIL import Image
 
 from blemish.errors import ImageError, ModelFileError
 from blemish.inspection.inspector import Inspector
-from blemish.server.judging import Closed, Full, JudgeQueue, Model, Photograph
+from blemish.server.judging import JudgeQueue, Model, Photograph, QueueClosed, QueueFull
 
 Inspect = Callable[..., dict[str, Any]]
 Serve = Callable[..., TestClient]
@@ -179,7 +179,7 @@ def test_a_queue_answers_all_it_took_before_it_closes(inspector: Inspector, good
     judge = queue_of(slow)
     photographs = [Photograph(good, "", "http") for _ in range(8)]
     judge.submit(photographs[:2])
-    with pytest.raises(Full):
+    with pytest.raises(QueueFull):
         judge.submit([Photograph(good, "", "http") for _ in range(7)])
     judge.submit(photographs[2:])
     assert slow.began.wait(20)
@@ -188,7 +188,7 @@ def test_a_queue_answers_all_it_took_before_it_closes(inspector: Inspector, good
     closing.start()
     slow.free.set()
     closing.join(20)
-    with pytest.raises(Closed):
+    with pytest.raises(QueueClosed):
         judge.submit([Photograph(good, "", "http")])
     assert sum(slow.batches) == 8 - len(gone) > 0 and judge.depth == 0
     for photograph in photographs:

@@ -185,7 +185,7 @@ def test_a_dropped_picture_is_judged_marked_and_taken_back(open_page: Open, stat
         expect(facts).to_contain_text(words)
     assert station.get(own)["said"] == "good"
     facts.get_by_role("button", name="Undo").click()
-    expect(facts).to_contain_text("What do you say?")
+    expect(facts).to_contain_text("Is this verdict right?")
     assert station.get(own)["said"] is None
     facts.get_by_label("Other").fill("dent")
     page.keyboard.press("Enter")  # a kind is of a defect: never good
@@ -257,7 +257,7 @@ def test_a_threshold_is_tried_on_past_parts_and_set(open_page: Open, station: St
     expect(page).to_have_url(re.compile("percent=18"))
     assert station.get("/v1/models/parts")["threshold"] == tried["now"]["threshold"]  # only tried
     page.get_by_role("button", name="Set 18 %").click()
-    expect(page.get_by_role("heading", name="The promise")).to_be_visible()
+    expect(page.get_by_role("heading", name="Expected errors")).to_be_visible()
     expect(page.get_by_role("button", name="Is set: 18 %")).to_be_disabled()
     assert station.get("/v1/models/parts")["threshold"] == tried["threshold"]
     page.locator("#percent").fill("0.5")

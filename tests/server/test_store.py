@@ -125,7 +125,7 @@ def test_one_station_a_store(store: Store, address: str) -> None:
 
 def test_a_lock_whose_connection_was_lost_is_taken_again_or_said(store: Store, address: str) -> None:
     store.hold()
-    store.hold_on()
+    store.renew_lock()
     if store._holder is None:  # SQLite's is a file's
         return
     end = text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
@@ -135,7 +135,7 @@ def test_a_lock_whose_connection_was_lost_is_taken_again_or_said(store: Store, a
             connection.execute(end)
 
     lose()
-    store.hold_on()
+    store.renew_lock()
     other = Store(address)
     with pytest.raises(StoreError, match="another station works on"):
         other.hold()
@@ -143,10 +143,10 @@ def test_a_lock_whose_connection_was_lost_is_taken_again_or_said(store: Store, a
     other.hold()
     for _ in range(2):
         with pytest.raises(StoreError, match="another station works on"):
-            store.hold_on()
+            store.renew_lock()
         assert not store.is_held
     other.close()
-    store.hold_on()
+    store.renew_lock()
     assert store.is_held
 
 

@@ -16,7 +16,7 @@ from blemish.registry import METHODS, MethodEntry
 @pytest.fixture(scope="module", autouse=True)
 def toy_is_registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METHODS, "toy", MethodEntry("toy_method:Toy", "clean", "for tests", "none", "memory"))
+        patch.setitem(METHODS, "toy", MethodEntry("toy_method:Toy", "clean", "memory"))
         yield
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from blemish.errors import ConfigError
 from blemish.run import Run, Silent
-from blemish.training.ablation import change_in_words
+from blemish.training.ablation import _halves, change_in_words
 from blemish.training.fit import fit
 from blemish.training.learner import Learner
 from blemish.training.setup import FitSettings
@@ -86,13 +88,34 @@ def test_the_sentence_doubts_small_numbers():
     ("bad", "changes", "message"),
     [
         (1, {"steps": 1}, "half of the known-bad parts, and there are 1"),
-        (4, {"options": {}, "method": "patchcore"}, "patchcore as set has no twin"),
-        (4, {"steps": 1, "options": {"strategy": "recon"}}, "ckaad as set has no twin"),
+        (4, {"options": {}, "method": "patchcore"}, "patchcore as set learns from none: use a weak one"),
+        (4, {"steps": 1, "options": {"strategy": "recon"}}, "ckaad as set learns from none"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_work(parts, bad, changes, message):
     with pytest.raises(ConfigError, match=message):
         fit(parts(8, bad), FitSettings(**QUICK, calibration="none", compare=True), **changes)
+
+
+@pytest.mark.parametrize("shared", [0, 2, 6])
+def test_a_part_s_good_and_bad_photographs_and_copies_lie_in_one_half(shared):
+    """``shared`` bad parts are known by good photographs, too; the last bad image is a copy of a good one."""
+
+    class Images(SimpleNamespace):
+        def __len__(self):
+            return len(self.keys)
+
+    def images(start, keys):
+        return Images(samples=[SimpleNamespace(group=f"p{start + i}") for i in range(len(keys))], keys=keys)
+
+    good, bad = images(0, [f"g{i}" for i in range(8)]), images(8 - shared, [*(f"b{i}" for i in range(6)), "g0"])
+    halves, anomalous_halves = _halves(good, bad, 0)
+    assert sorted(halves[0] + halves[1]) == [*range(8)] and sorted([*anomalous_halves[0], *anomalous_halves[1]]) == [
+        *range(7)
+    ]
+    bad_parts = [*(f"p{8 - shared + i}" for i in range(6)), "p0"]  # of the copy, that of the good image
+    parts = [{f"p{i}" for i in half} | {bad_parts[i] for i in other} for half, other in zip(halves, anomalous_halves)]
+    assert not parts[0] & parts[1]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from blemish.inspection.inspector import Inspector
 from blemish.registry import PROFILES
 from blemish.run import Run, Silent
 from blemish.training import budget
-from blemish.training.profiles import settle
+from blemish.training.profiles import resolve
 from blemish.training.setup import FitSettings
 
 
@@ -56,7 +56,7 @@ def test_the_first_that_keeps_to_the_budget_is_taken(milliseconds, asked, size, 
     monkeypatch.setattr(budget, "_measured", by_hand)
     notes = Notes()
     wish = FitSettings(profile="fast", poses="none", budget=milliseconds, **asked)
-    wanted = settle(training, wish, Run())
+    wanted = resolve(training, wish, Run())
     found = budget.within_budget(training, wanted, wish, "patchcore", Run(progress=notes))
     assert (found.size, found.options["memory"]) == ((size, size), memory)
     assert notes.said[0].startswith(f"budget: {PROFILES['fast'].backbone} at {size} x {size}, memory {memory:,}")
@@ -68,9 +68,12 @@ def test_the_first_that_keeps_to_the_budget_is_taken(milliseconds, asked, size, 
 def test_where_nothing_keeps_to_it_the_fastest_is_named(training, monkeypatch):
     monkeypatch.setattr(budget, "_measured", by_hand)
     wish = FitSettings(profile="fast", poses="none", budget=3)
-    wanted = settle(training, wish, Run())
+    wanted = resolve(training, wish, Run())
     with pytest.raises(ConfigError, match=r"in 3 ms here: the fastest is .* at 128 x 128, memory 1,250: 4 ms"):
         budget.within_budget(training, wanted, wish, "patchcore", Run())
+    whole = dataclasses.replace(wish, options={"fraction": 1.0})
+    with pytest.raises(ConfigError, match="set memory in its place"):
+        budget.within_budget(training, resolve(training, whole, Run()), whole, "patchcore", Run())
     with pytest.raises(ConfigError, match="give --profile"):
         budget.within_budget(training, FitSettings("rd"), wish, "rd", Run())
 
@@ -86,12 +89,12 @@ def test_times_are_of_verdicts_with_a_full_memory(training, monkeypatch):
 
     monkeypatch.setattr(Inspector, "__call__", counted)
     wish = FitSettings(profile="fast", poses="none", size=64, options={"memory": 150}, budget=1e9)
-    found = budget._measured(training, settle(training, wish, Run()), "patchcore", Run())
+    found = budget._measured(training, resolve(training, wish, Run()), "patchcore", Run())
     assert 0 < found.p50 <= found.p95
     assert memories == [128] * 9  # two images of 8 x 8 cells fit into 150 places; three verdicts to warm up
     slow = dataclasses.replace(wish, budget=1e-6)
     memories.clear()
-    budget._measured(training, settle(training, slow, Run()), "patchcore", Run())
+    budget._measured(training, resolve(training, slow, Run()), "patchcore", Run())
     assert len(memories) == 8  # five that are too slow say enough
 
 

@@ -13,7 +13,7 @@ from blemish.registry import PROFILES
 from blemish.run import Run, Silent
 from blemish.training import forecast
 from blemish.training.fit import fit
-from blemish.training.profiles import begin_trial, settle
+from blemish.training.profiles import begin_trial, resolve
 from blemish.training.setup import FitSettings, method_config
 
 
@@ -44,7 +44,7 @@ def bars(folder, count, turn, size=(192, 192)):
 @pytest.mark.parametrize(("turn", "expected"), [(True, "all"), (False, "none")])
 def test_parts_that_lie_in_any_direction_are_learned_in_all(tmp_path, turn, expected):
     notes = Notes()
-    settled = settle(bars(tmp_path, 15, turn), FitSettings(profile="fast"), Run(progress=notes))
+    settled = resolve(bars(tmp_path, 15, turn), FitSettings(profile="fast"), Run(progress=notes))
     assert settled.poses == expected
     lie = "in any direction" if turn else "as photographed"
     assert any(f"your parts lie {lie}" in said and "painted defects" in said for said in notes.said)
@@ -67,7 +67,7 @@ def test_the_small_network_learns_a_pile_by_banks_and_all_else_as_the_paper(tmp_
     pile = tuple(dataclasses.replace(sample, label="unlabelled") for sample in training.samples)
     training = dataclasses.replace(training, samples=pile)
     for profile, expected in (("fast", "banks"), (None, "lof")):
-        settled = settle(training, FitSettings("softpatch", profile=profile), Run())
+        settled = resolve(training, FitSettings("softpatch", profile=profile), Run())
         assert method_config("softpatch", settled).weighting == expected
     assert all("weighting" not in PROFILES[name].options for name in ("balanced", "best"))
 
@@ -76,18 +76,22 @@ def test_the_small_network_learns_a_pile_by_banks_and_all_else_as_the_paper(tmp_
 def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):
     training, notes = bars(tmp_path, 6, False, (96, 192)), Notes()
     asked = FitSettings(profile="fast", poses="flips", size=(90, 200), options={"memory": 77, "layers": (1, 2)})
-    settled = settle(training, asked, Run(progress=notes))
+    settled = resolve(training, asked, Run(progress=notes))
     assert (settled.poses, settled.size, settled.options["memory"]) == ("flips", (88, 200), 77)
     assert any("200 x 90 becomes 200 x 88" in said for said in notes.said)
-    own = settle(training, FitSettings(backbone="efficientnet_lite0", poses="none"), Run())
+    own = resolve(training, FitSettings(backbone="efficientnet_lite0", poses="none"), Run())
     assert own.size == (176, 352)  # as many pixels as in a square of 256, and twice as wide as high
-    cropped = settle(training, FitSettings(profile="fast", resize="crop"), Run())  # poses are tried on the crops, too
+    cropped = resolve(training, FitSettings(profile="fast", resize="crop"), Run())  # poses are tried on the crops, too
     assert (cropped.size, cropped.poses) == (256, "none")
-    deep = settle(training, FitSettings(profile="fast", options={"layers": (4,)}), Run())
+    deep = resolve(training, FitSettings(profile="fast", options={"layers": (4,)}), Run())
     assert deep.options["layers"] == (4,)
-    assert settle(training, FitSettings("patchcore"), Run()) == FitSettings("patchcore")
+    assert resolve(training, FitSettings("patchcore"), Run()) == FitSettings("patchcore")
+    large = FitSettings(profile="fast", size=448, resize="crop", crop=392)
+    assert resolve(training, large, Run()).crop == 392  # more than a trial's whole image
+    with pytest.raises(ConfigError, match="no profile 'fats': did you mean 'fast'"):
+        resolve(training, FitSettings(profile="fats"), Run())
     with pytest.raises(ConfigError, match="rd has no profiles"):
-        settle(training, FitSettings("rd", profile="fast"), Run())
+        resolve(training, FitSettings("rd", profile="fast"), Run())
 
 
 def test_the_default_gives_way_where_its_weights_are_absent_and_a_profile_asked_for_does_not(tmp_path, monkeypatch):
@@ -97,11 +101,11 @@ def test_the_default_gives_way_where_its_weights_are_absent_and_a_profile_asked_
     training, notes = bars(tmp_path / "parts", 4, False), Notes()
     monkeypatch.setattr("blemish.training.profiles.build_backbone", absent)
     monkeypatch.setattr("blemish.training.profiles.DEFAULT_PROFILE", "balanced")
-    settled = settle(training, FitSettings(), Run(progress=notes))
+    settled = resolve(training, FitSettings(), Run(progress=notes))
     assert (settled.profile, settled.backbone) == ("fast", PROFILES["fast"].backbone)
     assert any(said.startswith("note: the profile balanced finds more, but") for said in notes.said)
     with pytest.raises(WeightsError, match="absent"):
-        settle(training, FitSettings(profile="balanced"), Run())
+        resolve(training, FitSettings(profile="balanced"), Run())
 
 
 def test_defects_painted_on_unseen_good_images_say_what_would_be_found(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from blemish.data.images import read_image
 from blemish.data.preprocessing import Preprocessing
 from blemish.errors import DataError
 from blemish.run import written_atomically
-from blemish.training.evaluate import Evaluation, Judged
+from blemish.training.evaluate import Evaluation, ScoredSample
 
 SHOWN, SIDE = 6, 224
 """Pictures kept of each role in a row, and the pixels of their longer side."""
@@ -48,7 +48,11 @@ def gather(found: Evaluation, preparation: Preprocessing) -> Artifacts:
     normal = [judged for judged in reversed(ranked) if not judged.sample.anomalous]
     named = sorted(anomalous, key=lambda judged: judged.sample.path.as_posix())
     steps = range(len(named) // (2 * SHOWN), len(named), max(1, len(named) // SHOWN))
-    chosen: dict[Role, list[Judged]] = {"miss": anomalous, "alarm": normal, "example": [named[step] for step in steps]}
+    chosen: dict[Role, list[ScoredSample]] = {
+        "miss": anomalous,
+        "alarm": normal,
+        "example": [named[step] for step in steps],
+    }
     return Artifacts(
         scores=np.array([judged.score for judged in found.judged], dtype=np.float64),
         labels=np.array([judged.sample.anomalous for judged in found.judged]),
@@ -57,7 +61,7 @@ def gather(found: Evaluation, preparation: Preprocessing) -> Artifacts:
     )
 
 
-def _picture(judged: Judged, preparation: Preprocessing) -> Picture:
+def _picture(judged: ScoredSample, preparation: Preprocessing) -> Picture:
     sample, heat, truth = judged.sample, judged.map, None
     prepared = preparation.prepare(read_image(sample.path)).permute(1, 2, 0).numpy()
     image = Image.fromarray((prepared * 255).round().astype(np.uint8))

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from blemish.bench.jobs import Configuration
-from blemish.bench.recipe import METRICS
+from blemish.bench.recipe import LOWER_IS_BETTER, METRICS
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet
 from blemish.inspection.inspector import Inspector
@@ -84,5 +84,6 @@ class Evaluations:
         return {**columns, "share": round(len(self.planted) / images, 5)}
 
     def _worth(self, found: Evaluation) -> float:
-        values = [found.metrics[name] for name in self.configuration["select_by"]]
+        signs = {name: -1 if name in LOWER_IS_BETTER else 1 for name in self.configuration["select_by"]}
+        values = [sign * found.metrics[name] for name, sign in signs.items()]
         return fmean([value for value in values if not math.isnan(value)] or [-math.inf])

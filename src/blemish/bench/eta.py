@@ -19,7 +19,7 @@ def estimate(rows: Sequence[Row], configuration: Mapping[str, Any]) -> tuple[flo
     similar: dict[int, list[float]] = {}
     for row in rows:
         own = row.get("configuration", {})
-        if row["status"] == "done" and is_timed(row) and own["method"] == configuration["method"]:
+        if row["status"] == "done" and is_timed(row) and own.get("method") == configuration["method"]:
             had, asked, extra = own.get("options", {}), configuration.get("options", {}), 0.0
             unit = "steps" if had.get("steps") or asked.get("steps") else "epochs"  # epochs hold where no steps are
             if had.get(unit) and asked.get(unit):

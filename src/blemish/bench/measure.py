@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from blemish.bench.curves import Evaluations
 from blemish.bench.jobs import CHECKPOINTS, CURVES, EVIDENCE, Experiment, Job, job_folder, open_sets, row_of
 from blemish.bench.ledger import Row
 from blemish.data.loading import PreparedImages
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, ModelFileError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
 from blemish.run import Lines, Run, Timer, choose_device, device_name, set_threads
+from blemish.run.files import versions
 from blemish.training.evaluate import Evaluation, evaluate
 from blemish.training.fit import fit
 from blemish.training.setup import FitSettings
@@ -59,7 +59,16 @@ def perform(job: Job, experiments: Sequence[Experiment], folder: Path) -> Iterat
     evaluations = None
     if chooses or "follow" in configuration:
         evaluations = Evaluations(configuration, tests, training, planted, run, folder / CURVES)
-    inspector = fit(training, FitSettings(**settings), run, evaluations.on_epoch if evaluations else None)
+    on_epoch = evaluations.on_epoch if evaluations else None
+    try:
+        inspector = fit(training, FitSettings(**settings), run, on_epoch)
+    except (ModelFileError, ConfigError) as error:  # a checkpoint that is damaged, or of another device
+        if not run.resume:
+            raise
+        run.progress.note(f"note: the job begins anew, as it cannot go on from its checkpoint ({error})")
+        shutil.rmtree(checkpoints)
+        run = dataclasses.replace(run, resume=False)
+        inspector = fit(training, FitSettings(**settings), run, on_epoch)
     for experiment in experiments:
         if sees_test := configuration["options"].get("normalise") == "test":
             inspector.method.see_test(PreparedImages(tests[experiment.key].samples, inspector.preparation).windows)
@@ -113,7 +122,7 @@ def _measured(
         "metrics": {name: figures.pop(name) for name in final.metrics},
         "kinds": figures.pop("kinds"),
         "test": figures,
-        "versions": versions(),
+        "versions": versions("blemish", "torch", "timm", "numpy", "pillow"),
     }
     for training, curve in run.curves.items():
         names = dict.fromkeys(name for means in curve for name in means)
@@ -164,11 +173,6 @@ def peak_memory_mib() -> float | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024**2 if sys.platform == "darwin" else 1024), 1)
-
-
-def versions() -> dict[str, str]:
-    installed = {package.name.lower(): package.version for package in distributions()}
-    return {name: installed.get(name, "unknown") for name in ("blemish", "torch", "timm", "numpy", "pillow")}
 
 
 def source_digest(module: str) -> str:

@@ -68,7 +68,8 @@ class Variant(_Section):
     method: Annotated[str, _known("method", METHODS)]
     options: dict[str, Any] = {}
     by_category: dict[str, dict[str, Any]] = {}  # further options of a category's own, as some papers have
-    sweep: dict[str, list[Any]] = {}  # of an option, its values: a variant for each, ``label option=value``
+    # Of an option, its values: a variant for each, ``label option=value``.
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     backbone: str | None = None
     weights: str | None = None
 
@@ -204,6 +205,13 @@ class Recipe(_Section):
             twice = [name for name in names if list(names).count(name) > 1]
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} stands twice: give each its own")
+        categories = {category for entry in self.data for category in entry.names}
+        for category in (category for variant in self.methods for category in variant.by_category):
+            if category not in categories:
+                raise ValueError(f"by_category names {category!r}: {nearest_name(category, categories)}")
+        chosen_by = self.protocol.select_by if self.protocol.selection == "best_on_test" else ()
+        if "aupro_per_image" in (*self.metrics, *chosen_by) and not self.protocol.per_image_pro:
+            raise ValueError("aupro_per_image is measured with protocol.per_image_pro = true alone: set it")
         for label in (self.compared_with, *(self.paper.figures if self.paper else ())):
             if label not in labels:
                 raise ValueError(f"{label!r} is no label of a method: {nearest_name(label, labels)}")

@@ -18,6 +18,7 @@ from blemish.bench.jobs import LOG, Experiment, Job, failed_row
 from blemish.bench.ledger import FILE, Ledger
 from blemish.errors import Cancelled
 from blemish.run import Progress, check_writable
+from blemish.run.files import usable_cores
 
 COMMAND = (sys.executable, "-m", "blemish.bench.job")
 GRACE = 5  # seconds that a stopped job has to take half-written files away
@@ -41,8 +42,7 @@ def run_jobs(
     """
     ledger = Ledger(results.resolve() / FILE)
     done = {} if afresh else ledger.done()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = threads or max(1, cores // workers)
+    threads = threads or max(1, usable_cores() // workers)
     processes, pool = _Processes(command, ledger), ThreadPoolExecutor(workers)
     futures = {}
     for job in jobs:
@@ -96,6 +96,7 @@ class _Processes:
         folder = job.write(self.ledger.path.parent)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
         with (folder / LOG).open("ab") as log:
+            before = log.tell()
             process = subprocess.Popen(
                 [*self.command, str(folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -115,7 +116,7 @@ class _Processes:
             written = {row["key"] for row in (rows if code == 0 else rows[known:])}
             for experiment in experiments:
                 if experiment.key not in written:
-                    self.ledger.append(failed_row(job, experiment, _how_it_died(code, folder / LOG), seconds))
+                    self.ledger.append(failed_row(job, experiment, _how_it_died(code, folder / LOG, before), seconds))
         return seconds
 
     def stop(self) -> None:
@@ -130,8 +131,8 @@ class _Processes:
                 process.kill()
 
 
-def _how_it_died(code: int, log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def _how_it_died(code: int, log: Path, before: int) -> str:
+    lines = log.read_bytes()[before:].decode(errors="replace").splitlines()
     said = " | ".join(line.strip() for line in lines[-3:] if line.strip())
     last = f"; it last said: {said}" if said else ""
     if code == -signal.SIGKILL:

@@ -274,5 +274,5 @@ def footnotes(summary: Summary) -> list[str]:
             f"{CHOSEN} epoch chosen, or scores scaled, by looking at the test set, as asked: too good by that much"
         )
     if any("oracle" in metric for metric in summary.recipe.metrics):
-        notes.append("oracle: with the threshold that is best on the test labels, which nobody has in use")
+        notes.append("oracle: with the threshold that is best on the test labels, which is unknown in practice")
     return notes

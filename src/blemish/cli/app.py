@@ -122,6 +122,7 @@ def print_table(rows: dict[str, dict[str, str]], as_json: bool) -> None:
         typer.echo(json.dumps(rows))
         return
     width = max(len(name) for name in rows)
+    typer.echo(f"{'':{width}}  " + " | ".join(next(iter(rows.values()))))
     for name, row in rows.items():
         typer.echo(f"{name:{width}}  " + " | ".join(row.values()))
 

@@ -26,7 +26,9 @@ def contaminate(
     from blemish.data.protocols import write_manifests
     from blemish.data.readers import read_training
     from blemish.data.testset import open_test_set
+    from blemish.run import check_writable
 
+    check_writable(output)
     drawn = draw(read_training(data), open_test_set(data), ratio, seed)
     pile, overlap = write_manifests(drawn, output)
     bad, images = len(drawn.drawn), len(drawn.training.samples)
@@ -51,7 +53,9 @@ def reveal(
     from blemish.data.protocols import kinds_to_label, label_anomalies, write_manifests
     from blemish.data.readers import read_training
     from blemish.data.testset import open_test_set
+    from blemish.run import check_writable
 
+    check_writable(output)
     training, test = read_training(data), open_test_set(data)
     for number, chosen in enumerate(kinds_to_label(training, test, kinds, seed)):
         drawn = label_anomalies(training, test, ratio, chosen, seed, number)

@@ -26,7 +26,10 @@ def export(
         typer.Option(help="Of the network; others than fp32 need --check with good images, and are kept if they gain."),
     ] = "fp32",
     budget: Annotated[
-        float | None, typer.Option(parser=parse_milliseconds, metavar="TIME", help="Of a verdict here, such as 30ms.")
+        float | None,
+        typer.Option(
+            parser=parse_milliseconds, metavar="TIME", help="Most time of a verdict on this machine, such as 30ms."
+        ),
     ] = None,
     web: Annotated[
         Path | None, typer.Option(help="Folder to write a page to that judges photographs in a browser, offline.")
@@ -47,7 +50,7 @@ def export(
     from blemish.data.images import read_image
     from blemish.data.readers import find_images
     from blemish.deploy.export import export as write
-    from blemish.deploy.page import MODEL, find_runtime, write_page
+    from blemish.deploy.page import MODEL, find_runtime, write_browser_page
     from blemish.deploy.parity import pictures
     from blemish.deploy.precision import convert, within_budget
     from blemish.errors import ConfigError
@@ -80,6 +83,6 @@ def export(
         with written_atomically(target) as temporary:
             shutil.copyfile(made, temporary)
     if web is not None and runtime is not None:
-        write_page(web, runtime, target, inspector.promise)
+        write_browser_page(web, runtime, target, inspector.promise)
         words += f"\n{web}: python -m http.server -d {web}"
     print_result(facts, as_json, words)

@@ -17,8 +17,10 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="For images and the page.")] = Path("demo-output"),
     threads: Threads = None,
     seed: Seed = 0,
-    serve: Annotated[bool, typer.Option("--serve", help="Then open a station whose line brings its images.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of that station.")] = 8000,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then open a station that judges its images, as a line would bring them.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of that station.")] = 8000,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -94,14 +96,17 @@ def audit(
     machine: Machine,
     as_json: Annotated[bool, typer.Option("--json", help="All images, one JSON object a line.")] = False,
 ) -> None:
-    """Which images of a good folder are not, worst first. Example: blemish audit parts/ --clean parts/clean.csv"""
+    """Find images that are out of place, worst first. Example: blemish audit parts/ --clean parts/clean.csv"""
     from blemish.data.manifest import check_within
     from blemish.data.readers import read_training, refuse_to_replace
+    from blemish.errors import OutputError
     from blemish.report.audit import write_audit
     from blemish.run import check_writable
     from blemish.training.audit import audit as search
     from blemish.training.audit import write_clean
 
+    if clean is not None and clean.resolve() == output.resolve():
+        raise OutputError(f"{clean} cannot hold both the page and the manifest: choose another name for one of them")
     training = read_training(data)
     for path in filter(None, (output, clean)):
         refuse_to_replace(path, training)

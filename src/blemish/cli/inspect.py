@@ -1,6 +1,8 @@
 """Judging: ``inspect``, ``evaluate``, ``calibrate``."""
 
 import dataclasses
+import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,7 @@ import typer
 
 from blemish.cli.app import FAILED, REJECTED, command, print_result
 from blemish.cli.options import AsJson, Engine, FailOn, FalseReject, Machine, ModelFile, Resolution, Review, Weights
+from blemish.run.progress import printable
 
 
 @command
@@ -29,14 +32,16 @@ def inspect(
     engine: Engine = "auto",
     *,
     machine: Machine,
-    as_json: Annotated[bool, typer.Option("--json", help="Standard output is JSON with or without it.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON lines on a terminal, too; files and pipes get them.")
+    ] = False,
 ) -> None:
-    """Judge images: one JSON line each. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
+    """Judge images, as JSON lines in a pipe or file. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
     from blemish.data.units import in_pixels, parse_pixel
     from blemish.errors import CalibrationError, OutputError
     from blemish.inspection.output import deliver, summary
 
-    del as_json  # taken because every other command takes it
+    say = typer.echo if as_json or not sys.stdout.isatty() else _for_people
     for path in filter(None, (csv, coco)):
         if path.resolve() == model.resolve():
             raise OutputError(f"{path} is the model and would be replaced: choose another name")
@@ -55,7 +60,7 @@ def inspect(
 
         gallery = Gallery(output, inspector)
     show = None if gallery is None else gallery.add
-    decisions, unreadable = deliver(inspector, images, typer.echo, progress, output, maps, csv, coco, show)
+    decisions, unreadable = deliver(inspector, images, say, progress, output, maps, csv, coco, show)
     if gallery is not None:
         progress.note(f"the page: {write_inspection(gallery, decisions, unreadable)}")
     progress.note(summary(decisions, len(unreadable)))
@@ -64,6 +69,18 @@ def inspect(
         raise typer.Exit(FAILED)
     if any(decisions[decision] for decision in failing):
         raise typer.Exit(REJECTED)
+
+
+def _for_people(line: str) -> None:
+    """A verdict in one line that fits on a terminal."""
+    told = json.loads(line)
+    text = f"error   {told.get('error')}"
+    if "error" not in told:
+        score = "none" if told["score"] is None else f"{told['score']:.4g}"
+        p_value = "" if told["p_value"] is None else f", p {told['p_value']:.2g}"
+        regions = f"{len(told['regions'])} region{'s' * (len(told['regions']) != 1)}"
+        text = f"{told['decision'] or '-':6}  {told['path']}  (score {score}{p_value}, {regions})"
+    typer.echo(printable(text))
 
 
 @command
@@ -109,6 +126,13 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
+    from blemish.data.readers import find_images
+    from blemish.errors import OutputError
+    from blemish.run import check_writable
+
+    if output.resolve() in {path.resolve() for path in find_images(good)}:
+        raise OutputError(f"{output} is one of the good images and would be replaced: choose another name")
+    check_writable(output)
     fresh = machine.load_learned(model, weights).calibrated(good, false_reject, machine.run(), review)
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.promise}")

@@ -13,7 +13,9 @@ from blemish.cli.options import AsJson, Engine, Machine, ModelFile, Weights
 def info(model: ModelFile, weights: Weights = None, engine: Engine = "auto", as_json: AsJson = False) -> None:
     """What a model is: method, data, promise, sizes, digests. Example: blemish info parts.blemish"""
     facts = Machine(device="cpu").load(model, weights, engine).info()
-    print_result(facts, as_json, "\n".join(f"{key:18} {_plain(value)}" for key, value in facts.items()))
+    told = {key: value for key, value in facts["would_find"].items() if key not in ("of_bad", "sentence")}
+    told = facts | {"would_find": told, "backbone": facts["backbone"].get("name")}  # the promise says the rest
+    print_result(facts, as_json, "\n".join(f"{key:18} {_plain(value)}" for key, value in told.items()))
 
 
 @command

@@ -34,7 +34,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="How networks compute; auto says what it chose and why.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only, no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as one JSON object.")]
-Seed = Annotated[int, typer.Option(help="Everything random derives from it.")]
+Seed = Annotated[int, typer.Option(min=0, help="Everything random derives from it.")]
 ModelFile = Annotated[Path, typer.Argument(help="A model file made by `blemish fit`.", show_default=False)]
 Method = Annotated[str | None, typer.Option("-m", "--method", help="See `blemish methods`.")]
 FalseReject = Annotated[
@@ -108,10 +108,13 @@ class Learning:
     method: Method = None
     backbone: Annotated[str | None, typer.Option(help="See `blemish backbones`.", show_default=False)] = None
     weights: Annotated[str, typer.Option(help="pretrained, a file, or random (for tests).")] = "pretrained"
-    size: Annotated[str, typer.Option(help="Of what the network sees, in pixels: auto, a side, or HxW.")] = "auto"
+    size: Annotated[str, typer.Option(help="Input size of the network in pixels: auto, a side, or HxW.")] = "auto"
     resize: Annotated[Resize, typer.Option(help="How images come to that size.")] = "stretch"
     profile: Annotated[
-        Profile | None, typer.Option(help="fast, balanced or best. By default balanced; none with -m and in audits.")
+        Profile | None,
+        typer.Option(
+            help="fast, balanced or best. Default: balanced where its weights are, else fast; none with -m, in audits."
+        ),
     ] = None
     smallest_defect: Annotated[
         str | None, typer.Option(help="Width of the smallest defect to find: pixels of the images, or such as 0.3mm.")
@@ -124,7 +127,7 @@ class Learning:
     roi: Annotated[Path | None, typer.Option(help="Judge only here: a mask image, or polygons in JSON.")] = None
     ignore: Annotated[Path | None, typer.Option(help="Do not judge here: a mask image, or polygons in JSON.")] = None
     poses: Annotated[
-        Poses | None, typer.Option(help="In which parts lie: none, flips, turns or all; by default found out.")
+        Poses | None, typer.Option(help="Orientations of the parts: none, flips, turns or all; detected by default.")
     ] = None
     options: Annotated[
         list[str] | None, typer.Option("--set", help="A method's own option, key=value; see `blemish methods NAME`.")
@@ -162,7 +165,11 @@ class Fitting(Learning):
     calibration: Annotated[Calibration, typer.Option(help="Where the threshold comes from.")] = "auto"
     budget: Annotated[
         float | None,
-        typer.Option(parser=parse_milliseconds, metavar="TIME", help="From file to verdict here, as 30ms."),
+        typer.Option(
+            parser=parse_milliseconds,
+            metavar="TIME",
+            help="Most time from file to verdict on this machine, such as 30ms.",
+        ),
     ] = None
     false_reject: FalseReject = None
     review: Review = None

@@ -37,8 +37,11 @@ def serve(
     shifts: Annotated[str, typer.Option(help="Hours at which a shift begins.")] = "6,14,22",
     queue: Annotated[int, typer.Option(min=1, help="Images of a model that may wait.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Images judged together.")] = 8,
-    hosts: Annotated[list[str] | None, typer.Option("--allow-host", help="Another name of it; needs tokens.")] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="A proxy before it speaks TLS; needs tokens.")] = False,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="Another host name that it answers to; clients need tokens."),
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="A TLS proxy stands in front of it; clients need tokens.")] = False,
     *,
     device: Device = "auto",
     threads: Threads = None,
@@ -83,6 +86,7 @@ def token(
     access = Access(Store(store, make=action == "new"), make_settings(models={}))
     if action == "new":
         made = access.new_token(name, role)
+        say(f"a token of the role {role} for {name}, of the station whose store is {store}; it is shown this once:")
         print_result({"token": made, "name": name, "role": role}, as_json, made)
     else:
         ended = access.revoke(name)
@@ -95,7 +99,7 @@ def audit_log(
     store: StorePlace = "station.db",
     as_json: AsJson = False,
 ) -> None:
-    """Whether a station's audit trail is whole. Example: blemish audit-log verify --store station.db"""
+    """Check that nobody changed a station's audit trail. Example: blemish audit-log verify --store station.db"""
     from blemish.server.store import Store
 
     found = Store(store, make=False).verify()

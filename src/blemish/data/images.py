@@ -154,13 +154,18 @@ def read_header(path: Path) -> tuple[tuple[int, int], int]:
                 size = page.imagelength, page.imagewidth
                 return size[::-1] if page.tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8) else size, bits
             with _open(file) as image:
-                # Asking a PNG without EXIF for it would decode the whole file.
-                turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+                turned = orientation(image) in (5, 6, 7, 8)
                 deep = image.mode.startswith("I") or (image.format == "PNG" and _unpacking(image) in _DEEP)
                 size = image.size if turned else (image.height, image.width)
                 return size, 16 if deep else 32 if image.mode == "F" else 8
     except Exception as error:
         raise _unreadable(str(path), error, start) from error
+
+
+def orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF or XMP has it. Not asked for where there is neither: that would decode a whole PNG."""
+    told = image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp"}
+    return int(image.getexif().get(_ORIENTATION, 1)) if told else 1
 
 
 def white_level(brightest: int) -> int:

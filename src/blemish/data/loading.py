@@ -6,7 +6,6 @@ import contextlib
 import copy
 import hashlib
 import math
-import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,12 +18,13 @@ from torch import Tensor
 
 from blemish.contract import Batch
 from blemish.data.images import DecodedImage, decode, read_bytes, read_header, read_image, white_level
-from blemish.data.preprocessing import Preprocessing, stacked
+from blemish.data.preprocessing import MAX_SIDE, Preprocessing, stacked
 from blemish.data.roi import Roi, read_roi
 from blemish.data.samples import Sample
 from blemish.data.splits import joined_groups
 from blemish.errors import DataError, ImageError
 from blemish.run import Progress, Silent
+from blemish.run.files import usable_cores
 
 BUDGET = 2 * 1024**3
 """Bytes of prepared pixels kept: some 11,000 colour images of 256 px, or three times as many grey ones."""
@@ -244,7 +244,8 @@ def fitting_size(
     shape = np.sqrt(np.median(aspects)) if aspects.max() < 1.05 * aspects.min() else 1.0
     own = math.sqrt(height * width)
     side = min(max(own if smallest_defect is None else own * SEEN / smallest_defect, limits[0]), limits[1])
-    fitted = [max(1, int(side * factor / multiple + 1e-6)) * multiple for factor in (shape, 1 / shape)]
+    sides = [min(side * factor, MAX_SIDE) for factor in (shape, 1 / shape)]
+    fitted = [max(1, int(side / multiple + 1e-6)) * multiple for side in sides]
     shrunk, notes = own / math.sqrt(fitted[0] * fitted[1]), []
     if smallest_defect is not None and smallest_defect / shrunk < 0.9 * SEEN:
         notes.append(
@@ -253,16 +254,15 @@ def fitting_size(
         )
     elif smallest_defect is None and shrunk >= 2:
         notes.append(
-            f"{width:g} x {height:g} becomes {fitted[1]} x {fitted[0]}: defects below {shrunk:.0f} x {shrunk:.0f} "
-            "pixels are lost; say what has to be found with --smallest-defect, or give a larger --size"
+            f"{width:g} x {height:g} becomes {fitted[1]} x {fitted[0]}: most defects narrower than about "
+            f"{SEEN * shrunk:.0f} pixels are missed; --smallest-defect says what to find, or give a larger --size"
         )
     return (fitted[0], fitted[1]), notes
 
 
 def _in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int | None) -> Generator[R, None, None]:
     """``work`` over ``items``, in order. Threads: Pillow decodes and resizes without holding the interpreter."""
-    if workers is None:  # in a container these are fewer than the machine has
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or usable_cores()
     if workers < 2 or len(items) < 2:
         yield from map(work, items)
         return

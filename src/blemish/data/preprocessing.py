@@ -48,7 +48,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.resize not in get_args(ResizeMode):
             raise ConfigError(f"preparation {self.resize!r} is unknown: choose {', '.join(get_args(ResizeMode))}")
-        if len(self._sides) != 2 or not all(1 <= side <= MAX_SIDE for side in self._sides):
+        sides = self._sides if isinstance(self.size, int | tuple) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
             raise ConfigError(f"size {self.size}: one side or (height, width), of 1 to {MAX_SIDE} pixels, is needed")
         if self.white_level not in _WHITE_LEVELS:
             raise ConfigError(f"full_scale {self.white_level}: 255, 511, 1023 ... or 65535 is needed")

@@ -22,7 +22,7 @@ FEWEST_TO_VALIDATE = 20  # labels, or more, of which a part is held out: 5 % of 
 
 
 @dataclass(frozen=True)
-class Dealt:
+class ProtocolSplit:
     """A training and a test set as a protocol deals them."""
 
     training: TrainingSet
@@ -32,7 +32,7 @@ class Dealt:
     validation: TestSet | None = None  # of label_anomalies: held out of the training set, for methods that choose by it
 
 
-def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -> Dealt:
+def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -> ProtocolSplit:
     """Add ``int(ratio * N)`` anomalous test images to the ``N`` training images, and forget the labels of all.
 
     Groups are drawn until the number is reached. Of the last one only as many images join as are still missing, but all
@@ -41,7 +41,7 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
     if not 0 <= ratio <= 1:
         raise ConfigError(f"ratio {ratio}: a share of the training images, from 0 to 1, is needed, such as 0.1")
     images = len(training.normal)
-    number = int(ratio * images)
+    number = int(ratio * images * (1 + 1e-9))  # .29 of 100 are 29, whatever binary fractions say
     anomalous = [sample for sample in test.samples if sample.anomalous]
     by_group = _by_group(anomalous)
     drawn: list[Sample] = []
@@ -66,7 +66,7 @@ def contaminate(training: TrainingSet, test: TestSet, ratio: float, seed: int) -
     notes = [f"among the unlabelled: {number} bad test images of {groups} groups (ratio {ratio}, seed {seed})"]
     if training.anomalous:
         notes.append(f"{len(training.anomalous)} known-bad training images are left out: this protocol has no labels")
-    return Dealt(
+    return ProtocolSplit(
         replace(training, samples=tuple(pile), notes=(*training.notes, *notes)),
         replace(test, samples=left, notes=(*test.notes, f"{gone} images of the {groups} drawn groups are left out")),
         tuple(drawn),
@@ -93,7 +93,7 @@ def label_anomalies(
     seed: int,
     draw: int = 0,
     validate: bool = True,
-) -> Dealt:
+) -> ProtocolSplit:
     """Label anomalous images of ``kinds``, as evenly as can be, until they are ``ratio`` of the training set.
 
     The training set's own anomalous images are labelled where it has some, else the test set's, and all images of their
@@ -135,7 +135,7 @@ def label_anomalies(
     groups = len({sample.group for sample in labelled})
     note = f"{number} bad images of {groups} groups are labelled ({', '.join(kinds)}; ratio {ratio}, seed {seed})"
     left_out = f"{gone} images of labelled groups are left out"
-    return Dealt(
+    return ProtocolSplit(
         replace(training, samples=learned, notes=(*training.notes, *[note] * bool(number))),
         replace(test, samples=left, notes=(*test.notes, *[left_out] * bool(gone))),
         tuple(labelled),
@@ -143,7 +143,7 @@ def label_anomalies(
     )
 
 
-def write_manifests(dealt: Dealt, manifest: Path) -> list[Path]:
+def write_manifests(dealt: ProtocolSplit, manifest: Path) -> list[Path]:
     """The manifest of training and test set, and beside it those of the set with overlap or of the validation part.
 
     Their names end in ``-overlap`` and ``-validation``. None may replace what the set was read by.
@@ -179,7 +179,9 @@ def alternative_split(training: TrainingSet, test: TestSet, split: Path) -> tupl
     kept: list[Sample] = []
     moved: list[Sample] = []
     for sample in training.samples:
-        written = sample.path.resolve().relative_to(split.parent.resolve()).as_posix()
+        inside = sample.path.absolute().is_relative_to(split.parent.absolute())  # itself, where it is a link
+        written = str(sample.path.absolute().relative_to(split.parent.absolute()) if inside else sample.path)
+        written = Path(written).as_posix()
         if written not in sides:
             raise ManifestError(f"{split} does not list the training image {written}: one line each is needed.")
         (kept if sides.pop(written) == "train" else moved).append(sample)

@@ -214,6 +214,15 @@ def is_pattern(name: str) -> bool:
     return any(sign in name for sign in "*?[")
 
 
+def is_ours(file: Path) -> bool:
+    """Whether ``blemish inspect`` drew a picture, which bears a mark then; of one that cannot be read nobody knows."""
+    try:
+        with file.open("rb") as opened:
+            return MADE_BY.encode() in opened.read(1024)
+    except OSError:
+        return False
+
+
 def find_images(given: str | Path | Iterable[str | Path]) -> list[Path]:
     """The files named, what patterns match, and every image below the folders named, but for masks in ``ground_truth``.
 
@@ -223,11 +232,8 @@ def find_images(given: str | Path | Iterable[str | Path]) -> list[Path]:
     named = [given] if isinstance(given, str | Path) else list(given)
     for path in map(Path, named):
         if path.is_dir():
-            for file in sorted(images_below(path)):
-                with file.open("rb") as opened:
-                    ours = MADE_BY.encode() in opened.read(1024)
-                if not ours and "ground_truth" not in file.relative_to(path).parts:
-                    images.append(file)
+            below = [file for file in sorted(images_below(path)) if "ground_truth" not in file.relative_to(path).parts]
+            images += [file for file in below if not is_ours(file)]
         elif not path.exists() and is_pattern(str(path)):
             images += sorted(filter(is_image, map(Path, glob.glob(str(path), recursive=True))))  # noqa: PTH207
         else:
@@ -235,6 +241,27 @@ def find_images(given: str | Path | Iterable[str | Path]) -> list[Path]:
     if not images:
         raise DataError(f"no image in {', '.join(map(str, named))}: name image files, or folders of them")
     return images
+
+
+def read_good(given: str | Path | Iterable[str | Path]) -> tuple[list[Sample], list[str]]:
+    """Good images, as ``find_images`` finds them, in the groups that manifests name; and notes.
+
+    A manifest is a CSV file in place of images, or a ``manifest.csv`` in a folder of them.
+    """
+    named = [given] if isinstance(given, str | Path) else list(given)
+    tables = [path for path in map(Path, named) if path.suffix.casefold() == ".csv"]
+    others = [path for path in map(Path, named) if path not in tables]
+    samples = {sample.path: sample for table in tables for sample in read_training(table).normal}
+    if others or not tables:
+        samples |= {path: Sample(path, "normal") for path in find_images(others)}
+    notes: list[str] = []
+    for folder in (path for path in others if (path / "manifest.csv").is_file()):
+        inside, said = grouped(folder, [sample for path, sample in samples.items() if path.is_relative_to(folder)])
+        notes += said
+        for sample in inside:  # one without a group of its own stays by itself, whatever lies in other folders
+            if sample.group != sample.path.relative_to(folder).as_posix():
+                samples[sample.path] = sample
+    return list(samples.values()), notes
 
 
 def contents(folder: Path) -> str:
@@ -254,7 +281,7 @@ def grouped(root: Path, samples: Sequence[Sample]) -> tuple[list[Sample], list[s
     for _, values in read_lines(root / "manifest.csv") if (root / "manifest.csv").is_file() else ():
         file, group = (values.get("path") or values.get("file", "")).strip(), values.get("group")
         if file and group:
-            named[Path(file).as_posix()] = group
+            named[Path(file.replace("\\", "/")).as_posix()] = group
     written = [sample.path.relative_to(root).as_posix() for sample in samples]
     in_groups = [replace(sample, group=named.get(file, file)) for sample, file in zip(samples, written)]
     missing = [Path(file).name for file in written if named and file not in named]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from blemish.data.decoders import UPRIGHT
-from blemish.data.images import decode, read_bytes
+from blemish.data.images import decode, orientation, read_bytes
 from blemish.data.manifest import read_manifest
 from blemish.data.readers import contents, folders_in, grouped, images_below, images_in, natural_key
 from blemish.data.samples import LABEL_WORDS, Sample
@@ -115,7 +115,7 @@ def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 def _orientation(path: Path) -> int:
     with contextlib.suppress(Exception), Image.open(path) as image:
-        return int(image.getexif().get(0x0112, 1)) if "exif" in image.info else 1
+        return orientation(image)
     return 1
 
 
@@ -124,6 +124,9 @@ def _labelled(data: Path, test: Path) -> tuple[list[Sample], list[str]]:
     samples, notes, used = list[Sample](), list[str](), set[Path]()
     truths = [folder for folder in (*folders_in(data), *folders_in(test)) if folder.name.casefold() in TRUTH]
     folders = [folder for folder in folders_in(test) if folder not in truths]
+    for folder in (folder for folder in folders if LABEL_WORDS.get(folder.name.casefold()) == "unlabelled"):
+        folders.remove(folder)
+        notes.append(f"the images in {test.name}/{folder.name} were left out: nobody knows what they show")
     good = [folder for folder in folders if LABEL_WORDS.get(folder.name.casefold()) == "normal"]
     for folder in (*good, *(folder for folder in folders if folder not in good)):
         inside = [inner for inner in folders_in(folder) if inner.name.casefold() in TRUTH]
@@ -131,6 +134,9 @@ def _labelled(data: Path, test: Path) -> tuple[list[Sample], list[str]]:
         names = {path: _name(path, folder) for path in images}
         known = set(names.values())
         beside = {path for path, name in names.items() if _plain(name) != name and _plain(name) in known}
+        if beside and folder in good:
+            example = min(beside).relative_to(data)
+            notes.append(f"{len(beside)} images were taken for masks of those beside them, such as {example}")
         inside += [f for truth in truths for f in folders_in(truth) if f.name.casefold() == folder.name.casefold()]
         masks = {names[path]: path for path in images if path in beside}
         for place in inside or truths:

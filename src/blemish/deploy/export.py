@@ -16,16 +16,15 @@ from torch.fx import config as tracing
 from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
-from blemish import __version__
 from blemish.backbones.catalogue import BACKBONES
 from blemish.data.images import DecodedImage
 from blemish.deploy.graph import Deployed
-from blemish.deploy.parity import Parity, compare
+from blemish.deploy.parity import Parity, check_parity
 from blemish.errors import ConfigError, OutputError
 from blemish.inspection.exported_file import sealed
 from blemish.inspection.inspector import Inspector
 from blemish.registry import method_entry
-from blemish.run.files import check_writable, written_atomically
+from blemish.run.files import check_writable, versions, written_atomically
 
 OPSET = 18
 LARGEST = 2**31 - 2**24  # bytes of weights: a larger graph would need a second file beside it
@@ -76,7 +75,7 @@ def export(
     description = describe(inspector, made_from, pixels)
     with written_atomically(path) as temporary:
         _save(model, temporary, description, inspector.promise)
-        parity = compare(bare, temporary, pictures)
+        parity = check_parity(bare, temporary, pictures)
         description["export"]["parity"] = asdict(parity)
         _save(model, temporary, description, inspector.promise)
     return parity
@@ -159,13 +158,12 @@ class Constants(TorchFunctionMode):
 def describe(inspector: Inspector, made_from: str, pixels: Pixels) -> dict[str, Any]:
     """What the file says of itself: the model file's description, and how it was exported."""
     entry = BACKBONES.get(inspector.method.backbone.name.partition(":")[0])
-    versions = {"blemish": __version__, "torch": torch.__version__}
     return {
         **inspector.description(),
         "calibration_tensors": {name: v.tolist() for name, v in inspector.calibration.to_tensors().items()},
         "export": {
             "opset": OPSET,
-            "versions": versions | {name: importlib.metadata.version(name) for name in NEEDED},
+            "versions": versions("blemish", "torch", *NEEDED),
             "sha256": made_from,
             "licence": entry.licence if entry else "unknown: see the backbone's own",
             "input": pixels,

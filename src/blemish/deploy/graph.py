@@ -29,7 +29,7 @@ class Deployed(nn.Module):
         super().__init__()
         self.method = in_float32(inspector.method)
         self.prepare, self.to_original = Prepare(inspector.preparation), ToOriginal(inspector.preparation)
-        self.judge = Judge(inspector.calibration) if inspector.calibration.kind != "none" else None
+        self.p_values = PValues(inspector.calibration) if inspector.calibration.kind != "none" else None
         self.white_level = inspector.preparation.white_level
         self.with_white = with_white
         with torch.inference_mode():
@@ -38,7 +38,7 @@ class Deployed(nn.Module):
         calibration = inspector.calibration
         self.inputs = {"white": float(self.white_level)} if with_white else {}
         self.outputs = ["prepared", "score"]
-        if self.judge is not None:
+        if self.p_values is not None:
             self.inputs["reject_above"] = below(calibration.threshold)
             self.inputs["review_above"] = below(calibration.review_limit)
             self.outputs += ["p_value", "decision"]
@@ -55,8 +55,8 @@ class Deployed(nn.Module):
         prediction = self.method(prepared)
         score = prediction.score.float()
         results = {"prepared": prepared, "score": score}
-        if self.judge is not None:
-            results["p_value"] = self.judge(score)
+        if self.p_values is not None:
+            results["p_value"] = self.p_values(score)
             is_reject, is_review = ~(score <= given["reject_above"]), score > given["review_above"]
             results["decision"] = torch.where(is_reject, 2, torch.where(is_review, 1, 0))
         if prediction.map is not None:
@@ -67,7 +67,7 @@ class Deployed(nn.Module):
         return tuple(results[name] for name in self.outputs)
 
 
-class Judge(nn.Module):
+class PValues(nn.Module):
     """p-values ``n`` of scores ``n``, float32, as ``Calibration.p_value`` gives them; of NaN the smallest there is."""
 
     scores: Tensor

@@ -30,7 +30,7 @@ def find_runtime(folder: Path | None = None) -> Path:
     )
 
 
-def write_page(folder: Path, runtime: Path, model: Path, promise: str) -> None:
+def write_browser_page(folder: Path, runtime: Path, model: Path, promise: str) -> None:
     """A page for an exported ``model`` with all that it needs; ``runtime`` is what ``find_runtime`` gave."""
     description = read_exported(model)
     package = runtime.parent / "package.json"

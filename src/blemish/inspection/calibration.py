@@ -178,18 +178,20 @@ class Calibration:
             words = f"About {average} rejected; probably no more than {at_most}"
         words += f"; {of_bad}." if of_bad else "."
         if share := self.expected_false_review:
-            words += f" About {_in_words(share)} sent to review besides."
+            words += f" In addition, about {_in_words(share)} sent to review."
         words += (
             f" This promise rests on {n} {parts} that the model did not learn from, "
             "and holds while parts, camera and light stay as they were."
             if self.kind == "holdout"
             else f" This is an estimate, not a promise: it rests on {n} {parts}, each scored by a model "
-            "that had not learned from it, but from fewer parts than this one."
+            "that had learned from the others alone."
         )
         if self._tail_at(self.rate) is not None:
-            words += " The threshold follows from how their highest scores thin out, not from the strangest part alone."
+            words += (
+                " The threshold is extrapolated from their highest scores, so that one odd part alone cannot set it."
+            )
             if not allowed_rejects(self.rate, n):
-                words += f" So low a rate is extrapolated: {n} parts by themselves show no less than 1 in {n + 1}."
+                words += f" So low a rate is itself extrapolated: {n} parts alone support 1 in {n + 1} at best."
         if self.images > n:
             words += f" The parts had {self.images} images: a part is rejected if any of its images is."
         unseen = " Nobody has looked at them: bad ones raise the threshold, so that fewer good and more bad parts pass."
@@ -215,8 +217,8 @@ class Calibration:
             differs = max_map_values is not None and len(max_map_values) != len(scores)
             if meta["kind"] not in ("holdout", "crossfit") or differs:
                 raise CalibrationError("its kind is unknown, or its arrays differ in length")
-            rate = settle_rate(float(meta["rate"]), len(scores), meta["kind"])
-            review = None if meta.get("review") is None else settle_review(float(meta["review"]), rate)
+            rate = choose_rate(float(meta["rate"]), len(scores), meta["kind"])
+            review = None if meta.get("review") is None else choose_review(float(meta["review"]), rate)
             images, trusted = int(meta["images"]), bool(meta["trusted"])
             return cls(meta["kind"], scores, rate, max_map_values, images, trusted, review)
         except (KeyError, TypeError, ValueError, ConfigError, CalibrationError) as error:
@@ -250,13 +252,13 @@ def calibrate(
         raise CalibrationError(f"{images} scores and {maxima} map maxima: one each an image is needed")
     by_group = _ascending(group_scores(scores, groups))
     highest = None if max_map_values is None else _ascending(group_scores(max_map_values, groups))
-    rate = settle_rate(false_reject, len(by_group), kind)
+    rate = choose_rate(false_reject, len(by_group), kind)
     if by_group[-1] - by_group[0] <= _SAME * np.abs(by_group).max():
         raise CalibrationError(
             f"all {len(by_group)} good parts score the same, {by_group[-1]:g}, so nothing can be said of how parts "
             "differ: give photographs of different parts, or fit without calibration"
         )
-    return Calibration(kind, by_group, rate, highest, images, trusted, settle_review(review, rate))
+    return Calibration(kind, by_group, rate, highest, images, trusted, choose_review(review, rate))
 
 
 def group_scores(scores: ArrayLike, groups: Sequence[str] | None = None) -> Scores:
@@ -298,7 +300,7 @@ def check_rate(rate: float) -> None:
         )
 
 
-def settle_rate(wanted: float | None, n: int, kind: Kind = "holdout") -> float:
+def choose_rate(wanted: float | None, n: int, kind: Kind = "holdout") -> float:
     """The rate asked for, or the default one; a CalibrationError where ``n`` normal groups do not support it."""
     if wanted is not None:
         check_rate(wanted)
@@ -319,7 +321,7 @@ def settle_rate(wanted: float | None, n: int, kind: Kind = "holdout") -> float:
     return max(DEFAULT_RATE, 1 / (n + 1)) if wanted is None else wanted
 
 
-def settle_review(wanted: float | None, rate: float) -> float:
+def choose_review(wanted: float | None, rate: float) -> float:
     """The share of normal groups for review asked for, or the default one: twice the rate, at most 10 %."""
     if wanted is None:
         return min(REVIEW * rate, MOST_REVIEW, (1 - rate) / 2)
@@ -360,6 +362,10 @@ def plan(
         raise ConfigError("a false-reject rate needs a calibration: choose auto, holdout or crossfit, not none")
     if wanted == "none":
         return Plan("none", 0, "no calibration, as asked: scores without decisions")
+    if review is not None and n_groups < FEWEST:
+        raise CalibrationError(
+            f"a review share needs a calibration, and for that {FEWEST} good parts: give more images"
+        )
     if wanted == "auto" and false_reject is None and n_groups < FEWEST:
         return Plan("none", 0, f"{n_groups} good parts are too few to calibrate on: {FEWEST} are needed")
     needed = 0 if false_reject is None else groups_needed(false_reject)
@@ -375,15 +381,15 @@ def plan(
             "estimate."
         )
     if leaves_half and (wanted == "holdout" or (wanted == "auto" and n_groups >= PROMISE_FROM)):
-        settle_review(review, settle_rate(false_reject, held_out))
+        choose_review(review, choose_rate(false_reject, held_out))
         reason = f"{held_out} of {n_groups} good parts are held out from learning, for a promise"
         return Plan("holdout", held_out, reason)
-    rate = settle_rate(false_reject, n_groups, "crossfit")
-    settle_review(review, rate)
+    rate = choose_rate(false_reject, n_groups, "crossfit")
+    choose_review(review, rate)
     if wanted == "crossfit":
         why = "as asked"
     elif n_groups < PROMISE_FROM:
-        why = f"{n_groups} good parts are fewer than the {PROMISE_FROM} of which a promise can hold some out"
+        why = f"a promise needs {PROMISE_FROM} good parts, since it holds some out, and there are {n_groups}"
     else:
         why = f"a promise of {rate:g} would keep more than half of the {n_groups} good parts from learning"
     return Plan("crossfit", 0, f"{FOLDS}-fold cross-fitting, for an estimate: {why}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from blemish.errors import ConfigError, ModelFileError
 from blemish.inspection.exported_file import network
+from blemish.run.files import usable_cores
 
 EngineName = Literal["auto", "onnxruntime", "openvino"]
 EXTRAS = {"onnxruntime": "runtime", "openvino": "openvino"}  # by preference
@@ -61,12 +62,11 @@ def open_session(
     """
     if threads is not None and threads < 1:
         raise ConfigError(f"threads={threads}: at least 1 is needed")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     is_bf16 = precision == "bf16"
     chosen = choose_engine(engine, "openvino" if is_bf16 else fastest)
     hint = "bf16" if is_bf16 else "f32"  # by itself it is bf16 where there is AMX
     try:
-        content, count = network(path), threads or usable
+        content, count = network(path), threads or usable_cores()
         return _openvino(content, count, hint) if chosen == "openvino" else _onnxruntime(content, count)
     except ModelFileError:
         raise

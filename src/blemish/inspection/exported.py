@@ -1,6 +1,6 @@
 """An inspector whose scores and maps an engine computes, from one exported file, without torch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish.data.images import DecodedImage
-from blemish.data.preprocessing import Preprocessing
 from blemish.errors import BlemishError, ModelFileError
-from blemish.inspection.calibration import Calibration
 from blemish.inspection.description import Exported
 from blemish.inspection.engines import EngineName, Session, judged, open_session
 from blemish.inspection.exported_file import read_exported
-from blemish.inspection.judge import Judge, Map
+from blemish.inspection.judge import Judge, Map, described
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ExportedInspector(Judge):
     """What an exported file holds, on an engine. Thread-safe: judging changes nothing.
 
@@ -28,12 +26,6 @@ class ExportedInspector(Judge):
 
     session: Session
     about: Exported  # what the file says of itself
-    name: str
-    preparation: Preprocessing
-    calibration: Calibration
-    provenance: Mapping[str, Any]
-    smallest_area: float = 1
-    pixel: float | None = None
 
     def recipe(self) -> dict[str, Any]:
         """Method and config, backbone and preparation, as the file has them."""
@@ -59,13 +51,9 @@ def load_exported(path: Path, engine: EngineName = "auto", threads: int | None =
     how = (str(description.export.get(name, usual)) for name, usual in (("precision", "fp32"), ("fastest", "")))
     session = open_session(path, engine, threads, *how)
     try:
-        preparation = Preprocessing.from_dict(description.preparation.model_dump())
         arrays = {name: np.array(values) for name, values in description.calibration_tensors.items()}
-        calibration = Calibration.from_tensors(arrays, description.calibration)
+        return ExportedInspector(session=session, about=description, **described(description, arrays))
     except ModelFileError:
         raise
     except (BlemishError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path} does not hold what this Blemish expects ({error}): export it again") from error
-    made, smallest = description.provenance.model_dump(exclude_unset=True), description.smallest_area
-    rest = (preparation, calibration, made, smallest, description.pixel)
-    return ExportedInspector(session, description, description.method, *rest)

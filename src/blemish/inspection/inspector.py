@@ -1,8 +1,8 @@
 """What fit gives and a program holds: one object that turns an image into a verdict, saves to one file and loads."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +15,10 @@ from blemish.backbones.backbone import rebuild
 from blemish.contract import Method, Prediction
 from blemish.data.images import DecodedImage
 from blemish.data.loading import PreparedImages
-from blemish.data.preprocessing import Preprocessing
-from blemish.data.readers import find_images
-from blemish.data.samples import Sample
+from blemish.data.readers import read_good
 from blemish.errors import BlemishError, CalibrationError, ConfigError, ModelFileError, WeightsError
-from blemish.inspection.calibration import Calibration, calibrate
-from blemish.inspection.judge import LEARNED_KEYS, Judge, Map
+from blemish.inspection.calibration import calibrate
+from blemish.inspection.judge import LEARNED_KEYS, Judge, Map, described
 from blemish.inspection.model_file import read_model, write_model
 from blemish.registry import make_config, method_class
 from blemish.run import Precision, PrecisionName, PythonWarnings, Run, choose_device, choose_precision
@@ -29,27 +27,11 @@ BACKBONE = "backbone."
 KEY_LETTERS = 16  # of each key: 64 bits tell images apart
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Inspector(Judge):
-    """A learned method with all that it needs to judge images. Thread-safe: judging changes nothing.
-
-    Attributes:
-        method: learned, in eval mode, on its device.
-        name: the method's name in the registry.
-        preparation: how an image becomes a tensor, and a map becomes a heat map.
-        calibration: what scores mean.
-        provenance: what it was learned from and by, JSON-able, without paths.
-        smallest_area: regions of fewer original pixels are not reported.
-        pixel: millimetres of the part that a pixel is wide; None where nobody said.
-    """
+    """A learned ``method``, in eval mode on its device, with all that it needs to judge images."""
 
     method: Method
-    name: str
-    preparation: Preprocessing
-    calibration: Calibration = field(default_factory=Calibration)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    smallest_area: float = 1
-    pixel: float | None = None
 
     def prepared(self, image: DecodedImage) -> Tensor:
         """``3 h w`` in [0, 1], as the method takes it."""
@@ -115,13 +97,17 @@ class Inspector(Judge):
         run: Run | None = None,
         review: float | None = None,
     ) -> Self:
-        """This inspector with a threshold from good images: files, folders or patterns, each a part unless a copy.
+        """This inspector with a threshold from good images: files, folders or patterns.
+
+        Each image is a part, unless it is a copy or a ``manifest.csv`` in its folder, or given itself, names groups.
 
         Raises:
             DataError: there is no image.
             CalibrationError: they are too few for ``false_reject``, or it has learned from some of them.
         """
-        run, samples = run or Run(), [Sample(path, "normal") for path in dict.fromkeys(find_images(good))]
+        run, (samples, notes) = run or Run(), read_good(good)
+        for note in notes:
+            run.progress.note(f"note: {note}")
         elsewhere = [folder for one in samples if (folder := one.path.parent.name) != "good"]
         if 0 < len(elsewhere) < len(samples):
             where = f"{len(elsewhere)} of {len(samples)} images lie not in a folder good but in others ({elsewhere[0]})"
@@ -134,12 +120,15 @@ class Inspector(Judge):
                 f"the model has learned from {len(known)} of these {len(images)} images, such as {known[0]}: a "
                 "threshold from them would reject almost every new part. Give good images that it has not seen."
             )
-        distinct = sorted({key: index for index, key in enumerate(images.keys)}.values())
-        if copies := len(images) - len(distinct):
+        if copies := len(images) - len(set(images.keys)):
             run.progress.note(f"warning: {copies} of the images are copies of others: equal images count as one part")
-        scores, maxima = self.scores(images.subset(distinct), run, "calibrating")
-        calibration = calibrate("holdout", scores, max_map_values=maxima, false_reject=false_reject, review=review)
-        return dataclasses.replace(self, calibration=calibration)
+        scores, maxima = self.scores(images, run, "calibrating")
+        calibration = calibrate(
+            "holdout", scores, images.groups, max_map_values=maxima, false_reject=false_reject, review=review
+        )
+        used = {"precision": self.method.backbone.precision, "precision_trained": self.method.precision}
+        provenance = {**self.provenance, **{name: kind.name for name, kind in used.items() if kind is not None}}
+        return dataclasses.replace(self, calibration=calibration, provenance=provenance)
 
     def facts(self) -> dict[str, Any]:
         """How many numbers it learned."""
@@ -182,20 +171,16 @@ def load(
         backbone = rebuild(description.backbone, kept if description.with_backbone else None, weights)
         made = description.provenance
         backbone.precision = as_calibrated(backbone.dense, made.precision)
-        preparation = Preprocessing.from_dict(description.preparation.model_dump())
+        fields = described(description, {name: tensor.numpy() for name, tensor in scores.items()})
         cls = method_class(description.method)
         config = make_config(cls, description.config)
         if sorted({*getattr(config, "layers", ())}) != [level.stage for level in backbone.levels]:
             raise ConfigError("its backbone has other stages than its options name")
         state |= {BACKBONE + name: tensor for name, tensor in backbone.state_dict().items()}
-        method = cls(backbone, preparation.input_size, config)
+        method = cls(backbone, fields["preparation"].input_size, config)
         method.precision = as_calibrated(cls.gains_from_bf16(backbone, config), made.precision_trained)
         method.load_fitted(state)
-        arrays = {name: tensor.numpy() for name, tensor in scores.items()}
-        calibration = Calibration.from_tensors(arrays, description.calibration)
-        method, provenance = method.to(chosen).eval(), made.model_dump(exclude_unset=True)
-        area, pixel = description.smallest_area, description.pixel
-        return Inspector(method, description.method, preparation, calibration, provenance, area, pixel)
+        return Inspector(method=method.to(chosen).eval(), **fields)
     except (WeightsError, ModelFileError):
         raise
     except (BlemishError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:

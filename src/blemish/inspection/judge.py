@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,8 @@ from blemish.data.readers import find_images
 from blemish.data.tiles import Tiling, Window
 from blemish.errors import ConfigError, ImageError
 from blemish.inspection.calibration import Calibration
-from blemish.inspection.outlook import PAINTED, outlook, painted_from
+from blemish.inspection.description import Description
+from blemish.inspection.detection import PAINTED, estimate_detection, painted_from
 from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.inspection.regions import Region, find_regions
 from blemish.inspection.verdict import Verdict, on_screen
@@ -49,15 +50,25 @@ class Scored(Generic[T]):
     map: Map | None
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Judge(ABC):
-    """All that is needed to judge images. Thread-safe: judging changes nothing."""
+    """All that is needed to judge images. Thread-safe: judging changes nothing.
 
-    name: str  # the method's, in the registry
+    Attributes:
+        name: the method's name in the registry.
+        preparation: how an image becomes a tensor, and a map becomes a heat map.
+        calibration: what scores mean.
+        provenance: what it was learned from and by, JSON-able, without paths.
+        smallest_area: regions of fewer original pixels are not reported.
+        pixel: millimetres of the part that a pixel is wide; None where nobody said.
+    """
+
+    name: str
     preparation: Preprocessing
-    calibration: Calibration
-    provenance: Mapping[str, Any]
-    smallest_area: float
-    pixel: float | None
+    calibration: Calibration = field(default_factory=Calibration)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    smallest_area: float = 1
+    pixel: float | None = None
 
     @abstractmethod
     def recipe(self) -> dict[str, Any]:
@@ -206,7 +217,7 @@ class Judge(ABC):
     @cached_property
     def would_find(self) -> dict[str, Any]:
         """What it decides of defects painted on good images that it did not learn from; empty where none were."""
-        return outlook(painted_from(self.provenance), self.calibration)
+        return estimate_detection(painted_from(self.provenance), self.calibration)
 
     @property
     def promise(self) -> str:
@@ -239,3 +250,15 @@ class Judge(ABC):
             pixel=self.pixel,
             inside=None if preparation.roi is None else preparation.roi.mask,
         )
+
+
+def described(description: Description, calibration_tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """The fields of a ``Judge``, as a file's description gives them."""
+    return {
+        "name": description.method,
+        "preparation": Preprocessing.from_dict(description.preparation.model_dump()),
+        "calibration": Calibration.from_tensors(calibration_tensors, description.calibration),
+        "provenance": description.provenance.model_dump(exclude_unset=True),
+        "smallest_area": description.smallest_area,
+        "pixel": description.pixel,
+    }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from blemish.data.manifest import beside
 from blemish.data.readers import MADE_BY, find_images
 from blemish.errors import ImageError, OutputError
 from blemish.inspection.regions import checked_map, regions_coco, regions_csv
-from blemish.run.files import check_writable, written_atomically
+from blemish.run.files import LONGEST, check_writable, written_atomically
 
 if TYPE_CHECKING:
     from blemish.inspection.judge import Judge, Source
@@ -91,7 +93,11 @@ def summary(decisions: Mapping[str, int], unreadable: int = 0) -> str:
     """Such as ``50 judged: 44 ok, 6 review, 0 reject; 2 could not be judged``."""
     counts = ", ".join(f"{decisions.get(decision, 0)} {decision}" for decision in ("ok", "review", "reject"))
     judged = sum(decisions.values())
-    words = f"{judged} judged: {counts}" if set(decisions) - {""} else f"{judged} judged, without decisions"
+    words = (
+        f"{judged} judged: {counts}"
+        if set(decisions) - {""}
+        else f"{judged} judged{', without decisions' * bool(judged)}"
+    )
     return words + (f"; {unreadable} could not be judged" if unreadable else "")
 
 
@@ -104,6 +110,12 @@ def _distinct_names(images: Sequence[Path]) -> dict[Path, str]:
         tried = {path: "_".join((*folders[path][:depth][::-1], path.stem)) for path in unnamed}
         # Some file systems take a.png and A.png for one file.
         times = Counter(name.casefold() for name in (*tried.values(), *names.values()))
-        names |= {path: name for path, name in tried.items() if times[name.casefold()] == 1}
+        fits = {path: len(os.fsencode(name)) <= LONGEST for path, name in tried.items()}
+        names |= {path: name for path, name in tried.items() if times[name.casefold()] == 1 and fits[path]}
         unnamed = [path for path in unnamed if path not in names]
-    return names | {path: f"{path.stem}_{path.suffix[1:]}_{number}" for number, path in enumerate(unnamed)}
+    taken, numbers = {name.casefold() for name in names.values()}, itertools.count()
+    for path in unnamed:
+        stem = os.fsdecode(os.fsencode(path.stem)[:LONGEST])
+        numbered = (f"{stem}_{path.suffix[1:]}_{number}" for number in numbers)
+        names[path] = next(name for name in numbered if name.casefold() not in taken)
+    return names

@@ -81,11 +81,15 @@ class Verdict:
         pixels, heatmap = self.pixels, self.heatmap
         return vars(self) | {"make_pixels": partial(copy, pixels), "make_heatmap": partial(copy, heatmap)}
 
+    @property
+    def caption(self) -> str:
+        """Such as ``reject: score 812.4, p 0.0032, 1 region``."""
+        p_value, count = "" if self.p_value is None else f", p {self.p_value:.2g}", len(self.regions)
+        return f"{self.decision or 'no decision'}: score {self.score:.4g}{p_value}, {count} region{'s' * (count != 1)}"
+
     def _repr_html_(self) -> str:
         """For notebooks: the overlay and the decision."""
-        p_value = "" if self.p_value is None else f", p {self.p_value:.3g}"
-        caption = f"{self.decision or 'no decision'}: score {self.score:.4g}{p_value}, {len(self.regions)} regions"
-        return f'<figure><img src="{data_uri(self.overlay())}"/><figcaption>{caption}</figcaption></figure>'
+        return f'<figure><img src="{data_uri(self.overlay())}"/><figcaption>{self.caption}</figcaption></figure>'
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: everything but the pictures."""

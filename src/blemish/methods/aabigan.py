@@ -72,7 +72,7 @@ class AABiGAN(Method):
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
-        judges = untrained(lambda: build_judges(config.latent, config.hidden)).to(run.device).train()
+        judges = untrained(lambda: build_discriminators(config.latent, config.hidden)).to(run.device).train()
         ours = nn.ModuleList([self.encoder, self.generator])
         for name, network in (("networks", ours), ("discriminators", judges)):
             initialise_uniform(network, run.generator(name))
@@ -97,13 +97,11 @@ class AABiGAN(Method):
                 with_code = [(good, coded, GOOD), (drawn, noise, GENERATED), (bad, spoiled, BAD)]
                 with_image = [(good, good, GOOD), (good, back, GENERATED), (bad, bad, BAD)]
                 judging = verdicts(judges, _detached(with_code), _detached(with_image))
-                judging.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(other, judging=judging)
+                epoch.descend(judging, other, judging=judging)
                 judges.requires_grad_(False)
                 aims = [(image, code, AIM) for image, code, _ in with_code]
                 aiming = verdicts(judges, aims, [(good, back, AIM)], CYCLE)
-                aiming.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, aiming=aiming)
+                epoch.descend(aiming, optimiser, aiming=aiming)
                 judges.requires_grad_(True)
 
     def predict(self, images: Tensor) -> Prediction:
@@ -133,7 +131,7 @@ def build_generator(latent: int) -> nn.Sequential:
     return network.extend([nn.ConvTranspose2d(WIDTHS[1], WIDTHS[0], 5, padding=2, bias=False), nn.Sigmoid()])
 
 
-class Judge(nn.Module):
+class Discriminator(nn.Module):
     """``b``, of images ``b 3 32 32`` and what goes with them, which ``other`` makes vectors of ``width`` numbers of."""
 
     def __init__(self, other: nn.Module, width: int, hidden: int, slope: float) -> None:
@@ -146,9 +144,11 @@ class Judge(nn.Module):
         return outputs.float().squeeze(1)
 
 
-def build_judges(latent: int, hidden: int = 1024) -> nn.ModuleList:
+def build_discriminators(latent: int, hidden: int = 1024) -> nn.ModuleList:
     """The discriminator of images with their codes, and that of images with what came back of them."""
-    return nn.ModuleList([Judge(nn.Linear(latent, 512), 512, hidden, 0.2), Judge(trunk(), PLANE, hidden, 0.1)])
+    return nn.ModuleList(
+        [Discriminator(nn.Linear(latent, 512), 512, hidden, 0.2), Discriminator(trunk(), PLANE, hidden, 0.1)]
+    )
 
 
 def verdicts(judges: nn.ModuleList, with_code: Pairs, with_image: Pairs, weight: float = 1.0) -> Tensor:

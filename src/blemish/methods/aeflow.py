@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.errors import ConfigError
 from blemish.ops.config import Count, Layers, Rate, Share, Sigma, Steps, Width
-from blemish.ops.coupling import RIDGE, Flow, convolutional, joined, surprise, train
+from blemish.ops.coupling import RIDGE, Flow, convolutional, joined, negative_log_likelihood, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise_uniform
 from blemish.ops.smoothing import upscale
@@ -84,7 +84,7 @@ class AEFlow(Method):
 
         def loss(batch: Batch, _: torch.Generator) -> Tensor:
             z, volume, given_back = self._seen(teacher(batch))
-            bits = (surprise([z], volume).mean() / z[0].numel() + NORMAL) / math.log(2)
+            bits = (negative_log_likelihood([z], volume).mean() / z[0].numel() + NORMAL) / math.log(2)
             # Of images in [-1, 1] squares are four times as large as of these.
             squares = 4 * F.mse_loss(given_back, batch.images.to(given_back.device))
             return (1 - config.alpha) * squares + config.alpha * bits

@@ -123,14 +123,12 @@ class CAVGA(Method):
                     made = self._decode(code, seen)
                 good = seen[:count]
                 ours = F.softplus(-judge(good)).mean() + F.softplus(judge(made.detach())).mean()
-                ours.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(other, discriminator=ours)
+                epoch.descend(ours, other, discriminator=ours)
                 judge.requires_grad_(False)
                 values = good[0].numel()
                 bound = (made - good).square().mean() + divergence(mean, log_variance)[:count].mean() / values
                 loss = bound + config.adversarial * F.softplus(-judge(made)).mean() + self._guide(features, mean, count)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss, bound=bound)
+                epoch.descend(loss, optimiser, loss=loss, bound=bound)
                 judge.requires_grad_(True)
 
     def predict(self, images: Tensor) -> Prediction:

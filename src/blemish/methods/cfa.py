@@ -100,8 +100,7 @@ class CFA(Method):
                     described = descriptor(features)
                 distances = self._distances(described, config.neighbours + config.repelled)
                 loss = sphere_loss(distances, descriptor.radius, config.neighbours, config.margin)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss, radius=descriptor.radius)
+                epoch.descend(loss, optimiser, loss=loss, radius=descriptor.radius)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

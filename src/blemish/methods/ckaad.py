@@ -129,8 +129,7 @@ class CKAAD(Method):
             self.student.train()
             for clean, bad in self._pairs(strategy, training, teacher, epoch, size):
                 loss = self._loss(clean, bad, adversary, run, epoch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser)
+                epoch.descend(loss, optimiser)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
-from blemish.ops.coupling import RIDGE, SCALES, Flow, check_pyramid, pyramid, surprise, train
+from blemish.ops.coupling import RIDGE, SCALES, Flow, check_pyramid, negative_log_likelihood, pyramid, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import untrained
 from blemish.ops.smoothing import upscale
@@ -71,7 +71,7 @@ class CSFlow(Method):
 
         def loss(batch: Batch, _: torch.Generator) -> Tensor:
             maps, volume = self._flowed(pyramid(teacher, batch, batch.images))
-            return surprise(maps, volume).mean() / sum(map_[0].numel() for map_ in maps)
+            return negative_log_likelihood(maps, volume).mean() / sum(map_[0].numel() for map_ in maps)
 
         adam = {"betas": config.betas, "eps": 1e-4, "weight_decay": config.weight_decay}
         train("csflow", self.flow, loss, images, config, run, config.clip, **adam)

@@ -74,8 +74,7 @@ class DeepSAD(Method):
                 features, is_bad = _mixed(training, teacher, indices)
                 distances = self._distances(features)
                 loss = deep_sad_loss(distances, is_bad.to(distances.device), config.eta)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.descend(loss, optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         return Prediction(None, self._distances(self.backbone(images)))

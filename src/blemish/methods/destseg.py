@@ -17,7 +17,7 @@ Zhang, Li, Li, Huang, Shan, Chen: DeSTSeg: Segmentation Guided Denoising Student
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -108,10 +108,9 @@ class DeSTSeg(Method):
                     shrunk = F.interpolate(masks[:, None].float(), size=logits.shape[-2:], mode="bilinear")
                     targets = (shrunk[:, 0] >= 0.5).float().to(run.device)
                     loss = focal_loss(logits, targets, GAMMA) + F.l1_loss(logits.sigmoid(), targets)
-                loss.backward()  # type: ignore[no-untyped-call]
-                for optimiser in optimisers.values():  # steps over a network without gradients
-                    epoch.descend(optimiser)
-                epoch.log(**{"student" if repairs else "segmented": loss})
+                # An optimiser steps over a network without gradients.
+                told: dict[str, Any] = {"student" if repairs else "segmented": loss}
+                epoch.descend(loss, *optimisers.values(), **told)
 
     def predict(self, images: Tensor) -> Prediction:
         features = self.backbone(images)

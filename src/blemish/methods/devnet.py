@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Images, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Several, Sigma, Steps, Weight
-from blemish.ops.deviation import REFERENCES, deviation_loss, top_mean
+from blemish.ops.deviation import REFERENCES, deviation_loss, top_mean_of_maps
 from blemish.ops.norms import Standardisation
 from blemish.ops.smoothing import upscale
 from blemish.run import Run, epochs
@@ -83,14 +83,14 @@ class DevNet(Method):
                 normal = self._image_scores(training.normal.batch(next(good)), teacher)
                 anomalous = self._image_scores(training.anomalous.batch(next(bad)), teacher)
                 loss = deviation_loss(normal, anomalous, torch.randn(REFERENCES, generator=draws), config.margin)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, config.clip, loss=loss, normal=normal.mean(), anomalous=anomalous.mean())
+                means = {"normal": normal.mean(), "anomalous": anomalous.mean()}
+                epoch.descend(loss, optimiser, clip=config.clip, loss=loss, **means)
 
     def predict(self, images: Tensor) -> Prediction:
         sizes = [images, halved(images)][: self.config.scales]
         maps = [map_ for sized in sizes for map_ in self._score_maps(self.backbone(sized))]
         smoothed = [upscale(map_, images.shape[-2:], self.config.sigma) for map_ in maps]
-        return Prediction(torch.stack(smoothed).mean(dim=0), top_mean(maps, self.config.top))
+        return Prediction(torch.stack(smoothed).mean(dim=0), top_mean_of_maps(maps, self.config.top))
 
     @torch.no_grad()
     def _initialise(self, normal: Images, teacher: Teacher, run: Run) -> None:
@@ -106,7 +106,7 @@ class DevNet(Method):
         maps = self._score_maps(teacher(batch))
         if self.config.scales == 2:
             maps += self._score_maps(teacher(halved(batch.images)))
-        return top_mean(maps, self.config.top)
+        return top_mean_of_maps(maps, self.config.top)
 
     def _score_maps(self, features: list[Tensor]) -> list[Tensor]:
         """Absolute scores ``b y x``, a level each."""

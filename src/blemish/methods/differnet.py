@@ -23,7 +23,7 @@ from torch import Tensor
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Steps, Weight, Width
-from blemish.ops.coupling import RIDGE, SCALES, Flow, check_pyramid, dense, pyramid, surprise, train
+from blemish.ops.coupling import RIDGE, SCALES, Flow, check_pyramid, dense, negative_log_likelihood, pyramid, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import untrained
 from blemish.run import Run
@@ -76,7 +76,7 @@ class DifferNet(Method):
 
         def loss(batch: Batch, draws: torch.Generator) -> Tensor:
             z, volume = self._flowed(means(batch, draws))
-            return surprise([z], volume).mean() / z.shape[1]
+            return negative_log_likelihood([z], volume).mean() / z.shape[1]
 
         self.flow.reset(run.generator("flow"))
         draws = run.generator("directions for the scale")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Width
-from blemish.ops.deviation import REFERENCES, deviation_loss, top_mean
+from blemish.ops.deviation import REFERENCES, deviation_loss, top_mean_of_maps
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise_uniform
 from blemish.ops.smoothing import upscale
@@ -90,8 +90,7 @@ class DRA(Method):
                 given = [teacher(batch) for batch in batches]
                 features, counts = [torch.cat(level) for level in zip(*given)], [len(part[0]) for part in given]
                 loss = self._loss(features, counts, torch.randn(REFERENCES, generator=draws), epoch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, CLIP)
+                epoch.descend(loss, optimiser, clip=CLIP)
 
     def predict(self, images: Tensor) -> Prediction:
         scores, maps = self._seen(self.backbone(images))
@@ -104,7 +103,7 @@ class DRA(Method):
         for level, (heads, map_) in enumerate(zip(self.heads, self.scale(features), strict=True)):
             found.append(heads(map_, getattr(self, f"reference_{level}").T.reshape(1, *map_.shape[1:])))
         *maps, whole = ([*levels] for levels in zip(*found))
-        return [*(top_mean(head, TOP) for head in maps), torch.stack(whole).mean(dim=0)], maps
+        return [*(top_mean_of_maps(head, TOP) for head in maps), torch.stack(whole).mean(dim=0)], maps
 
     def _loss(self, features: Sequence[Tensor], counts: Sequence[int], draws: Tensor, epoch: Epoch) -> Tensor:
         """Of as many good images, bad ones and good ones with a piece pasted as ``counts`` says, in that order."""

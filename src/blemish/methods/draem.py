@@ -88,8 +88,7 @@ class DRAEM(Method):
                 rebuilt = F.mse_loss(repaired, clean)
                 rebuilt = rebuilt + config.ssim_weight * (1 - similarity(repaired, clean).mean())
                 found = focal_loss(logits, masks, GAMMA)
-                (rebuilt + found).backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=rebuilt + found, repaired=rebuilt, found=found)
+                epoch.descend(rebuilt + found, optimiser, loss=rebuilt + found, repaired=rebuilt, found=found)
 
     def predict(self, images: Tensor) -> Prediction:
         with self.autocast(images):

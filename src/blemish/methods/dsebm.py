@@ -70,8 +70,7 @@ class DSEBM(Method):
                 clean = 2 * shrink(images.batch(indices).images.to(run.device), self.square) - 1
                 noise = config.noise * normals(clean.shape, draws, run.device)
                 loss = F.mse_loss(self.energy(clean + noise)[1], clean)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.descend(loss, optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         small = 2 * shrink(images, self.square) - 1

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight
-from blemish.ops.coupling import Flow, convolutional, surprise, train
+from blemish.ops.coupling import Flow, convolutional, negative_log_likelihood, train
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
@@ -66,7 +66,9 @@ class FastFlow(Method):
             flow.reset(run.generator(f"flow {stage}"))  # type: ignore[operator]
 
         def loss(batch: Batch, _: torch.Generator) -> Tensor:
-            return torch.stack([surprise(*flowed).mean() for flowed in self._flowed(teacher(batch))]).sum()
+            return torch.stack(
+                [negative_log_likelihood(*flowed).mean() for flowed in self._flowed(teacher(batch))]
+            ).sum()
 
         train("fastflow", network, loss, training.normal, config, run, weight_decay=config.weight_decay)
 

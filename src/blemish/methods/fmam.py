@@ -90,7 +90,7 @@ class FMAM(Method):
                 ((loss,),) = step([*teacher(batch), *seen])
                 epoch.log(loss=loss)
 
-    def settle(self, training: TrainingImages, run: Run) -> None:
+    def fit_statistics(self, training: TrainingImages, run: Run) -> None:
         """With ``base="nkd"``, take BatchNorm's statistics anew in one pass over the good images, as NKD does."""
         if self.config.base == "nkd":
             precise_batchnorm(self._network(), training.normal, self.config.batch_size, run)

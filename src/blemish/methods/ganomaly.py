@@ -83,13 +83,11 @@ class GANomaly(Method):
                 context, latent = F.l1_loss(made, real), F.smooth_l1_loss(code_again, code)
                 loss = config.context_weight * context + config.latent_weight * latent
                 loss = loss + config.adversarial_weight * F.mse_loss(features(made), features(real))
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(making, loss=loss, context=context, latent=latent)
+                epoch.descend(loss, making, loss=loss, context=context, latent=latent)
                 told_real, told_made = (verdict(features(seen)) for seen in (real, made.detach()))
                 told = (F.softplus(-told_real).mean() + F.softplus(told_made).mean()) / 2
                 telling.zero_grad(set_to_none=True)  # of the other loss, which goes through it
-                told.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(telling, told=told)
+                epoch.descend(told, telling, told=told)
 
     def predict(self, images: Tensor) -> Prediction:
         code, _, code_again = self._pass(2 * shrink(images, self.square) - 1)

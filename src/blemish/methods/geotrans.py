@@ -92,11 +92,10 @@ class GeoTrans(Method):
                 kinds = chosen % KINDS
                 pixels = images[chosen // KINDS].gather(2, self.moves[kinds, None].expand(-1, 3, -1))
                 loss = F.cross_entropy(self._logits(pixels), kinds)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.descend(loss, optimiser, loss=loss)
 
     @torch.no_grad()
-    def settle(self, training: TrainingImages, run: Run) -> None:
+    def fit_statistics(self, training: TrainingImages, run: Run) -> None:
         """Fit the Dirichlets to what the classifier says of good images."""
         if self.config.score == "dirichlet":
             images = self._prepared(training.normal, run)

@@ -71,11 +71,10 @@ class ITAE(Method):
                 with run.precision.autocast(run.device):
                     restored = self.network(erased)
                 loss = F.mse_loss(restored.float(), original)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.descend(loss, optimiser, loss=loss)
 
     @torch.no_grad()
-    def settle(self, training: TrainingImages, run: Run) -> None:
+    def fit_statistics(self, training: TrainingImages, run: Run) -> None:
         """Measure how well good images are restored."""
         seen = batches(training.normal, run, "restoring good images")
         means = [self._differences(batch.images.to(run.device)).mean(dim=(2, 3)) for batch in seen]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import PatchLayers, Sigma, Strangest
 from blemish.ops.neighbours import Neighbours
-from blemish.ops.patches import PatchVectors, describe_patches, strangest_mean
+from blemish.ops.patches import PatchVectors, describe_patches, top_mean
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
@@ -66,4 +66,4 @@ class MeDS(Method):
         distances = [bank(vectors.view(-1, d))[0].squeeze(1).sqrt() for bank in self.banks]
         scores = torch.stack(distances).mean(dim=0).view(b, y, x)
         map_ = upscale(scores, images.shape[-2:], self.config.sigma)
-        return Prediction(map_, strangest_mean(scores.flatten(1), self.config.top))
+        return Prediction(map_, top_mean(scores.flatten(1), self.config.top))

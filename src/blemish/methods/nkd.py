@@ -62,7 +62,7 @@ class NKD(Method):
                 ((loss,),) = step([batch.images.to(run.device), *teacher(batch)])
                 epoch.log(loss=loss)
 
-    def settle(self, training: TrainingImages, run: Run) -> None:
+    def fit_statistics(self, training: TrainingImages, run: Run) -> None:
         """Take the statistics of the student's BatchNorm anew, in one pass over the images it learns from."""
         precise_batchnorm(self.student, training.normal, self.config.batch_size, run)
 

@@ -85,11 +85,10 @@ class PatchSVDD(Method):
                     told = F.cross_entropy(classifier(first - second), kinds.to(run.device))
                     losses += [told, config.svdd_weight * torch.linalg.vector_norm(near - nearer, dim=1).mean()]
                 loss = torch.stack(losses).sum()
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.descend(loss, optimiser, loss=loss)
 
     @torch.no_grad()
-    def settle(self, training: TrainingImages, run: Run) -> None:
+    def fit_statistics(self, training: TrainingImages, run: Run) -> None:
         """Remember patches of good images."""
         images, most, draws = training.normal, self.config.memory, run.generator("memory")
         kept: list[list[Tensor]] = [[] for _ in SCALES]

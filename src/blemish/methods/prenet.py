@@ -89,8 +89,7 @@ class PReNet(Method):
                 second = torch.cat([_drawn(good, 3 * quarter, draws), _drawn(bad, quarter, draws)])
                 targets = STEP * torch.arange(3.0).repeat_interleave(torch.tensor([2 * quarter, quarter, quarter]))
                 loss = F.l1_loss(self._read(self._embedded(first), self._embedded(second)), targets.to(first.device))
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, CLIP, loss=loss)
+                epoch.descend(loss, optimiser, clip=CLIP, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         seen = self._embedded(self._scaled(pooled(self.backbone(images))))

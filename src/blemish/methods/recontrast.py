@@ -107,8 +107,7 @@ class ReContrast(Method):
                 alpha = min(EASIEST + (config.hardness - EASIEST) * step / rise, config.hardness)
                 targets = [map_.detach() for map_ in trained]
                 loss = (mined_loss(frozen, to_frozen, alpha) + mined_loss(targets, to_trained, alpha)) / 2
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, loss=loss)
+                epoch.descend(loss, optimiser, loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         frozen = self.backbone(images)

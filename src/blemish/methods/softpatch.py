@@ -28,7 +28,7 @@ from blemish.ops.coreset import farthest_first, first_distances, random_projecti
 from blemish.ops.gaussian import Gaussians, Moments
 from blemish.ops.lof import Watch, local_outlier_factors, nearest_others
 from blemish.ops.neighbours import Neighbours
-from blemish.ops.patches import PatchVectors, describe_patches, strangest_mean
+from blemish.ops.patches import PatchVectors, describe_patches, top_mean
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
@@ -109,7 +109,7 @@ class SoftPatch(Method):
         if self.config.soft:
             scores = scores * self.weights[nearest.squeeze(1)]
         scores = scores.view(b, y, x)
-        score = strangest_mean(scores.flatten(1), self.config.top)
+        score = top_mean(scores.flatten(1), self.config.top)
         return Prediction(upscale(scores, images.shape[-2:], self.config.sigma), score)
 
 

@@ -161,10 +161,13 @@ class Students(Method):
                     loss = self._teach(seen, teacher, decoders, draws, run)
                 else:
                     loss = self._follow(images.batch([learned[i] for i in indices]).images.to(run.device))
-                epoch.descend(teaching if number < taught else following, loss=loss)
+                optimiser = teaching if number < taught else following
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                epoch.log(loss=loss)
 
     @torch.no_grad()
-    def settle(self, training: TrainingImages, run: Run) -> None:
+    def fit_statistics(self, training: TrainingImages, run: Run) -> None:
         """Measure the disagreements on the images held out."""
         moments = Moments()
         for batch in in_batches(training.normal, self.config.batch_size, self._parts(training.normal, run)[0]):

@@ -24,7 +24,7 @@ from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImag
 from blemish.ops.config import Layers, Sigma
 from blemish.ops.gaussian import Moments, principal_components
 from blemish.ops.passes import batches, check_spread
-from blemish.ops.patches import PatchVectors, strangest_mean
+from blemish.ops.patches import PatchVectors, top_mean
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
@@ -76,7 +76,7 @@ class SubspaceAD(Method):
         centred = self._vectors(self.backbone(images)) - self.mean
         scores = (centred - centred @ self.components.T @ self.components).square().sum(dim=3)
         map_ = upscale(scores, images.shape[-2:], self.config.sigma)
-        return Prediction(map_, strangest_mean(map_.flatten(1), self.config.top))
+        return Prediction(map_, top_mean(map_.flatten(1), self.config.top))
 
     def _vectors(self, features: Sequence[Tensor]) -> Tensor:
         """``b y x d``: what describes each patch."""

@@ -33,6 +33,7 @@ from blemish.ops.draws import normals
 from blemish.ops.focal import focal_loss
 from blemish.ops.norms import Standardisation
 from blemish.ops.perlin import perlin_mask
+from blemish.ops.residual import initialise
 from blemish.ops.smoothing import upscale
 from blemish.run import Epoch, Run, epochs
 
@@ -91,7 +92,7 @@ class SuperSimpleNet(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, heads, normal = self.config, self.heads, training.normal
         is_weak = config.known_bad and len(training.anomalous) > 0
-        heads.initialise(run.generator("heads"))
+        initialise(heads, run.generator("heads"), xavier=True)
         self.scale.learn(teacher(batch) for batch in in_batches(normal, config.batch_size))
         self.scale.level()
         groups = [
@@ -112,8 +113,7 @@ class SuperSimpleNet(Method):
                 features = self._joined(teacher(normal.batch(next(good))))
                 known = None if bad is None else self._joined(teacher(training.anomalous.batch(next(bad))))
                 loss = self._loss(features, known, noise, run, epoch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(optimiser, CLIP if is_weak else math.inf)
+                epoch.descend(loss, optimiser, clip=CLIP if is_weak else math.inf)
 
     def predict(self, images: Tensor) -> Prediction:
         joined = self._joined(self.backbone(images))
@@ -176,17 +176,6 @@ class Heads(nn.Module):
             nn.Conv2d(channels + 1, CLASSIFIER, 5, padding=2), nn.BatchNorm2d(CLASSIFIER), nn.ReLU()
         )
         self.score = nn.Linear(2 * CLASSIFIER + 2, 1)
-
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Fresh values, drawn on the CPU: Xavier's normal rule as released, biases 0."""
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.weight.copy_(nn.init.xavier_normal_(torch.empty(module.weight.shape), generator=generator))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
 
     def forward(self, features: Tensor, noise: Tensor | float = 0.0, stop: bool = True) -> tuple[Tensor, Tensor]:
         """With ``stop`` what is learned of whole images does not change the map."""

@@ -131,8 +131,7 @@ class URD(Method):
                 with self.backbone.precision.autocast(run.device):
                     taught = [self.encoder(seen) for seen in given]
                 loss = teaching_loss(taught, expert, masks[:, None].float().to(run.device))
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(learners[0], teacher=loss)
+                epoch.descend(loss, learners[0], teacher=loss)
                 self.encoder.eval()
                 with torch.no_grad(), self.backbone.precision.autocast(run.device):
                     taught = [self.encoder(seen) for seen in given]
@@ -140,8 +139,7 @@ class URD(Method):
                     students = [self.student(features) for features in taught]
                 losses = [layer_loss(target, student) for student in students for target in (taught[0], expert[0])]
                 loss = torch.stack(losses).sum()
-                loss.backward()  # type: ignore[no-untyped-call]
-                epoch.descend(learners[1], loss=loss)
+                epoch.descend(loss, learners[1], loss=loss)
 
     def predict(self, images: Tensor) -> Prediction:
         with self.backbone.precision.autocast(images.device):

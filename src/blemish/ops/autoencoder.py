@@ -5,7 +5,7 @@ ReLU follows each, behind a BatchNorm where one is asked for, but for what touch
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ def train(
     name: str,
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
-    loss: Callable[[Tensor, torch.Generator], dict[str, Tensor]],
+    loss: Callable[[Tensor, torch.Generator], dict[str, Any]],
     images: Images,
     config: Schedule,
     run: Run,
@@ -109,5 +109,4 @@ def train(
         draws = epoch.generator("codes")
         for indices in epoch.batches():
             values = loss(images.batch(indices).images.to(run.device), draws)
-            values["loss"].backward()  # type: ignore[no-untyped-call]
-            epoch.descend(optimiser, **values)
+            epoch.descend(values["loss"], optimiser, **values)

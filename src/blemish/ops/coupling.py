@@ -120,7 +120,7 @@ class Flow(nn.Module):
         return flowed, total
 
 
-def surprise(flowed: Sequence[Tensor], volume: Tensor) -> Tensor:
+def negative_log_likelihood(flowed: Sequence[Tensor], volume: Tensor) -> Tensor:
     """``b``: minus the log-likelihood of what a flow was given, less a constant, from what it gave back."""
     return torch.stack([map_.square().flatten(1).sum(dim=1) for map_ in flowed]).sum(dim=0) / 2 - volume
 
@@ -176,5 +176,4 @@ def train(
         draws = epoch.generator("draws")
         for indices in epoch.batches():
             value = loss(images.batch(indices), draws)
-            value.backward()  # type: ignore[no-untyped-call]
-            epoch.descend(optimiser, clip, loss=value)
+            epoch.descend(value, optimiser, clip=clip, loss=value)

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blemish.ops.patches import top_mean
+
 REFERENCES = 5000  # draws from a standard normal distribution that a step's deviations are measured by
 
 
-def top_mean(maps: Sequence[Tensor], share: float) -> Tensor:
+def top_mean_of_maps(maps: Sequence[Tensor], share: float) -> Tensor:
     """``b``: the mean of the highest ``share`` of each map ``b y x``, one value at least, averaged over the maps."""
-    flat = [map_.flatten(1) for map_ in maps]
-    highest = [values.topk(max(1, int(share * values.shape[1])), dim=1).values for values in flat]
-    return torch.stack([values.mean(dim=1) for values in highest]).mean(dim=0)
+    return torch.stack([top_mean(map_.flatten(1), share) for map_ in maps]).mean(dim=0)
 
 
 def deviation_loss(normal: Tensor, anomalous: Tensor, references: Tensor, margin: float = 5.0) -> Tensor:

@@ -15,7 +15,7 @@ BATCH = 16  # images described at once
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Subset:
     """Those of ``images`` at ``order``: implements ``contract.Images``."""
 
     images: Images

@@ -136,7 +136,7 @@ def _room(shards: Shards, total: int, kept: int, batch: int, each: int, run: Run
     return room
 
 
-def strangest_mean(scores: Tensor, top: float) -> Tensor:
+def top_mean(scores: Tensor, top: float) -> Tensor:
     """``b``: the mean of the highest share ``top`` of patch scores ``b n``, of one patch at least."""
     return scores.topk(max(1, int(scores.shape[1] * top)), dim=1).values.mean(dim=1)
 

@@ -97,13 +97,16 @@ def untrained(build: Callable[[], Network]) -> Network:
 def initialise(network: nn.Module, generator: torch.Generator, xavier: bool = False) -> None:
     """Fresh values, drawn on the CPU so that a seed means the same on every device, as reverse distillation's code has.
 
-    Convolutions: Kaiming normal by fan-out (a group's own), or Xavier normal, as URD's; transposed ones torch's
-    default; norms 1 and 0; biases 0.
+    Convolutions: Kaiming normal by fan-out (a group's own), or, with linear layers, Xavier normal; transposed ones
+    torch's default; norms 1 and 0; biases 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan = module.out_channels + (module.in_channels if xavier else 0)
             std = math.sqrt(2 * module.groups / (fan * module.weight[0, 0].numel()))
+            module.weight.copy_(torch.empty(module.weight.shape).normal_(std=std, generator=generator))
+        elif xavier and isinstance(module, nn.Linear):
+            std = math.sqrt(2 / (module.in_features + module.out_features))
             module.weight.copy_(torch.empty(module.weight.shape).normal_(std=std, generator=generator))
         elif isinstance(module, nn.ConvTranspose2d):
             bound = 1 / math.sqrt(module.out_channels // module.groups * module.weight[0, 0].numel())

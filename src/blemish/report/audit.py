@@ -9,7 +9,7 @@ from blemish.data.images import read_image
 from blemish.inspection.overlay import overlay
 from blemish.inspection.verdict import on_screen
 from blemish.report.html import colour_scale, histogram, picture, write_page
-from blemish.training.audit import Audit, Judged
+from blemish.training.audit import Audit, AuditedImage
 
 SIDE = 320  # pixels of a picture's longer side
 UNSUSPECTED = 12  # pictures of what lies just below the cut: whether it lies well can only be seen on both sides of it
@@ -34,7 +34,7 @@ def write_audit(audit: Audit, path: Path) -> Path:
     )
 
 
-def _pictures(audit: Audit, images: Sequence[Judged]) -> list[dict[str, str]]:
+def _pictures(audit: Audit, images: Sequence[AuditedImage]) -> list[dict[str, str]]:
     pictures = []
     for image in images:
         decoded = read_image(image.sample.path)

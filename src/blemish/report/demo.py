@@ -10,7 +10,7 @@ from blemish.data.testset import load_mask, open_test_set
 from blemish.inspection.inspector import Inspector
 from blemish.report.html import colour_scale, histogram, limits_of, picture, write_page
 from blemish.run import Run
-from blemish.training.evaluate import Evaluation, Judged, evaluate
+from blemish.training.evaluate import Evaluation, ScoredSample, evaluate
 from blemish.training.fit import fit
 from blemish.training.setup import FitSettings
 
@@ -57,8 +57,8 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
     """What the page shows of a texture."""
     calibration, m = inspector.calibration, evaluation.metrics
     # The good and the bad test images by decision, the strangest first.
-    normal: dict[str, list[Judged]] = {"reject": [], "review": [], "ok": []}
-    anomalous: dict[str, list[Judged]] = {"reject": [], "review": [], "ok": []}
+    normal: dict[str, list[ScoredSample]] = {"reject": [], "review": [], "ok": []}
+    anomalous: dict[str, list[ScoredSample]] = {"reject": [], "review": [], "ok": []}
     for judged in sorted(evaluation.judged, key=lambda judged: -judged.score):
         (anomalous if judged.sample.anomalous else normal)[calibration.decide(judged.score)].append(judged)
     goods, bads = sum(map(len, normal.values())), sum(map(len, anomalous.values()))
@@ -100,19 +100,16 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
     }
 
 
-def _picture(inspector: Inspector, judged: Judged) -> dict[str, str]:
+def _picture(inspector: Inspector, judged: ScoredSample) -> dict[str, str]:
     verdict, truth = inspector(judged.sample.path), None
     if judged.sample.mask is not None:
         truth = load_mask(judged.sample, read_image(judged.sample.path).size)
-    count = len(verdict.regions)
-    caption = f"score {verdict.score:,.0f}, p {verdict.p_value:.2g}, {count} region{'s' * (count != 1)}"
-    title = f"{verdict.decision}: {judged.sample.kind}"
-    return picture(verdict.overlay(truth), title, caption, verdict.decision or "")
+    return picture(verdict.overlay(truth), judged.sample.kind, verdict.caption, verdict.decision or "")
 
 
-def _of_each_kind(images: list[Judged]) -> list[Judged]:
+def _of_each_kind(images: list[ScoredSample]) -> list[ScoredSample]:
     """The clearest find of each kind."""
-    first: dict[str, Judged] = {}
+    first: dict[str, ScoredSample] = {}
     for judged in images:
         first.setdefault(judged.sample.kind, judged)
     return list(first.values())

@@ -12,10 +12,11 @@ from blemish.inspection.judge import Judge
 from blemish.inspection.output import summary
 from blemish.report.html import histogram, limits_of
 from blemish.report.inspection import Gallery, write_gallery
-from blemish.training.evaluate import Evaluation, Judged, as_figures
+from blemish.training.evaluate import Evaluation, ScoredSample, as_figures
 
 SHOWN = 100  # pictures of each section
 RATES = (0.01, 0.05, 0.1)  # of the good test images, at whose scores a threshold is tried
+RATES_TOLD = ("false_reject_rate", "false_review_rate", "escape_rate")
 SECTIONS = ("Missed", "False alarms", "Found", "Good, and left alone", "Bad", "Good")  # the last two without decisions
 
 
@@ -26,7 +27,7 @@ def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder
     """
     calibration, limits = inspector.calibration, limits_of(inspector)
     decisions = ["" if calibration.kind == "none" else calibration.decide(image.score) for image in evaluation.judged]
-    sides: dict[str, list[Judged]] = {section: [] for section in SECTIONS}
+    sides: dict[str, list[ScoredSample]] = {section: [] for section in SECTIONS}
     for image, decision in zip(evaluation.judged, decisions):
         place = {"": (5, 4), "ok": (3, 0)}.get(decision, (1, 2))
         sides[SECTIONS[place[image.sample.anomalous]]].append(image)
@@ -34,7 +35,7 @@ def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder
         np.array([image.score for image in evaluation.judged if image.sample.anomalous == anomalous])
         for anomalous in (False, True)
     )
-    for rate in RATES if good.size else ():
+    for rate in (rate for rate in RATES if rate * good.size >= 1):
         limits[f"above {1 - rate:.0%} of the good ones"] = float(np.quantile(good, 1 - rate))
     rows = [
         (text, f"{value:.4g}", f"{(good > value).sum()} of {good.size}", f"{(bad > value).sum()} of {bad.size}")
@@ -51,6 +52,8 @@ def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder
             gallery.add(verdict, verdict.overlay(truth), "", title, side, f"{section} ({len(images)} of {of})")
     counts = Counter(decisions)
     figures = [(text, f"{value:.4f}") for text, value in as_figures(evaluation.metrics).items() if value is not None]
+    rates = {name: evaluation.decisions.get(name) for name in RATES_TOLD}
+    figures += [(name, f"{value:.4f}") for name, value in rates.items() if value is not None]
     page = write_gallery(
         gallery,
         f"Evaluation on {name}",

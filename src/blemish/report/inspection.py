@@ -17,7 +17,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from blemish.data.readers import MADE_BY
+from blemish.data.readers import MADE_BY, is_ours
+from blemish.errors import OutputError
 from blemish.inspection.judge import Judge
 from blemish.inspection.output import summary
 from blemish.inspection.overlay import Scale, overlay
@@ -35,6 +36,10 @@ class Gallery:
         self.folder, self.inspector, self.shown = folder, inspector, shown
         self.scores: list[float] = []
         self._worst: dict[str, list[tuple[float, int, dict[str, Any]]]] = {}  # score, less the place in order
+        for file in sorted((folder / "page").glob("*")):
+            if not is_ours(file):
+                problem = f"{folder / 'page'} is where a page's pictures go, and holds other files, such as {file.name}"
+                raise OutputError(f"{problem}: give another folder")
 
     def add(
         self, verdict: Verdict, drawn: Image.Image, link: str = "", title: str = "", css: str = "", section: str = ""
@@ -48,12 +53,9 @@ class Gallery:
         place = (score, -len(self.scores))
         if len(worst) >= self.shown and place < worst[0][:2]:
             return
-        count = len(verdict.regions)
-        p_value = "" if verdict.p_value is None else f", p {verdict.p_value:.2g}"
         picture = {
             "title": title or "/".join(Path(verdict.source or link).parts[-2:]),
-            "caption": f"{verdict.decision or 'no decision'}: score {score:.4g}{p_value}, "
-            f"{count} region{'s' * (count != 1)}",
+            "caption": verdict.caption,
             "css": f"{verdict.decision or ''} {css}".strip(),
             "link": quote(os.fsencode(link)),
             "small": _small(drawn),

@@ -8,11 +8,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from blemish.errors import OutputError
 
 STALE = 3600  # seconds, after which nobody is still writing a temporary file
+LONGEST = 200  # bytes of a name that its temporary one keeps: file systems take 255
 
 
 @contextlib.contextmanager
@@ -41,23 +43,38 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def usable_cores() -> int:
+    """Processors that this process may use: in a container fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of installed packages; ``unknown`` for what is not installed as one."""
+    found = dict.fromkeys(packages, "unknown")
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def check_writable(path: Path) -> None:
     """Raise ``OutputError`` before long work, and not after it, where its result cannot be written."""
     _temporary(path).unlink()
 
 
 def _temporary(path: Path) -> Path:
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file, such as {path / 'parts.blemish'}.")
-    if path.exists() and not path.is_file():  # the superuser would replace it
-        raise OutputError(f"{path} is a device or a pipe: give the name of a file.")
     try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder: give the name of a file, such as {path / 'parts.blemish'}.")
+        if path.exists() and not path.is_file():  # the superuser would replace it
+            raise OutputError(f"{path} is a device or a pipe: give the name of a file.")
         path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
+        start = f".{os.fsdecode(os.fsencode(path.name)[:LONGEST])}."
         for left in _left_behind(path.parent):
-            if left.name.startswith(f".{path.name}."):
+            if left.name.startswith(start):
                 left.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=start, suffix=".part")
         os.close(handle)
     except OSError as error:
         raise OutputError(_cannot_write(path, error)) from error

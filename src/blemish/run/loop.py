@@ -57,12 +57,16 @@ class Epoch:
     def permutation(self, n: int, purpose: str) -> list[int]:
         return self._run.permutation(n, f"epoch {self.number}/{purpose}")
 
-    def descend(self, optimiser: torch.optim.Optimizer, clip: float = math.inf, /, **values: Tensor | float) -> None:
-        """Step down the gradient, of a norm of at most ``clip``, and leave none behind; ``values`` are logged."""
-        if clip < math.inf:
-            nn.utils.clip_grad_norm_([one for group in optimiser.param_groups for one in group["params"]], clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+    def descend(
+        self, loss: Tensor, /, *optimisers: torch.optim.Optimizer, clip: float = math.inf, **values: Tensor | float
+    ) -> None:
+        """Step down the gradient of ``loss``, of a norm of at most ``clip``, and leave none; ``values`` are logged."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimiser in optimisers:
+            if clip < math.inf:
+                nn.utils.clip_grad_norm_([one for group in optimiser.param_groups for one in group["params"]], clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         self.log(**values)
 
     def log(self, **values: Tensor | float) -> None:

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from blemish.inspection.overlay import data_uri
 from blemish.run.progress import printable
 from blemish.server.access import Person, needs
-from blemish.server.judging import Full, Photograph
+from blemish.server.judging import Photograph, QueueFull
 from blemish.server.problems import problem, problem_of
 from blemish.server.settings import MODEL_NAME
 from blemish.server.station import Station
@@ -55,14 +55,14 @@ async def station_of(request: Request) -> Station:
     return request.app.state.station  # type: ignore[no-any-return]
 
 
-Here = Annotated[Station, Depends(station_of)]
+StationDep = Annotated[Station, Depends(station_of)]
 
 
 @router.post("/models/{model}/inspect", openapi_extra=IMAGES)
 async def inspect(
     request: Request,
     model: ModelName,
-    here: Here,
+    station: StationDep,
     person: Operator,
     overlay: bool = False,
     part: Annotated[str | None, Query(max_length=200, pattern=PRINTABLE)] = None,
@@ -73,15 +73,15 @@ async def inspect(
     `part` are of one part: `part` in the answer is its verdict so far, that of its worst photograph. What is no image
     is listed under `refused`; where none is an image, the answer is 422. 503 with `Retry-After` where too many wait.
     """
-    judge = here.judge(model)
+    judge = station.judge(model)
     try:
         judge.check_room(1)  # before the body is read
-        photographs = [Photograph(content, name, "http", part) for name, content in await _sent(request, here)]
+        photographs = [Photograph(content, name, "http", part) for name, content in await _sent(request, station)]
         judge.submit(photographs)
-    except Full as error:
-        here.metrics.refused.labels(model).inc()
+    except QueueFull as error:
+        station.metrics.refused.labels(model).inc()
         return problem(503, str(error), {"Retry-After": str(min(60, max(1, round(judge.depth * judge.pace))))})
-    answers = [*zip(photographs, await _answers(request, photographs, here.settings.seconds))]
+    answers = [*zip(photographs, await _answers(request, photographs, station.settings.seconds))]
     errors = [(sent.name, result) for sent, result in answers if isinstance(result, BaseException)]
     verdicts = [(sent, result) for sent, result in answers if isinstance(result, dict)]
     for _, why in errors:
@@ -89,21 +89,21 @@ async def inspect(
             return answer
     for sent, verdict in verdicts if overlay else ():
         verdict["overlay"] = await run_in_threadpool(data_uri, await run_in_threadpool(sent.verdict.overlay))
-    whole = await run_in_threadpool(here.store.part_verdict, model, part) if part else None
+    whole = await run_in_threadpool(station.store.part_verdict, model, part) if part else None
     decision = max((verdict["decision"] for _, verdict in verdicts), key=WORST.__getitem__)
     refused = [{"path": name, "detail": str(error)} for name, error in errors]
     said = {"decision": decision, "verdicts": [verdict for _, verdict in verdicts]}
     return JSONResponse({**said, "refused": refused, "part": whole})
 
 
-async def _sent(request: Request, here: Station) -> list[tuple[str, bytes]]:
+async def _sent(request: Request, station: Station) -> list[tuple[str, bytes]]:
     """Names and contents of the images of a request; an HTTPException 422 where there is none."""
     if not request.headers.get("content-type", "").startswith("multipart/"):
         content = await request.body()
         if not content:
             raise HTTPException(422, "the body is empty: send the bytes of an image")
         return [("", content)]
-    async with request.form(max_files=here.settings.max_images, max_fields=16) as form:
+    async with request.form(max_files=station.settings.max_images, max_fields=16) as form:
         files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
         sent = [(printable(file.filename or "")[:500], await file.read()) for file in files]
     if not sent:
@@ -134,44 +134,44 @@ async def _answers(request: Request, photographs: Sequence[Photograph], seconds:
 
 
 @router.get("/inspections")
-def list_inspections(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dict[str, Any]:
+def list_inspections(station: StationDep, person: Viewer, search: Annotated[Search, Query()]) -> dict[str, Any]:
     """Verdicts, newest first; `next` is the `cursor` of the next page, or null."""
-    return here.store.find(search)
+    return station.store.find(search)
 
 
 @router.get("/inspections/{number}")
-def show_inspection(here: Here, person: Viewer, number: BigId) -> dict[str, Any]:
+def show_inspection(station: StationDep, person: Viewer, number: BigId) -> dict[str, Any]:
     """One verdict."""
-    return as_json(here.inspection(number))
+    return as_json(station.inspection(number))
 
 
 @router.get("/inspections/{number}/image", **sends(*KINDS.values()))
-def show_image(here: Here, person: Viewer, number: BigId) -> Response:
+def show_image(station: StationDep, person: Viewer, number: BigId) -> Response:
     """The photograph: as it was sent where browsers show such files, else as PNG."""
-    row = here.inspection(number)
-    content = here.photograph(row)
+    row = station.inspection(number)
+    content = station.photograph(row)
     kind = next((kind for start, kind in KINDS.items() if content.startswith(start)), None)
     if kind is None:
-        return picture(Image.fromarray(here.verdict(row).pixels))
+        return picture(Image.fromarray(station.verdict(row).pixels))
     return Response(content, media_type=kind, headers=LASTING)
 
 
 @router.get("/inspections/{number}/overlay", **sends("image/png"))
-def show_overlay(here: Here, person: Viewer, number: BigId) -> Response:
+def show_overlay(station: StationDep, person: Viewer, number: BigId) -> Response:
     """The photograph with what is wrong coloured and outlined, as PNG."""
-    return picture(here.verdict(here.inspection(number)).overlay())
+    return picture(station.verdict(station.inspection(number)).overlay())
 
 
 @router.get("/inspections/{number}/map", **sends("image/png", "image/tiff"))
-def show_map(here: Here, person: Viewer, number: BigId, format: Literal["png", "tiff"] = "png") -> Response:
+def show_map(station: StationDep, person: Viewer, number: BigId, format: Literal["png", "tiff"] = "png") -> Response:
     """The colours alone, transparent below the threshold, as PNG; or raw values as 32-bit TIFF. 404 without a map."""
-    row = here.inspection(number)
-    heatmap = here.verdict(row).heatmap
+    row = station.inspection(number)
+    heatmap = station.verdict(row).heatmap
     if heatmap is None:
         raise HTTPException(404, f"inspection {number} has no map")
     if format == "tiff":
         return picture(Image.fromarray(heatmap), "tiff")
-    scale = here.inspector(row.digest).scale
+    scale = station.inspector(row.digest).scale
     return picture(Image.fromarray(np.zeros((*heatmap.shape, 4), np.uint8) if scale is None else scale.layer(heatmap)))
 
 
@@ -192,33 +192,33 @@ class Said(BaseModel, extra="forbid"):
 
 
 @router.put("/inspections/{number}/said")
-def say(here: Here, person: Operator, number: BigId, body: Said) -> dict[str, Any]:
+def say(station: StationDep, person: Operator, number: BigId, body: Said) -> dict[str, Any]:
     """Keep what a person says: `good` or `bad` after all. What was said before is kept, too."""
-    return here.say(number, body.said, body.kind, person.name)
+    return station.say(number, body.said, body.kind, person.name)
 
 
 @router.delete("/inspections/{number}/said")
-def take_back(here: Here, person: Operator, number: BigId) -> dict[str, Any]:
+def take_back(station: StationDep, person: Operator, number: BigId) -> dict[str, Any]:
     """Undo: what was said before the last word holds again."""
-    return here.say(number, None, "", person.name)
+    return station.say(number, None, "", person.name)
 
 
 @router.post("/inspections/{number}/replay")
-def replay(here: Here, person: Viewer, number: BigId) -> dict[str, Any]:
+def replay(station: StationDep, person: Viewer, number: BigId) -> dict[str, Any]:
     """Judge its photograph again by the model that judged it: `same` where all is equal to the last bit."""
-    return here.replay(number)
+    return station.replay(number)
 
 
 @router.get("/counts")
-def count(here: Here, person: Viewer, search: Annotated[Search, Query()]) -> dict[str, Any]:
+def count(station: StationDep, person: Viewer, search: Annotated[Search, Query()]) -> dict[str, Any]:
     """How many verdicts of each decision, and what people said of them."""
-    return here.store.count(search)
+    return station.store.count(search)
 
 
 @router.get("/cameras/{model}", **sends("image/jpeg"))
-def show_camera(here: Here, person: Viewer, model: ModelName) -> Response:
+def show_camera(station: StationDep, person: Viewer, model: ModelName) -> Response:
     """The last picture of a model's camera, as JPEG; 404 without one."""
-    for feed in here.feeds:
+    for feed in station.feeds:
         if feed.state["model"] == model and (picture := getattr(feed.source, "picture", b"")):
             return Response(picture, media_type="image/jpeg")
     raise HTTPException(404, f"{model} has no camera, or it sends nothing now")
@@ -229,15 +229,15 @@ class LogIn(BaseModel, extra="forbid"):
 
 
 @router.post("/login")
-def log_in(request: Request, here: Here, body: LogIn, response: Response) -> Person:
+def log_in(request: Request, station: StationDep, body: LogIn, response: Response) -> Person:
     """A session cookie from a token; `csrf` goes into the header `X-CSRF-Token` of every change made with it."""
-    return here.access.log_in(request, body.token, response)
+    return station.access.log_in(request, body.token, response)
 
 
 @router.post("/logout", status_code=204)
-def log_out(request: Request, here: Here, person: Viewer, response: Response) -> None:
+def log_out(request: Request, station: StationDep, person: Viewer, response: Response) -> None:
     """End the session."""
-    here.access.log_out(request, response)
+    station.access.log_out(request, response)
 
 
 @router.get("/me")
@@ -247,8 +247,8 @@ def show_me(person: Viewer) -> Person:
 
 
 @router.get("/events", **sends("text/event-stream"))
-async def listen(here: Here, person: Viewer) -> StreamingResponse:
+async def listen(station: StationDep, person: Viewer) -> StreamingResponse:
     """Server-sent events: `inspection`, `said`, `model`, `relearn`, `promise`, each with a JSON object."""
-    if here.events.is_crowded:
+    if station.events.is_crowded:
         raise HTTPException(503, "too many listen already", {"Retry-After": "10"})
-    return StreamingResponse(here.events.listen(), media_type="text/event-stream")
+    return StreamingResponse(station.events.listen(), media_type="text/event-stream")

@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 
 from blemish.errors import ModelFileError
 from blemish.server import health, reports, teaching
-from blemish.server.api import Admin, Here, ModelName, Operator, Viewer
+from blemish.server.api import Admin, ModelName, Operator, StationDep, Viewer
 from blemish.server.store import BigId, Search
 from blemish.server.tables import audit
 
@@ -20,36 +20,36 @@ router = APIRouter(prefix="/v1")
 
 
 @router.get("/models")
-def list_models(here: Here, person: Viewer) -> dict[str, Any]:
+def list_models(station: StationDep, person: Viewer) -> dict[str, Any]:
     """What judges here."""
-    return {"models": [here.describe(name) for name in [*here.judges]]}
+    return {"models": [station.describe(name) for name in [*station.judges]]}
 
 
 @router.get("/models/{model}")
-def show_model(here: Here, person: Viewer, model: ModelName) -> dict[str, Any]:
+def show_model(station: StationDep, person: Viewer, model: ModelName) -> dict[str, Any]:
     """One model, with all that `blemish info` says under `info`."""
-    return {**here.describe(model), "info": here.judge(model).model.inspector.info()}
+    return {**station.describe(model), "info": station.judge(model).model.inspector.info()}
 
 
 @router.put("/models/{model}")
-async def put_model(request: Request, here: Here, person: Admin, model: ModelName) -> dict[str, Any]:
+async def put_model(request: Request, station: StationDep, person: Admin, model: ModelName) -> dict[str, Any]:
     """Load the model file in the body, or swap it for the one of that name; no request is lost by it."""
-    with tempfile.TemporaryDirectory(dir=here.pictures.models) as folder:
+    with tempfile.TemporaryDirectory(dir=station.pictures.models) as folder:
         file = Path(folder) / "uploaded.blemish"
         with file.open("wb") as stream:
             async for chunk in request.stream():
                 await run_in_threadpool(stream.write, chunk)
         try:
-            await run_in_threadpool(here.put_model, model, file, "uploaded", person.name)
+            await run_in_threadpool(station.put_model, model, file, "uploaded", person.name)
         except ModelFileError as error:
             raise HTTPException(422, str(error).replace(str(file), "the file")) from error
-    return await run_in_threadpool(here.describe, model)
+    return await run_in_threadpool(station.describe, model)
 
 
 @router.delete("/models/{model}", status_code=204)
-def drop_model(here: Here, person: Admin, model: ModelName) -> None:
+def drop_model(station: StationDep, person: Admin, model: ModelName) -> None:
     """Unload a model; what waits for it is still judged."""
-    here.drop_model(model, person.name)
+    station.drop_model(model, person.name)
 
 
 class Threshold(BaseModel, extra="forbid"):
@@ -61,7 +61,7 @@ class Threshold(BaseModel, extra="forbid"):
 
 @router.get("/models/{model}/threshold")
 def try_threshold(
-    here: Here,
+    station: StationDep,
     person: Viewer,
     model: ModelName,
     rate: Annotated[float | None, Query(gt=0, lt=1)] = None,
@@ -69,86 +69,89 @@ def try_threshold(
     bins: Annotated[int, Query(ge=5, le=200)] = 40,
 ) -> dict[str, Any]:
     """What another rate would do: threshold, promise, histograms, and past parts that it would reject."""
-    return teaching.preview(here, model, rate, review, bins)
+    return teaching.preview(station, model, rate, review, bins)
 
 
 @router.put("/models/{model}/threshold")
-def set_threshold(here: Here, person: Admin, model: ModelName, body: Threshold) -> dict[str, Any]:
+def set_threshold(station: StationDep, person: Admin, model: ModelName, body: Threshold) -> dict[str, Any]:
     """Set it: a new calibration, as a new model file, swapped in and logged."""
-    return teaching.set_threshold(here, model, body.rate, body.review, person.name)
+    return teaching.set_threshold(station, model, body.rate, body.review, person.name)
 
 
-def teacher_of(request: Request) -> teaching.Teacher:
+def relearner_of(request: Request) -> teaching.Relearner:
     """What learns again, of the station behind a request."""
-    return request.app.state.teacher  # type: ignore[no-any-return]
+    return request.app.state.relearner  # type: ignore[no-any-return]
 
 
-Teaching = Annotated[teaching.Teacher, Depends(teacher_of)]
+RelearnerDep = Annotated[teaching.Relearner, Depends(relearner_of)]
 
 
 @router.post("/models/{model}/relearn", status_code=202)
-def relearn(person: Operator, model: ModelName, teacher: Teaching) -> dict[str, Any]:
+def relearn(person: Operator, model: ModelName, relearner: RelearnerDep) -> dict[str, Any]:
     """Learn again, in the background, from the training images and from what people said."""
-    return teacher.start(model, person.name)
+    return relearner.start(model, person.name)
 
 
 @router.get("/models/{model}/relearn")
-def show_relearn(person: Viewer, model: ModelName, teacher: Teaching) -> dict[str, Any]:
+def show_relearn(person: Viewer, model: ModelName, relearner: RelearnerDep) -> dict[str, Any]:
     """How far it is; once ready, how old and new differ."""
-    return teacher.state(model)
+    return relearner.state(model)
 
 
 @router.post("/models/{model}/relearn/accept")
-def accept(person: Admin, model: ModelName, teacher: Teaching) -> dict[str, Any]:
+def accept(person: Admin, model: ModelName, relearner: RelearnerDep) -> dict[str, Any]:
     """Swap the new model in."""
-    return teacher.accept(model, person.name)
+    return relearner.accept(model, person.name)
 
 
 @router.delete("/models/{model}/relearn", status_code=204)
-def stop_relearn(person: Operator, model: ModelName, teacher: Teaching) -> None:
+def stop_relearn(person: Operator, model: ModelName, relearner: RelearnerDep) -> None:
     """Stop it, or throw away what it made."""
-    teacher.stop(model, person.name)
+    relearner.stop(model, person.name)
 
 
 @router.get("/models/{model}/health")
 def show_health(
-    here: Here, person: Viewer, model: ModelName, points: Annotated[int, Query(ge=10, le=1000)] = 120
+    station: StationDep, person: Viewer, model: ModelName, points: Annotated[int, Query(ge=10, le=1000)] = 120
 ) -> dict[str, Any]:
     """Whether the promise holds, control charts, latency, queue and disk."""
-    return health.health(here, model, points)
+    return health.health(station, model, points)
 
 
 @router.post("/models/{model}/health/acknowledge")
-def acknowledge(here: Here, person: Operator, model: ModelName) -> dict[str, Any]:
+def acknowledge(station: StationDep, person: Operator, model: ModelName) -> dict[str, Any]:
     """A person has looked: the promise holds again until a test fails."""
-    return health.acknowledge(here, model, person.name)
+    return health.acknowledge(station, model, person.name)
 
 
 @router.get("/report", response_model=None, responses={200: {"content": {"text/csv": {}}}})
 def report(
-    here: Here, person: Viewer, search: Annotated[Search, Depends()], format: Literal["json", "csv", "excel"] = "json"
+    station: StationDep,
+    person: Viewer,
+    search: Annotated[Search, Depends()],
+    format: Literal["json", "csv", "excel"] = "json",
 ) -> dict[str, Any] | Response:
     """A shift: counts in all and by hour, the strangest parts, what people said, what changed; or verdicts as CSV."""
     if format != "json":
         headers = {"Content-Disposition": 'attachment; filename="inspections.csv"'}
         return StreamingResponse(
-            reports.as_csv(here, search, format == "excel"), media_type="text/csv", headers=headers
+            reports.as_csv(station, search, format == "excel"), media_type="text/csv", headers=headers
         )
-    return reports.shift(here, search)
+    return reports.shift(station, search)
 
 
 @router.get("/audit")
 def show_audit(
-    here: Here, person: Admin, cursor: BigId | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    station: StationDep, person: Admin, cursor: BigId | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> dict[str, Any]:
     """The audit trail, newest first."""
     query = select(audit).order_by(audit.c.id.desc()).limit(limit + 1)
-    found = here.store.rows(query if cursor is None else query.where(audit.c.id < cursor))
+    found = station.store.rows(query if cursor is None else query.where(audit.c.id < cursor))
     more = len(found) > limit
     return {"rows": [reports.audit_json(row) for row in found[:limit]], "next": found[limit - 1].id if more else None}
 
 
 @router.get("/audit/verify")
-def verify(here: Here, person: Admin) -> dict[str, Any]:
+def verify(station: StationDep, person: Admin) -> dict[str, Any]:
     """Whether the audit trail is whole, and where it is first broken."""
-    return here.store.verify()
+    return station.store.verify()

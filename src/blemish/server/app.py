@@ -22,13 +22,13 @@ from blemish import __version__
 from blemish.errors import BlemishError, ConfigError, StoreError
 from blemish.server import api, api_models, pages
 from blemish.server.access import Guard
-from blemish.server.api import PROBLEMS, Here, Viewer, sends
-from blemish.server.care import Caretaker
+from blemish.server.api import PROBLEMS, StationDep, Viewer, sends
+from blemish.server.care import Maintenance
 from blemish.server.settings import Settings
 from blemish.server.sinks import Delivery, named_sinks
 from blemish.server.sources import Camera, Feed, Folder, Line
 from blemish.server.station import Station
-from blemish.server.teaching import Teacher
+from blemish.server.teaching import Relearner
 
 CONNECTIONS = 4000  # at a time; more are refused at once
 HEADER_BYTES = 32 * 1024
@@ -92,8 +92,8 @@ def bind(settings: Settings) -> socket.socket:
 def create_app(settings: Settings, station: Station | None = None, ready: Callable[[], None] | None = None) -> FastAPI:
     """The application; its station is opened at once, and closed when the application ends."""
     station = station or Station(settings)
-    teacher = Teacher(station)
-    parts = [*_connect(station, settings), Caretaker(station), teacher, station]
+    relearner = Relearner(station)
+    parts = [*_connect(station, settings), Maintenance(station), relearner, station]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -114,7 +114,7 @@ def create_app(settings: Settings, station: Station | None = None, ready: Callab
         responses=PROBLEMS,
         exception_handlers=dict.fromkeys(FAILURES, pages.answer_problem),
     )
-    app.state.station, app.state.teacher = station, teacher
+    app.state.station, app.state.relearner = station, relearner
     app.add_middleware(Guard, settings=settings)
     for addresses in (api, api_models, pages):
         app.include_router(addresses.router)
@@ -133,21 +133,21 @@ def create_app(settings: Settings, station: Station | None = None, ready: Callab
         return {"ready": True, "models": [*station.judges]}
 
     @app.get("/metrics", **sends("text/plain"))
-    def metrics(here: Here, person: Viewer) -> Response:
+    def metrics(station: StationDep, person: Viewer) -> Response:
         """For Prometheus."""
-        return Response(here.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(station.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
 
 
-def _connect(here: Station, settings: Settings) -> list[Feed | Delivery]:
+def _connect(station: Station, settings: Settings) -> list[Feed | Delivery]:
     """Start what feeds the station and what is told of verdicts; to be closed in this order."""
     sinks = named_sinks(settings)
-    here.sinks = tuple(sinks)
-    folders = {m: partial(Folder, place, settings.move, here.judged_before) for m, place in settings.watch.items()}
-    here.feeds = [
-        *(Feed(here, model, "folder", make) for model, make in folders.items()),
-        *(Feed(here, model, "camera", partial(Camera, place)) for model, place in settings.cameras.items()),
-        *(Feed(here, model, "line", partial(Line, place)) for model, place in settings.simulated.items()),
+    station.sinks = tuple(sinks)
+    folders = {m: partial(Folder, place, settings.move, station.judged_before) for m, place in settings.watch.items()}
+    station.feeds = [
+        *(Feed(station, model, "folder", make) for model, make in folders.items()),
+        *(Feed(station, model, "camera", partial(Camera, place)) for model, place in settings.cameras.items()),
+        *(Feed(station, model, "line", partial(Line, place)) for model, place in settings.simulated.items()),
     ]
-    return [*here.feeds, *(Delivery(here.store, name, make) for name, make in sinks.items())]
+    return [*station.feeds, *(Delivery(station.store, name, make) for name, make in sinks.items())]

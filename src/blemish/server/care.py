@@ -22,62 +22,65 @@ FULL = 0.95  # of a bound on the disk, that is left after the oldest photographs
 log = logging.getLogger("blemish.server")
 
 
-class Caretaker(Worker):
+class Maintenance(Worker):
+    """What a station does by the clock: its lock, its promises, its gauges, and what it keeps no longer."""
+
     _patience = None  # a deletion that was begun ends
 
-    def __init__(self, here: Station) -> None:
-        self._here = here
+    def __init__(self, station: Station) -> None:
+        self._station = station
         super().__init__()
 
     def _work(self) -> None:
         cleaned = -RETENTION_PERIOD
         while not self._ended.wait(PERIOD):
             try:
-                self._here.store.hold_on()
-                for name in [*self._here.judges]:
-                    watch_promise(self._here, name)
-                waiting = self._here.store.rows(select(outbox.c.sink, func.count()).group_by(outbox.c.sink))
-                for sink, count in [*dict.fromkeys(self._here.sinks, 0).items(), *map(tuple, waiting)]:
-                    self._here.metrics.undelivered.labels(sink).set(count)
-                is_filling = self._here.pictures.written > (1 - FULL) * (self._here.settings.max_disk or float("inf"))
+                self._station.store.renew_lock()
+                for name in [*self._station.judges]:
+                    watch_promise(self._station, name)
+                waiting = self._station.store.rows(select(outbox.c.sink, func.count()).group_by(outbox.c.sink))
+                for sink, count in [*dict.fromkeys(self._station.sinks, 0).items(), *map(tuple, waiting)]:
+                    self._station.metrics.undelivered.labels(sink).set(count)
+                room = self._station.settings.max_disk or float("inf")
+                is_filling = self._station.pictures.written > (1 - FULL) * room
                 if is_filling or time.monotonic() - cleaned >= RETENTION_PERIOD:
                     cleaned = time.monotonic()
-                    let_go(self._here)
+                    apply_retention(self._station)
             except BlemishError as error:
                 log.warning("%s", error)
             except Exception:
-                log.exception("the caretaker failed")
+                log.exception("maintenance failed")
 
 
-def let_go(here: Station, now: float | None = None) -> None:
+def apply_retention(station: Station, now: float | None = None) -> None:
     """Delete what the settings keep no longer; the audit trail has how many verdicts and photographs went."""
-    settings, columns = here.settings, inspections.c
+    settings, columns = station.settings, inspections.c
     now = time.time() if now is None else now
     if settings.keep is not None:
         old = columns.at < now - settings.keep.total_seconds()
-        while rows := here.store.rows(select(inspections).where(old).order_by(columns.id).limit(BATCH)):
-            _drop_photographs(here, rows, "older than --keep")
+        while rows := station.store.rows(select(inspections).where(old).order_by(columns.id).limit(BATCH)):
+            _drop_photographs(station, rows, "older than --keep")
             numbers = [row.id for row in rows]
-            with here.store.write() as connection:
+            with station.store.write() as connection:
                 connection.execute(delete(inspections).where(columns.id.in_(numbers)))
                 connection.execute(delete(labels).where(labels.c.inspection.in_(numbers)))
                 told = {"verdicts": len(rows), "first": numbers[0], "last": numbers[-1], "why": "older than --keep"}
-                here.store.note(connection, "deleted", "station", told)
+                station.store.note(connection, "deleted", "station", told)
     if settings.keep_images != "all":
         unwanted = and_(columns.image_kept, columns.at < now - GRACE, ~_kept_images(settings.keep_images))
-        while rows := here.store.rows(select(inspections).where(unwanted).order_by(columns.id).limit(BATCH)):
-            _drop_photographs(here, rows, "not of --keep-images")
+        while rows := station.store.rows(select(inspections).where(unwanted).order_by(columns.id).limit(BATCH)):
+            _drop_photographs(station, rows, "not of --keep-images")
     if settings.max_disk is not None:
-        here.pictures.written, sizes = 0, dict(here.pictures.sizes())
+        station.pictures.written, sizes = 0, dict(station.pictures.sizes())
         excess: float = sum(sizes.values()) - settings.max_disk
         excess += (1 - FULL) * settings.max_disk if excess > 0 else 0
         oldest = select(inspections).where(columns.image_kept).order_by(columns.id).limit(BATCH)
-        while excess > 0 and (rows := here.store.rows(oldest)):
+        while excess > 0 and (rows := station.store.rows(oldest)):
             freed = [*accumulate(sizes.get(row.image, 0) for row in rows)]
             rows = rows[: bisect_left(freed, excess) + 1]
-            _drop_photographs(here, rows, "above --max-disk")
-            excess -= sum(sizes.pop(row.image, 0) for row in rows if not here.pictures.path(row.image).exists())
-    with here.store.write() as connection:
+            _drop_photographs(station, rows, "above --max-disk")
+            excess -= sum(sizes.pop(row.image, 0) for row in rows if not station.pictures.path(row.image).exists())
+    with station.store.write() as connection:
         connection.execute(delete(sessions).where(sessions.c.expires < now))
 
 
@@ -98,17 +101,17 @@ def _kept_images(words: str) -> Any:
     )
 
 
-def _drop_photographs(here: Station, rows: Sequence[Row[Any]], why: str) -> None:
+def _drop_photographs(station: Station, rows: Sequence[Row[Any]], why: str) -> None:
     """Delete files that no other row needs, after the rows say so."""
     numbers, columns = [row.id for row in rows if row.image_kept], inspections.c
     if not numbers:
         return
-    with here.pictures.lock:  # no photograph of the same content arrives in between
-        with here.store.write() as connection:
+    with station.pictures.lock:  # no photograph of the same content arrives in between
+        with station.store.write() as connection:
             connection.execute(update(inspections).where(columns.id.in_(numbers)).values(image_kept=False))
             told = {"photographs": len(numbers), "first": numbers[0], "last": numbers[-1], "why": why}
-            here.store.note(connection, "deleted", "station", told)
+            station.store.note(connection, "deleted", "station", told)
         images = {row.image for row in rows}
-        needed = here.store.rows(select(columns.image).where(columns.image.in_(images), columns.image_kept))
+        needed = station.store.rows(select(columns.image).where(columns.image.in_(images), columns.image_kept))
         for image in images.difference(row.image for row in needed):
-            here.pictures.remove(image)
+            station.pictures.remove(image)

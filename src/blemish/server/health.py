@@ -53,16 +53,16 @@ def test_window(calibration: Calibration, scores: NDArray[np.float64]) -> tuple[
     return rejected, p_rejected, float(mannwhitneyu(below, known, alternative=direction, method="asymptotic").pvalue)
 
 
-def watch_promise(here: Station, name: str) -> None:
+def watch_promise(station: Station, name: str) -> None:
     """Test the windows that have filled since; a promise that is withdrawn is logged and told to who listens."""
-    model = here.judge(name).model
+    model = station.judge(name).model
     calibration: Calibration = model.inspector.calibration
     if calibration.rate is None:
         return
     own = (windows.c.model == name, windows.c.digest == model.digest)
     columns = inspections.c
     while True:
-        last = here.store.first(select(windows.c.last).where(*own).order_by(windows.c.id.desc()))
+        last = station.store.first(select(windows.c.last).where(*own).order_by(windows.c.id.desc()))
         query = select(columns.id, columns.at, columns.part, columns.score).where(
             columns.model == name,
             columns.digest == model.digest,
@@ -70,42 +70,42 @@ def watch_promise(here: Station, name: str) -> None:
             columns.said.is_distinct_from("bad"),
         )
         photographs: dict[Any, list[Any]] = {}  # of each part, in the order in which parts came
-        rows = here.store.rows(query.order_by(columns.id).limit(ROWS))
+        rows = station.store.rows(query.order_by(columns.id).limit(ROWS))
         for row in rows:
             part = row.part or row.id
             if part not in photographs and len(photographs) == WINDOW:
                 break
             photographs.setdefault(part, []).append(row)
         if len(photographs) < WINDOW and len(rows) < ROWS:
-            here.metrics.holds.labels(name).set(promise(here, name)["holds"])
+            station.metrics.holds.labels(name).set(promise(station, name)["holds"])
             return
         taken = [*photographs.values()]
         worst = [max(math.inf if row.score is None else row.score for row in rows) for rows in taken]
         rejected, p_rejected, p_scores = test_window(calibration, np.array(worst))
         alarm = min(p_rejected, p_scores) < ALPHA / 2
-        with here.store.write() as connection:
+        with station.store.write() as connection:
             found = {"last": max(rows[-1].id for rows in taken), "since": taken[0][0].at, "until": taken[-1][-1].at}
             tested = {"parts": len(taken), "rejected": rejected, "p_rejected": p_rejected, "p_scores": p_scores}
             window = {"model": name, "digest": model.digest, **found, **tested, "alarm": alarm}
             connection.execute(insert(windows), window)
             if alarm:
-                here.store.note(connection, "promise withdrawn", "station", window)
+                station.store.note(connection, "promise withdrawn", "station", window)
         if alarm:
-            here.events.publish("promise", {"model": name, **promise(here, name)})
+            station.events.publish("promise", {"model": name, **promise(station, name)})
 
 
-def promise(here: Station, name: str) -> dict[str, Any]:
+def promise(station: Station, name: str) -> dict[str, Any]:
     """Whether the promise of a model holds; if not, since when and why, in words."""
-    model = here.judge(name).model
+    model = station.judge(name).model
     own = (windows.c.model == name, windows.c.digest == model.digest)
     said: dict[str, Any] = dict.fromkeys(("holds", "since", "p_value"))
     said |= {"sentence": model.inspector.promise, "test": TEST, "parts": 0}
     if model.inspector.calibration.rate is None:
         return said
-    last = here.store.first(select(windows).where(*own).order_by(windows.c.id.desc()))
-    parts = here.store.first(select(func.sum(windows.c.parts)).where(*own))
+    last = station.store.first(select(windows).where(*own).order_by(windows.c.id.desc()))
+    parts = station.store.first(select(func.sum(windows.c.parts)).where(*own))
     said |= {"holds": True, "parts": (parts and parts[0]) or 0}
-    if (first := here.store.first(select(windows).where(*own, windows.c.alarm).order_by(windows.c.id))) is None:
+    if (first := station.store.first(select(windows).where(*own, windows.c.alarm).order_by(windows.c.id))) is None:
         return said | {"p_value": min(last.p_rejected, last.p_scores) if last else None}
     promised = (model.inspector.calibration.rate or 0) * first.parts
     why = (
@@ -122,24 +122,26 @@ def promise(here: Station, name: str) -> dict[str, Any]:
     return said | {"holds": False, "since": spoken_time(first.since), "sentence": sentence, "p_value": p_value}
 
 
-def acknowledge(here: Station, name: str, actor: str) -> dict[str, Any]:
+def acknowledge(station: Station, name: str, actor: str) -> dict[str, Any]:
     """A person has looked, and the promise is to hold again: logged."""
-    digest = here.judge(name).model.digest
-    with here.store.write() as connection:
+    digest = station.judge(name).model.digest
+    with station.store.write() as connection:
         own = (windows.c.model == name, windows.c.digest == digest, windows.c.alarm)
         ended = connection.execute(update(windows).where(*own).values(alarm=False)).rowcount
-        here.store.note(connection, "promise restored", actor, {"model": name, "alarms": ended})
-    here.metrics.holds.labels(name).set(1)
-    return promise(here, name)
+        station.store.note(connection, "promise restored", actor, {"model": name, "alarms": ended})
+    station.metrics.holds.labels(name).set(1)
+    return promise(station, name)
 
 
-def health(here: Station, name: str, points: int = 120) -> dict[str, Any]:
+def health(station: Station, name: str, points: int = 120) -> dict[str, Any]:
     """Promise, control charts, latency, queue and disk of a model."""
-    judge, columns = here.judge(name), inspections.c
-    same = (columns.model == name, columns.digest.in_(here.same_scores(name)))
+    judge, columns = station.judge(name), inspections.c
+    same = (columns.model == name, columns.digest.in_(station.same_scores(name)))
     wanted = (columns.id, columns.at, columns.score, columns.brightness, columns.sharpness, columns.milliseconds)
-    rows = here.store.rows(select(*wanted).where(*same).order_by(columns.id.desc()).limit(LATEST))[::-1]
-    first = here.store.rows(select(*wanted).where(*same, columns.decision == "ok").order_by(columns.id).limit(BASELINE))
+    rows = station.store.rows(select(*wanted).where(*same).order_by(columns.id.desc()).limit(LATEST))[::-1]
+    first = station.store.rows(
+        select(*wanted).where(*same, columns.decision == "ok").order_by(columns.id).limit(BASELINE)
+    )
     calibration: Calibration = judge.model.inspector.calibration
     charts = {"score": _chart(rows, "score", calibration.scores, points, calibration.threshold)}
     for key in ("brightness", "sharpness"):
@@ -148,14 +150,14 @@ def health(here: Station, name: str, points: int = 120) -> dict[str, Any]:
     quantiles = np.quantile(latency, [0.5, 0.99]).tolist() if latency else [None, None]
     return {
         "model": name,
-        "promise": promise(here, name),
+        "promise": promise(station, name),
         "charts": charts,
         "baseline": len(first),
         "latency": dict(zip(("p50", "p99"), quantiles)),
-        "sources": [feed.state for feed in here.feeds if feed.state["model"] == name],
+        "sources": [feed.state for feed in station.feeds if feed.state["model"] == name],
         "waiting": judge.depth,
-        "may_wait": here.settings.queue,
-        "disk": dict(zip(("total", "free"), shutil.disk_usage(here.pictures.root)[::2])),
+        "may_wait": station.settings.queue,
+        "disk": dict(zip(("total", "free"), shutil.disk_usage(station.pictures.root)[::2])),
     }
 
 

@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from blemish.data.images import DecodedImage
-from blemish.data.images import decode as decode_file
+from blemish.data.images import DecodedImage, decode
 from blemish.errors import BlemishError
 from blemish.inspection.judge import WORKERS, Judge
 from blemish.inspection.verdict import Verdict
@@ -30,11 +29,11 @@ GATHER = 0.005  # seconds that a batch waits for photographs that are being deco
 log = logging.getLogger("blemish.server")
 
 
-class Full(BlemishError):
+class QueueFull(BlemishError):
     """As many photographs wait as may."""
 
 
-class Closed(BlemishError):
+class QueueClosed(BlemishError):
     """The model is being unloaded."""
 
 
@@ -63,18 +62,13 @@ class Photograph:
     row: dict[str, Any] = field(default_factory=dict)
 
 
-def light_of(pixels: NDArray[Any]) -> tuple[float, float]:
+def brightness_and_sharpness(pixels: NDArray[Any]) -> tuple[float, float]:
     """Brightness, a share of white, and sharpness: the mean step between neighbours, as a share of brightness."""
     white = {"uint8": 255, "uint16": 65535}.get(pixels.dtype.name, 1)
     grey = pixels[:: max(1, len(pixels) // 256), :, 1].astype(np.float32)
     brightness = float(grey.mean())
     steps = float(np.abs(np.diff(grey, axis=1)).mean())
     return brightness / white, steps / max(brightness, 1e-6 * white)
-
-
-def decode(content: bytes, max_pixels: int, name: str = "") -> DecodedImage:
-    """An ImageError where there is no image, or one of more pixels, which are not decoded then."""
-    return decode_file(content, name or "the image", max_pixels)
 
 
 Keep = Callable[[Sequence[Photograph]], list[dict[str, Any]]]
@@ -113,11 +107,11 @@ class JudgeQueue:
             thread.start()
 
     def check_room(self, count: int) -> None:
-        """Full where not so many more may wait, Closed where the model is being unloaded."""
+        """QueueFull where not so many more may wait, QueueClosed where the model is being unloaded."""
         if self._is_closed:
-            raise Closed("the model is being unloaded")
+            raise QueueClosed("the model is being unloaded")
         if self.depth + count > self._limit:
-            raise Full(f"{self.depth} photographs wait already, and {self._limit} may: send it again later")
+            raise QueueFull(f"{self.depth} photographs wait already, and {self._limit} may: send it again later")
 
     def submit(self, photographs: Sequence[Photograph]) -> None:
         """All of them, or none: raises as ``check_room``."""
@@ -161,10 +155,10 @@ class JudgeQueue:
             self._finish(photograph, problem)
 
     def _prepare(self, photograph: Photograph) -> None:
-        image = decode(photograph.content, self._max_pixels, photograph.name)
+        image = decode(photograph.content, photograph.name or "the upload", self._max_pixels)
         photograph.model = self.model
         photograph.loaded = image, photograph.model.inspector.loaded(image)
-        brightness, sharpness = light_of(image.pixels)
+        brightness, sharpness = brightness_and_sharpness(image.pixels)
         photograph.row = {
             "digest": photograph.model.digest,
             "image": hashlib.sha256(photograph.content).hexdigest(),

@@ -25,13 +25,13 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from blemish.data.images import read_image
 from blemish.errors import BlemishError, ImageError
-from blemish.inspection.outlook import KINDS
+from blemish.inspection.detection import KINDS
 from blemish.inspection.overlay import data_uri
 from blemish.inspection.verdict import on_screen
 from blemish.server import charts, health, reports, teaching
 from blemish.server.access import Person, needs
-from blemish.server.api import Admin, Here, Operator, Viewer, picture
-from blemish.server.api_models import Teaching
+from blemish.server.api import Admin, Operator, StationDep, Viewer, picture
+from blemish.server.api_models import RelearnerDep
 from blemish.server.problems import problem_of
 from blemish.server.store import BigId, Search, as_json
 from blemish.server.tables import inspections, labels
@@ -63,21 +63,21 @@ class Page:
     """A page that somebody asks for."""
 
     request: Request
-    here: Here
+    station: StationDep
     person: Annotated[Person | None, Depends(needs("viewer"))]
 
     def show(self, template: str, code: int = 200, headers: Any = None, /, **context: Any) -> HTMLResponse:
         """The template, filled with ``context`` and what every page has."""
         shared: dict[str, Any] = {"path": self.request.url.path, "person": self.person, "model": None}
-        shared |= {"is_open": self.here.settings.is_open, "now": datetime.now().astimezone()}
-        shared |= {"names": [*self.here.judges] if self.person else []}
+        shared |= {"is_open": self.station.settings.is_open, "now": datetime.now().astimezone()}
+        shared |= {"names": [*self.station.judges] if self.person else []}
         return HTMLResponse(environment().get_template(template).render(shared | context), code, headers)
 
     def named(self, model: str | None) -> str | None:
         """The model that a page is about: the one asked for (404 if unknown), or the first; None without any."""
         if model:
-            self.here.judge(model)
-        return model or next(iter([*self.here.judges]), None)
+            self.station.judge(model)
+        return model or next(iter([*self.station.judges]), None)
 
     def search(self, limit: int = 50) -> Search:
         """The conditions in the address; forms send fields that were left empty, which mean nothing."""
@@ -92,7 +92,7 @@ class Page:
 
         First those that people named most, then what any ground may have.
         """
-        judge = self.here.judges.get(shown["model"])
+        judge = self.station.judges.get(shown["model"])
         is_current = judge is not None and judge.model.digest == shown["digest"]
         calibration = judge.model.inspector.calibration if judge and is_current else None
         kinds = [*dict.fromkeys([*dict(self.kinds(shown["model"])), *KINDS])][:9]
@@ -102,7 +102,7 @@ class Page:
         """Of defects that people named, and how often, most often first."""
         own = inspections.c
         query = select(own.kind, func.count().label("n")).where(own.model == model, own.kind.is_not(None))
-        found = self.here.store.rows(query.group_by(own.kind).order_by(func.count().desc()).limit(20))
+        found = self.station.store.rows(query.group_by(own.kind).order_by(func.count().desc()).limit(20))
         return [(row.kind, row.n) for row in found]
 
 
@@ -110,49 +110,49 @@ View = Annotated[Page, Depends()]
 
 
 @router.get("/")
-def live(page: View, here: Here, model: str | None = None) -> Response:
+def live(page: View, station: StationDep, model: str | None = None) -> Response:
     if model:
-        here.judge(model)
-    shift = shift_around(datetime.now().astimezone(), here.settings.shifts)
-    last = here.store.find(Search(model=model, limit=STRIP + 1))["inspections"]
+        station.judge(model)
+    shift = shift_around(datetime.now().astimezone(), station.settings.shifts)
+    last = station.store.find(Search(model=model, limit=STRIP + 1))["inspections"]
     context: dict[str, Any] = {"model": model, "last": last, "shown": None, "part": None, "shift": shift}
     if last:
         context |= {"shown": (shown := last[0]), **page.of_verdict(shown)}
-        context["part"] = here.store.part_verdict(shown["model"], shown["part"]) if shown["part"] else None
-    context["counts"] = here.store.count(Search(model=model, since=shift[0]))
-    promises = {name: health.promise(here, name) for name in [*here.judges]}
+        context["part"] = station.store.part_verdict(shown["model"], shown["part"]) if shown["part"] else None
+    context["counts"] = station.store.count(Search(model=model, since=shift[0]))
+    promises = {name: health.promise(station, name) for name in [*station.judges]}
     context["withdrawn"] = [(name, found) for name, found in promises.items() if found["holds"] is False]
-    context["feeds"] = [(feed.state, feed.source) for feed in here.feeds if model in (None, feed.state["model"])]
+    context["feeds"] = [(feed.state, feed.source) for feed in station.feeds if model in (None, feed.state["model"])]
     return page.show("live.j2", **context)
 
 
 @router.get("/history")
-def history(page: View, here: Here, view: Literal["table", "sheet"] = "table") -> Response:
+def history(page: View, station: StationDep, view: Literal["table", "sheet"] = "table") -> Response:
     search = page.search(ROWS if view == "table" else TILES)
     fields = search.model_dump(mode="json", exclude={"cursor", "limit"})
-    counts = here.store.count(search.model_copy(update={"cursor": None}))
-    found = here.store.find(search)
+    counts = station.store.count(search.model_copy(update={"cursor": None}))
+    found = station.store.find(search)
     return page.show("history.j2", view=view, fields=fields, counts=counts, cursor=search.cursor, **found)
 
 
 @router.get("/inspections/{number}")
 @router.post("/inspections/{number}/replay")
-def sheet(page: View, here: Here, number: BigId) -> Response:
+def sheet(page: View, station: StationDep, number: BigId) -> Response:
     """All that is known of one verdict; where it was posted, it is judged again, and compared."""
-    shown, own = as_json(here.inspection(number)), inspections.c
-    replayed = here.replay(number) if page.request.method == "POST" else None
+    shown, own = as_json(station.inspection(number)), inspections.c
+    replayed = station.replay(number) if page.request.method == "POST" else None
     newer = select(func.min(own.id)).where(own.model == shown["model"], own.id > number).scalar_subquery()
     older = select(func.max(own.id)).where(own.model == shown["model"], own.id < number).scalar_subquery()
-    beside = here.store.rows(select(newer.label("newer"), older.label("older")))[0]._asdict()
-    part = here.store.find(Search(model=shown["model"], part=shown["part"]))["inspections"] if shown["part"] else []
-    said = here.store.rows(select(labels).where(labels.c.inspection == number).order_by(labels.c.id))
+    beside = station.store.rows(select(newer.label("newer"), older.label("older")))[0]._asdict()
+    part = station.store.find(Search(model=shown["model"], part=shown["part"]))["inspections"] if shown["part"] else []
+    said = station.store.rows(select(labels).where(labels.c.inspection == number).order_by(labels.c.id))
     context = {**page.of_verdict(shown), **beside, "part": part, "shown": shown, "said": said, "replayed": replayed}
     return page.show("sheet.j2", model=shown["model"], **context)
 
 
 @router.get("/inspections/{number}/thumbnail")
-def thumbnail(here: Here, person: Viewer, number: BigId) -> Response:
-    return picture(_small(here.photograph(here.inspection(number))), "jpeg", quality=82)
+def thumbnail(station: StationDep, person: Viewer, number: BigId) -> Response:
+    return picture(_small(station.photograph(station.inspection(number))), "jpeg", quality=82)
 
 
 def _small(content: bytes) -> Image.Image:
@@ -167,60 +167,60 @@ def _small(content: bytes) -> Image.Image:
 
 
 @router.get("/teach")
-def teach(page: View, here: Here, teacher: Teaching, model: str | None = None) -> Response:
+def teach(page: View, station: StationDep, relearner: RelearnerDep, model: str | None = None) -> Response:
     if (name := page.named(model)) is None:
         return page.show("teach.j2")
     context = {
-        "counts": here.store.count(Search(model=name)),
+        "counts": station.store.count(Search(model=name)),
         "kinds": page.kinds(name),
-        "last": here.store.find(Search(model=name, said="something", limit=STRIP))["inspections"],
-        "job": teacher.state(name),
-        "knows": name in here.settings.training,
+        "last": station.store.find(Search(model=name, said="something", limit=STRIP))["inspections"],
+        "job": relearner.state(name),
+        "knows": name in station.settings.training,
     }
-    return page.show("teach.j2", model=name, described=here.describe(name), **context)
+    return page.show("teach.j2", model=name, described=station.describe(name), **context)
 
 
 @router.get("/threshold")
-def threshold(page: View, here: Here, model: str | None = None, percent: float | None = None) -> Response:
+def threshold(page: View, station: StationDep, model: str | None = None, percent: float | None = None) -> Response:
     name = page.named(model)
-    now = here.judge(name).model.inspector.calibration if name else None
+    now = station.judge(name).model.inspector.calibration if name else None
     if name is None or now is None or now.rate is None:
-        return page.show("threshold.j2", model=name, described=name and here.describe(name), tried=None)
+        return page.show("threshold.j2", model=name, described=name and station.describe(name), tried=None)
     refusal, rate = None, None if percent is None else percent / 100
     try:
-        tried = teaching.preview(here, name, rate, None)
+        tried = teaching.preview(station, name, rate, None)
     except BlemishError as error:
-        refusal, rate, tried = str(error), None, teaching.preview(here, name, None, None)
-    past = teaching.past_verdicts(here, name, teaching.recalibrated(here, name, rate, None))
+        refusal, rate, tried = str(error), None, teaching.preview(station, name, None, None)
+    past = teaching.past_verdicts(station, name, teaching.recalibrated(station, name, rate, None))
     context = {
         "past": {decision: sum(one["new"] == decision for one in past) for decision in ("reject", "review", "ok")},
         "changed": [one for one in past if one["old"] != one["new"]],
         "drawn": charts.histogram(now, past, tried),
         "percent": round(100 * tried["rate"], 4),
         "now_percent": round(100 * now.rate, 4),
-        "fixed": teaching.why_fixed(here, name),
+        "fixed": teaching.why_fixed(station, name),
     }
     return page.show("threshold.j2", model=name, tried=tried, refusal=refusal, **context)
 
 
 @router.get("/health")
-def show_health(page: View, here: Here, model: str | None = None) -> Response:
+def show_health(page: View, station: StationDep, model: str | None = None) -> Response:
     if (name := page.named(model)) is None:
         return page.show("health.j2")
-    found = health.health(here, name)
+    found = health.health(station, name)
     drawn = {title: charts.control_chart(own) for title, own in found["charts"].items()}
-    return page.show("health.j2", model=name, health=found, drawn=drawn, described=here.describe(name))
+    return page.show("health.j2", model=name, health=found, drawn=drawn, described=station.describe(name))
 
 
 @router.post("/health")
-def restore_promise(here: Here, person: Operator, model: ModelField) -> Response:
-    health.acknowledge(here, model, person.name)
+def restore_promise(station: StationDep, person: Operator, model: ModelField) -> Response:
+    health.acknowledge(station, model, person.name)
     return RedirectResponse(address("/health", model=model), 303)
 
 
 @router.post("/inspections/{number}/said")
 def say(
-    here: Here,
+    station: StationDep,
     person: Operator,
     number: BigId,
     said: Annotated[str, Form(max_length=110, pattern="^(undo|good|bad(:.+)?)$")],
@@ -230,7 +230,7 @@ def say(
     """Keep what a person says of a verdict, ``bad`` with a kind after a colon, and go back to where it was said."""
     word, _, named = said.partition(":")
     kind = "".join(filter(str.isprintable, named or kind)).strip()[:100] if word == "bad" else ""
-    here.say(number, None if word == "undo" else word, kind, person.name)
+    station.say(number, None if word == "undo" else word, kind, person.name)
     return RedirectResponse(_inside(back, f"/inspections/{number}"), 303)
 
 
@@ -242,41 +242,46 @@ def _inside(target: str, otherwise: str = "/") -> str:
 
 @router.post("/teach")
 def change_model(
-    teacher: Teaching, person: Operator, model: ModelField, do: Annotated[Literal["start", "accept", "stop"], Form()]
+    relearner: RelearnerDep,
+    person: Operator,
+    model: ModelField,
+    do: Annotated[Literal["start", "accept", "stop"], Form()],
 ) -> Response:
     if do == "accept" and not person.may("admin"):
         raise HTTPException(403, f"a model is swapped in by an admin, and {person.name} has the role {person.role}")
-    {"start": teacher.start, "accept": teacher.accept, "stop": teacher.stop}[do](model, person.name)
+    {"start": relearner.start, "accept": relearner.accept, "stop": relearner.stop}[do](model, person.name)
     return RedirectResponse(address("/teach", model=model), 303)
 
 
 @router.post("/threshold")
-def set_rate(here: Here, person: Admin, model: ModelField, percent: Annotated[float, Form(gt=0, lt=100)]) -> Response:
-    teaching.set_threshold(here, model, percent / 100, None, person.name)
+def set_rate(
+    station: StationDep, person: Admin, model: ModelField, percent: Annotated[float, Form(gt=0, lt=100)]
+) -> Response:
+    teaching.set_threshold(station, model, percent / 100, None, person.name)
     return RedirectResponse(address("/threshold", model=model), 303)
 
 
 @router.get("/report")
-def report(page: View, here: Here) -> Response:
+def report(page: View, station: StationDep) -> Response:
     """A shift, or another span, as one page that stands alone and prints well."""
     search, pictures, drawn = page.search(), {}, {}
     if (search.since, search.until, search.day) == (None, None, None):
-        began, ends = shift_around(datetime.now().astimezone(), here.settings.shifts)
+        began, ends = shift_around(datetime.now().astimezone(), station.settings.shifts)
         search = search.model_copy(update={"since": began, "until": ends})
-    found = reports.shift(here, search)
+    found = reports.shift(station, search)
     for shown in found["worst"]:
         with contextlib.suppress(HTTPException, ImageError):  # not kept any longer
-            small = _small(here.photograph(here.inspection(shown["id"])))
+            small = _small(station.photograph(station.inspection(shown["id"])))
             pictures[shown["id"]] = data_uri(small, "JPEG", quality=80)
     for name in [one["model"] for one in found["promises"]]:
-        calibration, described = here.judge(name).model.inspector.calibration, here.describe(name)
-        past = teaching.past_verdicts(here, name, calibration)
+        calibration, described = station.judge(name).model.inspector.calibration, station.describe(name)
+        past = teaching.past_verdicts(station, name, calibration)
         drawn[name] = calibration.rate and charts.histogram(calibration, past, described)
     css = environment().get_template("report.css").render()
     hashed = b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'"
     context = {**found, "css": css, "policy": policy, "pictures": pictures, "drawn": drawn, "search": search}
-    return page.show("report.j2", 200, {"Content-Security-Policy": policy}, audit=here.audited(), **context)
+    return page.show("report.j2", 200, {"Content-Security-Policy": policy}, audit=station.audited(), **context)
 
 
 @router.get("/docs")
@@ -294,28 +299,28 @@ def static(digest: str, name: str) -> Response:
 
 
 @router.get("/login")
-def ask_for_token(request: Request, here: Here, next: str = "/") -> Response:
-    return Page(request, here, None).show("login.j2", next=_inside(next), wrong=None)
+def ask_for_token(request: Request, station: StationDep, next: str = "/") -> Response:
+    return Page(request, station, None).show("login.j2", next=_inside(next), wrong=None)
 
 
 @router.post("/login")
 def log_in(
     request: Request,
-    here: Here,
+    station: StationDep,
     token: Annotated[str, Form(max_length=200)],
     next: Annotated[str, Form(max_length=500)] = "/",
 ) -> Response:
     response = RedirectResponse(_inside(next), 303)
     try:
-        here.access.log_in(request, token.strip(), response)
+        station.access.log_in(request, token.strip(), response)
     except HTTPException as error:
-        page = Page(request, here, None)
+        page = Page(request, station, None)
         return page.show("login.j2", error.status_code, next=_inside(next), wrong=error.detail)
     return response
 
 
 @router.post("/logout")
-def log_out(request: Request, here: Here, person: Viewer) -> Response:
+def log_out(request: Request, station: StationDep, person: Viewer) -> Response:
     response = RedirectResponse("/login", 303)
-    here.access.log_out(request, response)
+    station.access.log_out(request, response)
     return response

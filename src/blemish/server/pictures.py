@@ -48,7 +48,7 @@ class Pictures:
                 reason = error.strerror or error
                 raise OutputError(f"the photograph was not written ({reason}): free or mend the disk") from error
 
-    def settle(self, digest: str) -> None:
+    def commit(self, digest: str) -> None:
         """Move a photograph whose row is committed to its place."""
         target = self.path(digest)
         target.parent.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ class Pictures:
         moved = removed = 0
         for path in self.incoming.iterdir():
             if is_known(path.name):
-                self.settle(path.name)
+                self.commit(path.name)
                 moved += 1
             else:
                 path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from blemish.errors import BlemishError, ModelFileError, OutputError, StoreError
-from blemish.server.judging import Closed, Full
+from blemish.server.judging import QueueClosed, QueueFull
 
 log = logging.getLogger("blemish.server")
 
@@ -23,11 +23,13 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 def problem_of(error: BaseException) -> JSONResponse:
     """What an error is answered with: 503 for what may go better later, 422 for what was asked for."""
     if isinstance(error, RequestValidationError):
-        said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+        wrong = [(one, one.get("input")) for one in error.errors()[:5]]
+        given = (f" (given: {value!r:.60})" if isinstance(value, str | int | float) else "" for _, value in wrong)
+        said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}{end}" for (one, _), end in zip(wrong, given))
         return problem(422, "; ".join(said))
     if isinstance(error, HTTPException):
         return problem(error.status_code, str(error.detail), error.headers)
-    if isinstance(error, Full | Closed | StoreError | OutputError | MemoryError | ModelFileError):
+    if isinstance(error, QueueFull | QueueClosed | StoreError | OutputError | MemoryError | ModelFileError):
         return problem(503, str(error) or "out of memory", {"Retry-After": "5"})
     if isinstance(error, BlemishError):
         return problem(422, str(error))

@@ -22,13 +22,13 @@ TOLD = ("model active", "model retired", "said", "taken back", "promise withdraw
 WORST, PAGE = 12, 1000
 
 
-def shift(here: Station, search: Search) -> dict[str, Any]:
+def shift(station: Station, search: Search) -> dict[str, Any]:
     """Counts in all and by hour, the strangest parts, and what the audit trail has of that time."""
     columns = inspections.c
     hour = func.floor(cast(columns.at, Float) / 3600).label("hour")
     query = search.apply(select(hour, columns.decision, func.count().label("n"), func.avg(columns.score)))
     hours: dict[str, dict[str, Any]] = {}
-    for at, decision, n, mean in map(tuple, here.store.rows(query.group_by(hour, columns.decision).order_by(hour))):
+    for at, decision, n, mean in map(tuple, station.store.rows(query.group_by(hour, columns.decision).order_by(hour))):
         row = hours.setdefault(spoken_time(3600 * at), dict.fromkeys(("ok", "review", "reject", "undecided"), 0))
         row[decision or "undecided"] = n
         row[f"mean_score_{decision or 'undecided'}"] = mean
@@ -39,15 +39,15 @@ def shift(here: Station, search: Search) -> dict[str, Any]:
     for name, of in TIMES.items():
         if (value := getattr(search, name)) is not None:
             changes = changes.where(of(audit.c.at, value))
-    names = [search.model] if search.model in here.judges else [*here.judges]
+    names = [search.model] if search.model in station.judges else [*station.judges]
     return {
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         "filters": search.model_dump(mode="json", exclude_none=True, exclude={"limit", "cursor"}),
-        "counts": here.store.count(search),
+        "counts": station.store.count(search),
         "hours": [{"hour": at, **row} for at, row in hours.items()],
-        "worst": [as_json(row) for row in here.store.rows(strange)],
-        "promises": [{"model": name, **promise(here, name)} for name in names if name is not None],
-        "changes": [audit_json(row) for row in here.store.rows(changes)][::-1],
+        "worst": [as_json(row) for row in station.store.rows(strange)],
+        "promises": [{"model": name, **promise(station, name)} for name in names if name is not None],
+        "changes": [audit_json(row) for row in station.store.rows(changes)][::-1],
     }
 
 
@@ -57,14 +57,14 @@ def audit_json(row: Any) -> dict[str, Any]:
     return {**named, "at": spoken_time(row.at), "body": json.loads(row.body)}
 
 
-def as_csv(here: Station, search: Search, for_excel: bool) -> Iterator[str]:
+def as_csv(station: Station, search: Search, for_excel: bool) -> Iterator[str]:
     """A row for each verdict, newest first, in pieces; no text from outside is a formula in a spreadsheet."""
     search = search.model_copy(update={"limit": PAGE})
     lines: list[list[Any]] = [list(COLUMNS)]
     if for_excel:  # which takes text without this mark for a Windows one
         yield "\ufeff"
     while True:
-        page = here.store.find(search)
+        page = station.store.find(search)
         for one in page["inspections"]:
             values = [len(one[name]) if name == "regions" else one[name] for name in COLUMNS]
             lines.append([_harmless(value) if isinstance(value, str) else value for value in values])

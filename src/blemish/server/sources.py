@@ -19,7 +19,7 @@ from blemish.data.images import read_bytes
 from blemish.data.readers import images_below, is_image
 from blemish.errors import BlemishError, ConfigError, ImageError
 from blemish.run.progress import printable
-from blemish.server.judging import Full
+from blemish.server.judging import QueueFull
 from blemish.server.settings import without_password
 from blemish.server.station import Station
 from blemish.server.store import spoken_time
@@ -44,8 +44,8 @@ class Source(Protocol):
 class Feed(Worker):
     """Takes what one source brings, and begins anew where it fails; ``state`` says since when and why it does."""
 
-    def __init__(self, here: Station, model: str, name: str, make: Callable[[], Source]) -> None:
-        self._here, self._make = here, make
+    def __init__(self, station: Station, model: str, name: str, make: Callable[[], Source]) -> None:
+        self._station, self._make = station, make
         self.source: Source | None = None
         self.state: dict[str, Any] = {"model": model, "source": name, "since": None, "problem": None}
         super().__init__()
@@ -68,22 +68,22 @@ class Feed(Worker):
         before, problem = self.state, None if error is None else str(error) or type(error).__name__
         since = None if error is None else before["since"] or spoken_time(time.time())
         self.state = before | {"since": since, "problem": problem}
-        self._here.metrics.brings.labels(before["model"], before["source"]).set(error is None)
+        self._station.metrics.brings.labels(before["model"], before["source"]).set(error is None)
         if problem != before["problem"]:
             words = f"brings no images since {since}: {problem}" if problem else "brings images again"
             log.warning("the %s of %s %s", before["source"], before["model"], words)
-            self._here.events.publish("source", self.state)
+            self._station.events.publish("source", self.state)
 
     def _submit(self, content: bytes, name: str) -> dict[str, Any]:
         while True:
             try:
-                answer = self._here.submit(self.state["model"], content, name, self.state["source"])
+                answer = self._station.submit(self.state["model"], content, name, self.state["source"])
                 self._report(None)
                 return answer
             except ImageError:
                 raise
             except (BlemishError, HTTPException, TimeoutError) as error:  # the queue or the disk is full ...
-                if not isinstance(error, Full):
+                if not isinstance(error, QueueFull):
                     self._report(error)
                 if self._ended.wait(1):
                     raise CancelledError from error

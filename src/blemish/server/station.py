@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import HTTPException
 from sqlalchemy import Row, select, update
 
+from blemish.data.images import decode
 from blemish.inspection.exported_file import is_exported
 from blemish.inspection.judge import Judge
 from blemish.inspection.load import load
@@ -22,7 +23,7 @@ from blemish.inspection.verdict import Verdict
 from blemish.run import file_digest
 from blemish.server.access import Access
 from blemish.server.events import Events
-from blemish.server.judging import JudgeQueue, Model, Photograph, decode
+from blemish.server.judging import JudgeQueue, Model, Photograph
 from blemish.server.metrics import Metrics
 from blemish.server.pictures import Pictures
 from blemish.server.settings import Settings
@@ -160,7 +161,7 @@ class Station:
             answers = self.store.record([photograph.row | {"model": name} for photograph in batch], self.sinks)
             with contextlib.suppress(OSError):  # the next start moves what is left
                 for digest in contents:
-                    self.pictures.settle(digest)
+                    self.pictures.commit(digest)
         for photograph, answer in zip(batch, answers):
             if math.prod(photograph.verdict.size) <= RECENT_PIXELS:
                 self._recent[answer["id"]] = photograph.verdict
@@ -226,7 +227,10 @@ class Station:
         """
         if not afresh and (recent := self._recent.get(row.id)) is not None:
             return recent
-        image, inspector = decode(self.photograph(row), self.settings.max_pixels), self.inspector(row.digest)
+        image, inspector = (
+            decode(self.photograph(row), "the photograph", self.settings.max_pixels),
+            self.inspector(row.digest),
+        )
         found: Verdict = inspector.judged([(image, inspector.loaded(image))] * row.batch)[row.position]
         return found
 

@@ -178,7 +178,7 @@ class Store:
         if not is_free:
             raise StoreError(f"another station works on {self.name}: stop it, or give this one its own --store")
 
-    def hold_on(self) -> None:
+    def renew_lock(self) -> None:
         """Hold it anew where the connection was lost that held it; raises as ``hold``."""
         if self._holder is None:
             return

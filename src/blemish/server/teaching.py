@@ -15,7 +15,7 @@ from fastapi import HTTPException
 from sqlalchemy import select
 
 from blemish.errors import CalibrationError, ConfigError
-from blemish.inspection.calibration import Calibration, settle_rate, settle_review
+from blemish.inspection.calibration import Calibration, choose_rate, choose_review
 from blemish.run import file_digest
 from blemish.server.relearn import MODEL, RESULT
 from blemish.server.station import Station
@@ -27,38 +27,40 @@ COMPARED = 2000  # and that a new model judges again
 SHOWN_LINES = 40
 
 
-def recalibrated(here: Station, name: str, rate: float | None, review: float | None) -> Calibration:
+def recalibrated(station: Station, name: str, rate: float | None, review: float | None) -> Calibration:
     """A model's calibration at another rate; what is not given stays, a default review share twice the rate.
 
     Raises:
         ConfigError: a share is not between 0 and 1.
         CalibrationError: the model has no calibration, or too few parts for the rate.
     """
-    now: Calibration = here.judge(name).model.inspector.calibration
+    now: Calibration = station.judge(name).model.inspector.calibration
     if now.rate is None:
         raise CalibrationError(now.sentence())
     if rate is None and review is None:
         return now
-    rate = settle_rate(now.rate if rate is None else rate, now.n, now.kind)
-    if review is None and now.review != settle_review(None, now.rate):
+    rate = choose_rate(now.rate if rate is None else rate, now.n, now.kind)
+    if review is None and now.review != choose_review(None, now.rate):
         review = now.review  # somebody chose it: no part of the default rule
-    return dataclasses.replace(now, rate=rate, review=settle_review(review, rate))
+    return dataclasses.replace(now, rate=rate, review=choose_review(review, rate))
 
 
-def past_verdicts(here: Station, name: str, calibration: Calibration) -> list[dict[str, Any]]:
+def past_verdicts(station: Station, name: str, calibration: Calibration) -> list[dict[str, Any]]:
     """The last verdicts whose scores are those of today's model, each ``old``, and ``new`` as of ``calibration``."""
     own = inspections.c
     query = select(own.id, own.score, own.decision.label("old"), own.said).where(own.model == name)
-    rows = here.store.rows(query.where(own.digest.in_(here.same_scores(name))).order_by(own.id.desc()).limit(PAST))
+    rows = station.store.rows(
+        query.where(own.digest.in_(station.same_scores(name))).order_by(own.id.desc()).limit(PAST)
+    )
     decide = calibration.decide
     return [{**row._asdict(), "new": decide(float("nan") if row.score is None else row.score)} for row in rows]
 
 
-def preview(here: Station, name: str, rate: float | None, review: float | None, bins: int = 40) -> dict[str, Any]:
+def preview(station: Station, name: str, rate: float | None, review: float | None, bins: int = 40) -> dict[str, Any]:
     """What another rate would do: threshold, promise, and past parts rejected; raises as ``recalibrated``."""
-    inspector, changed = here.judge(name).model.inspector, recalibrated(here, name, rate, review)
-    other, now = dataclasses.replace(inspector, calibration=changed), inspector.calibration  # type: ignore[type-var]
-    past = past_verdicts(here, name, changed)
+    inspector, changed = station.judge(name).model.inspector, recalibrated(station, name, rate, review)
+    other, now = dataclasses.replace(inspector, calibration=changed), inspector.calibration
+    past = past_verdicts(station, name, changed)
     scores = np.array([one["score"] for one in past if one["score"] is not None])
     limit = max(changed.threshold or 0, now.threshold or 0)
     everything = np.concatenate([now.scores, scores])
@@ -80,24 +82,24 @@ def preview(here: Station, name: str, rate: float | None, review: float | None, 
     }
 
 
-def set_threshold(here: Station, name: str, rate: float | None, review: float | None, actor: str) -> dict[str, Any]:
+def set_threshold(station: Station, name: str, rate: float | None, review: float | None, actor: str) -> dict[str, Any]:
     """Set another rate: a new calibration in a new model file, swapped in and logged; as ``preview``."""
-    if fixed := why_fixed(here, name):
+    if fixed := why_fixed(station, name):
         raise ConfigError(fixed)
-    inspector: Any = (model := here.judge(name).model).inspector
-    changed = dataclasses.replace(inspector, calibration=recalibrated(here, name, rate, review))
-    with tempfile.TemporaryDirectory(dir=here.pictures.models) as folder:
+    inspector: Any = (model := station.judge(name).model).inspector
+    changed = dataclasses.replace(inspector, calibration=recalibrated(station, name, rate, review))
+    with tempfile.TemporaryDirectory(dir=station.pictures.models) as folder:
         file = changed.save(Path(folder) / "new.blemish")
         why = f"threshold: rate {changed.calibration.rate:g}, review {changed.calibration.review or 0:g}"
-        here.put_model(name, file, why, actor, same_scores_as=model.digest)
-    return preview(here, name, None, None)
+        station.put_model(name, file, why, actor, same_scores_as=model.digest)
+    return preview(station, name, None, None)
 
 
-def why_fixed(here: Station, name: str) -> str:
+def why_fixed(station: Station, name: str) -> str:
     """Why no other threshold can be set, in words; empty where one can."""
     from blemish.inspection.inspector import Inspector
 
-    if isinstance(here.judge(name).model.inspector, Inspector):
+    if isinstance(station.judge(name).model.inspector, Inspector):
         return ""
     return f"{name} was exported, and its threshold with it: set it in the file that learned, and export that again"
 
@@ -108,35 +110,35 @@ def _limits(inspector: Any) -> dict[str, Any]:
     return {**{name: getattr(calibration, name) for name in named}, "promise": inspector.promise}
 
 
-class Teacher:
+class Relearner:
     """Learning again: for each model one process at a time, in a folder that outlives a restart."""
 
-    def __init__(self, here: Station) -> None:
-        self._here = here
+    def __init__(self, station: Station) -> None:
+        self._station = station
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._starting = threading.Lock()
 
     def _folder(self, name: str) -> Path:
-        self._here.judge(name)  # a name that is known, and so no path
-        return self._here.settings.images / "relearn" / name
+        self._station.judge(name)  # a name that is known, and so no path
+        return self._station.settings.images / "relearn" / name
 
     def start(self, name: str, actor: str) -> dict[str, Any]:
         """Begin; an HTTPException 409 while it runs, a ConfigError where nobody said what the model learned from."""
-        here, columns, folder = self._here, inspections.c, self._folder(name)
-        if name not in here.settings.training:
+        station, columns, folder = self._station, inspections.c, self._folder(name)
+        if name not in station.settings.training:
             advice = f"serve it with --training {name}=FOLDER"
             raise ConfigError(f"the station does not know the images that {name} learned from: {advice}")
-        judge = here.judge(name)
+        judge = station.judge(name)
         with self._starting:
             if self._is_running(name):
                 raise HTTPException(409, f"{name} is being learned again already: wait, or stop it")
             query = select(inspections).where(columns.model == name, columns.image_kept).order_by(columns.id.desc())
-            said = here.store.rows(query.where(columns.said.is_not(None)))
-            judged = here.store.rows(query.limit(COMPARED))
+            said = station.store.rows(query.where(columns.said.is_not(None)))
+            judged = station.store.rows(query.limit(COMPARED))
             job = {
-                "model": str(here.pictures.models / f"{judge.model.digest}{judge.model.suffix}"),
-                "training": str(here.settings.training[name]),
-                "threads": here.settings.threads,
+                "model": str(station.pictures.models / f"{judge.model.digest}{judge.model.suffix}"),
+                "training": str(station.settings.training[name]),
+                "threads": station.settings.threads,
                 "said": [self._told(row, "said", "kind") | {"part": row.part or row.image} for row in said],
                 "judged": [self._told(row, "id", "decision", "score", "said") for row in judged],
             }
@@ -147,13 +149,13 @@ class Teacher:
                 command = [sys.executable, "-m", "blemish.server.relearn", str(folder / "job.json")]
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
             self._processes[name] = process
-        with here.store.write() as connection:
-            here.store.note(connection, "learn again", actor, {"model": name, "said": len(said)})
+        with station.store.write() as connection:
+            station.store.note(connection, "learn again", actor, {"model": name, "said": len(said)})
         threading.Thread(target=self._follow, args=(name, process), daemon=True).start()
         return self.state(name)
 
     def _told(self, row: Any, *names: str) -> dict[str, Any]:
-        path = str(self._here.pictures.path(row.image).absolute())
+        path = str(self._station.pictures.path(row.image).absolute())
         return {"path": path, **{name: getattr(row, name) for name in names}}
 
     def _is_running(self, name: str) -> bool:
@@ -161,8 +163,8 @@ class Teacher:
 
     def _follow(self, name: str, process: subprocess.Popen[bytes]) -> None:
         process.wait()
-        if name in self._here.judges:
-            self._here.events.publish("relearn", self.state(name))
+        if name in self._station.judges:
+            self._station.events.publish("relearn", self.state(name))
 
     def state(self, name: str) -> dict[str, Any]:
         """How far it is, with the end of its log; and the comparison once it is ready."""
@@ -187,8 +189,8 @@ class Teacher:
         """Stop it where it runs, and forget what it made."""
         self._end(name)
         shutil.rmtree(self._folder(name), ignore_errors=True)
-        with self._here.store.write() as connection:
-            self._here.store.note(connection, "learned model discarded", actor, {"model": name})
+        with self._station.store.write() as connection:
+            self._station.store.note(connection, "learned model discarded", actor, {"model": name})
 
     def _end(self, name: str) -> None:
         if self._is_running(name):
@@ -202,9 +204,9 @@ class Teacher:
             raise HTTPException(409, f"no new model of {name} is ready: its state is {state['state']}")
         counts = state["comparison"]["judged"]
         why = f"learned again: {counts['changed']} of {counts['compared']} verdicts change"
-        self._here.put_model(name, folder / MODEL, why, actor)
+        self._station.put_model(name, folder / MODEL, why, actor)
         shutil.rmtree(folder, ignore_errors=True)
-        return self._here.describe(name)
+        return self._station.describe(name)
 
     def close(self) -> None:
         """Stop what runs: it can be begun again."""

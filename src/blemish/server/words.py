@@ -15,7 +15,7 @@ from blemish import __version__
 
 STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}
 DIGEST = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]  # in addresses: what changed is loaded anew
-HARDLY = 1e-4  # a p-value so small that the good parts, which are fewer, say no more of it
+HARDLY = 1e-3  # a p-value so small that the good parts, which are mostly fewer, say no more of it
 WORDS = {"ok": "OK", "review": "Review", "reject": "Reject", None: "No decision"}
 
 

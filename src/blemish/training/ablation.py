@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from blemish.data.splits import folds_by_group
+from blemish.data.loading import PreparedImages
+from blemish.data.splits import folds_by_group, joined_groups
 from blemish.errors import ConfigError
 from blemish.metrics import auroc
-from blemish.registry import DEFAULT_METHOD
 from blemish.run import Run, Silent
 from blemish.training.learner import Learner
 
@@ -22,9 +22,9 @@ FEW = 20  # known-bad images below which one more or less may be chance, and the
 def check_comparable(learner: Learner) -> None:
     """Refuse before any work what has no twin that learns from normal images alone, or too few groups to halve."""
     if learner.cls.without_anomalous(learner.config) is None:
-        weak = DEFAULT_METHOD["weak"]
-        raise ConfigError(f"--compare shows what known-bad images change in {weak}; {learner.name} as set has no twin")
-    groups = {sample.group for sample in learner.anomalous.samples} if learner.anomalous is not None else set()
+        problem = f"--compare learns with and without known-bad images, and {learner.name} as set learns from none"
+        raise ConfigError(f"{problem}: use a weak one of `blemish methods`, or leave --compare out")
+    groups = set(learner.anomalous.groups) if learner.anomalous is not None else set()
     if len(groups) < 2:
         raise ConfigError(f"--compare holds out half of the known-bad parts, and there are {len(groups)}: give two")
 
@@ -38,9 +38,8 @@ def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, flo
     normal, anomalous = learner.normal, learner.anomalous
     if anomalous is None:
         raise ConfigError("--compare needs known-bad images, and there are none")
-    groups = learner.groups
-    halves = [[indices[i] for i in half] for half in folds_by_group([groups[i] for i in indices], 2, run.seed)]
-    anomalous_halves = folds_by_group([sample.group for sample in anomalous.samples], 2, run.seed)
+    halves, anomalous_halves = _halves(normal.subset(indices), anomalous, run.seed)
+    halves = [[indices[i] for i in half] for half in halves]
     silent = dataclasses.replace(run, progress=Silent())
     change: dict[str, float] = {"images": len(anomalous)}
     for config, name in ((learner.config, ""), (learner.cls.without_anomalous(learner.config), "_without")):
@@ -57,6 +56,25 @@ def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, flo
         change[f"auroc{name}"] = float(np.average(aurocs, weights=[len(half) for half in anomalous_halves]))
         change[f"above{name}"] = above
     return change
+
+
+def _halves(normal: PreparedImages, anomalous: PreparedImages, seed: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Of either kind the images of both halves; a part's good and bad photographs, and copies, lie in one half."""
+    samples = (*normal.samples, *anomalous.samples)
+    groups = joined_groups([sample.group for sample in samples], [*normal.keys, *anomalous.keys])
+    good, bad = groups[: len(normal)], groups[len(normal) :]
+    anomalous_halves = folds_by_group(bad, 2, seed)
+    half_of = {bad[index]: half for half, members in enumerate(anomalous_halves) for index in members}
+    free = [index for index, group in enumerate(good) if group not in half_of]
+    halves = [[index for index, group in enumerate(good) if half_of.get(group) == half] for half in (0, 1)]
+    if len({good[index] for index in free}) > 1:
+        for half, fold in zip(halves, folds_by_group([good[index] for index in free], 2, seed)):
+            half += [free[index] for index in fold]
+    elif free:
+        min(halves, key=len).extend(free)
+    if not all(halves):
+        raise ConfigError("--compare halves the parts, and one half would have no good image: give more good parts")
+    return [sorted(half) for half in halves], anomalous_halves
 
 
 def change_in_words(change: Mapping[str, float]) -> str:

@@ -22,7 +22,7 @@ from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.registry import DEFAULT_METHOD, method_class
 from blemish.run import Run
 from blemish.training.epoch_selection import AUTO
-from blemish.training.profiles import settle
+from blemish.training.profiles import resolve
 from blemish.training.setup import FitSettings, build_learner, check_region, introduce, load_images, method_config
 
 FOLDS = 5
@@ -32,7 +32,7 @@ SIGMA = 1.4826  # from the median absolute deviation to the standard deviation o
 
 
 @dataclass(frozen=True)
-class Judged:
+class AuditedImage:
     """One image and what a model that never saw its group says of it; ``heat`` is kept of the most suspicious alone."""
 
     sample: Sample
@@ -52,7 +52,7 @@ class Audit:
 
     training: TrainingSet
     method: str
-    judged: tuple[Judged, ...]
+    judged: tuple[AuditedImage, ...]
     cut: float
     rule: str
     scale: Scale | None
@@ -60,7 +60,7 @@ class Audit:
     skipped: tuple[Path, ...]
 
     @property
-    def suspects(self) -> tuple[Judged, ...]:
+    def suspects(self) -> tuple[AuditedImage, ...]:
         return tuple(image for image in self.judged if image.suspect)
 
     def sentence(self) -> str:
@@ -88,13 +88,13 @@ def audit(
     method_config(name, settings)  # what was asked for wrongly is said before anything else
     with run.interruptible():
         introduce(training, run)
-        settings = settle(training, dataclasses.replace(settings, method=name), run)
+        settings = resolve(training, dataclasses.replace(settings, method=name), run)
         config = method_config(name, settings)
         if training.anomalous:
             run.progress.note(f"note: the {len(training.anomalous)} known-bad images are left out")
         images, _ = load_images(dataclasses.replace(training, samples=training.normal), settings, run)
         check_region(images.preparation)
-        groups = [sample.group for sample in images.samples]
+        groups = images.groups  # copies of an image are one part: one would be judged by a model of the others
         parts = len(set(groups))
         if parts < 2:
             raise DataError(f"{training.name} shows {parts} part: an audit compares parts, so at least 2 are needed.")
@@ -116,7 +116,7 @@ def audit(
                     del maps[min(maps, key=lambda i: (scores[i], -i))]
     cut, rule = suggested_cut(scores)
     judged = [
-        Judged(images.samples[i], float(scores[i]), rank, bool(scores[i] > cut), maps.get(int(i)))
+        AuditedImage(images.samples[i], float(scores[i]), rank, bool(scores[i] > cut), maps.get(int(i)))
         for rank, i in enumerate(np.argsort(-scores, kind="stable"), start=1)
     ]
     scale = fixed_scale(suggested_cut(max_map_values)[0], max_map_values) if maps else None

@@ -51,6 +51,8 @@ def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings
 
     if "memory" not in wanted.options:
         raise ConfigError("a budget is kept by smaller sizes and memories: give --profile as well, or leave -m out")
+    if asked.options.get("fraction") is not None:
+        raise ConfigError("a budget is kept by smaller memories, and fraction fixes theirs: set memory in its place")
     candidates, quiet = list[Candidate](), dataclasses.replace(run, progress=Silent())
     for settings in _smaller(training, wanted, asked, method, quiet):
         candidates.append(_measured(training, settings, method, quiet))

@@ -23,8 +23,8 @@ from blemish.data.loading import PreparedImages
 from blemish.data.splits import split_by_group
 from blemish.data.synthetic import SIDE, paint
 from blemish.errors import ConfigError, OutputError
+from blemish.inspection.detection import KINDS
 from blemish.inspection.inspector import Inspector
-from blemish.inspection.outlook import KINDS
 from blemish.metrics import aupro, auroc
 from blemish.run import Run, derive_seed, written_atomically
 from blemish.training.learner import Learner

@@ -31,7 +31,7 @@ Inside = NDArray[np.bool_] | None  # where images are judged, at the resolution 
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredSample:
     """One test image with what the model said of it; map and truth are None where there are none."""
 
     sample: Sample
@@ -47,7 +47,7 @@ class Evaluation:
     metrics: dict[str, float]
     kinds: dict[str, dict[str, float]]  # some of the metrics for each kind of defect against all normal images
     decisions: dict[str, Any]  # what the calibrated threshold does; empty without calibration
-    judged: tuple[Judged, ...]
+    judged: tuple[ScoredSample, ...]
     at: At
     notes: tuple[str, ...]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of 95 %, of those metrics that have one
@@ -89,7 +89,7 @@ def evaluate(
         DataError: no image can be read. One whose mask is unusable is left out of the pixel metrics, with a note.
     """
     test, run = test if isinstance(test, TestSet) else open_test_set(Path(test)), run or Run()
-    judged: list[Judged] = []
+    judged: list[ScoredSample] = []
     thumbnails: list[NDArray[np.float32]] = []
     notes, unusable, preparation = list(test.notes), list[str](), inspector.preparation
     if preparation.tiling is not None and at != "original":
@@ -119,7 +119,7 @@ def evaluate(
                 map_ = None if map_ is None else preparation.to_original(map_, size)
             elif mask is not None:
                 mask = preparation.prepare_mask(mask)
-            judged.append(Judged(sample, scored.score, map_, mask))
+            judged.append(ScoredSample(sample, scored.score, map_, mask))
     if not judged:
         raise DataError(f"no test image of {test.name} can be read")
     if unusable:
@@ -159,7 +159,7 @@ def as_figures(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
-def _pixel_figures(judged: Sequence[Judged], inside: Inside, per_image_pro: bool = False) -> dict[str, float]:
+def _pixel_figures(judged: Sequence[ScoredSample], inside: Inside, per_image_pro: bool = False) -> dict[str, float]:
     """Pixel metrics over the images whose outline is known; all NaN where no defect has one, or none is judged."""
     known = [(image.map, image.mask) for image in judged if image.map is not None and image.mask is not None]
     if not any((mask if inside is None else mask & inside).any() for _, mask in known):
@@ -172,7 +172,7 @@ def _pixel_figures(judged: Sequence[Judged], inside: Inside, per_image_pro: bool
     return figures
 
 
-def _caught(judged: Sequence[Judged]) -> dict[str, tuple[float, tuple[float, float]]]:
+def _caught(judged: Sequence[ScoredSample]) -> dict[str, tuple[float, tuple[float, float]]]:
     """``caught_at_5`` and ``caught_at_1`` with their intervals, by group; one that is good and bad counts as both."""
     by_group = {}
     for anomalous in (False, True):
@@ -182,7 +182,7 @@ def _caught(judged: Sequence[Judged]) -> dict[str, tuple[float, tuple[float, flo
     return {f"caught_at_{percent}": caught_at(scores, labels, percent / 100) for percent in (5, 1)}
 
 
-def _by_kind(judged: Sequence[Judged], inside: Inside) -> dict[str, dict[str, float]]:
+def _by_kind(judged: Sequence[ScoredSample], inside: Inside) -> dict[str, dict[str, float]]:
     kinds = {}
     for kind in sorted({image.sample.kind for image in judged if image.sample.anomalous}):
         images = [image for image in judged if not image.sample.anomalous]
@@ -197,7 +197,7 @@ def _by_kind(judged: Sequence[Judged], inside: Inside) -> dict[str, dict[str, fl
     return kinds
 
 
-def _decisions(inspector: Judge, judged: Sequence[Judged]) -> dict[str, Any]:
+def _decisions(inspector: Judge, judged: Sequence[ScoredSample]) -> dict[str, Any]:
     """What the calibrated threshold does here, by group."""
     calibration = inspector.calibration
     figures: dict[str, Any] = {

@@ -3,7 +3,6 @@
 No test image is opened here, and none could be: import-linter forbids this module the test sets.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -11,7 +10,6 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
-from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,19 +21,20 @@ from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import FOLDS, Calibration, Kind, Plan, calibrate, plan
+from blemish.inspection.detection import FEW, PAINTED, Painted, estimate_detection, painted_from
 from blemish.inspection.inspector import KEY_LETTERS, Inspector
 from blemish.inspection.judge import LEARNED_KEYS
-from blemish.inspection.outlook import FEW, PAINTED, Painted, outlook, painted_from
 from blemish.inspection.thresholds import suspects
 from blemish.registry import DEFAULT_METHOD, method_class, method_entry, nearest_name
 from blemish.run import Run, Silent
+from blemish.run.files import versions
 from blemish.training.ablation import change_in_words, check_comparable, compare
 from blemish.training.budget import within_budget
 from blemish.training.epoch_selection import AUTO, choose_length
 from blemish.training.forecast import announce
 from blemish.training.learner import Learner, OnEpoch
 from blemish.training.painted import score_painted
-from blemish.training.profiles import settle
+from blemish.training.profiles import resolve
 from blemish.training.setup import (
     Changes,
     FitSettings,
@@ -109,7 +108,7 @@ def fit(
             run.progress.note(change_in_words(facts["known_bad_changed"]))
         inspector = dataclasses.replace(inspector, calibration=calibration, provenance=facts, pixel=settings.pixel)
         _show_known_bad(inspector, learner, run)
-        expected = outlook(painted_from(facts), calibration)
+        expected = estimate_detection(painted_from(facts), calibration)
         if expected and expected["rejected"] + expected["reviewed"] < FEW:
             what_helps = "learn from more images, or try a larger --size or another --profile"
             run.progress.note(f"warning: this model finds next to nothing. {expected['sentence']} {what_helps}")
@@ -144,7 +143,7 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
         run.progress.note(f"note: {name} learns from the good images alone; the known-bad ones are scored")
     if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
         run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
-    asked, settings = settings, settle(training, settings, run)
+    asked, settings = settings, resolve(training, settings, run)
     if asked.budget is not None:
         settings = within_budget(training, settings, asked, name, run)
     config = method_config(name, settings)
@@ -218,8 +217,8 @@ def _show_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:
     for rate in RATES:
         threshold = dataclasses.replace(calibration, rate=rate).threshold
         if threshold is not None and rate > (calibration.rate or 0):
-            found.append(f"{rate:.0%}: {int((scores > threshold).sum())}")
-    text += f" (rejected at other rates of good parts: {', '.join(found)}; --false-reject chooses)" if found else ""
+            found.append(f"{int((scores > threshold).sum())} at {rate:.0%}")
+    text += f" (at other false-reject rates it rejects {', '.join(found)}; --false-reject sets one)" if found else ""
     if learner.cls.learns_from_anomalous(learner.config):
         text += ", but it has learned from them"
         if learner.cls.without_anomalous(learner.config) and "known_bad_changed" not in inspector.provenance:
@@ -234,10 +233,6 @@ def _provenance(
     normal, backbone = learner.normal, learner.teacher.backbone
     bad = () if learner.anomalous is None else learner.anomalous.keys
     keys = [*sorted(normal.keys), *(["known-bad", *sorted(bad)] if bad else [])]
-    versions = dict.fromkeys(("blemish", "torch", "timm"), "unknown")
-    for package in versions:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
     return {
         "data": training.name,
         "regime": training.regime,
@@ -255,7 +250,7 @@ def _provenance(
         "poses": learner.poses,
         "calibration_wanted": settings.calibration,
         "seconds": {stage: round(seconds, 3) for stage, seconds in run.timer.seconds.items()},
-        "versions": versions,
+        "versions": versions("blemish", "torch", "timm"),
         "python": platform.python_version(),
         "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

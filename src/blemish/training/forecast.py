@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
+from blemish.data.poses import copies
 from blemish.errors import Cancelled
 from blemish.run import Run, RunLog, Silent, Timer
 from blemish.training.learner import Learner
@@ -21,7 +22,8 @@ def announce(learner: Learner, indices: Sequence[int], models: float, run: Run) 
     if not learner.is_trained or run.resume:
         return
     config = learner.config
-    batches = -(-len(learner.normal.subset(indices).windows) // getattr(config, "batch_size", 16))
+    windows = len(learner.normal.subset(indices).windows) * copies(learner.poses)
+    batches = -(-windows // getattr(config, "batch_size", 16))
     steps = config.steps or config.epochs * batches
     if steps < FEW_STEPS:
         return

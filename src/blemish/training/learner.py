@@ -71,7 +71,7 @@ class Learner:
         # What a method draws without a generator of its own, such as first weights, depends on the seed too.
         with torch_seeded(derive_seed(run.seed, "first weights")), run.timer.stage("fit"):
             method = self.cls(backbone, preparation.input_size, self.config).to(run.device)
-            inspector = Inspector(method, self.name, preparation)
+            inspector = Inspector(method=method, name=self.name, preparation=preparation)
             if on_epoch is not None:
                 run = dataclasses.replace(run, on_epoch=lambda epoch, means: on_epoch(epoch, means, inspector))
             try:

@@ -8,8 +8,8 @@ from torch import Tensor
 from blemish.data.images import read_header
 from blemish.data.loading import PreparedImages
 from blemish.data.synthetic import paint
+from blemish.inspection.detection import KINDS, Painted
 from blemish.inspection.inspector import Inspector
-from blemish.inspection.outlook import KINDS, Painted
 from blemish.run import derive_seed
 
 SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the picture's shorter side: the square that a defect is painted into

@@ -21,7 +21,7 @@ from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, shuffled_names, split_by_group
 from blemish.data.tiles import SMALLEST as SMALLEST_TILE
 from blemish.errors import ConfigError, ImageError, WeightsError
-from blemish.registry import DEFAULT_METHOD, DEFAULT_PROFILE, PROFILES, Profile, method_class
+from blemish.registry import DEFAULT_METHOD, DEFAULT_PROFILE, PROFILES, Profile, method_class, nearest_name
 from blemish.run import Run, Silent
 from blemish.training.learner import Learner
 from blemish.training.painted import score_painted
@@ -36,7 +36,7 @@ SMALLEST = 1e-6  # score: an image that was learned itself has none
 GAIN = 0.25  # deviations: a smaller difference may be chance
 
 
-def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSettings:
+def resolve(training: TrainingSet, settings: FitSettings, run: Run) -> FitSettings:
     """``settings`` with everything filled in that its profile, or the default one, leaves to the images.
 
     Raises:
@@ -49,6 +49,8 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
     method = settings.method or DEFAULT_METHOD[training.regime]
     if "memory" not in _options(method):
         raise ConfigError(f"{method} has no profiles: leave --profile out, and give --backbone and --size")
+    if name not in PROFILES:
+        raise ConfigError(f"there is no profile {name!r}: {nearest_name(name, PROFILES)}")
     profile, smallest = PROFILES[name], PROFILES["fast"]
     if settings.backbone is not None:
         idea = "with the backbone named"
@@ -64,7 +66,9 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
     poses = settings.poses
     if poses is None and training.regime != "contaminated":
         small = dataclasses.replace(smallest, limits=TRIAL_SIZES, options={**smallest.options, "memory": TRIAL_MEMORY})
-        trial = FitSettings(method, resize=settings.resize, crop=settings.crop, precision=settings.precision)
+        trial = FitSettings(method, resize=settings.resize, precision=settings.precision)
+        if settings.crop is not None and isinstance(whole := settings.size or profile.limits[1], int):
+            trial = dataclasses.replace(trial, crop=max(1, settings.crop * TRIAL_SIZES[1] // max(1, whole)))
         trial = dataclasses.replace(trial, roi=settings.roi, ignore=settings.ignore)
         quiet = dataclasses.replace(run, progress=Silent())
         poses, why = _choose_poses(method, training, with_profile(small, training, trial, quiet, method), run)
@@ -74,7 +78,8 @@ def settle(training: TrainingSet, settings: FitSettings, run: Run) -> FitSetting
     settled = with_profile(
         profile, training, dataclasses.replace(settings, profile=name, poses=poses or "none"), run, method
     )
-    run.progress.note(f"profile: {name} ({profile.idea}: {settled.backbone} at {settled.size})")
+    height, width = np.broadcast_to(settled.size or 0, 2)
+    run.progress.note(f"profile: {name} ({profile.idea}: {settled.backbone} at {width} x {height} pixels)")
     return settled
 
 
@@ -176,6 +181,7 @@ def _choose_poses(method: str, training: TrainingSet, settings: FitSettings, run
     best: Poses = "all" if apart["all"] > apart["none"] + GAIN else "none"
     lie = "as photographed" if best == "none" else "in any direction"
     return best, (
-        f"poses: your parts lie {lie}: each photograph is learned {MEANING[best]} ({what} stand {apart['none']:.2f} "
-        f"deviations above {sum(map(len, trial.folds))} held-out good images, {apart['all']:.2f} with copies turned)"
+        f"poses: your parts lie {lie}: each photograph is learned {MEANING[best]} ({what} score {apart['none']:.2f} "
+        f"standard deviations above {sum(map(len, trial.folds))} held-out good images, {apart['all']:.2f} with turned "
+        f"copies, which need {GAIN} more)"
     )

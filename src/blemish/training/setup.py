@@ -1,6 +1,7 @@
 """What ``fit`` may be told, and everything that learning begins with: images at their size, a backbone, a learner."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,6 +94,13 @@ class FitSettings:
     cache: str = IN_MEMORY
     compare: bool = False
 
+    def __post_init__(self) -> None:
+        sides = (self.size,) if isinstance(self.size, int | None) else self.size
+        if not isinstance(sides, tuple) or not all(isinstance(side, int | None) for side in sides):
+            raise ConfigError(f"size {self.size!r}: whole pixels are needed, of one side or as (height, width)")
+        if self.smallest_defect is not None and not 1 <= self.smallest_defect < math.inf:
+            raise ConfigError(f"a smallest defect of {self.smallest_defect} pixels: 1 or more is needed")
+
 
 class Changes(TypedDict, total=False):
     """The fields of ``FitSettings`` as keyword arguments that editors can show; a test compares them."""
@@ -162,7 +170,12 @@ def load_images(training: TrainingSet, settings: FitSettings, run: Run) -> Image
         normal = load(training.normal)
         if copies := len(normal) - len(set(normal.keys)):
             run.progress.note(f"warning: {copies} training images are copies of others: equal images count as one part")
-        return normal, load(training.anomalous) if training.anomalous else None
+        anomalous = load(training.anomalous) if training.anomalous else None
+        if anomalous is not None and (both := {*normal.keys} & {*anomalous.keys}):
+            example = next(sample.path.name for sample, key in zip(anomalous.samples, anomalous.keys) if key in both)
+            text = f"{len(both)} images are among the good and among the known-bad ones, such as {example}"
+            run.progress.note(f"warning: {text}: take them out of one")
+        return normal, anomalous
 
 
 def check_region(preparation: Preprocessing) -> None:

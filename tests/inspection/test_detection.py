@@ -3,7 +3,7 @@
 import numpy as np
 
 from blemish.inspection.calibration import Calibration, calibrate
-from blemish.inspection.outlook import Painted, outlook
+from blemish.inspection.detection import Painted, estimate_detection
 
 SCORES = np.arange(1.0, 200.0)  # 199 good parts: 1 % rejects two of 200 gaps, above 198
 
@@ -17,7 +17,7 @@ def test_shares_by_size_and_kind_are_counted_at_the_threshold():
         Painted("hole", 0.2, 20.0, 199.0),
         Painted("hole", 0.2, 22.0, 500.0),
     ]
-    expected = outlook(painted, calibration)
+    expected = estimate_detection(painted, calibration)
     assert (expected["rejected"], expected["reviewed"], expected["defects"]) == (0.5, 0.25, 4)
     assert expected["kinds"] == {"scratch": 0.5, "hole": 1.0}
     assert expected["widths"] == [[5, 0.5], [21, 1.0]]
@@ -27,5 +27,5 @@ def test_shares_by_size_and_kind_are_counted_at_the_threshold():
 
 
 def test_without_calibration_or_defects_there_is_nothing_to_say():
-    assert outlook([Painted("hole", 0.2, 20.0, 1.0)], Calibration()) == {}
-    assert outlook([], calibrate("holdout", SCORES)) == {}
+    assert estimate_detection([Painted("hole", 0.2, 20.0, 1.0)], Calibration()) == {}
+    assert estimate_detection([], calibrate("holdout", SCORES)) == {}

@@ -28,7 +28,7 @@ class Painted:
     score: float  # the painted image's
 
 
-def outlook(painted: Sequence[Painted], calibration: Calibration) -> dict[str, Any]:
+def estimate_detection(painted: Sequence[Painted], calibration: Calibration) -> dict[str, Any]:
     """What ``calibration`` decides of painted defects: shares rejected and reviewed, by kind and size, and in words.
 
     Empty without calibration or painted defects.
@@ -53,7 +53,7 @@ def outlook(painted: Sequence[Painted], calibration: Calibration) -> dict[str, A
         "kinds": kinds,
         "widths": [list(pair) for pair in widths],
         "of_bad": f"of defects painted on good parts {rejected:.0%} are rejected and {reviewed:.0%} sent to review",
-        "sentence": f"Found are {sizes} ({by_kind}); real defects may be easier or harder to see.",
+        "sentence": f"Of the painted defects it finds {sizes} ({by_kind}); real ones may be easier or harder to see.",
     }
 
 
