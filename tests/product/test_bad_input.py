@@ -75,7 +75,7 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     ("audit {good} -o {tmp}/page.html --clean {tmp}/elsewhere.csv", 1, ("inside its own folder",)),
     ("audit {good} -o {tmp}/page.html --clean {good}/003.png", 1, ("is an image of this set and would be replaced",)),
     ("audit {good} -o {tmp}/one.html --clean {tmp}/one.html", 1, ("cannot hold both",)),
-    ("inspect {model} {image} -q -o {tmp}/album", 1, ("holds other files, such as 0001.png", "another folder")),
+    ("inspect {model} {image} -q -o {tmp}/album", 1, ("holds others, such as 0001.jpg", "another folder")),
     ("calibrate {model} {root}/test/good -o {root}/test/good/000.png -q", 1, ("is one of the good images",)),
     ("calibrate {model} {root}/test/good -o {tmp}/file/m.blemish -q", 1, ("was not written",)),
     ("contaminate {root} -o {tmp}", 1, ("is a folder",)),
@@ -121,7 +121,7 @@ def places(parts, model, inspector, tmp_path_factory):
         (tmp / folder).mkdir(parents=True)
     (tmp / "file").write_text("in the way")
     (tmp / "album" / "page").mkdir(parents=True)
-    for copy in ("bad/anomalous/1.png", "secret.png", "album/page/0001.png"):
+    for copy in ("bad/anomalous/1.png", "secret.png", "album/page/0001.jpg"):
         shutil.copy(parts.bad[0], tmp / copy)
     (tmp / "inside" / "link.png").symlink_to(tmp / "secret.png")
     for name, named in (("up", "../secret.png"), ("absolute", tmp / "secret.png"), ("link", "link.png")):

@@ -36,9 +36,9 @@ class Gallery:
         self.folder, self.inspector, self.shown = folder, inspector, shown
         self.scores: list[float] = []
         self._worst: dict[str, list[tuple[float, int, dict[str, Any]]]] = {}  # score, less the place in order
-        for file in sorted((folder / "page").glob("*")):
+        for file in sorted((folder / "page").glob("[0-9]*.jpg")):
             if not is_ours(file):
-                problem = f"{folder / 'page'} is where a page's pictures go, and holds other files, such as {file.name}"
+                problem = f"{folder / 'page'} is where a page's pictures go, and holds others, such as {file.name}"
                 raise OutputError(f"{problem}: give another folder")
 
     def add(
