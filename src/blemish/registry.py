@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import json
 from collections.abc import Iterable, Mapping
@@ -81,15 +82,21 @@ def method_class(name: str) -> type[Method]:
     return method
 
 
+@functools.cache
+def _adapter(method: type[Method]) -> Any:
+    """Of its config, made once for each method: a recipe of many jobs asks thousands of times."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(method.Config)
+
+
 KINDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "array": "list"}
 """What an option takes, by its type in the JSON schema of a config."""
 
 
 def option_table(method: type[Method]) -> dict[str, dict[str, str]]:
     """A method's options by name: ``default`` as written after ``--set name=``, what it ``takes``, and ``meaning``."""
-    from pydantic import TypeAdapter
-
-    properties = TypeAdapter(method.Config).json_schema(mode="serialization")["properties"]
+    properties = _adapter(method).json_schema(mode="serialization")["properties"]
     table = {}
     for name, option in properties.items():
         given = option["default"]
@@ -109,14 +116,14 @@ def make_config(method: type[Method], options: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an unknown option (the nearest valid one is named) or a value out of its range.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     known = [field.name for field in dataclasses.fields(method.Config)]
     for option in options:
         if option not in known:
             raise ConfigError(f"{method.__name__} has no option {option!r}: {nearest_name(option, known)}")
     try:
-        return TypeAdapter(method.Config).validate_python(dict(options))
+        return _adapter(method).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         path, value = ".".join(str(part) for part in first["loc"]), first["input"]

@@ -49,11 +49,11 @@ BUDGET = {
     "reconstruction, first half, and AA-BiGAN": 841,
     "sources that fail, engines that tell": 40,
     "a stranger with several models": 42,
-    "read by three more, twice": 216,
+    "read by three more, twice": 232,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 19836
+TEST_BUDGET = 19837
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

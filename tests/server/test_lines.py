@@ -385,6 +385,7 @@ def test_opc_ua_by_its_own_client(serve: Serve, inspect: Inspect, bad: bytes) ->
     assert values == {"Id": said["id"], "Decision": "reject", "Score": said["score"], "Part": "", "At": said["at"]}
 
 
+@pytest.mark.slow
 def test_an_opc_ua_port_that_is_taken_leaves_no_thread_behind() -> None:
     pytest.importorskip("asyncua", reason="the extra [opcua] is not installed")
     with socket.create_server(("127.0.0.1", 0)) as taken:

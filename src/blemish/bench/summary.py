@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import stats
 
@@ -79,8 +79,12 @@ class Summary:
 
     def values(self, label: str, set_name: str, metric: str) -> pd.Series:
         """By seed; without what the data cannot give."""
-        cell = (self.figures["label"] == label) & (self.figures["set"] == set_name)
-        return self.figures[cell].set_index("seed")[metric].dropna()
+        cell = self._cells.get((label, set_name))
+        return pd.Series(dtype=float) if cell is None else cell[metric].dropna()
+
+    @cached_property
+    def _cells(self) -> dict[Any, pd.DataFrame]:
+        return {key: cell.set_index("seed") for key, cell in self.figures.groupby(["label", "set"])}
 
     def complete_sets(self, metric: str) -> list[str]:
         """The sets that every method has a figure for."""
