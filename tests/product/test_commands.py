@@ -88,6 +88,20 @@ def test_inspect_prints_one_json_line_an_image_in_order(blemish, parts, model, i
         assert [r["box"] for r in line["regions"]] == [list(r.box) for r in verdict.regions]
 
 
+def test_on_a_terminal_a_verdict_is_a_line_for_people(parts, inspector, capsys):
+    from blemish.cli.inspect import _for_people
+
+    bad = inspector(parts.bad[0])
+    for told in (bad.as_dict(), {"path": "x.png", "error": "x.png is not an image"}):
+        _for_people(json.dumps(told))
+    _for_people(json.dumps({"path": "y.png", "decision": None, "score": None, "p_value": None, "regions": []}))
+    assert capsys.readouterr().out.splitlines() == [
+        f"{bad.decision:6}  {parts.bad[0]}  ({bad.caption.partition(': ')[2]})",
+        "error   x.png is not an image",
+        "-       y.png  (score none, 0 regions)",
+    ]
+
+
 def test_inspect_writes_overlays_maps_and_a_table(blemish, parts, model, inspector, tmp_path):
     folders = parts.root / "test" / "square", parts.root / "test" / "scratch"
     done = blemish(

@@ -36,7 +36,7 @@ def inspect(
         bool, typer.Option("--json", help="JSON lines on a terminal, too; files and pipes get them.")
     ] = False,
 ) -> None:
-    """Judge images, as JSON lines in a pipe or file. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
+    """Judge images; pipes and files get JSON lines. Example: blemish inspect parts.blemish new/*.png -o overlays/"""
     from blemish.data.units import in_pixels, parse_pixel
     from blemish.errors import CalibrationError, OutputError
     from blemish.inspection.output import deliver, summary
