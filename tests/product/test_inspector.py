@@ -312,6 +312,19 @@ def test_copies_are_one_part_wherever_a_threshold_comes_from(texture, save, tmp_
         inspector.calibrated(tmp_path / "same")
 
 
+@pytest.mark.parametrize(("light", "is_told"), [(60, True), (0, False)])
+def test_a_set_that_brightness_alone_separates_is_called_so(light, is_told, texture, save, tmp_path, inspector):
+    for i in range(8):
+        save(tmp_path / "test" / "good" / f"{i}.png", texture(i))
+        save(
+            tmp_path / "test" / "lamp" / f"{i}.png",
+            np.clip(texture(20 + i).astype(int) + light, 0, 255).astype(np.uint8),
+        )
+    told = [note for note in evaluate(inspector, tmp_path).notes if "alone tells good from bad" in note]
+    assert len(told) == is_told
+    assert all(note.startswith("brightness alone") and "(AUROC 1.00)" in note for note in told)
+
+
 def test_a_threshold_counts_parts_that_a_manifest_names(texture, save, tmp_path, inspector):
     for i in range(20):
         save(tmp_path / "new" / f"{i:02}.png", texture(300 + i))
