@@ -207,17 +207,17 @@ class Method(nn.Module, ABC):
 
     @final
     def finalize(self) -> None:
-        """Get ready to judge. ``fit`` ends with it; whoever judges with a method that still learns calls it first."""
+        """Switch to eval mode and fit the statistics. ``fit`` ends with it; whoever judges before calls it."""
         self.eval()
         if self.learning is not None:
             self.fit_statistics(*self.learning)
             self.eval()
 
     def fit_statistics(self, training: TrainingImages, run: Run) -> None:
-        """Take from the training images what weights that stay as they are now give of them; begins in eval mode."""
+        """From the training images what depends on the final weights: BatchNorm's, scales of scores. In eval mode."""
 
     def see_test(self, images: Images) -> None:
-        """Take from the test images what a paper takes from them, where the option ``normalise`` says ``test``.
+        """Compute a scale of scores from the test images, as some papers do, where ``normalise`` is ``test``.
 
         The bench alone calls it, and its tables mark such figures.
         """

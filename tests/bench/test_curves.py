@@ -87,6 +87,28 @@ def undisturbed(data, tmp_path_factory):
     return results, recipe, finish(job, results)
 
 
+@pytest.mark.parametrize(("metric", "better"), [("image_auroc", 0.9), ("pixel_fpr95", 0.1)])
+def test_the_best_epoch_has_the_highest_figures_or_the_lowest_of_those_where_less_is_better(metric, better):
+    chosen = SimpleNamespace(configuration={"select_by": [metric]})
+    found = {value: Evaluations._worth(chosen, SimpleNamespace(metrics={metric: value})) for value in (0.1, 0.9)}
+    assert max(found, key=found.get) == better
+
+
+@pytest.mark.slow
+def test_a_job_whose_checkpoint_is_damaged_begins_anew(data, undisturbed, tmp_path):
+    _, job = job_of(tmp_path, data)
+    folder = replace(job, device="cpu").write(tmp_path)
+    (folder / CHECKPOINTS).mkdir()
+    (folder / CHECKPOINTS / "cdd.checkpoint").write_bytes(b"junk")
+    (folder / CURVES).write_text('{"points": {}, "trusted": [{"epoch": 6, "images": 1, "bad": 1}]}')
+    found = finish(job, tmp_path)
+    assert "the job begins anew" in (folder / LOG).read_text()
+    assert {name: row["metrics"] for name, row in found.items()} == {
+        name: row["metrics"] for name, row in undisturbed[2].items()
+    }
+    assert [row.get("trusted") for row in found.values()] == [row.get("trusted") for row in undisturbed[2].values()]
+
+
 @pytest.mark.slow
 def test_a_job_killed_while_it_trains_goes_on_and_ends_with_the_same_row(data, undisturbed, tmp_path):
     _, job = job_of(tmp_path, data)

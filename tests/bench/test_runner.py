@@ -12,7 +12,7 @@ import pytest
 
 from blemish.bench.jobs import Experiment, Job, without_paths
 from blemish.bench.ledger import FILE, Ledger
-from blemish.bench.runner import run_jobs
+from blemish.bench.runner import _how_it_died, run_jobs
 from blemish.run import Silent
 
 WORKER = """
@@ -169,6 +169,15 @@ def test_two_benches_at_once_do_each_job_once(worker, results):
     assert [bench.wait(60) for bench in benches] == [0, 0]
     assert labels(Ledger(results / FILE).rows()) == dict.fromkeys(work, 2)
     assert Counter(name for name, _ in started(results)) == dict.fromkeys(work, 2)
+
+
+def test_a_job_s_last_words_are_its_own(tmp_path):
+    (tmp_path / "log").write_bytes("of yesterday: ä\n".encode())
+    before = (tmp_path / "log").stat().st_size
+    assert _how_it_died(3, tmp_path / "log", before) == "ended with code 3 and no row"
+    with (tmp_path / "log").open("a") as log:
+        log.write("of today\n")
+    assert _how_it_died(3, tmp_path / "log", before).endswith("it last said: of today")
 
 
 def test_reasons_name_no_place_of_the_machine():

@@ -396,6 +396,8 @@ def test_a_plan_can_always_be_kept():
 def test_plans_that_cannot_be_kept_are_refused_with_what_is_needed(n, wanted, rate, error, message):
     with pytest.raises(error, match=message):
         plan(n, wanted, rate)
+    with pytest.raises(CalibrationError, match="a review share needs a calibration, and for that 5 good parts"):
+        plan(4, review=0.05)
 
 
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (1, 99), (3, 7), (13, 288), (50, 951), (1000, 99_001)])

@@ -88,18 +88,24 @@ def test_inspect_prints_one_json_line_an_image_in_order(blemish, parts, model, i
         assert [r["box"] for r in line["regions"]] == [list(r.box) for r in verdict.regions]
 
 
+def test_no_two_images_share_a_name(tmp_path):
+    from blemish.inspection.output import _distinct_names
+
+    images = [tmp_path / name for name in ("a.png", "a.jpg", "a_png_0.png", f"{'x' * 245}.png", f"{'x' * 245}.jpg")]
+    names = _distinct_names(images)
+    assert len({name.casefold() for name in names.values()}) == len(names) == 5
+    assert max(map(len, names.values())) <= 210  # with an ending, and a temporary one, still a file's name
+
+
 def test_on_a_terminal_a_verdict_is_a_line_for_people(parts, inspector, capsys):
     from blemish.cli.inspect import _for_people
 
     bad = inspector(parts.bad[0])
-    for told in (bad.as_dict(), {"path": "x.png", "error": "x.png is not an image"}):
-        _for_people(json.dumps(told))
-    _for_people(json.dumps({"path": "y.png", "decision": None, "score": None, "p_value": None, "regions": []}))
-    assert capsys.readouterr().out.splitlines() == [
-        f"{bad.decision:6}  {parts.bad[0]}  ({bad.caption.partition(': ')[2]})",
-        "error   x.png is not an image",
-        "-       y.png  (score none, 0 regions)",
-    ]
+    _for_people(bad.as_dict(), bad)
+    _for_people({"path": "x.png", "error": "x.png is not an image"}, None)
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{parts.bad[0]}: reject: score [\d.]+, p [\d.e-]+, \d regions?", first)
+    assert second == "x.png is not an image"
 
 
 def test_inspect_writes_overlays_maps_and_a_table(blemish, parts, model, inspector, tmp_path):

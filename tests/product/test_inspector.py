@@ -335,6 +335,9 @@ def test_a_threshold_counts_parts_that_a_manifest_names(texture, save, tmp_path,
     rows = "\n".join(f"new/{i:02}.png,normal,part{i // 4}" for i in range(20))
     (tmp_path / "parts.csv").write_text(f"path,label,group\n{rows}\n")
     assert inspector.calibrated(tmp_path / "parts.csv").calibration.n == 5
+    elsewhere = dataclasses.replace(inspector, provenance={**inspector.provenance, "precision": "bf16"})
+    computed_in = inspector.method.backbone.precision.name
+    assert elsewhere.calibrated(tmp_path / "parts.csv").provenance["precision"] == computed_in == "fp32"
 
 
 def test_a_part_that_stands_out_is_named_and_does_not_set_the_threshold(texture, save, tmp_path):

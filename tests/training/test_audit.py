@@ -49,6 +49,16 @@ def found(folder):
     return audit(folder, QUICK)
 
 
+def test_a_bad_image_that_was_saved_three_times_is_no_less_strange(save_part, tmp_path):
+    for i in range(12):
+        save_part(tmp_path / f"{i:02}.png", i)
+    for i in range(3):
+        save_part(tmp_path / f"bad{i}.png", 99, square=(20, 24, 255))
+    judged = audit(tmp_path, QUICK).judged
+    assert {image.sample.path.name for image in judged[:3]} == {"bad0.png", "bad1.png", "bad2.png"}
+    assert judged[2].score > 2 * judged[3].score
+
+
 def test_the_bad_images_come_first_and_are_suspect(found):
     assert {image.sample.path.name for image in found.judged[:4]} == BAD
     assert {image.sample.path.name for image in found.suspects} >= BAD and len(found.suspects) <= 7

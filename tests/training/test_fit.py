@@ -13,7 +13,7 @@ from toy_method import Toy
 
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.errors import Cancelled, ConfigError
-from blemish.run import Run
+from blemish.run import Run, Silent
 from blemish.training.fit import fit
 from blemish.training.setup import Changes, FitSettings
 
@@ -119,6 +119,32 @@ def test_features_on_disk_serve_the_next_fit(folder, tmp_path):
     run = Run()
     assert_same(first, fit(folder, on_disk, run))
     assert run.log.facts == {"feature cache": "disk"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": "64"}, "size 64: one side or"),
+        ({"size": 64.5}, "size 64.5: one side or"),
+        ({"size": (64, None)}, "size .64, None.: one side or"),
+        ({"smallest_defect": 0.0}, "0.0 pixels: 1 or more"),
+        ({"smallest_defect": float("nan")}, "nan pixels: 1 or more"),
+    ],
+)
+def test_numbers_of_the_wrong_kind_are_refused_before_anything_is_read(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        fit("nowhere", ONCE, **changes)
+
+
+def test_an_image_that_is_both_good_and_known_bad_is_named(save_part, tmp_path):
+    for name in ("good/0", "good/1", "anomalous/1"):
+        save_part(tmp_path / f"{name}.png", int(name[-1]))
+    said, progress = [], Silent()
+    progress.note = said.append
+    fit(tmp_path, ONCE, Run(progress=progress))
+    assert [note for note in said if "among the known-bad ones" in note] == [
+        "warning: 1 images are among the good and among the known-bad ones, such as 1.png: take them out of one"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,11 @@ def test_a_long_training_is_announced_and_may_be_declined(tmp_path, monkeypatch)
 
     with pytest.raises(Cancelled, match="nothing was begun"):
         fit(training, settings, Run(progress=notes, confirm=decline))
-    (text,) = asked
+    with pytest.raises(Cancelled):
+        fit(training, settings, Run(progress=notes, confirm=decline), poses="all")
+    turned, text = asked[::-1]
     assert text.startswith("training takes about")
-    assert "(60 steps)" in text
+    assert "(60 steps)" in text and "(300 steps)" in turned  # 6 images in 12 directions are five batches of 16
     assert f"note: {text.removesuffix('. Begin?')}" in notes.said
 
 

@@ -56,19 +56,22 @@ def perform(job: Job, experiments: Sequence[Experiment], folder: Path) -> Iterat
     opened = {experiment.key: open_sets(job.images, experiment.configuration) for experiment in experiments}
     training, _, planted = opened[experiments[0].key]
     tests = {key: test for key, (_, test, _) in opened.items()}
-    evaluations = None
-    if chooses or "follow" in configuration:
-        evaluations = Evaluations(configuration, tests, training, planted, run, folder / CURVES)
-    on_epoch = evaluations.on_epoch if evaluations else None
+
+    def learned() -> tuple[Inspector, Evaluations | None]:
+        evaluations = None
+        if chooses or "follow" in configuration:
+            evaluations = Evaluations(configuration, tests, training, planted, run, folder / CURVES)
+        return fit(training, FitSettings(**settings), run, evaluations.on_epoch if evaluations else None), evaluations
+
     try:
-        inspector = fit(training, FitSettings(**settings), run, on_epoch)
+        inspector, evaluations = learned()
     except (ModelFileError, ConfigError) as error:  # a checkpoint that is damaged, or of another device
         if not run.resume:
             raise
         run.progress.note(f"note: the job begins anew, as it cannot go on from its checkpoint ({error})")
         shutil.rmtree(checkpoints)
         run = dataclasses.replace(run, resume=False)
-        inspector = fit(training, FitSettings(**settings), run, on_epoch)
+        inspector, evaluations = learned()
     for experiment in experiments:
         if sees_test := configuration["options"].get("normalise") == "test":
             inspector.method.see_test(PreparedImages(tests[experiment.key].samples, inspector.preparation).windows)

@@ -4,13 +4,16 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blemish.cli.app import FAILED, REJECTED, command, print_result
 from blemish.cli.options import AsJson, Engine, FailOn, FalseReject, Machine, ModelFile, Resolution, Review, Weights
 from blemish.run.progress import printable
+
+if TYPE_CHECKING:
+    from blemish.inspection.verdict import Verdict
 
 
 @command
@@ -41,7 +44,8 @@ def inspect(
     from blemish.errors import CalibrationError, OutputError
     from blemish.inspection.output import deliver, summary
 
-    say = typer.echo if as_json or not sys.stdout.isatty() else _for_people
+    is_json = as_json or not sys.stdout.isatty()
+    say = (lambda line, _: typer.echo(json.dumps(line))) if is_json else _for_people
     for path in filter(None, (csv, coco)):
         if path.resolve() == model.resolve():
             raise OutputError(f"{path} is the model and would be replaced: choose another name")
@@ -71,16 +75,9 @@ def inspect(
         raise typer.Exit(REJECTED)
 
 
-def _for_people(line: str) -> None:
-    """A verdict in one line that fits on a terminal."""
-    told = json.loads(line)
-    text = f"error   {told.get('error')}"
-    if "error" not in told:
-        score = "none" if told["score"] is None else f"{told['score']:.4g}"
-        p_value = "" if told["p_value"] is None else f", p {told['p_value']:.2g}"
-        regions = f"{len(told['regions'])} region{'s' * (len(told['regions']) != 1)}"
-        text = f"{told['decision'] or '-':6}  {told['path']}  (score {score}{p_value}, {regions})"
-    typer.echo(printable(text))
+def _for_people(line: dict[str, Any], verdict: "Verdict | None") -> None:
+    """In one line that fits on a terminal."""
+    typer.echo(printable(f"{line['path']}: {verdict.caption}" if verdict else line["error"]))
 
 
 @command

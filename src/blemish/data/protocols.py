@@ -179,9 +179,8 @@ def alternative_split(training: TrainingSet, test: TestSet, split: Path) -> tupl
     kept: list[Sample] = []
     moved: list[Sample] = []
     for sample in training.samples:
-        inside = sample.path.absolute().is_relative_to(split.parent.absolute())  # itself, where it is a link
-        written = str(sample.path.absolute().relative_to(split.parent.absolute()) if inside else sample.path)
-        written = Path(written).as_posix()
+        place, home = sample.path.absolute(), split.parent.absolute()  # a link by its own name
+        written = place.relative_to(home).as_posix() if place.is_relative_to(home) else str(place)
         if written not in sides:
             raise ManifestError(f"{split} does not list the training image {written}: one line each is needed.")
         (kept if sides.pop(written) == "train" else moved).append(sample)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def deliver(
     inspector: Judge,
     paths: Sequence[Path],
-    say: Callable[[str], None],
+    say: Callable[[dict[str, Any], Verdict | None], None],
     progress: Progress,
     overlays: Path | None = None,
     maps: Path | None = None,
@@ -37,7 +37,7 @@ def deliver(
 ) -> tuple[Counter[str], list[tuple[str, str]]]:
     """Judge images and write what was asked for; how often each decision occurred, and what could not be read and why.
 
-    Each image gets a JSON line through ``say``, with ``error`` where it cannot be read, which stops nothing. Nothing is
+    ``say`` gets a line of JSON for each image with its verdict, or with ``error``, which stops nothing. Nothing is
     written over an image judged. ``show`` gets each verdict with its overlay and that file's name.
     """
     images = find_images(paths)
@@ -64,7 +64,7 @@ def deliver(
 
     def refuse(source: Source, error: ImageError) -> None:
         unreadable.append((str(source), str(error)))
-        say(json.dumps({"path": str(source), "error": str(error)}))
+        say({"path": str(source), "error": str(error)}, None)
 
     for verdict in inspector.many(progress.track(images, "inspecting"), on_error=refuse):
         decisions[verdict.decision or ""] += 1
@@ -82,7 +82,7 @@ def deliver(
             with written_atomically(maps / f"{name}.tiff") as temporary:
                 values = Image.fromarray(checked_map(verdict.heatmap))  # 32-bit float, for ImageJ
                 values.save(temporary, format="TIFF", tiffinfo={305: MADE_BY})
-        say(json.dumps(line))
+        say(line, verdict)
     for path, listed in listings.items():
         with written_atomically(path) as temporary:
             temporary.write_text(listed(rows), encoding="utf-8", errors="backslashreplace")

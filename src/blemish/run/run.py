@@ -55,7 +55,7 @@ class Timer:
 
 
 class RunLog:
-    """What a run has to tell: written by the work itself, read by whoever started it."""
+    """Messages and curves of one run: written by the work itself, read by whoever started it."""
 
     def __init__(self) -> None:
         self.curves: dict[str, list[dict[str, float]]] = {}  # of each training, the means of each epoch

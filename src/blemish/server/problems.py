@@ -23,9 +23,10 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 def problem_of(error: BaseException) -> JSONResponse:
     """What an error is answered with: 503 for what may go better later, 422 for what was asked for."""
     if isinstance(error, RequestValidationError):
-        wrong = [(one, one.get("input")) for one in error.errors()[:5]]
-        given = (f" (given: {value!r:.60})" if isinstance(value, str | int | float) else "" for _, value in wrong)
-        said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}{end}" for (one, _), end in zip(wrong, given))
+        said = []
+        for wrong in error.errors()[:5]:
+            is_short = isinstance(given := wrong.get("input"), str | int | float)
+            said.append(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" + f" (given: {given!r:.60})" * is_short)
         return problem(422, "; ".join(said))
     if isinstance(error, HTTPException):
         return problem(error.status_code, str(error.detail), error.headers)

@@ -19,7 +19,7 @@ from blemish.training.learner import Learner
 FEW = 20  # known-bad images below which one more or less may be chance, and the sentence says so
 
 
-def check_comparable(learner: Learner) -> None:
+def check_comparable(learner: Learner, seed: int) -> None:
     """Refuse before any work what has no twin that learns from normal images alone, or too few groups to halve."""
     if learner.cls.without_anomalous(learner.config) is None:
         problem = f"--compare learns with and without known-bad images, and {learner.name} as set learns from none"
@@ -27,6 +27,8 @@ def check_comparable(learner: Learner) -> None:
     groups = set(learner.anomalous.groups) if learner.anomalous is not None else set()
     if len(groups) < 2:
         raise ConfigError(f"--compare holds out half of the known-bad parts, and there are {len(groups)}: give two")
+    if learner.anomalous is not None:
+        _halves(learner.normal, learner.anomalous, seed)
 
 
 def compare(learner: Learner, indices: Sequence[int], run: Run) -> dict[str, float]:

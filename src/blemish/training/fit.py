@@ -154,7 +154,7 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     run.progress.note(f"calibration: {planned.reason}")
     learner, run = build_learner(name, config, images, training.regime, settings, run)
     if settings.compare:
-        check_comparable(learner)
+        check_comparable(learner, run.seed)
     return learner, planned, settings, run
 
 

@@ -95,9 +95,7 @@ class FitSettings:
     compare: bool = False
 
     def __post_init__(self) -> None:
-        sides = (self.size,) if isinstance(self.size, int | None) else self.size
-        if not isinstance(sides, tuple) or not all(isinstance(side, int | None) for side in sides):
-            raise ConfigError(f"size {self.size!r}: whole pixels are needed, of one side or as (height, width)")
+        Preprocessing(size=USUAL_SIZE if self.size is None else self.size)  # refuses what is no size
         if self.smallest_defect is not None and not 1 <= self.smallest_defect < math.inf:
             raise ConfigError(f"a smallest defect of {self.smallest_defect} pixels: 1 or more is needed")
 
