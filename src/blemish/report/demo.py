@@ -71,8 +71,8 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
     rejected, review, missed = (len(anomalous[decision]) for decision in ("reject", "review", "ok"))
     alarms = f"{len(normal['reject'])} rejected, {len(normal['review'])} sent to review, of {goods}"
     galleries = {
-        f"Defects rejected ({rejected} of {bads})": _of_each_kind(anomalous["reject"]),
-        f"Defects sent to review ({review} of {bads})": _of_each_kind(anomalous["review"]),
+        f"Defects rejected ({rejected} of {bads}; one of each kind)": _of_each_kind(anomalous["reject"]),
+        f"Defects sent to review ({review} of {bads}; one of each kind)": _of_each_kind(anomalous["review"]),
         f"Defects missed ({missed} of {bads}, least suspicious first)": anomalous["ok"][::-1],
         f"False alarms ({alarms})": [*normal["reject"], *normal["review"]],
         f"Good, and left alone ({len(normal['ok'])} of {goods}, strangest first)": normal["ok"],
