@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--sets", nargs="+", default=["mvtec_screw", "magnetic_tile"])
     parser.add_argument("--methods", nargs="+", default=["balanced", "fast", *METHODS])
-    parser.add_argument("--images", type=int, default=1000, help="at most so many test images, of methods that are slow")
+    parser.add_argument("--images", type=int, default=1000, help="judge at most so many, where it is slow")
     parser.add_argument("--python", type=Path)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--untimed", action="store_true")

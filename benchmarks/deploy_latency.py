@@ -8,7 +8,7 @@ distillation on a ResNet-18 with random weights after one update: what they find
 pixels and have a memory of one size (anomalib's is drawn at random, as that takes a second and judges as fast).
 Theirs is exported for one image of the camera's size, which its inferencer for OpenVINO needs. The network alone is
 the backbone at batch 1, from its tensor. Rows go to ``results/deploy.jsonl``, kind ``latency``. Run it with nothing
-else running; it takes about six minutes.
+else running; it takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
 OURS = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "openvino_bf16": "OpenVINO, bf16"}
 THEIRS = {"torch": "torch", "openvino": "OpenVINO", "openvino_f32": "OpenVINO, float32"}
 
-# Runs in the rival's environment, where Blemish is not installed; its last line is one JSON object.
+# Runs in the rival's environment, where Blemish is not installed, and judges what each line asks for.
 RIVAL = """
 import dataclasses, glob, json, logging, os, sys, time, warnings
 warnings.filterwarnings("ignore"); logging.disable(logging.WARNING); os.environ["TRUST_REMOTE_CODE"] = "1"
@@ -95,24 +97,22 @@ kinds = {
 }
 kinds["openvino_f32"] = (kinds["openvino"][0],
                          lambda path, threads: openvino(path, threads, INFERENCE_PRECISION_HINT="f32"))
-paths = {}
+infer, failed, paths = {}, {}, {}
 for kind, (make, opened) in kinds.items():
     for threads in given["threads"]:
         torch.set_num_threads(threads)
         try:
             if kind.partition("_")[0] not in paths:
                 paths[kind] = make()
-            infer = opened(paths[kind.partition("_")[0]], threads).predict
-            for path in given["images"][:3]: infer(path)
-            taken = []
-            for path in given["images"] * given["rounds"]:
-                began = time.perf_counter(); infer(path); taken.append(1000 * (time.perf_counter() - began))
-            taken.sort()
-            found[f"{kind} {threads}"] = {"p50": taken[len(taken) // 2], "p95": taken[int(len(taken) * 0.95)]}
+            infer[kind, threads] = opened(paths[kind.partition("_")[0]], threads).predict
         except BaseException as error:
-            found[f"{kind} {threads}"] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-found["memory"] = list(model.model.memory_bank.shape) if lite else None
-print(json.dumps(found))
+            failed[kind] = f"{type(error).__name__}: {str(error)[:300]}"
+print("ready", json.dumps(failed), flush=True)
+for line in sys.stdin:
+    kind, threads, path = json.loads(line)
+    torch.set_num_threads(threads)
+    infer[kind, threads](path)
+    print("judged", flush=True)
 """
 
 
@@ -145,11 +145,14 @@ def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def timed(calls: dict[str, Callable[[Any], Any]], items: Sequence[Any], rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call on each item, in turns; the first three items warm up."""
+    """Milliseconds of each call on each item; the first three items warm up.
+
+    All calls take an item before the next one's turn: rented processors are twice as fast in one second as in the next.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
-        for name, call in calls.items():
-            for item in items if turn else items[:3]:
+        for item in items if turn else items[:3]:
+            for name, call in calls.items():
                 began = time.perf_counter()
                 call(item)
                 taken[name] += [1000 * (time.perf_counter() - began)] * (turn > 0)
@@ -177,7 +180,44 @@ def networks(backbone: Any, place: Path, threads: int, example: torch.Tensor) ->
     }
 
 
-def ours(inspector: Any, place: Path, paths: list[Path], threads: int, rounds: int) -> dict[str, Any]:
+@contextmanager
+def rival(python: Path | None, asked: dict[str, Any], place: Path) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """From a number of threads to the calls of anomalib's inferencers, in a process that is ready; none without it."""
+    if python is None:
+        yield lambda threads: {}
+        return
+    out = place / "rival"
+    out.mkdir()
+    torch.save(find_weights("efficientnet_lite0", "pretrained")[0], place / "lite0.pth")
+    asked = asked | {"weights": str(place / "lite0.pth"), "root": str(place), "out": str(out)}
+    ours_alone = ("OMP_NUM_THREADS", "PYTHONPATH")
+    environment = {name: value for name, value in os.environ.items() if name not in ours_alone}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # without it glibc keeps what it should give back
+    command = [str(python), "-c", RIVAL, json.dumps(asked)]
+    with subprocess.Popen(command, cwd=out, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env=environment) as process:  # fmt: skip
+        assert process.stdin and process.stdout
+        said, asking = process.stdout, process.stdin
+
+        def answer(word: str) -> str:
+            for line in said:
+                if line.startswith(word):
+                    return line.removeprefix(word)
+            raise RuntimeError("anomalib's process ended")
+
+        def call(kind: str, threads: int, path: Path) -> None:
+            print(json.dumps([kind, threads, str(path)]), file=asking, flush=True)
+            answer("judged")
+
+        failed = json.loads(answer("ready"))
+        print(failed, file=sys.stderr)
+        yield lambda threads: {name: partial(call, name, threads) for name in THEIRS if name not in failed}
+        asking.close()
+
+
+def judging(
+    inspector: Any, place: Path, paths: list[Path], threads: int, rounds: int, theirs: dict[str, Any]
+) -> dict[str, Any]:
     """Milliseconds from file to verdict, images a second together, stages, and the backbone's own milliseconds."""
     set_threads(threads)
     file, cheaper = place / "part.onnx", place / "bf16.onnx"
@@ -185,7 +225,12 @@ def ours(inspector: Any, place: Path, paths: list[Path], threads: int, rounds: i
     for name in ("onnxruntime", "openvino"):
         judges[name] = blemish.load(file, engine=name, threads=threads)  # type: ignore[arg-type]
     judges["openvino_bf16"] = blemish.load(cheaper, engine="openvino", threads=threads)
-    found: dict[str, Any] = timed(judges, paths, rounds)
+    tensors = {path: inspector.preparation.prepare(read_image(path))[None] for path in paths}
+    alone = networks(inspector.method.backbone, place, threads, tensors[paths[0]])
+    calls = judges | {f"anomalib {name}": call for name, call in theirs.items()}
+    calls |= {f"network {name}": lambda path, call=call: call(tensors[path]) for name, call in alone.items()}
+    times: dict[str, Any] = timed(calls, paths, rounds)
+    found = {name: times[name] for name in judges} | {"backbone": {name: times[f"network {name}"] for name in alone}}
     for name, judge in judges.items():
         began = time.perf_counter()
         count = len(list(judge.many(paths * rounds)))
@@ -196,12 +241,7 @@ def ours(inspector: Any, place: Path, paths: list[Path], threads: int, rounds: i
     found["stages"] = timed({"decode": read_image}, paths, 1) | timed({"prepare": engine.prepared}, images, 1)
     for name in ("onnxruntime", "openvino"):
         found["stages"] |= timed({name: lambda one, s=judges[name].session: judged(s, [one])}, prepared, 1)  # type: ignore
-    tensors = [inspector.preparation.prepare(image)[None] for image in images[:10]]
-    try:
-        found["backbone"] = timed(networks(inspector.method.backbone, place, threads, tensors[0]), tensors, rounds)
-    except Exception as error:
-        found["backbone"] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-    return found
+    return {"ours": found, "anomalib": {name: times[f"anomalib {name}"] for name in theirs}}
 
 
 def measure(method: str, source: Path, given: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
@@ -213,36 +253,15 @@ def measure(method: str, source: Path, given: argparse.Namespace, place: Path) -
     note(place / "part.onnx", place / "bf16.onnx", precision="bf16")
     memory = getattr(inspector.method, "memory", None)
     kept = 0 if memory is None else len(memory.points)
+    row = {"kind": "latency", "set": source.name, "method": method, "memory": kept, "images": len(paths)}
+    row["size"] = [*read_image(paths[0]).size]
+    asked = {"method": method, "category": source.name, "memory": kept, "size": row["size"], "threads": given.threads}
     rows = []
-    for threads in given.threads:
-        found = ours(inspector, place, paths, threads, given.rounds)
-        row = {"kind": "latency", "set": source.name, "method": method, "threads": threads, "memory": kept}
-        rows.append(row | {"images": len(paths), "size": list(read_image(paths[0]).size), "ours": found})
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    rival: dict[str, Any] = {}
-    if given.rival_python:
-        weights, out = place / "lite0.pth", place / "rival"
-        out.mkdir()
-        torch.save(find_weights("efficientnet_lite0", "pretrained")[0], weights)
-        asked = {
-            "method": method, "weights": str(weights), "root": str(place), "category": source.name, "out": str(out),
-            "memory": kept, "size": rows[0]["size"], "threads": given.threads, "rounds": given.rounds,
-            "images": [str(path) for path in paths],
-        }  # fmt: skip
-        ours_alone = ("OMP_NUM_THREADS", "PYTHONPATH")
-        environment = {name: value for name, value in os.environ.items() if name not in ours_alone}
-        environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # without it glibc keeps what it should give back
-        command = [given.rival_python, "-c", RIVAL, json.dumps(asked)]
-        try:
-            done = subprocess.run(command, cwd=out, capture_output=True, text=True, env=environment, timeout=240)  # noqa: PLW1510
-            rival = json.loads(done.stdout.strip().splitlines()[-1]) if not done.returncode else {}
-            if done.returncode:
-                print(done.stderr[-2000:], file=sys.stderr)
-        except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
-            print(f"anomalib: {error}", file=sys.stderr)
-    for row in rows:
-        row["anomalib"] = {kind: rival.get(f"{kind} {row['threads']}", {"failed": "did not run"}) for kind in THEIRS}
-        row["load"] = [round(load, 2) for load in os.getloadavg()]
+    with rival(given.rival_python, asked, place) as theirs:
+        for threads in given.threads:
+            found = judging(inspector, place, paths, threads, given.rounds, theirs(threads))
+            rows.append(row | {"threads": threads, **found, "load": [round(load, 2) for load in os.getloadavg()]})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
@@ -260,12 +279,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         f"|---|{'---:|' * (len(heads) + 3)}",
     ]
     for row in rows:
-        said, rival = row["ours"], row["anomalib"]
-        exact = [fastest(rival, ("torch", "openvino_f32")), fastest(said, ("torch", "onnxruntime", "openvino"))]
-        best, own = [fastest(rival, [*THEIRS]), fastest(said, [*OURS])], said["backbone"]
+        said, beside = row["ours"], row["anomalib"]
+        exact = [fastest(beside, ("torch", "openvino_f32")), fastest(said, ("torch", "onnxruntime", "openvino"))]
+        best, own = [fastest(beside, [*THEIRS]), fastest(said, [*OURS])], said["backbone"]
         shares = [said[name]["p50"] / own[name]["p50"] for name in ("torch", "onnxruntime", "openvino") if name in own]
         threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-        cells = [*(cell(said[name]) for name in OURS), *(cell(rival[name]) for name in THEIRS)]
+        cells = [*(cell(said[name]) for name in OURS), *(cell(beside.get(name, {})) for name in THEIRS)]
         faster = f"{best[0] / best[1]:.1f} ({exact[0] / exact[1]:.1f})"
         many = ", ".join(f"{said[name]['many']:.0f}" for name in ("onnxruntime", "openvino"))
         parts = [*cells, faster, f"{min(shares, default=float('nan')):.2f}", many]
