@@ -50,10 +50,11 @@ BUDGET = {
     "sources that fail, engines that tell": 40,
     "a stranger with several models": 42,
     "read by three more, twice": 232,
+    "large images in portions": 12,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 19945
+TEST_BUDGET = 19960
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

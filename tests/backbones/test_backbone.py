@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from blemish.backbones import backbone as backbone_module
 from blemish.backbones.backbone import FrozenBackbone, build_backbone, build_student, rebuild
 from blemish.errors import ModelFileError, WeightsError
 from blemish.run import choose_precision, torch_seeded
@@ -24,6 +25,19 @@ def lite0() -> FrozenBackbone:
 
 def images(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [2]), (3, [3]), (7, [3, 2, 2]), (8, [2, 2, 2, 2])])
+def test_large_images_pass_in_portions_of_which_none_is_one_image_of_several(lite0, monkeypatch, count, sizes):
+    batch, seen = images(count, 3, 64, 96), []
+    whole = lite0(batch)
+    monkeypatch.setattr(backbone_module, "PIXELS", 2 * 64 * 96)
+    with lite0.network.register_forward_hook(lambda _m, given, _o: seen.append(len(given[0]))):
+        portions = lite0(batch)
+    assert seen == sizes
+    for got, want in zip(portions, whole, strict=True):
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(got, want, rtol=2**-7, atol=1e-4 * float(want.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from blemish.contract import Backbone, Level, check_cells
 from blemish.errors import ConfigError, ModelFileError, WeightsError
 from blemish.run import Precision, choose_precision, torch_seeded
 
+# Of images in one pass through convolutions on a processor: what lies between them, where it takes more than 32 MB, is
+# given back to the system by glibc and fetched again, page by page. Batches of 8 took up to twice as long an image.
+PIXELS = 2 * 384 * 384
 MOST_DRAWN = 30_000_000  # random weights are for tests: so many numbers, ResNet50's, a small model file may ask for
 
 
@@ -82,6 +86,13 @@ class FrozenBackbone(Backbone):
                 f"images of {sides[0]} x {sides[1]} pixels cannot be cut into the patches of {patch} x {patch} that "
                 f"{self.name} sees: choose a --size whose height is {height} and whose width is {width}"
             )
+        if self.tokens or images.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._maps(images)
+        together = max(2, PIXELS // math.prod(sides))  # never one alone of several: it may be rounded otherwise
+        portions = [self._maps(some) for some in images.tensor_split(max(1, len(images) // together))]
+        return [torch.cat(maps) if len(maps) > 1 else maps[0] for maps in zip(*portions)]
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         normalised = self.normalise(images)
         if self.precision.channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
