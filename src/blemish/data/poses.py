@@ -65,9 +65,8 @@ class PosedImages:
         needed = sorted({image for image, _ in places})
         originals = self._images.batch(needed)
         row = {image: number for number, image in enumerate(needed)}
-        posed = [turned(originals.images[row[image]], *poses[pose]) for image, pose in places]
         keys = tuple(originals.keys[row[image]] + f"/{self.poses}{pose}" * (pose > 0) for image, pose in places)
-        return Batch(torch.stack(posed), keys)
+        return Batch(lambda: torch.stack([turned(originals.images[row[i]], *poses[pose]) for i, pose in places]), keys)
 
 
 def turned(image: Tensor, degrees: float, mirrored: bool) -> Tensor:
