@@ -212,10 +212,9 @@ def rival(python: Path | None, asked: dict[str, Any], place: Path) -> Iterator[C
         failed = json.loads(answer("ready"))
         print(failed, file=sys.stderr)
         yield lambda threads: {name: partial(call, name, threads) for name in THEIRS if name not in failed}
-        asking.close()
 
 
-def judging(
+def latencies(
     inspector: Any, place: Path, paths: list[Path], threads: int, rounds: int, theirs: dict[str, Any]
 ) -> dict[str, Any]:
     """Milliseconds from file to verdict, images a second together, stages, and the backbone's own milliseconds."""
@@ -259,7 +258,7 @@ def measure(method: str, source: Path, given: argparse.Namespace, place: Path) -
     rows = []
     with rival(given.rival_python, asked, place) as theirs:
         for threads in given.threads:
-            found = judging(inspector, place, paths, threads, given.rounds, theirs(threads))
+            found = latencies(inspector, place, paths, threads, given.rounds, theirs(threads))
             rows.append(row | {"threads": threads, **found, "load": [round(load, 2) for load in os.getloadavg()]})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows

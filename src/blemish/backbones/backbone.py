@@ -26,8 +26,8 @@ from blemish.contract import Backbone, Level, check_cells
 from blemish.errors import ConfigError, ModelFileError, WeightsError
 from blemish.run import Precision, choose_precision, torch_seeded
 
-# Of images in one pass through convolutions on a processor: what lies between them, where it takes more than 32 MB, is
-# given back to the system by glibc and fetched again, page by page. Batches of 8 took up to twice as long an image.
+# That pass through convolutions together on a CPU: a layer's output of more than 32 MB would be fetched from the system
+# anew each time, page by page, and an image of 512 pixels in a batch of 8 takes twice as long as in a batch of 2.
 PIXELS = 2 * 384 * 384
 MOST_DRAWN = 30_000_000  # random weights are for tests: so many numbers, ResNet50's, a small model file may ask for
 

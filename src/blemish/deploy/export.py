@@ -94,25 +94,23 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
     shape = {0: count, 1: height, 2: width} if any_size else {0: count}
     example = torch.zeros(EXAMPLE, dtype=getattr(torch, pixels))
     options = tuple(torch.tensor(value) for value in deployed.inputs.values())
-    deployed.requires_grad_(False)  # else the exporter traces gradients, too
     constants, silent = Constants(), tracing.do_not_emit_stack_traces
     tracing.do_not_emit_stack_traces = True  # to collect them takes a fifth of the time
     try:
-        with torch.no_grad():
-            with constants:
-                deployed(torch.zeros_like(example), *options)
-                constants.are_known = True
-                shapes: tuple[Any, ...] = (shape, tuple({} for _ in options)) if options else (shape,)
-                # Strict: torch.onnx would go on with a graph for the example's size alone.
-                traced = torch.export.export(deployed, (example, *options), dynamic_shapes=shapes, strict=False)
-            program: Any = torch.onnx.export(
-                traced,
-                dynamo=True,
-                opset_version=OPSET,
-                verbose=False,
-                input_names=["image", *deployed.inputs],
-                output_names=deployed.outputs,
-            )
+        with torch.no_grad(), constants:
+            deployed(torch.zeros_like(example), *options)
+            constants.are_known = True
+            shapes: tuple[Any, ...] = (shape, tuple({} for _ in options)) if options else (shape,)
+            # Strict: torch.onnx would go on with a graph for the example's size alone.
+            traced = torch.export.export(deployed, (example, *options), dynamic_shapes=shapes, strict=False)
+        program: Any = torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["image", *deployed.inputs],
+            output_names=deployed.outputs,
+        )
     except Exception as error:  # the exporter's own kinds, and what its parts raise
         causes = [str(error)] + [str(cause) for cause in (error.__cause__, error.__context__) if cause]
         named = re.search(r"(aten|prims|torchvision|_operator)[.:]+[\w.]+", " ".join(reversed(causes)))
