@@ -25,8 +25,9 @@ from torch import Tensor
 from blemish.contract import Backbone, Batch, Images
 from blemish.run import Run, device_name
 
-# Images whose features are computed at once, kept or not (large ones a backbone divides further): in larger company some
-# processors round otherwise (EfficientNet-Lite0 on one thread: a thousandth of the numbers of 16 images, not of twice 8).
+# Images whose features are computed at once, kept or not (large ones a backbone divides further): in larger company
+# some processors round otherwise (EfficientNet-Lite0 on one thread: a thousandth of the numbers of 16 images differs
+# from those of twice 8).
 CHUNK = 8
 
 FACT = "feature cache"
