@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from toy_method import BEST, Toy
 
-from blemish.data.synthetic import paint
+from blemish.data.synthetic import Surface, paint
 from blemish.errors import Cancelled, ConfigError
 from blemish.run import Run
 from blemish.training.audit import audit
@@ -118,8 +118,8 @@ def test_a_sentence_says_what_was_chosen_and_whether_more_may_help():
 def test_a_painted_picture_differs_where_the_mask_says_and_nowhere_else(folder):
     picture = read(folder / "00.png")
     for kind in KINDS:
-        whole, mask = paint(picture, kind, np.random.default_rng(3))
-        assert np.array_equal(whole, paint(picture, kind, np.random.default_rng(3))[0])
+        whole, mask = paint(Surface(picture), kind, np.random.default_rng(3))
+        assert np.array_equal(whole, paint(Surface(picture), kind, np.random.default_rng(3))[0])
         assert np.array_equal(whole[~mask], picture[~mask])
         assert 20 < mask.sum() < 64 * 64 / 2 and np.abs(whole - picture)[mask].mean() > 0.03
         assert whole.min() >= 0 and whole.max() <= 1

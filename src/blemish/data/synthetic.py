@@ -136,29 +136,38 @@ Painter = Callable[[Array, Scene, int, Generator], tuple[Array, Array]]
 PAINTERS: dict[str, Painter] = {p.__name__: p for p in (scratch, stain, hole, missing, foreign, faint)}
 
 
+class Surface:
+    """A picture ``h w 3`` in [0, 1], and what all defects painted on it have in common, which takes longer than one."""
+
+    def __init__(self, picture: Array) -> None:
+        grey = picture.mean(axis=-1)
+        self.picture, self.scene = picture, scene_of(picture)
+        self.structure = gaussian_filter(np.abs(grey - gaussian_filter(grey, 3)), 4)
+
+
 def paint(
-    picture: Array, kind: str, rng: Generator, side: int = SIDE, inside: NDArray[np.bool_] | None = None
+    surface: Surface, kind: str, rng: Generator, side: int = SIDE, inside: NDArray[np.bool_] | None = None
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """A picture ``h w 3`` in [0, 1] with one defect of a kind in ``PAINTERS``, and where that can be seen, ``h w``.
+    """The picture with one defect of a kind in ``PAINTERS``, and where that can be seen, ``h w``.
 
     The picture is larger than ``side``, the rows and columns of the square that the defect is painted into: the defect
     is smaller or larger with it. It goes where the picture has structure, as a smooth ground is seldom inspected, and
     only ``inside``, ``h w``, if that is given.
     """
+    picture = surface.picture
     height, width = picture.shape[:2]
-    grey = picture.mean(axis=-1)
     half = side // 2
-    detail = np.abs(grey - gaussian_filter(grey, 3))
-    structure = gaussian_filter(detail, 4)[half : height - half, half : width - half]  # of the squares' middles
-    if inside is not None and (middles := inside[half : height - half, half : width - half]).any():
-        structure = np.where(middles, structure, -1)
-        position = rng.choice(np.flatnonzero(structure >= np.quantile(structure[middles], 0.8)))
+    middles = slice(half, height - half), slice(half, width - half)  # of the squares
+    structure = surface.structure[middles]
+    if inside is not None and (allowed := inside[middles]).any():
+        structure = np.where(allowed, structure, -1)
+        position = rng.choice(np.flatnonzero(structure >= np.quantile(structure[allowed], 0.8)))
     else:
         position = rng.choice(np.flatnonzero(structure >= np.quantile(structure, 0.8)))
     top, left = np.unravel_index(position, structure.shape)
     square = (slice(top, top + side), slice(left, left + side))
     crop = _resized(picture[square], SIDE)
-    painted, cover = PAINTERS[kind](crop, scene_of(picture), int(rng.choice([-1, 1])), rng)
+    painted, cover = PAINTERS[kind](crop, surface.scene, int(rng.choice([-1, 1])), rng)
     whole, mask = picture.copy(), np.zeros((height, width), bool)
     mask[square] = _resized(cover, side) > SEEN
     mask &= True if inside is None else inside

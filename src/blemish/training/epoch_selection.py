@@ -21,7 +21,7 @@ from torch import Tensor
 
 from blemish.data.loading import PreparedImages
 from blemish.data.splits import split_by_group
-from blemish.data.synthetic import SIDE, paint
+from blemish.data.synthetic import SIDE, Surface, paint
 from blemish.errors import ConfigError, OutputError
 from blemish.inspection.detection import KINDS
 from blemish.inspection.inspector import Inspector
@@ -127,7 +127,8 @@ def _painted(images: PreparedImages, seed: int) -> tuple[list[Tensor], NDArray[n
         image, inside = images.at([place]).images[0], images.preparation.inside(place[1])
         picture = image.permute(1, 2, 0).numpy().astype(np.float64)
         pictures = [(picture, np.zeros(picture.shape[:2], bool))]
-        pictures += [paint(picture, kind, rng, inside=inside) for kind in KINDS]
+        surface = Surface(picture)
+        pictures += [paint(surface, kind, rng, inside=inside) for kind in KINDS]
         painted += [torch.from_numpy(pixels).permute(2, 0, 1).float() for pixels, _ in pictures]
         masks += [mask for _, mask in pictures]
     return painted, np.stack(masks)

@@ -1,5 +1,8 @@
 """Good images with painted defects of several kinds and sizes, and what a model scores them."""
 
+from functools import lru_cache
+from threading import Lock
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from blemish.data.images import read_header
 from blemish.data.loading import PreparedImages
-from blemish.data.synthetic import paint
+from blemish.data.synthetic import Surface, paint
 from blemish.inspection.detection import KINDS, Painted
 from blemish.inspection.inspector import Inspector
 from blemish.run import derive_seed
@@ -35,14 +38,21 @@ def score_painted(
         turn = first + number
         return list(KINDS)[turn % len(KINDS)], SHARES[turn // len(KINDS) % len(SHARES)]
 
+    @lru_cache(maxsize=2)
+    def surface(place: tuple[int, int]) -> Surface:
+        return Surface(images.at([place]).images[0].permute(1, 2, 0).numpy().astype(np.float64))
+
+    one_at_a_time = Lock()  # the next defect on an image waits for what the first one finds out of it
+
     def painted(number: int) -> Tensor:
         kind, share = chosen(number)
         rng = np.random.default_rng(derive_seed(seed, f"painted {first + number}"))
         windows = [place for place in images.windows.places if place[0] == number // each]
         place = windows[0] if len(windows) == 1 else windows[rng.integers(len(windows))]
-        picture = images.at([place]).images[0].permute(1, 2, 0).numpy().astype(np.float64)
-        side = max(SMALLEST, round(share * min(picture.shape[:2])))
-        whole, mask = paint(picture, kind, rng, side, images.preparation.inside(place[1]))
+        with one_at_a_time:
+            ground = surface(place)
+        side = max(SMALLEST, round(share * min(ground.picture.shape[:2])))
+        whole, mask = paint(ground, kind, rng, side, images.preparation.inside(place[1]))
         masks[number] = float(mask.sum())
         return torch.from_numpy(whole).permute(2, 0, 1).float()
 
