@@ -45,8 +45,10 @@ NARROW: dict[str, dict[str, Any]] = {
     "differnet": {"hidden": 512, "test_turns": 8, "batch_size": 12},
     "itae": {"first_width": 16, "batch_size": 8},
     "patchsvdd": {"first_width": 16},
+    "destseg": {"batch_size": 4},
+    "students": {"spacing": 4, "filters": 32},
 }
-LONGER = {"draem": 150}  # after 20 steps its scores differ so little that rounding is a fiftieth of their spread
+LONGER = {"draem": 150, "destseg": 120}  # after 20 steps scores differ so little that rounding is a fiftieth of that
 OTHERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
