@@ -98,9 +98,11 @@ def test_a_promise_is_withdrawn_and_restored(client: TestClient, judged: Callabl
     judged(rng.choice(usual, WINDOW - 1))
     assert (said()["holds"], said()["parts"]) == (True, 0)
     judged([2 * limit] * 40, part="one part, many photographs")  # fills the window, and is one reject
+    assert (said()["holds"], said()["parts"]) == (True, 0), "more photographs of it may come"
+    judged([limit * 1.2])
     assert (said()["holds"], said()["parts"]) == (True, WINDOW)
-    first = here.store.find(Search(limit=1))["inspections"][0]["id"] + 1
-    judged(rng.uniform(limit * 1.01, limit * 1.5, WINDOW))
+    first = here.store.find(Search(limit=1))["inspections"][0]["id"]
+    judged(rng.uniform(limit * 1.01, limit * 1.5, WINDOW - 1))
     withdrawn = said()
     assert withdrawn["holds"] is False and withdrawn["since"] == spoken_time(here.inspection(first).at)
     assert f"of {WINDOW} parts {WINDOW} were rejected" in withdrawn["sentence"]
@@ -110,6 +112,20 @@ def test_a_promise_is_withdrawn_and_restored(client: TestClient, judged: Callabl
     assert client.post("/v1/models/parts/health/acknowledge").json()["holds"] is True
     kinds = [row["kind"] for row in client.get("/v1/audit").json()["rows"]]
     assert "promise withdrawn" in kinds and kinds[0] == "promise restored"
+
+
+def test_no_photograph_of_a_part_that_people_called_bad_is_tested(
+    client: TestClient, judged: Callable[..., None]
+) -> None:
+    here = client.app.state.station
+    calibration = here.judges["parts"].model.inspector.calibration
+    for number in range(12):
+        judged([2 * calibration.threshold] * 2, part=f"bad {number}")
+        newest = here.store.find(Search(limit=1))["inspections"][0]["id"]
+        assert client.put(f"/v1/inspections/{newest}/said", json={"said": "bad"}).status_code == 200
+    judged(np.random.default_rng(3).choice(calibration.scores, WINDOW))
+    said = client.get("/v1/models/parts/health").json()["promise"]
+    assert (said["holds"], said["parts"]) == (True, WINDOW)
 
 
 def test_parts_of_many_photographs_are_tested(

@@ -212,7 +212,8 @@ class Guard:
             return 431, f"{len(headers)} headers were sent; {self._settings.max_headers} are taken"
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        known = (*LOOPBACK, "[::1]", *self._settings.hosts) if self._settings.is_open or self._settings.hosts else ()
+        hosts = [*map(str.lower, self._settings.hosts)]
+        known = (*LOOPBACK, "[::1]", *hosts) if self._settings.is_open or hosts else ()
         if known and name.lower() not in known:
             return 421, f"this station does not answer to the name {name[:100]!r}: serve it with --allow-host NAME"
         if self._settings.is_open and any(name in headers for name in FORWARDED):

@@ -144,7 +144,8 @@ def _connect(station: Station, settings: Settings) -> list[Feed | Delivery]:
     """Start what feeds the station and what is told of verdicts; to be closed in this order."""
     sinks = named_sinks(settings)
     station.sinks = tuple(sinks)
-    folders = {m: partial(Folder, place, settings.move, station.judged_before) for m, place in settings.watch.items()}
+    before = station.judged_before
+    folders = {m: partial(Folder, p, settings.move, partial(before, m)) for m, p in settings.watch.items()}
     station.feeds = [
         *(Feed(station, model, "folder", make) for model, make in folders.items()),
         *(Feed(station, model, "camera", partial(Camera, place)) for model, place in settings.cameras.items()),

@@ -107,11 +107,12 @@ def _drop_photographs(station: Station, rows: Sequence[Row[Any]], why: str) -> N
     if not numbers:
         return
     with station.pictures.lock:  # no photograph of the same content arrives in between
+        images = {row.image for row in rows}
+        other = (columns.image.in_(images), columns.image_kept, columns.id.not_in(numbers))
+        needed = station.store.rows(select(columns.image).where(*other))
+        for image in images.difference(row.image for row in needed):
+            station.pictures.remove(image)
         with station.store.write() as connection:
             connection.execute(update(inspections).where(columns.id.in_(numbers)).values(image_kept=False))
             told = {"photographs": len(numbers), "first": numbers[0], "last": numbers[-1], "why": why}
             station.store.note(connection, "deleted", "station", told)
-        images = {row.image for row in rows}
-        needed = station.store.rows(select(columns.image).where(columns.image.in_(images), columns.image_kept))
-        for image in images.difference(row.image for row in needed):
-            station.pictures.remove(image)

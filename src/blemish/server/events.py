@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 LISTENERS, BEHIND, HEARTBEAT = 100, 200, 15.0
+LASTS = 600.0  # seconds: who listens then connects again, and is asked again who it is
 
 
 class Events:
@@ -45,7 +47,8 @@ class Events:
         self._listeners.add(own)
         try:
             yield "retry: 2000\n\n"
-            while not self._is_closed:
+            ends = time.monotonic() + LASTS
+            while not self._is_closed and time.monotonic() < ends:
                 try:
                     yield await asyncio.wait_for(own.get(), HEARTBEAT)
                 except TimeoutError:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, or_, select, update
 
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.thresholds import gaps_above
@@ -63,20 +63,20 @@ def watch_promise(station: Station, name: str) -> None:
     columns = inspections.c
     while True:
         last = station.store.first(select(windows.c.last).where(*own).order_by(windows.c.id.desc()))
-        query = select(columns.id, columns.at, columns.part, columns.score).where(
-            columns.model == name,
-            columns.digest == model.digest,
-            columns.id > (last.last if last else 0),
-            columns.said.is_distinct_from("bad"),
-        )
+        new = (columns.model == name, columns.digest == model.digest, columns.id > (last.last if last else 0))
+        bad = select(columns.part).where(*new, columns.said == "bad", columns.part.is_not(None))
+        good = (columns.said.is_distinct_from("bad"), or_(columns.part.is_(None), columns.part.not_in(bad)))
+        query = select(columns.id, columns.at, columns.part, columns.score).where(*new, *good)
         photographs: dict[Any, list[Any]] = {}  # of each part, in the order in which parts came
         rows = station.store.rows(query.order_by(columns.id).limit(ROWS))
+        is_full = len(rows) == ROWS
         for row in rows:
             part = row.part or row.id
             if part not in photographs and len(photographs) == WINDOW:
+                is_full = True  # the last part is complete, as another has begun
                 break
             photographs.setdefault(part, []).append(row)
-        if len(photographs) < WINDOW and len(rows) < ROWS:
+        if not is_full and (len(photographs) < WINDOW or rows[-1].part is not None):
             station.metrics.holds.labels(name).set(promise(station, name)["holds"])
             return
         taken = [*photographs.values()]
@@ -152,7 +152,6 @@ def health(station: Station, name: str, points: int = 120) -> dict[str, Any]:
         "model": name,
         "promise": promise(station, name),
         "charts": charts,
-        "baseline": len(first),
         "latency": dict(zip(("p50", "p99"), quantiles)),
         "sources": [feed.state for feed in station.feeds if feed.state["model"] == name],
         "waiting": judge.depth,

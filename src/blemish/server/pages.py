@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+import numpy as np
 from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import ValidationError
 from sqlalchemy import func, select
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse
 
-from blemish.data.images import read_image
+from blemish.data.decoders import UPRIGHT
+from blemish.data.images import orientation, read_image
 from blemish.errors import BlemishError, ImageError
 from blemish.inspection.detection import KINDS
 from blemish.inspection.overlay import data_uri
@@ -101,7 +103,8 @@ class Page:
     def kinds(self, model: str) -> list[tuple[str, int]]:
         """Of defects that people named, and how often, most often first."""
         own = inspections.c
-        query = select(own.kind, func.count().label("n")).where(own.model == model, own.kind.is_not(None))
+        spoken = own.id.in_(select(labels.c.inspection))  # few: not all verdicts are read
+        query = select(own.kind, func.count().label("n")).where(spoken, own.model == model, own.kind.is_not(None))
         found = self.station.store.rows(query.group_by(own.kind).order_by(func.count().desc()).limit(20))
         return [(row.kind, row.n) for row in found]
 
@@ -136,6 +139,7 @@ def history(page: View, station: StationDep, view: Literal["table", "sheet"] = "
 
 
 @router.get("/inspections/{number}")
+@router.get("/inspections/{number}/replay")
 @router.post("/inspections/{number}/replay")
 def sheet(page: View, station: StationDep, number: BigId) -> Response:
     """All that is known of one verdict; where it was posted, it is judged again, and compared."""
@@ -159,7 +163,8 @@ def _small(content: bytes) -> Image.Image:
     if content.startswith(b"\xff\xd8\xff"):  # JPEG is decoded at a part of its size in a tenth of the time
         with Image.open(io.BytesIO(content)) as file:
             file.thumbnail(THUMBNAIL)
-            return ImageOps.exif_transpose(file).convert("RGB")
+            turn = UPRIGHT.get(orientation(file), np.asarray)
+            return Image.fromarray(np.ascontiguousarray(turn(np.asarray(file.convert("RGB")))))
     image = read_image(content)
     picture = Image.fromarray(on_screen(image, int(image.pixels.max()) or 1))
     picture.thumbnail(THUMBNAIL)

@@ -1,6 +1,7 @@
 """What is answered where something is wrong: one sentence as a problem document (RFC 9457)."""
 
 import logging
+from asyncio import CancelledError
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -30,7 +31,9 @@ def problem_of(error: BaseException) -> JSONResponse:
         return problem(422, "; ".join(said))
     if isinstance(error, HTTPException):
         return problem(error.status_code, str(error.detail), error.headers)
-    if isinstance(error, QueueFull | QueueClosed | StoreError | OutputError | MemoryError | ModelFileError):
+    if isinstance(error, CancelledError):
+        return problem(503, "not judged in time", {"Retry-After": "5"})
+    if isinstance(error, QueueFull | QueueClosed | StoreError | OutputError | MemoryError | ModelFileError | OSError):
         return problem(503, str(error) or "out of memory", {"Retry-After": "5"})
     if isinstance(error, BlemishError):
         return problem(422, str(error))

@@ -37,11 +37,15 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     from blemish.data.readers import read_training
     from blemish.data.samples import Sample, TrainingSet
     from blemish.inspection.load import load
+    from blemish.registry import DEFAULT_METHOD, method_entry
     from blemish.run import Lines, Run
     from blemish.training.fit import fit
     from blemish.training.setup import FitSettings
 
-    old, training = load(job["model"], threads=job["threads"]), read_training(Path(job["training"]))
+    old = load(job["model"], threads=job["threads"])
+    training = read_training(Path(job["training"]))
+    if training.regime == "clean" and old.provenance.get("regime") == "contaminated":
+        training = read_training(Path(job["training"]), unlabelled=True)
     rebuild(old.info()["backbone"])  # weights of a file are not here: with others it would be no comparison
     samples, held = list(training.samples), list[str]()
     for one in job["said"]:
@@ -53,6 +57,8 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     learned = TrainingSet(training.name, None, tuple(samples), training.notes)
     run = Run(seed=old.provenance.get("seed", 0), progress=Lines())
     settings = FitSettings(**settings_of(old.info()), pixel=old.pixel)
+    if learned.regime == "weak" and method_entry(old.name).regime == "contaminated":  # it takes no known-bad ones
+        settings = dataclasses.replace(settings, method=DEFAULT_METHOD["weak"], options={})
     if old.preparation.roi is not None:
         Image.fromarray(old.preparation.roi.mask).save(folder / "roi.png")
         settings = dataclasses.replace(settings, roi=folder / "roi.png")
@@ -66,7 +72,7 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         f"rejected_{word}": sum(verdict.decision == "reject" for verdict in judge.many(held, on_error=_leave_out))
         for word, judge in (("old", old), ("new", new))
     }
-    judged, changes = {one["path"]: one for one in job["judged"]}, []
+    judged, changes = {one["path"]: one for one in reversed(job["judged"])}, []
     for verdict in new.many([*judged], on_error=_leave_out):
         one = judged[verdict.source or ""]
         if verdict.decision != one["decision"]:

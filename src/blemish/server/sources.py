@@ -54,7 +54,8 @@ class Feed(Worker):
         while not self._ended.is_set():
             try:
                 self.source = self._make()
-                self._report(None)
+                if not isinstance(self.source, Camera):  # which brings something once a picture is judged
+                    self._report(None)
                 self.source.run(self._submit, self._ended)
             except CancelledError:
                 return
@@ -104,7 +105,7 @@ class Folder:
         self._folder, self._move, self._judged_before = folder, move, judged_before
         self._present: set[str] | None = None  # what was there from the start
         self._seen: dict[str, Stamp] = {}  # what was judged, by name
-        self._growing: dict[str, tuple[Stamp | None, float, float]] = {}  # what it is, since when, when first seen
+        self._growing: dict[str, tuple[Stamp | None, float]] = {}  # what it is, and since when
 
     def run(self, submit: Submit, ended: threading.Event) -> None:
         from watchfiles import watch
@@ -118,6 +119,7 @@ class Folder:
                 listed = {path.name for path in self._folder.iterdir()}
                 self._present = listed if self._present is None else self._present
                 names |= listed
+                self._seen = {name: stamp for name, stamp in self._seen.items() if name in listed}
             for name in sorted(names):
                 path = self._folder / name
                 if not ended.is_set() and (stamp := self._complete(path)) is not None:
@@ -134,8 +136,8 @@ class Folder:
         stamp, now = (status.st_size, status.st_mtime_ns), time.monotonic()
         if self._seen.get(path.name) == stamp:
             return None
-        before, since, first = self._growing.get(path.name, (None, now, now))
-        self._growing[path.name] = (stamp, since if before == stamp else now, first)
+        before, since = self._growing.get(path.name, (None, now))
+        self._growing[path.name] = (stamp, since if before == stamp else now)
         return stamp if before == stamp and now - since >= STILL and status.st_size > 0 else None
 
     def _judge(self, path: Path, stamp: Stamp, submit: Submit) -> None:
@@ -147,7 +149,7 @@ class Folder:
         except (ImageError, MemoryError) as error:
             if not path.exists():
                 return
-            if time.monotonic() - self._growing[path.name][2] < PATIENCE:
+            if time.monotonic() - self._growing[path.name][1] < PATIENCE:
                 return
             log.warning("%s", error or f"{name} takes more memory than there is")
             decision = "unreadable"
@@ -156,6 +158,8 @@ class Folder:
         if self._move:
             target = self._folder / decision / path.name
             try:
+                if ((status := path.stat()).st_size, status.st_mtime_ns) != stamp:
+                    return  # another photograph of that name has come meanwhile: it is judged, too
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target.with_stem(f"{path.stem}-{stamp[1]}") if target.exists() else target)
                 del self._seen[path.name]
@@ -179,7 +183,7 @@ class Camera:
         self._place = without_password(place)
         self._encode, self.picture = cv2.imencode, b""
         self._latest: Any = None
-        self._is_file = "://" not in place and not place.isdecimal()
+        self._is_file = Path(place).is_file()
         self._is_fresh = threading.Event()
         limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)  # half a minute by themselves
         stream = (cv2.CAP_FFMPEG, [x for one in limits for x in (one, 1000 * STALE)]) if "://" in place else ()

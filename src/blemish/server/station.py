@@ -138,8 +138,8 @@ class Station:
         """Unload: what waits is still judged, by threads that then end."""
         with self._swapping:
             judge = self.judge(name)
-            del self.judges[name]
             self._note_model(name, judge.model, "retired", "unloaded", actor)
+            del self.judges[name]
         judge.close()
         self.metrics.forget(name)
         self.events.publish("model", {"model": name, "digest": None, "why": "unloaded"})
@@ -182,10 +182,10 @@ class Station:
                 raise
             return photograph.answer.result()  # it is being judged: handed in again it would be judged twice
 
-    def judged_before(self, name: str, content: bytes) -> str | None:
+    def judged_before(self, model: str, name: str, content: bytes) -> str | None:
         """The decision on this very file, where a watched folder brought it before; else None."""
         columns, digest = inspections.c, hashlib.sha256(content).hexdigest()
-        same = (columns.image == digest, columns.name == name, columns.source == "folder")
+        same = (columns.model == model, columns.image == digest, columns.name == name, columns.source == "folder")
         row = self.store.first(select(columns.decision).where(*same).order_by(columns.id.desc()))
         return None if row is None else row.decision or "undecided"
 

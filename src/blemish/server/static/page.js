@@ -86,7 +86,7 @@ document.addEventListener("submit", async (event) => {
   try {
     const html = await ask(form.getAttribute("action"), { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)) });
     if (html && !put(html, true)) return location.reload();
-    if (html) tell(said === "undo" ? `Taken back${of}.` : `Kept${of}: ${said?.replace(":", ", ")}.`);
+    if (html && of) tell(said === "undo" ? `Taken back${of}.` : `Kept${of}: ${said?.replace(":", ", ")}.`);
   } catch {
     tell(`Not kept${of}: the station does not answer.`, true);
   }
