@@ -143,11 +143,12 @@ def test_a_long_training_is_announced_and_may_be_declined(tmp_path, monkeypatch)
 
 
 def test_the_first_step_of_all_is_slow_and_not_counted(tmp_path, monkeypatch):
-    clock, warm = [0.0], []
+    clock = [0.0]
 
     def learn(self, indices, run):
-        clock[0] += 30 * (not warm) + 10 + 2 * self.config.steps  # beginning, then two seconds a step
-        warm.append(True)
+        clock[0] += 30  # beginning
+        for number in run.progress.track(range(50), lambda: "a training", 50):
+            clock[0] += 10 if number < 2 else 2  # seconds a step
 
     monkeypatch.setattr(forecast.Learner, "learn", learn)
     monkeypatch.setattr(forecast.time, "monotonic", lambda: clock[0])

@@ -85,5 +85,5 @@ class Evaluations:
 
     def _worth(self, found: Evaluation) -> float:
         signs = {name: -1 if name in LOWER_IS_BETTER else 1 for name in self.configuration["select_by"]}
-        values = [sign * found.metrics[name] for name, sign in signs.items()]
+        values = [sign * found.metrics.get(name, math.nan) for name, sign in signs.items()]
         return fmean([value for value in values if not math.isnan(value)] or [-math.inf])

@@ -22,7 +22,7 @@ from blemish.bench.ledger import Row
 from blemish.bench.recipe import DEMO, DataEntry, Recipe, Variant
 from blemish.data.demo import write_demo
 from blemish.data.protocols import alternative_split, contaminate, label_anomalies
-from blemish.data.readers import read_training
+from blemish.data.readers import images_in, read_training
 from blemish.data.samples import TrainingSet
 from blemish.data.testset import TestSet, open_test_set
 from blemish.errors import ConfigError, DataError, OutputError
@@ -143,7 +143,8 @@ def open_sets(folder: Path, configuration: Configuration) -> tuple[TrainingSet, 
 
     Third come the training images that are bad though no method is told: those that ``contaminate`` drew.
     """
-    training, test, planted = read_training(folder), open_test_set(folder), frozenset[Path]()
+    training = read_training(folder, unlabelled=configuration["regime"] == "contaminated")
+    test, planted = open_test_set(folder), frozenset[Path]()
     if configuration["alt_split"]:
         training, test = alternative_split(training, test, folder / configuration["alt_split"])
     if configuration.get("contaminate") is not None:
@@ -162,7 +163,8 @@ def data_digest(training: TrainingSet, test: TestSet) -> str:
     """64 hexadecimal digits of every image and mask, what is said of each, and on which side it stands."""
     lines = [f"train {_file_digest(s.path)} {s.label} {s.group} {s.kind}" for s in training.samples]
     for s in test.samples:
-        mask = _file_digest(s.mask) if s.mask else "-"
+        masks = [] if s.mask is None else images_in(s.mask) if s.mask.is_dir() else [s.mask]
+        mask = "+".join(map(_file_digest, masks)) or "-"
         lines.append(f"test {_file_digest(s.path)} {s.anomalous} {s.group} {s.kind} {mask}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 

@@ -130,7 +130,9 @@ def _measured(
     for training, curve in run.curves.items():
         names = dict.fromkeys(name for means in curve for name in means)
         columns = {name: [means.get(name, math.nan) for means in curve] for name in names}
-        brief = {name: [None if math.isnan(v) else float(f"{v:.5g}") for v in line] for name, line in columns.items()}
+        brief = {
+            name: [float(f"{v:.5g}") if math.isfinite(v) else None for v in line] for name, line in columns.items()
+        }
         row.setdefault("curves", {})[training] = brief
     if evaluations is not None and "follow" in configuration and run.curves:
         epochs = len([*run.curves.values()][-1])  # folds learn before the model does

@@ -74,7 +74,8 @@ def run_jobs(
                     outcome = f": image AUROC {value:.3f}, {seconds:.0f} s"
                 progress.note(f"{ended} of {total}: {experiment.title}{outcome}; {left} left")
     except KeyboardInterrupt:
-        raise Cancelled(f"stopped with {total - ended} of {total} jobs to do: the same command goes on") from None
+        way_on = "--afresh begins all of them anew" if afresh else "the same command goes on"
+        raise Cancelled(f"stopped with {total - ended} of {total} jobs to do: {way_on}") from None
     finally:
         processes.stop()
         pool.shutdown(cancel_futures=True)

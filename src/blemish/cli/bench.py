@@ -57,8 +57,11 @@ def reveal(
 
     check_writable(output)
     training, test = read_training(data), open_test_set(data)
-    for number, chosen in enumerate(kinds_to_label(training, test, kinds, seed)):
-        drawn = label_anomalies(training, test, ratio, chosen, seed, number)
+    draws = [  # all before the first is written
+        (number, chosen, label_anomalies(training, test, ratio, chosen, seed, number))
+        for number, chosen in enumerate(kinds_to_label(training, test, kinds, seed))
+    ]
+    for number, chosen, drawn in draws:
         kind = re.sub(r'[\\/:*?"<>|\x00-\x1f\ud800-\udfff]', "-", chosen[0])  # what a file's name cannot have
         kind += f"-{number}" * (kind != chosen[0])
         name = f"{output.stem}-{kind if kinds == 1 else f'draw{number}'}"
@@ -90,7 +93,7 @@ def bench(
 ) -> None:
     """Methods x data sets x seeds, a ledger, a report. Example: blemish bench recipes/quick.toml --jobs 2"""
     from blemish.bench.eta import dry_run
-    from blemish.bench.jobs import plan
+    from blemish.bench.jobs import digest, plan
     from blemish.bench.ledger import FILE, Ledger
     from blemish.bench.recipe import load_recipe
     from blemish.bench.runner import run_jobs
@@ -114,7 +117,12 @@ def bench(
     for what, reason in missing.items():
         progress.note(f"absent: {what}: {reason}")
     done, failed = run_jobs(planned, results, progress, jobs, threads, device, afresh=not resume)
-    here = summarise(asked, ledger.rows(), missing)
+    # Of what was planned, figures of the images that are here: others may have the same names.
+    keys, signatures = ({getattr(e, name) for job in planned for e in job.experiments} for name in ("key", "signature"))
+    rows = [
+        row for row in ledger.rows() if row["key"] in keys or digest(row.get("configuration", {})) not in signatures
+    ]
+    here = summarise(asked, rows, missing)
     written = [str(path) for path in write_reports(here, results, reports)]
     outcome: dict[str, Any]
     outcome, lines = {"reports": written, "done": done, "failed": failed}, list(written)

@@ -1,5 +1,6 @@
 """Learning: ``demo``, ``fit``, ``audit``."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -68,6 +69,8 @@ def fit(
     patterns = good or anomalous or unlabelled
     if (data is None) == (not patterns):
         raise ConfigError("give either DATA or patterns: `blemish fit DATA` or `blemish fit --good 'OK/*.png'`")
+    if pile and data is None:
+        raise ConfigError("--pile is said of DATA: give patterns of what nobody has looked at with --unlabelled")
     training = read_training(data, pile) if data else read_globs(good or (), anomalous or (), unlabelled or ())
     refuse_to_replace(output, training)
     check_writable(output)
@@ -76,7 +79,7 @@ def fit(
         checkpoint=output.with_name(f"{output.name}.checkpoint"),
         resume=resume,
         time_limit=None if time_limit is None else 60 * time_limit,
-        confirm=None if yes or not sys.stdin.isatty() else typer.confirm,
+        confirm=None if yes or not sys.stdin.isatty() else functools.partial(typer.confirm, err=True),
     )
     inspector = learn(training, fitting.settings(machine), run)
     inspector.save(output, with_backbone=not without_backbone)

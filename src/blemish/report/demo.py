@@ -47,7 +47,7 @@ def run_demo(output: Path, run: Run, settings: FitSettings | None = None) -> Dem
         inspector = fit(folder, settings, own)
         inspector.save(output / f"{folder.name}.blemish")
         evaluation = evaluate(inspector, open_test_set(folder), own)
-        seconds = sum(own.timer.seconds.get(stage, 0) for stage in ("images", "fit", "calibration"))
+        seconds = sum(own.timer.seconds.get(stage, 0) for stage in ("images", "features", "fit", "calibration"))
         metrics[folder.name] = {**evaluation.metrics, "seconds": round(seconds, 2)}
         sections.append(_section(folder.name, inspector, evaluation, seconds))
     return Demo(write_page(output / "index.html", "Blemish: the demo", "demo.j2", textures=sections), metrics)

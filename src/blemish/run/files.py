@@ -84,7 +84,11 @@ def _temporary(path: Path) -> Path:
 @cache
 def _left_behind(folder: Path) -> tuple[Path, ...]:
     """What killed processes had begun to write: looked for once a folder, as some get thousands of files."""
-    return tuple(path for path in folder.glob(".*.part") if time.time() - path.lstat().st_mtime > STALE)
+    found = []
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just given it its name
+            found += [path] if time.time() - path.lstat().st_mtime > STALE else []
+    return tuple(found)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

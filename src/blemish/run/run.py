@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -133,11 +134,12 @@ class Run:
             where = f"in {self.log.at}" if self.log.at else "before any training"
             raise Cancelled(f"stopped {where}; {self.log.way_on(self.checkpoint)}") from None
 
-    def forget_checkpoints(self) -> None:
-        """Remove the checkpoints: the work is done and written. Other files in their folder are left alone."""
+    def forget_checkpoints(self, before: float = math.inf) -> None:
+        """Remove the checkpoints, of work that is done, or written ``before`` a time. Other files are left alone."""
         if self.checkpoint is None or not self.checkpoint.is_dir():
             return
         for path in [*self.checkpoint.glob("*.checkpoint"), *self.checkpoint.glob(".*.checkpoint.*.part")]:
-            path.unlink(missing_ok=True)
+            if path.lstat().st_mtime < before:
+                path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else lies in it
             self.checkpoint.rmdir()

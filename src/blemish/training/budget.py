@@ -84,8 +84,8 @@ def _smaller(
     training: TrainingSet, wanted: FitSettings, asked: FitSettings, method: str, quiet: Run
 ) -> list[FitSettings]:
     """``wanted`` and what is faster, without what would change something that was asked for."""
-    starts = [wanted]
-    if asked.backbone is None and wanted.backbone != PROFILES["fast"].backbone:
+    starts, cells = [wanted], dataclasses.replace(PROFILES["fast"], options={})
+    if asked.backbone is None and "layers" not in asked.options and wanted.backbone != PROFILES["fast"].backbone:
         profile = PROFILES["fast"] if wanted.poses == "none" else PROFILES["fast"].turned or PROFILES["fast"]
         other = dataclasses.replace(asked, profile="fast", poses=wanted.poses)
         starts.append(with_profile(profile, training, other, quiet, method))
@@ -98,7 +98,7 @@ def _smaller(
             if "memory" not in asked.options:
                 options["memory"] = max(SMALLEST, round(share * options["memory"]))
             settings = dataclasses.replace(start, options=options, size=size)
-            settings = with_profile(PROFILES["fast"], training, settings, quiet, method)  # to whole cells
+            settings = with_profile(cells, training, settings, quiet, method)  # a size of whole cells
             found += [settings] if settings not in found else []
     return found
 
@@ -111,7 +111,7 @@ def _measured(training: TrainingSet, settings: FitSettings, method: str, quiet: 
     enough = max(1, settings.options["memory"] // max(1, cells))
     some = dataclasses.replace(training, samples=training.normal[:enough])
     images = load_images(some, settings, quiet)
-    learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, quiet)
+    learner, _ = build_learner(method, method_config(method, settings), images, some.regime, settings, quiet)
     inspector = learner.learn(range(len(images[0])), quiet)
     milliseconds: list[float] = []
     for number, sample in enumerate(islice(cycle(some.samples[:LOOKED]), WARM_UP + MEASURED)):

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import hashlib
 import platform
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
@@ -79,7 +80,7 @@ def fit(
     known = [setting.name for setting in dataclasses.fields(settings)]
     if unknown := [name for name in changes if name not in known]:
         raise ConfigError(f"fit has no setting {unknown[0]!r}: {nearest_name(unknown[0], known)}")
-    settings = dataclasses.replace(settings, **changes)
+    settings, began = dataclasses.replace(settings, **changes), time.time()
     with run.interruptible():
         training = data if isinstance(data, TrainingSet) else read_training(data)
         learner, planned, settings, run = _prepared(training, settings, run)
@@ -93,7 +94,11 @@ def fit(
             run.progress.note(sentence)
             config = dataclasses.replace(learner.config, epochs=facts["length_chosen"]["epochs"])
             learner = dataclasses.replace(learner, config=config)
-        announce(learner, kept, FOLDS if is_crossfit else 1, run)
+        has_steps = getattr(learner.config, "steps", None) is not None  # else a part of the images takes a part of them
+        models = 1 + (FOLDS - 1 + has_steps) * is_crossfit + (2 + 2 * has_steps) * settings.compare
+        announce(learner, kept, models, run)
+        if not run.resume:  # else one that goes on with this would meet them
+            run.forget_checkpoints(before=began)
         calibration = Calibration()
         if is_crossfit:
             folds = folds_by_group(learner.groups, FOLDS, run.seed)

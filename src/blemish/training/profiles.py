@@ -14,6 +14,7 @@ import numpy as np
 
 from blemish.backbones.backbone import build_backbone
 from blemish.backbones.networks import choose_levels
+from blemish.contract import Regime
 from blemish.data.images import read_header
 from blemish.data.loading import SEEN, PreparedImages, fitting_size
 from blemish.data.poses import MEANING, Poses
@@ -159,7 +160,8 @@ def begin_trial(method: str, training: TrainingSet, settings: FitSettings, run: 
     names = shuffled_names((sample.group for sample in training.normal), run.seed, "poses")[:MOST]
     looked = tuple(sample for sample in training.normal if sample.group in set(names))
     images = load_images(dataclasses.replace(training, samples=looked + training.anomalous), settings, run)
-    learner, _ = build_learner(method, method_config(method, settings), images, "clean", settings, run)
+    regime: Regime = "contaminated" if training.regime == "contaminated" else "clean"
+    learner, _ = build_learner(method, method_config(method, settings), images, regime, settings, run)
     if (parts := len(set(learner.groups))) < FEWEST:
         return None, parts
     folds = folds_by_group(learner.groups, 3, run.seed)
