@@ -130,9 +130,7 @@ def _measured(
     for training, curve in run.curves.items():
         names = dict.fromkeys(name for means in curve for name in means)
         columns = {name: [means.get(name, math.nan) for means in curve] for name in names}
-        brief = {
-            name: [float(f"{v:.5g}") if math.isfinite(v) else None for v in line] for name, line in columns.items()
-        }
+        brief = {key: [float(f"{v:.5g}") if math.isfinite(v) else None for v in line] for key, line in columns.items()}
         row.setdefault("curves", {})[training] = brief
     if evaluations is not None and "follow" in configuration and run.curves:
         epochs = len([*run.curves.values()][-1])  # folds learn before the model does

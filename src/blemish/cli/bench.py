@@ -118,10 +118,8 @@ def bench(
         progress.note(f"absent: {what}: {reason}")
     done, failed = run_jobs(planned, results, progress, jobs, threads, device, afresh=not resume)
     # Of what was planned, figures of the images that are here: others may have the same names.
-    keys, signatures = ({getattr(e, name) for job in planned for e in job.experiments} for name in ("key", "signature"))
-    rows = [
-        row for row in ledger.rows() if row["key"] in keys or digest(row.get("configuration", {})) not in signatures
-    ]
+    own = {experiment.signature: experiment.key for job in planned for experiment in job.experiments}
+    rows = [row for row in ledger.rows() if own.get(digest(row.get("configuration", {})), row["key"]) == row["key"]]
     here = summarise(asked, rows, missing)
     written = [str(path) for path in write_reports(here, results, reports)]
     outcome: dict[str, Any]

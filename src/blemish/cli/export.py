@@ -47,7 +47,6 @@ def export(
     import tempfile
     from dataclasses import asdict
 
-    from blemish.data.images import read_image
     from blemish.data.readers import find_images
     from blemish.deploy.export import export as write
     from blemish.deploy.page import MODEL, find_runtime, write_browser_page
@@ -74,7 +73,8 @@ def export(
         parity = write(inspector, made, images, pixels=kind, made_from=file_digest(model))
         facts, words = {"model": str(target), **asdict(parity)}, f"{target}: {parity}"
         if precision != "fp32" and check is not None:
-            cost = convert(made, made, precision, {str(p): read_image(p) for p in find_images(check)}, threads)
+            good = {name: image for name, image in images.items() if Path(name).is_file()}  # as they are
+            cost = convert(made, made, precision, good, threads)
             facts, words = facts | {"precision_cost": asdict(cost)}, f"{words}\n{cost}"
         if budget is not None:
             sources = find_images(check) if check else [image.pixels for image in images.values()]

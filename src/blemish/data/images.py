@@ -206,6 +206,8 @@ def _from_pil(image: Image.Image, name: str, content: bytes = b"", most: int | N
                 raise Unsupported("is JPEG 2000 of signed numbers or over 8 bits a colour: save it as PNG or TIFF")
         if image.info.get("progressive") and content.count(b"\xff\xda") > MAX_SCANS:
             raise Unsupported(f"is a JPEG of more than {MAX_SCANS} scans: save it anew")
+        if not content and image.format == "PNG" and unpacking in _DEEP:
+            raise Unsupported("holds 16 bits a colour, of which Pillow gives 8: give its path or its bytes")
         image.load()
         key = image.info.get("transparency") if image.mode in ("1", "L", "RGB", "I;16") else None
         mode = image.mode

@@ -155,7 +155,8 @@ def _inside(manifest: Path, written: str, where: str, may_be_folder: bool = Fals
             path = (folder / stripped).resolve()
     except (ValueError, OSError, RuntimeError) as error:
         raise ManifestError(f"{where}: {written!r} is not a path: {error}.") from error
-    if not path.is_relative_to(folder):
+    within = [path, *(file.resolve() for file in path.iterdir())] if is_there and path.is_dir() else [path]
+    if not all(file.is_relative_to(folder) for file in within):
         by_link = os.path.normpath(folder / stripped).startswith(str(folder))
         how = " by a link: copy the file to where the link is" if by_link else ". Only files inside it may be named"
         raise ManifestError(f"{where}: {stripped!r} leaves the manifest's folder{how}.")

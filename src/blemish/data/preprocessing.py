@@ -220,6 +220,11 @@ class Preprocessing:
         settings["roi"] = None if roi is None else Roi.from_dict(roi)
         return cls(**settings, tiling=None if tile is None else Tiling(tile, overlap))
 
+    def covered(self, size: tuple[int, int]) -> int:
+        """Pixels that a picture of ``size`` has at the input's scale, margins left out and nothing cut off."""
+        (rows, _), (columns, _) = self._placings(size)
+        return rows * columns
+
     def _placings(self, size: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
         """How a picture of ``size`` lies in the input, vertically and horizontally: its length and offset there."""
         height, width = self._sides

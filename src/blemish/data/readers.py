@@ -28,6 +28,9 @@ EXTENSIONS = frozenset(
 )
 """File names that count as images when a folder is read; the content decides when one is opened."""
 
+TRUTH = frozenset(("ground_truth", "ground-truth", "groundtruth", "gt", "masks", "mask"))
+"""Folders of masks, which are no images to learn from or to judge."""
+
 MADE_BY = "Made by blemish inspect"
 """In overlays and maps, so that none is judged the next day."""
 
@@ -61,7 +64,9 @@ def read_training(data: str | Path | Iterable[str | Path], unlabelled: bool = Fa
     elif data.is_dir():
         training = _read_folder(data, "unlabelled" if unlabelled else "good")
     elif data.is_file() and data.suffix.casefold() == ".csv":
-        rows = [sample for sample in read_manifest(data) if sample.split == "train"]
+        listed = read_manifest(data)
+        rows = [sample for sample in listed if sample.split == "train"]
+        shared = {sample.group for sample in rows} & {sample.group for sample in listed if sample.split == "test"}
         rows.sort(key=lambda sample: (_LABELS.index(sample.label), natural_key(sample.path)))
         if all(sample.anomalous for sample in rows):
             raise DataError(
@@ -70,6 +75,7 @@ def read_training(data: str | Path | Iterable[str | Path], unlabelled: bool = Fa
             )
         names = sorted({sample.category for sample in rows if sample.category})
         notes = [f"{len(names)} categories ({', '.join(names[:5])}) are learnt as one"] * (len(names) > 1)
+        notes += [f"{len(shared)} groups are in train and in test, such as {min(shared, default='')}"] * bool(shared)
         training = TrainingSet(data.stem, data, tuple(rows), tuple(notes))
     else:
         problem = "is a file, but not a .csv manifest" if data.exists() else "does not exist"
@@ -224,7 +230,7 @@ def is_ours(file: Path) -> bool:
 
 
 def find_images(given: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The files named, what patterns match, and every image below the folders named, but for masks in ``ground_truth``.
+    """The files named, what patterns match, and every image below the folders named, but for those of masks.
 
     In order; a DataError where there is none. Overlays and maps that ``blemish inspect`` has written are left out.
     """
@@ -232,8 +238,8 @@ def find_images(given: str | Path | Iterable[str | Path]) -> list[Path]:
     named = [given] if isinstance(given, str | Path) else list(given)
     for path in map(Path, named):
         if path.is_dir():
-            below = [file for file in sorted(images_below(path)) if "ground_truth" not in file.relative_to(path).parts]
-            images += [file for file in below if not is_ours(file)]
+            below = (file for file in sorted(images_below(path)) if not is_ours(file))
+            images += [file for file in below if TRUTH.isdisjoint(map(str.casefold, file.relative_to(path).parts))]
         elif not path.exists() and is_pattern(str(path)):
             images += sorted(filter(is_image, map(Path, glob.glob(str(path), recursive=True))))  # noqa: PTH207
         else:
@@ -301,7 +307,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     root = data / "train" if (data / "train").is_dir() else data
-    folders = [folder for folder in folders_in(root) if folder.name not in ("test", "ground_truth")]
+    folders = [folder for folder in folders_in(root) if folder.name.casefold() not in TRUTH | {"test"}]
     labelled = [folder for folder in folders if folder.name.casefold() in LABEL_WORDS]
     labelled.sort(key=lambda folder: _LABELS.index(LABEL_WORDS[folder.name.casefold()]))
     listed: list[Sample] = []
@@ -309,6 +315,9 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     ignored = [folder.name for folder in folders if folder not in labelled]
     for folder in labelled:
         label, inner, direct = LABEL_WORDS[folder.name.casefold()], folders_in(folder), images_in(folder)
+        masks = [below for below in inner if below.name.casefold() in TRUTH]
+        ignored += [f"{folder.name}/{below.name}" for below in masks]
+        inner = [below for below in inner if below not in masks]
         if label != "anomalous" and direct:
             ignored += [f"{folder.name}/{unknown.name}" for unknown in inner]
             inner = []

@@ -15,11 +15,10 @@ from PIL import Image
 from blemish.data.decoders import UPRIGHT
 from blemish.data.images import decode, orientation, read_bytes
 from blemish.data.manifest import read_manifest
-from blemish.data.readers import contents, folders_in, grouped, images_below, images_in, natural_key
+from blemish.data.readers import TRUTH, contents, folders_in, grouped, images_below, images_in, natural_key
 from blemish.data.samples import LABEL_WORDS, Sample
 from blemish.errors import DataError
 
-TRUTH = frozenset(("ground_truth", "ground-truth", "groundtruth", "gt", "masks", "mask"))
 """Names of folders of masks, in any letter case, beside ``test``, in it, or in the folder of a kind."""
 
 

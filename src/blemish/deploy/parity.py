@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from blemish.inspection.inspector import BACKBONE, Inspector
 
 TOLERANCE = 1e-3  # of the spread of scores: on average over images
 WORST = 1e-2  # of any image: where a feature is rounded to another bf16 number, as between two runs of torch, too
+MOST = 200  # images of a folder that are looked at: all are held in memory
 SIZES = ((301, 170), (90, 333), (256, 256))  # height and width: an odd portrait, something long, a usual square
 
 
@@ -67,9 +69,11 @@ def check_parity(inspector: Inspector, file: Path, pictures: Mapping[str, Decode
         OutputError: the file cannot be run, decides otherwise, or is further off than ``TOLERANCE`` of the spread, or
             its maps, on average over an image, further than ``WORST`` of what the maps span.
     """
-    session, network = open_session(file), engines.open_session(file, "onnxruntime", torch.get_num_threads())
+    session = open_session(file)
+    installed: list[Any] = [name for name in engines.EXTRAS if find_spec(name)]  # as `blemish inspect` runs it
+    networks = [engines.open_session(file, name, torch.get_num_threads()) for name in installed]
     precise = replace(inspector, method=in_float32(inspector.method))
-    names, images = list(pictures), list(pictures.values())
+    images = list(pictures.values())
     own, exact = ([*judge.stream(images, lambda image: image, batch_size=1)] for judge in (inspector, precise))
     calibration, scores = inspector.calibration, np.array([scored.score for scored in exact])
     spread = float(np.std(calibration.scores if calibration.n else scores)) or 1.0
@@ -80,19 +84,19 @@ def check_parity(inspector: Inspector, file: Path, pictures: Mapping[str, Decode
     span = float(np.ptp(ends)) if ends else 0.0
     span = span or 1.0  # of maps that are one number everywhere
     borderline, wrong = 0, []
-    for name, image, ours, scored in zip(names, images, own, exact):
+    for name, image, ours, scored in zip(pictures, images, own, exact):
         found = run_session(session, image, inspector.preparation.white_level)
-        unit = spread * max(1.0, scored.score / threshold)
+        unit = spread * (max(1.0, scored.score / threshold) if threshold > 0 else 1.0)
         for key, reference in (("score", scored), ("own_score", ours)):
             differ[key].append(abs(float(found["score"][0]) - reference.score) / unit)
-        alone, own_maps = engines.judged(network, [inspector.preparation.pixels(image)])  # as `blemish inspect` runs it
-        differ["score"].append(abs(alone[0] - scored.score) / unit)
+        alone = [engines.judged(network, [inspector.preparation.pixels(image)]) for network in networks]
+        differ["score"] += [abs(scores[0] - scored.score) / unit for scores, _ in alone]
         if scored.map is not None:
             map_ = inspector.preparation.to_original(scored.map, image.size)
             apart = np.abs(found["map"][0] - map_)
             differ["map"].append(float(apart.max()))
-            alone_apart = np.abs(np.asarray(own_maps[0]) - scored.map)
-            differ["mean_map"] += [float(apart.mean()) / span, float(alone_apart.mean()) / span]
+            aparts = [apart, *(np.abs(np.asarray(own_maps[0]) - scored.map) for _, own_maps in alone)]
+            differ["mean_map"] += [float(each.mean()) / span for each in aparts]
         if "p_value" in found:
             differ["p_value"].append(abs(float(found["p_value"][0]) - calibration.p_value(scored.score)))
             decided, expected = DECISIONS[found["decision"][0]], {calibration.decide(s.score) for s in (scored, ours)}
@@ -160,7 +164,8 @@ def pictures(folder: Path | None, white_level: int) -> dict[str, DecodedImage]:
     Raises what reading an image does; an ImageError also for one of floats, which the file does not take.
     """
     if folder is not None:
-        found = {str(path.relative_to(folder)): read_image(path) for path in find_images(folder)}
+        paths = find_images(folder)
+        found = {str(path): read_image(path) for path in paths[:: -(-len(paths) // MOST)]}
     else:
         found = {name: read_image(texture(name)) for name in DEMO_CATEGORIES}
     for name, image in found.items():

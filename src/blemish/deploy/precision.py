@@ -50,7 +50,7 @@ class Cost:
     @property
     def pays(self) -> bool:
         """Whether it is worth having."""
-        is_close = self.changed <= max(1, MOST_CHANGED * self.images) and self.shift <= MOST_SHIFT
+        is_close = self.changed <= MOST_CHANGED * self.images and self.shift <= MOST_SHIFT
         return self.ms <= (1 - LEAST_GAIN) * self.ms_fp32 and is_close
 
     def __str__(self) -> str:

@@ -123,11 +123,12 @@ class Inspector(Judge):
         if copies := len(images) - len(set(images.keys)):
             run.progress.note(f"warning: {copies} of the images are copies of others: equal images count as one part")
         scores, maxima = self.scores(images, run, "calibrating")
-        calibration = calibrate(
-            "holdout", scores, images.groups, max_map_values=maxima, false_reject=false_reject, review=review
-        )
+        wanted: dict[str, Any] = {"false_reject": false_reject, "review": review, "max_map_values": maxima}
+        trusted = all(sample.label == "normal" for sample in images.samples)
+        calibration = calibrate("holdout", scores, images.groups, trusted=trusted, **wanted)
         used = {"precision": self.method.backbone.precision, "precision_trained": self.method.precision}
-        provenance = {**self.provenance, **{name: kind.name for name, kind in used.items() if kind is not None}}
+        computed = {name: kind.name for name, kind in used.items() if kind is not None}
+        provenance = {**self.provenance, "stand_out": [], **computed}
         return dataclasses.replace(self, calibration=calibration, provenance=provenance)
 
     def facts(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, PngImagePlugin
 
 from blemish.data.manifest import beside
-from blemish.data.readers import MADE_BY, find_images
+from blemish.data.readers import MADE_BY, find_images, is_ours
 from blemish.errors import ImageError, OutputError
 from blemish.inspection.regions import checked_map, regions_coco, regions_csv
 from blemish.run.files import LONGEST, check_writable, written_atomically
@@ -54,6 +54,8 @@ def deliver(
     for path in written:
         if path.resolve() in originals:
             raise OutputError(f"{path} is an image to be judged and would be written over: choose another place")
+        if path not in listings and path.exists() and not is_ours(path):
+            raise OutputError(f"{path} is no picture of blemish and would be written over: choose another place")
     for path in listings:
         check_writable(path)
     decisions = Counter[str]()

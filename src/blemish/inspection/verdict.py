@@ -95,7 +95,7 @@ class Verdict:
         """JSON-able: everything but the pictures."""
         regions = [dict(vars(region)) for region in self.regions]
         if self.pixel is not None:
-            regions = [region | {"area_mm2": round(region["area"] * self.pixel**2, 6)} for region in regions]
+            regions = [region | {"area_mm2": float(f"{region['area'] * self.pixel**2:.6g}")} for region in regions]
         return {
             "path": self.source,
             "decision": self.decision,

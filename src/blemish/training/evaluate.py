@@ -93,9 +93,9 @@ def evaluate(
     judged: list[ScoredSample] = []
     thumbnails: list[NDArray[np.float32]] = []
     notes, unusable, preparation = list(test.notes), list[str](), inspector.preparation
-    if preparation.tiling is not None and at != "original":
-        at = "original"
-        notes.append("pixel metrics are measured at the images' own sizes, at which tiles give maps")
+    if at != "original" and (preparation.tiling is not None or preparation.resize == "letterbox"):
+        at, why = "original", "at which tiles give maps" if preparation.tiling is not None else "without margins"
+        notes.append(f"pixel metrics are measured at the images' own sizes, {why}")
     inside = None if preparation.roi is None else preparation.roi.mask
     inside = inside if inside is None or at == "original" else preparation.prepare_mask(inside)
 

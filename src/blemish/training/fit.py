@@ -95,8 +95,8 @@ def fit(
             config = dataclasses.replace(learner.config, epochs=facts["length_chosen"]["epochs"])
             learner = dataclasses.replace(learner, config=config)
         has_steps = getattr(learner.config, "steps", None) is not None  # else a part of the images takes a part of them
-        models = 1 + (FOLDS - 1 + has_steps) * is_crossfit + (2 + 2 * has_steps) * settings.compare
-        announce(learner, kept, models, run)
+        times = 1 + (FOLDS - 1 + has_steps) * is_crossfit + (2 + 2 * has_steps) * settings.compare
+        announce(learner, kept, times, run)
         if not run.resume:  # else one that goes on with this would meet them
             run.forget_checkpoints(before=began)
         calibration = Calibration()

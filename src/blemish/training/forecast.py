@@ -23,7 +23,7 @@ class _Enough(Exception):
 
 
 class _Watch(Silent):
-    """Sees how many steps a training will have, and when the first of them begin: bars of trainings name their epochs."""
+    """Sees how many steps a training has, and when the first ones begin: its bar alone has a title that changes."""
 
     def __init__(self) -> None:
         self.steps, self.began = 0, list[float]()

@@ -66,8 +66,13 @@ class Learner:
         run = dataclasses.replace(run, work=self.work(indices))
         normal = self.normal.subset(indices)
         posed = PosedImages(normal.windows, self.poses)
+        bad = self.anomalous or normal.subset(())
+        held = {sample.group for sample in self.normal.samples} - {sample.group for sample in normal.samples}
+        if held:  # nor is a held-out part learned from its bad photographs
+            apart = [index for index, sample in enumerate(bad.samples) if sample.group not in held]
+            bad = bad.subset(apart) if apart else bad  # a method of known-bad images needs some
         # No method sees a path, which may name what nobody is to know of a pile: these show images and keys alone.
-        training = TrainingImages(posed, PosedImages(self.anomalous or normal.subset(())), self.regime)
+        training = TrainingImages(posed, PosedImages(bad), self.regime)
         # What a method draws without a generator of its own, such as first weights, depends on the seed too.
         with torch_seeded(derive_seed(run.seed, "first weights")), run.timer.stage("fit"):
             method = self.cls(backbone, preparation.input_size, self.config).to(run.device)

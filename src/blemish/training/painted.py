@@ -57,14 +57,15 @@ def score_painted(
         return torch.from_numpy(whole).permute(2, 0, 1).float()
 
     scored = list(inspector.stream(range(each * len(images)), painted))
-    height, width = images.preparation.input_size
     defects = []
     for image in scored:
         number, score = image.item, image.score
+        if not masks[number]:  # nothing of it lies inside the region of interest
+            continue
         size, _ = read_header(images.samples[number // each].path)
         if tiling is not None:
             size = min(size[0], tiling.side), min(size[1], tiling.side)
             score = score if unpainted is None else max(score, float(unpainted[number // each]))
-        area = masks[number] * size[0] * size[1] / (height * width)
+        area = masks[number] * size[0] * size[1] / images.preparation.covered(size)
         defects.append(Painted(*chosen(number), round(area**0.5, 1), score))
     return defects
