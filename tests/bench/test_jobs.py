@@ -70,6 +70,17 @@ def test_a_recipe_s_backbone_is_not_for_what_sees_pixels(tmp_path):
     assert given == {"PatchCore": "resnet18", "RD": None}
 
 
+def test_a_folder_of_masks_for_an_image_is_digested(write_weave, tmp_path):
+    root = write_weave({"train/good": 2, "test/good": 1, "test/blot": 1}, masks=True)
+    truth = root / "weave/ground_truth/blot"
+    before = plan(recipe_of(tmp_path, CLEAN), tmp_path, root)[0][0].experiments[0].data_digest
+    (truth / "0").mkdir()
+    (truth / "0_mask.png").rename(truth / "0/first.png")
+    assert plan(recipe_of(tmp_path, CLEAN), tmp_path, root)[0][0].experiments[0].data_digest == before
+    (truth / "0/second.png").write_bytes((root / "weave/test/good/0.png").read_bytes())
+    assert plan(recipe_of(tmp_path, CLEAN), tmp_path, root)[0][0].experiments[0].data_digest != before
+
+
 def test_a_label_or_title_changes_no_signature(tmp_path):
     before, renamed, other = (
         experiments(recipe_of(tmp_path, text))[0].signature

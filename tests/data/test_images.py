@@ -145,6 +145,13 @@ def test_pixels_come_back_in_rgb_order_at_their_depth(source, expected, bits):
     assert (image.pixels.strides[2] == 0) == grey  # replicated without memory
 
 
+def test_a_deep_png_opened_by_pillow_is_refused_not_misread():
+    deep = png(np.full((9, 8, 3), 4094, np.uint16))
+    assert read_image(deep).pixels.max() == 4094
+    with pytest.raises(ImageError, match="give its path or its bytes"):
+        read_image(Image.open(io.BytesIO(deep)))
+
+
 def test_one_image_a_file_but_for_a_phone_s_second_view_and_thumbnails():
     first, second = Image.fromarray(np.full((20, 30), 90, np.uint8)), Image.new("L", (30, 20))
     content = saved(first, "MPO", save_all=True, append_images=[second])

@@ -66,6 +66,20 @@ def test_all_columns_few_columns_links_within_and_several_categories(written):
     assert training.notes == ("2 categories (bolts, nuts) are learnt as one",)
 
 
+def test_a_group_in_train_and_test_is_named(written):
+    rows = "1.png,normal,train,one\n2.png,normal,test,one\n3.png,normal,train,\n"
+    notes = read_training(written(f"path,label,split,group\n{rows}")).notes
+    assert notes == ("1 groups are in train and in test, such as one",)
+
+
+def test_no_link_in_a_folder_of_masks_leaves_the_folder(written):
+    manifest = written("path,label,split,mask\n1.png,anomalous,test,outlines\n")
+    (manifest.parent / "outlines").mkdir()
+    (manifest.parent / "outlines/0.png").symlink_to(manifest.parent / "../secret.png")
+    with pytest.raises(ManifestError, match="leaves the manifest's folder"):
+        open_test_set(manifest)
+
+
 @pytest.mark.parametrize("column", ["path", "mask"])
 def test_no_path_and_no_link_leaves_the_folder(written, column):
     out = ("../secret.png", "../set/../secret.png", "/etc/hostname", "a/../../secret.png", "link.png", "up/1.png")

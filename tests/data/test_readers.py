@@ -93,6 +93,7 @@ def test_what_is_ignored_is_named_where_it_is_much(make, tmp_path):
     [
         ("OK/1.png NG/2.png", [("1.png", "good"), ("2.png", "anomalous")]),
         ("train/Normal/1.png train/defect/dent/a/2.png", [("1.png", "good"), ("2.png", "dent")]),
+        ("good/1.png bad/dent/2.png bad/Masks/2.png ground_truth/2.png", [("1.png", "good"), ("2.png", "dent")]),
         ("good/day2/1.png good/day10/2.png", [("1.png", "good"), ("2.png", "good")]),
         ("day1/1.png day2/2.png .cache/3.png", r"folders of them \(day1 1, day2 1\): if all are of good parts, --good"),
     ],
@@ -107,7 +108,15 @@ def test_folders_as_people_name_them(make, tmp_path, images, expected):
 
 
 def test_what_is_an_image_of_a_folder_to_be_judged(make, tmp_path):
-    make("b/2.png", "a.png", "ground_truth/1.png", ".cache/1.png", "@eaDir/a.png/SYNOPHOTO.png", ".hidden.png")
+    make(
+        "b/2.png",
+        "a.png",
+        "ground_truth/1.png",
+        "b/GT/2.png",
+        ".cache/1.png",
+        "@eaDir/a.png/SYNOPHOTO.png",
+        ".hidden.png",
+    )
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "link.png").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.png")

@@ -107,6 +107,8 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     (FIT + "--calibration none --false-reject 0.1", 2, ("needs a calibration",)),
     (FIT + "--calibration sometimes", 2, ()),
     ("fit parts --good x/*.png", 2, ()),
+    ("fit --good {good}/*.png --pile -o {out}", 2, ("--unlabelled",)),
+    ("inspect {model} {image} -q -o {good}", 1, ("no picture of blemish",)),
     ("inspect", 2, ()),
     ("nonsense", 2, ()),
     ("evaluate {model} {root} --at somewhere", 2, ()),

@@ -73,6 +73,15 @@ def test_every_kind_in_turn_becomes_known_bad(blemish, answer, labelled, quick_f
     assert set(answer("evaluate", model, manifest, "-q")[0]["kinds"]) >= {"scratch", "hole"}
 
 
+def test_where_one_kind_has_too_few_images_nothing_is_written(blemish, labelled):
+    samples = [*read_training(labelled).samples, *open_test_set(labelled).samples]
+    last = max(sample.path for sample in samples if sample.anomalous)
+    rare = [replace(s, kind="rare") if s.path == last else s for s in samples]
+    done = blemish("reveal", write_manifest(labelled / "set.csv", rare), "-o", labelled / "few.csv", "--ratio", "0.1")
+    assert done.exit_code == 1 and not done.stdout
+    assert not list(labelled.glob("few*"))
+
+
 def test_a_kind_whose_name_no_file_can_have(blemish, labelled):
     samples = [*read_training(labelled).samples, *open_test_set(labelled).samples]
     renamed = [replace(s, kind=s.kind.replace("hole", "hole/deep")) for s in samples]

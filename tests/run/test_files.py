@@ -43,6 +43,13 @@ def test_the_longest_name_that_a_folder_takes_is_written_and_a_longer_one_refuse
         check_writable(tmp_path / ("x" * 300))
 
 
+def test_another_process_may_end_its_file_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([tmp_path / ".a.csv.abcdefgh.part"]))  # which is gone already
+    with written_atomically(tmp_path / "a.csv") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a.csv").read_text() == "whole"
+
+
 def test_what_a_killed_process_left_is_swept_away_with_the_next_file_of_that_name(tmp_path: Path) -> None:
     old, young, other = (tmp_path / f".{name}.part" for name in ("a.csv.abcdefgh", "a.csv.12345678", "b.csv.abcdefgh"))
     for path in (old, young, other):

@@ -65,6 +65,19 @@ def test_the_first_that_keeps_to_the_budget_is_taken(milliseconds, asked, size, 
     assert all("too few good parts to tell what that costs" in cost for cost in costs)
 
 
+def test_what_keeps_to_the_budget_as_it_is_stays_as_it_is(training, monkeypatch):
+    monkeypatch.setattr(budget, "_measured", by_hand)
+    wish = FitSettings(profile="fast", poses="all", budget=1000)  # a profile whose options are not those of ``fast``
+    wanted = dataclasses.replace(resolve(training, wish, Run()), options={"layers": (2, 3), "memory": 5_000})
+    assert budget.within_budget(training, wanted, wish, "patchcore", Run()) == wanted
+
+
+def test_a_pile_has_a_budget_too(tmp_path, training):
+    pile = read_training(tmp_path / "good", unlabelled=True)
+    wish = FitSettings(profile="fast", size=64, options={"memory": 50}, budget=10_000)
+    assert budget.within_budget(pile, resolve(pile, wish, Run()), wish, "softpatch", Run()).size == (64, 64)
+
+
 def test_where_nothing_keeps_to_it_the_fastest_is_named(training, monkeypatch):
     monkeypatch.setattr(budget, "_measured", by_hand)
     wish = FitSettings(profile="fast", poses="none", budget=3)

@@ -12,6 +12,7 @@ import torch
 from toy_method import Toy
 
 from blemish.backbones.teacher import FrozenTeacher
+from blemish.contract import TrainingImages
 from blemish.errors import Cancelled, ConfigError
 from blemish.run import Run, Silent
 from blemish.training.fit import fit
@@ -29,6 +30,25 @@ def assert_same(one, other):
     tensors = other.method.state_dict()
     for name, tensor in one.method.state_dict().items():
         assert torch.equal(tensor, tensors[name]), name
+
+
+def test_neither_good_nor_bad_photographs_of_a_held_out_part_are_learned(save_part, tmp_path, monkeypatch):
+    rows = ["path,label,group"]
+    for part in range(6):
+        for label in ("normal", "anomalous"):
+            save_part(tmp_path / f"{label}/{part}.png", part, 64, (20, 20, 250) if label == "anomalous" else None)
+            rows.append(f"{label}/{part}.png,{label},part {part}")
+    (tmp_path / "parts.csv").write_text("\n".join(rows))
+    learned = []
+
+    def training_images(normal, anomalous, regime):
+        learned.append((len(normal), len(anomalous)))
+        return TrainingImages(normal, anomalous, regime)
+
+    monkeypatch.setattr("blemish.training.learner.TrainingImages", training_images)
+    fit(tmp_path / "parts.csv", method="deepsad", backbone="resnet18", weights="random", size=32, steps=1)
+    assert len(learned) == 6 and learned[-1] == (6, 6), "five folds and the model"
+    assert all(good == bad < 6 for good, bad in learned[:-1])
 
 
 def test_settings_and_the_keyword_arguments_that_editors_show_are_the_same():

@@ -142,6 +142,16 @@ def test_a_long_training_is_announced_and_may_be_declined(tmp_path, monkeypatch)
     assert f"note: {text.removesuffix('. Begin?')}" in notes.said
 
 
+def test_steps_that_a_method_counts_by_itself_are_announced(tmp_path):
+    bars(tmp_path, 6, False)
+    (tmp_path / "anomalous").mkdir()
+    Image.new("RGB", (192, 192), "red").save(tmp_path / "anomalous/0.png")
+    notes, settings = Notes(), FitSettings("devnet", backbone="resnet18", weights="random", size=64, epochs=3)
+    with pytest.raises(Cancelled):
+        fit(tmp_path, settings, Run(progress=notes, time_limit=0), calibration="none")
+    assert any("training takes about" in note and note.endswith("(60 steps)") for note in notes.said)
+
+
 def test_the_first_step_of_all_is_slow_and_not_counted(tmp_path, monkeypatch):
     clock = [0.0]
 

@@ -43,7 +43,7 @@ def announce(learner: Learner, indices: Sequence[int], models: float, run: Run) 
 
     Where a person watches (``run.confirm``) and it is long, they are asked; Cancelled where they decline.
     """
-    if not learner.is_trained or run.resume:
+    if not learner.is_trained or run.resume or 0 < (getattr(learner.config, "steps", None) or 0) < FEW_STEPS:
         return
     watch = _Watch()
     quiet = dataclasses.replace(run, progress=watch, checkpoint=None, time_limit=None, timer=Timer(), log=RunLog())
