@@ -188,6 +188,38 @@ def test_a_verdict_that_takes_long_is_waited_for_once_it_is_being_judged(
     assert len(rows(client)) == 1
 
 
+def test_a_photograph_that_is_written_over_while_it_is_judged_is_judged_as_well(tmp_path: Path) -> None:
+    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
+    seen, ended = list[bytes](), threading.Event()
+    (tmp_path / "image.png").write_bytes(b"first")
+
+    def submit(content: bytes, name: str) -> dict[str, Any]:
+        seen.append(content)
+        if len(seen) == 1:  # the camera brings the next part under the same name
+            (tmp_path / "image.png").write_bytes(b"the second")
+        return {"decision": "ok"}
+
+    watched = sources.Folder(tmp_path, True, lambda name, content: None)
+    thread = threading.Thread(target=watched.run, args=(submit, ended))
+    thread.start()
+    until(lambda: (tmp_path / "ok/image.png").is_file())
+    ended.set()
+    thread.join()
+    assert seen == [b"first", b"the second"] and (tmp_path / "ok/image.png").read_bytes() == b"the second"
+
+
+def test_two_models_of_one_folder_both_judge_what_lies_there(
+    serve: Serve, model: Path, good: bytes, tmp_path: Path
+) -> None:
+    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
+    folder = tmp_path / "arriving"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(good)
+    client = serve(models={"front": model, "back": model}, watch={"front": folder, "back": folder})
+    until(lambda: len(rows(client)) == 2)
+    assert {row["model"] for row in rows(client)} == {"front", "back"}
+
+
 @pytest.mark.slow
 def test_a_restart_judges_a_watched_folder_s_files_no_second_time(
     serve: Serve, good: bytes, bad: bytes, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -97,6 +98,11 @@ def test_thumbnails_are_small_and_upright() -> None:
     sizes = {name: _small(file.getvalue()).size for name, file in files.items()}
     assert sizes == {"PNG": (200, 50), "JPEG": (200, 50), "turned": (50, 200)}
     assert np.abs(np.asarray(_small(files["JPEG"].getvalue())) - np.array([200, 30, 30.0])).max() < 6
+    sloppy = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x11B, 2, 2, b"7")  # a number as text
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + sloppy + bytes(4)
+    plain = files["JPEG"].getvalue()
+    marked = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    assert _small(marked).size == (50, 200)
 
 
 def test_addresses_leave_out_what_is_not_asked_for() -> None:
