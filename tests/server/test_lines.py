@@ -202,7 +202,7 @@ def test_a_photograph_that_is_written_over_while_it_is_judged_is_judged_as_well(
     watched = sources.Folder(tmp_path, True, lambda name, content: None)
     thread = threading.Thread(target=watched.run, args=(submit, ended))
     thread.start()
-    until(lambda: (tmp_path / "ok/image.png").is_file())
+    until((tmp_path / "ok/image.png").is_file)
     ended.set()
     thread.join()
     assert seen == [b"first", b"the second"] and (tmp_path / "ok/image.png").read_bytes() == b"the second"
