@@ -52,11 +52,11 @@ BUDGET = {
     "read by three more, twice": 232,
     "large images in portions": 10,
     "what painted defects share is found once": 20,
-    "read by three more, a third time": 102,
+    "read by three more, a third time": 115,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 20119
+TEST_BUDGET = 20117
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

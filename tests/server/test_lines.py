@@ -188,6 +188,16 @@ def test_a_verdict_that_takes_long_is_waited_for_once_it_is_being_judged(
     assert len(rows(client)) == 1
 
 
+@pytest.fixture
+def arriving(good: bytes, tmp_path: Path) -> Path:
+    """A folder to be watched, with a photograph in it."""
+    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
+    folder = tmp_path / "arriving"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(good)
+    return folder
+
+
 def test_a_photograph_that_is_written_over_while_it_is_judged_is_judged_as_well(tmp_path: Path) -> None:
     pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
     seen, ended = list[bytes](), threading.Event()
@@ -208,31 +218,19 @@ def test_a_photograph_that_is_written_over_while_it_is_judged_is_judged_as_well(
     assert seen == [b"first", b"the second"] and (tmp_path / "ok/image.png").read_bytes() == b"the second"
 
 
-def test_two_models_of_one_folder_both_judge_what_lies_there(
-    serve: Serve, model: Path, good: bytes, tmp_path: Path
-) -> None:
-    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
-    folder = tmp_path / "arriving"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(good)
-    client = serve(models={"front": model, "back": model}, watch={"front": folder, "back": folder})
+def test_two_models_of_one_folder_both_judge_what_lies_there(serve: Serve, model: Path, arriving: Path) -> None:
+    client = serve(models={"front": model, "back": model}, watch={"front": arriving, "back": arriving})
     until(lambda: len(rows(client)) == 2)
     assert {row["model"] for row in rows(client)} == {"front", "back"}
 
 
 @pytest.mark.slow
-def test_a_restart_judges_a_watched_folder_s_files_no_second_time(
-    serve: Serve, good: bytes, bad: bytes, tmp_path: Path
-) -> None:
-    pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
-    folder = tmp_path / "arriving"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(good)
-    client = serve(watch={"parts": folder})
+def test_a_restart_judges_a_watched_folder_s_files_no_second_time(serve: Serve, arriving: Path, bad: bytes) -> None:
+    client = serve(watch={"parts": arriving})
     until(lambda: len(rows(client)) == 1)
     client.close()
-    again = serve(watch={"parts": folder})
-    (folder / "b.png").write_bytes(bad)
+    again = serve(watch={"parts": arriving})
+    (arriving / "b.png").write_bytes(bad)
     until(lambda: len(rows(again)) >= 2)
     assert [row["path"] for row in rows(again)] == ["a.png", "b.png"]
 

@@ -22,9 +22,9 @@ from blemish.bench.ledger import Row
 from blemish.bench.recipe import DEMO, DataEntry, Recipe, Variant
 from blemish.data.demo import write_demo
 from blemish.data.protocols import alternative_split, contaminate, label_anomalies
-from blemish.data.readers import images_in, read_training
+from blemish.data.readers import read_training
 from blemish.data.samples import TrainingSet
-from blemish.data.testset import TestSet, open_test_set
+from blemish.data.testset import TestSet, mask_files, open_test_set
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.registry import make_config, method_class, method_entry
 from blemish.run import file_digest, written_atomically
@@ -163,8 +163,7 @@ def data_digest(training: TrainingSet, test: TestSet) -> str:
     """64 hexadecimal digits of every image and mask, what is said of each, and on which side it stands."""
     lines = [f"train {_file_digest(s.path)} {s.label} {s.group} {s.kind}" for s in training.samples]
     for s in test.samples:
-        masks = [] if s.mask is None else images_in(s.mask) if s.mask.is_dir() else [s.mask]
-        mask = "+".join(map(_file_digest, masks)) or "-"
+        mask = "+".join(map(_file_digest, mask_files(s))) or "-"
         lines.append(f"test {_file_digest(s.path)} {s.anomalous} {s.group} {s.kind} {mask}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 

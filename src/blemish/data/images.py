@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from blemish.data import decoders
@@ -160,6 +161,13 @@ def read_header(path: Path) -> tuple[tuple[int, int], int]:
                 return size, 16 if deep else 32 if image.mode == "F" else 8
     except Exception as error:
         raise _unreadable(str(path), error, start) from error
+
+
+def drawn(content: bytes, name: str) -> npt.NDArray[np.bool_]:
+    """Where a mask, the ``content`` of an image file, is not black; of a JPEG, which blurs edges, not below half."""
+    values = decode(content, name).pixels.max(axis=2)
+    area: npt.NDArray[np.bool_] = values > (values.max() // 2 if content.startswith(b"\xff\xd8") else 0)
+    return area
 
 
 def orientation(image: Image.Image) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from blemish.data.images import MAX_PIXELS, DecodedImage, read_bytes, read_image
+from blemish.data.images import MAX_PIXELS, DecodedImage, drawn, read_bytes
 from blemish.errors import DataError, ImageError
 
 Mask = NDArray[np.bool_]
@@ -106,9 +106,7 @@ def read_area(path: Path, size: tuple[int, int]) -> Mask:
     Polygons are a list of lists of ``[x, y]``, or such a list as ``polygons`` of an object; or LabelMe's ``shapes``.
     """
     if path.suffix.casefold() != ".json":
-        values = read_image(path).pixels.max(axis=2)
-        is_jpeg = read_bytes(path).startswith(b"\xff\xd8")  # which blurs edges
-        mask: Mask = values > (values.max() // 2 if is_jpeg else 0)
+        mask: Mask = drawn(read_bytes(path), str(path))
         if mask.shape != size:
             problem = f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels"
             raise DataError(f"{problem}, the images {size[1]} x {size[0]}: they must be equal")

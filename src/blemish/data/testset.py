@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from blemish.data.decoders import UPRIGHT
-from blemish.data.images import decode, orientation, read_bytes
+from blemish.data.images import drawn, orientation, read_bytes
 from blemish.data.manifest import read_manifest
 from blemish.data.readers import TRUTH, contents, folders_in, grouped, images_below, images_in, natural_key
 from blemish.data.samples import LABEL_WORDS, Sample
@@ -70,6 +70,13 @@ def open_test_set(data: Path) -> TestSet:
     return TestSet(name, root, tuple(samples), (*notes, *left_out, *missing_groups))
 
 
+def mask_files(sample: Sample) -> list[Path]:
+    """The files that outline an image's defects: none, one, or one each."""
+    if sample.mask is None:
+        return []
+    return images_in(sample.mask) if sample.mask.is_dir() else [sample.mask]
+
+
 def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Where the image is defective: bool ``h w`` at the image's own ``size``; a normal image has an empty mask.
 
@@ -85,12 +92,9 @@ def load_mask(sample: Sample, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         return mask
     if sample.mask is None:
         raise DataError(f"{sample.path} is anomalous and has no mask: pixel metrics need one for every such image.")
-    for path in images_in(sample.mask) if sample.mask.is_dir() else [sample.mask]:
+    for path in mask_files(sample):
         content = read_bytes(path)
-        image = decode(content, str(path))
-        # Before any resizing: resizing first would thin out or lose small defects.
-        values = (image.pixels[..., :1] if image.grey else image.pixels).max(axis=2)
-        painted = values > (values.max() // 2 if content.startswith(b"\xff\xd8") else 0)
+        painted = drawn(content, str(path))  # before any resizing, which would thin out or lose small defects
         if not painted.any():
             with contextlib.suppress(Exception), Image.open(path) as picture:
                 alpha = np.asarray(picture.convert("RGBA"))[..., 3]

@@ -90,6 +90,14 @@ class Feed(Worker):
                     raise CancelledError from error
 
 
+def _stamp(path: Path) -> Stamp | None:
+    """Bytes and time of a file, None where it is not there: another stamp is another photograph."""
+    try:
+        return (status := path.stat()).st_size, status.st_mtime_ns
+    except OSError:
+        return None
+
+
 class Folder:
     """A watched folder: each image that appears in ``folder`` itself is judged once it is complete.
 
@@ -126,19 +134,15 @@ class Folder:
                     self._judge(path, stamp, submit)
 
     def _complete(self, path: Path) -> Stamp | None:
-        try:
-            status = path.stat() if is_image(path) else None
-        except OSError:
-            status = None
-        if status is None:
+        stamp, now = _stamp(path) if is_image(path) else None, time.monotonic()
+        if stamp is None:
             self._growing.pop(path.name, None)
             return None
-        stamp, now = (status.st_size, status.st_mtime_ns), time.monotonic()
         if self._seen.get(path.name) == stamp:
             return None
         before, since = self._growing.get(path.name, (None, now))
         self._growing[path.name] = (stamp, since if before == stamp else now)
-        return stamp if before == stamp and now - since >= STILL and status.st_size > 0 else None
+        return stamp if before == stamp and now - since >= STILL and stamp[0] > 0 else None
 
     def _judge(self, path: Path, stamp: Stamp, submit: Submit) -> None:
         name = printable(path.name)
@@ -158,7 +162,7 @@ class Folder:
         if self._move:
             target = self._folder / decision / path.name
             try:
-                if ((status := path.stat()).st_size, status.st_mtime_ns) != stamp:
+                if _stamp(path) != stamp:
                     return  # another photograph of that name has come meanwhile: it is judged, too
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target.with_stem(f"{path.stem}-{stamp[1]}") if target.exists() else target)

@@ -94,7 +94,7 @@ def fit(
             run.progress.note(sentence)
             config = dataclasses.replace(learner.config, epochs=facts["length_chosen"]["epochs"])
             learner = dataclasses.replace(learner, config=config)
-        has_steps = getattr(learner.config, "steps", None) is not None  # else a part of the images takes a part of them
+        has_steps = getattr(learner.config, "steps", None) is not None  # else fewer images mean fewer steps
         times = 1 + (FOLDS - 1 + has_steps) * is_crossfit + (2 + 2 * has_steps) * settings.compare
         announce(learner, kept, times, run)
         if not run.resume:  # else one that goes on with this would meet them

@@ -60,7 +60,7 @@ def score_painted(
     defects = []
     for image in scored:
         number, score = image.item, image.score
-        if not masks[number]:  # nothing of it lies inside the region of interest
+        if not masks[number]:  # it left no trace: too faint at this size, or outside the region of interest
             continue
         size, _ = read_header(images.samples[number // each].path)
         if tiling is not None:

@@ -151,7 +151,7 @@ class Trial:
             else:
                 bad = inspector.scores(self.known_bad, run)[0]
             good, bad = (np.log(np.maximum(scores, SMALLEST)) for scores in (good, bad))
-            if len(bad) == 0:  # nothing painted lay inside the region of interest
+            if len(bad) == 0:  # no painted defect left a trace
                 continue
             apart.append((bad.mean() - good.mean()) / max(1e-9, np.sqrt((bad.var() + good.var()) / 2)))
         return float(np.mean(apart or [0.0]))
