@@ -55,8 +55,8 @@ pytest() { # seconds name what...
 
 { nvidia-smi 2>/dev/null || true; $PYTHON -c "import torch; print(torch.__version__, torch.version.cuda)"; } >"$OUT/machine.txt"
 if [[ $PARTS == *tests* ]]; then
-    pytest 75 cuda tests/gpu -k "not try"
-    BLEMISH_TEST_DEVICE=$DEVICE pytest 75 contract tests/contract -m "not slow" -k "$TESTS"
+    pytest 90 cuda tests/gpu -k "not try"
+    BLEMISH_TEST_DEVICE=$DEVICE pytest 90 contract tests/contract -m "not slow" -k "$TESTS"
 fi
 if [[ $PARTS == *speed* ]]; then
     for name in $BACKBONES; do
