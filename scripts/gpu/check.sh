@@ -3,6 +3,7 @@
 #   scripts/gpu/check.sh FOLDER OUT        FOLDER as scripts/gpu/pack.sh makes it: wheels/ and data/
 #   BLEMISH_GPU_TRY=1 scripts/gpu/check.sh FOLDER OUT      the same on the processor, tiny: it works the first time
 #   BLEMISH_GPU_PARTS="tests speed figures" BLEMISH_GPU_SECONDS=530      some of it, within other seconds
+#   BLEMISH_GPU_RECIPES="recipes/claims/two-minutes.toml"      other figures
 # Each part has its own limit; a part that fails stops no other. OUT gets four small files and nothing else, as they grow:
 # machine.txt, parts.txt (how each part ended), log.txt (all it said) and ledger.jsonl (a row for each figure).
 set -uo pipefail
@@ -33,8 +34,9 @@ if [ -n "${BLEMISH_GPU_TRY:-}" ]; then
     BACKBONES=test_resnet IMAGES=16 BATCH=4 CORESET="equality" SMALL="--size 64 --rounds 1"
     TINY="--backbone test_resnet --weights random"
 else
-    DEVICE=cuda JOBS=8 WORKERS=8 WHOLE=${BLEMISH_GPU_SECONDS:-530} ONLY="*" TESTS="not nothing" SMALL=""
-    RECIPES="$CARD.toml $CARD-pile.toml $CARD-weak.toml"
+    DEVICE=cuda JOBS=12 WORKERS=8 WHOLE=${BLEMISH_GPU_SECONDS:-530} ONLY="*" TESTS="not nothing" SMALL=""
+    RECIPES="$CARD.toml recipes/claims/two-minutes.toml $CARD-pile.toml $CARD-weak.toml"
+    RECIPES=${BLEMISH_GPU_RECIPES:-$RECIPES}
     BACKBONES="resnet18 wide_resnet50_2 efficientnet_lite0" IMAGES=512 BATCH=16 CORESET="speed memory" TINY=""
 fi
 

@@ -118,6 +118,15 @@ class Summary:
             comparisons.append(PairedComparison(label, against, metric, by_set, *counts))
         return comparisons
 
+    @property
+    def seconds(self) -> float:
+        """What all jobs took; rows of one training are each counted from its beginning."""
+        jobs: dict[str, float] = {}
+        for row in self.rows:
+            key = row.get("learned_by", row["key"])
+            jobs[key] = max(jobs.get(key, 0.0), row["seconds"]["total"])
+        return sum(jobs.values())
+
     def departures(self) -> list[str]:
         """How our runs differ from the paper's, one sentence each."""
         paper = self.recipe.paper

@@ -47,10 +47,10 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if training.regime == "clean" and old.provenance.get("regime") == "contaminated":
         training = read_training(Path(job["training"]), unlabelled=True)
     rebuild(old.info()["backbone"])  # weights of a file are not here: with others it would be no comparison
-    samples, held = list(training.samples), list[str]()
+    samples, held = list(training.samples), dict[str, str]()
     for one in job["said"]:
         if one["said"] == "good" and is_held_out(one["part"]):
-            held.append(one["path"])
+            held[one["path"]] = one["part"]
             continue
         label: Literal["normal", "anomalous"] = "normal" if one["said"] == "good" else "anomalous"
         samples.append(Sample(Path(one["path"]), label, kind=one["kind"] or "", group=one["part"]))
@@ -68,10 +68,10 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     except CalibrationError:  # the parts, used otherwise, do not support the rate of before
         new = fit(learned, settings, run)
     new.save(folder / MODEL)
-    rejected = {
-        f"rejected_{word}": sum(verdict.decision == "reject" for verdict in judge.many(held, on_error=_leave_out))
-        for word, judge in (("old", old), ("new", new))
-    }
+    rejected = {}
+    for word, judge in (("old", old), ("new", new)):
+        found = judge.many([*held], on_error=_leave_out)
+        rejected[f"rejected_{word}"] = len({held[one.source or ""] for one in found if one.decision == "reject"})
     judged, changes = {one["path"]: one for one in reversed(job["judged"])}, []
     for verdict in new.many([*judged], on_error=_leave_out):
         one = judged[verdict.source or ""]
@@ -85,7 +85,7 @@ def relearn(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "learned_from": {**told, **count},
         "promise": new.promise,
         "comparison": {
-            "held_out": {"parts": len(held), **rejected},
+            "held_out": {"parts": len({*held.values()}), **rejected},
             "judged": {"compared": len(judged), "changed": len(changes)},
             "changes": changes,
         },

@@ -116,7 +116,7 @@ class Relearner:
     def __init__(self, station: Station) -> None:
         self._station = station
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._starting = threading.Lock()
+        self._in_folder = threading.RLock()  # whoever reads a model's folder finds it whole
 
     def _folder(self, name: str) -> Path:
         self._station.judge(name)  # a name that is known, and so no path
@@ -129,7 +129,7 @@ class Relearner:
             advice = f"serve it with --training {name}=FOLDER"
             raise ConfigError(f"the station does not know the images that {name} learned from: {advice}")
         judge = station.judge(name)
-        with self._starting:
+        with self._in_folder:
             if self._is_running(name):
                 raise HTTPException(409, f"{name} is being learned again already: wait, or stop it")
             query = select(inspections).where(columns.model == name, columns.image_kept).order_by(columns.id.desc())
@@ -168,7 +168,10 @@ class Relearner:
 
     def state(self, name: str) -> dict[str, Any]:
         """How far it is, with the end of its log; and the comparison once it is ready."""
-        folder = self._folder(name)
+        with self._in_folder:
+            return self._state(name, self._folder(name))
+
+    def _state(self, name: str, folder: Path) -> dict[str, Any]:
         absent = dict.fromkeys(("since", "learned_from", "error", "promise", "comparison", "digest"))
         state: dict[str, Any] = {"model": name, "state": "none", "log": [], **absent}
         if not (folder / "job.json").exists():
@@ -187,8 +190,9 @@ class Relearner:
 
     def stop(self, name: str, actor: str) -> None:
         """Stop it where it runs, and forget what it made."""
-        self._end(name)
-        shutil.rmtree(self._folder(name), ignore_errors=True)
+        with self._in_folder:
+            self._end(name)
+            shutil.rmtree(self._folder(name), ignore_errors=True)
         with self._station.store.write() as connection:
             self._station.store.note(connection, "learned model discarded", actor, {"model": name})
 
@@ -204,8 +208,9 @@ class Relearner:
             raise HTTPException(409, f"no new model of {name} is ready: its state is {state['state']}")
         counts = state["comparison"]["judged"]
         why = f"learned again: {counts['changed']} of {counts['compared']} verdicts change"
-        self._station.put_model(name, folder / MODEL, why, actor)
-        shutil.rmtree(folder, ignore_errors=True)
+        with self._in_folder:
+            self._station.put_model(name, folder / MODEL, why, actor)
+            shutil.rmtree(folder, ignore_errors=True)
         return self._station.describe(name)
 
     def close(self) -> None:
