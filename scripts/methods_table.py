@@ -36,11 +36,16 @@ SETS = {
     ("brain_mri", ""): "brains",
 }
 GREY = "#7d8794"  # to be read on white and on black
-SAME = {"backbone": DEFAULT_BACKBONE, "size": 256, "resize": "stretch", "selection": "last", "calibration": "none"}
+SAME = {"size": 256, "resize": "stretch", "selection": "last", "calibration": "none"}
+KINDS = {"magnetic_tile": 5, "mvtec_screw": 5}  # of defects, where a set has more than one
 PROTOCOLS: Mapping[str, Callable[[dict[str, Any]], bool]] = {
     "Good images only": lambda asked: asked["regime"] == "clean" and not asked.get("reveal"),
     "An unlabelled pile with a bad image for every ten, which are judged as well": lambda asked: (
         asked.get("contaminate") == 0.1 and asked["overlap"]
+    ),
+    "The same, judged without those": lambda asked: asked.get("contaminate") == 0.1 and not asked["overlap"],
+    "Good images, and a twentieth of all known to be bad, of every kind": lambda asked: (
+        asked.get("reveal") == 0.05 and len(asked["kinds"]) == KINDS.get(asked["set"], 1)
     ),
 }
 
@@ -53,6 +58,8 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
         place = (asked["set"], asked["alt_split"])
         protocol = next((name for name, is_of in PROTOCOLS.items() if is_of(asked)), None)
         if protocol is None or place not in SETS or any(asked[key] != value for key, value in SAME.items()):
+            continue
+        if asked["backbone"] not in (DEFAULT_BACKBONE, None):  # None: it sees pixels alone
             continue
         if asked["method_version"] != METHODS[asked["method"]].version:
             continue
@@ -105,26 +112,31 @@ def _rounded(value: float) -> str:
 
 @style.context(STYLE)
 def picture(figures: pd.DataFrame) -> Figure:
-    """Mean image AUROC against the seconds of learning; a marker's area is the model's size, hollow where unknown."""
-    table = by_method(figures[figures["protocol"] == next(iter(PROTOCOLS))]).dropna(subset=["mean", "fit"])
-    figure = Figure((8, 5), layout="constrained")
-    title = "What a method finds, and how long it learns"
-    axes = figure.add_subplot(title=title, xlabel="seconds of learning", ylabel="mean image AUROC", xscale="log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    """Mean image AUROC against seconds of learning and milliseconds of judging; a marker's area is the model's size.
+
+    Markers are hollow where the size is unknown.
+    """
+    table = by_method(figures[figures["protocol"] == next(iter(PROTOCOLS))]).dropna(subset=["mean", "fit", "judging"])
+    figure = Figure((11, 5.5), layout="constrained")
+    figure.suptitle("What a method finds, how long it learns, and how long it looks at an image")
     families = list(dict.fromkeys(entry.family for entry in METHODS.values()))
-    for i, ((method, name), line) in enumerate(table.iterrows()):
-        colour = SERIES[families.index(METHODS[str(method)].family) % len(SERIES)]
-        known = not np.isnan(line["size"])
-        area = 12 + 6 * (line["size"] if known else 10)
-        axes.scatter(line["fit"], line["mean"], area, colour if known else "none", edgecolors=colour, alpha=0.75)
-        up = 1 if i % 2 else -1
-        place = {"xytext": (0, up * (4 + area**0.5 / 2)), "textcoords": "offset points"}
-        axes.annotate(name, (line["fit"], line["mean"]), ha="center", va="bottom" if up > 0 else "top", **place)
+    panels = figure.subplots(1, 2, sharey=True, subplot_kw={"xscale": "log"})
+    for axes, column, of in zip(panels, ("fit", "judging"), ("seconds of learning", "milliseconds an image")):
+        axes.set(xlabel=of, ylabel="mean image AUROC" if column == "fit" else "")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        for i, ((method, name), line) in enumerate(table.iterrows()):
+            colour = SERIES[families.index(METHODS[str(method)].family) % len(SERIES)]
+            known = not np.isnan(line["size"])
+            area = 12 + 6 * (line["size"] if known else 10)
+            axes.scatter(line[column], line["mean"], area, colour if known else "none", edgecolors=colour, alpha=0.75)
+            up = 1 if i % 2 else -1
+            place = {"xytext": (0, up * (4 + area**0.5 / 2)), "textcoords": "offset points"}
+            axes.annotate(name, (line[column], line["mean"]), ha="center", va="bottom" if up > 0 else "top", **place)
+        axes.margins(0.15)
     for family in dict.fromkeys(METHODS[str(method)].family for method, _ in table.index):
-        axes.scatter([], [], 40, SERIES[families.index(family) % len(SERIES)], label=family)
+        panels[0].scatter([], [], 40, SERIES[families.index(family) % len(SERIES)], label=family)
     if len(table):
-        axes.margins(0.12)
         figure.legend(loc="outside lower left", ncols=4)
     for text in figure.findobj(lambda artist: hasattr(artist, "set_color") and hasattr(artist, "get_text")):
         text.set_color(GREY)

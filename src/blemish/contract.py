@@ -126,6 +126,11 @@ class Backbone(nn.Module, ABC):
         They are float32, rounded to bf16, so that features read from a cache equal features computed.
         """
 
+    @torch.no_grad()
+    def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Rows and columns of each level for images of ``size``, which networks round up or down as they please."""
+        return [(map_.shape[-2], map_.shape[-1]) for map_ in self(torch.zeros(1, 3, *size))]
+
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """All that is needed beside the tensors to build it again: JSON-able, without paths."""
@@ -148,6 +153,7 @@ class Method(nn.Module, ABC):
         on_pixels: True for methods that see the images alone: they get a backbone without levels, and no ``layers``.
         has_schedule: True where the first epochs of a long training are not a short one: then its length cannot be
             chosen by looking at it on the way.
+        needs_gradient: True where a verdict takes a gradient, which no exported file computes.
         precision: how the networks that were trained compute; None for the processor's choice.
         is_fitted: whether it has learned, or is learning: then it can judge.
         learning: what it learns from at the moment, and the run; None before and after ``fit``.
@@ -164,6 +170,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.backbone, self.size, self.config = backbone, size, config
         self.precision: Precision | None = None
+        self.needs_gradient = False
         self.is_fitted = False
         self.learning: tuple[TrainingImages, Run] | None = None
 

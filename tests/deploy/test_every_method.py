@@ -33,6 +33,7 @@ OWN = {  # networks that are too large for a test, and some whose scores after t
     # Parts as alike as these make its distributions so narrow that they magnify rounding: tests/methods has that score.
     "geotrans": {"steps": 40, "score": "simple", "widen": 1},
     "itae": {"first_width": 8},
+    "gammavae": {"iterations": 3},
 }
 
 
@@ -60,11 +61,21 @@ def parts(tmp_path_factory):
     return root
 
 
+def test_a_walk_that_follows_the_gradient_is_refused(parts, tmp_path):
+    walks = {"through": True, "iterations": 1, "steps": 1}
+    inspector = blemish.fit(parts / "clean", method="gammavae", options=walks, size=SIDE, calibration="none")
+    with pytest.raises(ConfigError, match="gammavae cannot be exported: each of its verdicts needs a gradient"):
+        export(inspector, tmp_path / "part.onnx", {})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_s_file_judges_as_it_does_on_both_engines_or_is_refused(name, parts, tmp_path, monkeypatch):
     known = {field.name for field in dataclasses.fields(method_class(name).Config)}
     options = {key: value for key, value in (QUICK | OWN.get(name, {})).items() if key in known}
+    if getattr(method_class(name).Config(), "layers", ()) == (1, 2, 3):  # a third level is translated as the second is
+        options["layers"] = (1, 2)
     # Half the parts calibrate: few, but no matter whether a decision is a good one.
     settings = {"size": SIDE, "calibration": "holdout"}
     settings |= {} if method_class(name).on_pixels else {"backbone": "test_resnet", "weights": "random"}

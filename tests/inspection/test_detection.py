@@ -3,7 +3,7 @@
 import numpy as np
 
 from blemish.inspection.calibration import Calibration, calibrate
-from blemish.inspection.detection import Painted, estimate_detection
+from blemish.inspection.detection import Painted, estimate_detection, painted_from
 
 SCORES = np.arange(1.0, 200.0)  # 199 good parts: 1 % rejects two of 200 gaps, above 198
 
@@ -24,6 +24,17 @@ def test_shares_by_size_and_kind_are_counted_at_the_threshold():
     assert expected["of_bad"] == "of defects painted on good parts 50% are rejected and 25% sent to review"
     assert "50% of those about 5 pixels wide, 100% of those about 21 pixels wide" in expected["sentence"]
     assert expected["of_bad"] in calibration.sentence(expected["of_bad"])
+
+
+def test_what_is_painted_on_an_image_that_is_flagged_without_it_is_not_counted():
+    calibration = calibrate("holdout", SCORES, review=0.02)
+    painted = [Painted("hole", 0.2, 20.0, 500.0, 195.0), Painted("hole", 0.2, 20.0, 196.0, 193.0)]
+    expected = estimate_detection(painted, calibration)
+    assert (expected["rejected"], expected["reviewed"], expected["defects"]) == (0, 1, 1)
+    assert estimate_detection(painted[:1], calibration) == {}
+    kept = {"painted": [["hole", 0.2, 20.0, 500.0]]}
+    assert painted_from(kept) == [Painted("hole", 0.2, 20.0, 500.0)]
+    assert painted_from({**kept, "unpainted": [195.0]}) == painted[:1]
 
 
 def test_without_calibration_or_defects_there_is_nothing_to_say():

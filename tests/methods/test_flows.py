@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, rotate
 from scipy.stats import norm
 
+from blemish.backbones.backbone import build_backbone
 from blemish.errors import ConfigError
 from blemish.methods.csflow import CrossScale
 from blemish.methods.differnet import turned
@@ -229,6 +230,15 @@ def test_a_transformer_sees_every_fourth_pixel_in_whole_cells_or_is_refused(name
     with pytest.raises(ConfigError, match="use a --size of multiples of 32"):
         learned(name, size=(64, 80), backbone=backbone)
     assert learned(name, {"hidden": 8, "flow_steps": 1}, size=(64, 64), backbone=backbone) is not None
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("fastflow", {"flow_steps": 1}), ("csflow", {"hidden": 4}), ("cavga", {"latent": 4}),
+])  # fmt: skip
+def test_a_backbone_may_round_its_grid_down(name, options, learned):
+    backbone = build_backbone("test_convnext", (1, 2), "random", 0)
+    for size in ((125, 125), (136, 150)):
+        learned(name, {**options, "steps": 1, "batch_size": 2}, count=2, size=size, backbone=backbone)
 
 
 def test_turned_is_scipy_s_rotation():

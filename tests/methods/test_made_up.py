@@ -157,6 +157,12 @@ def test_destseg_has_resnet18_s_fourth_stage_and_as_large_a_head(tiny_backbone):
     assert parameters(head) == pyramid
 
 
+def test_destseg_s_head_begins_without_an_opinion(learned):
+    method = learned("destseg", {**SMALL["destseg"], "student_share": 1.0, "steps": 1}, layers=(1, 2, 3))
+    weights = method.head.out.weight
+    assert weights.abs().max() <= weights[0].numel() ** -0.5  # torch's rule, and the student alone has learned
+
+
 @pytest.mark.parametrize(("share", "learns"), [(1.0, "student"), (0.0, "segmented")])
 def test_of_destseg_s_two_networks_one_learns_and_one_rests(share, learns, learned):
     settings = {**SMALL["destseg"], "student_share": share}

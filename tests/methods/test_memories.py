@@ -86,7 +86,7 @@ def test_mutual_neighbours_are_those_of_brute_force():
 
 def test_small_channels_and_far_patches_are_dropped():
     points = np.random.default_rng(1).normal(scale=0.01, size=(40, 2))
-    points[29] += 7  # of thirty in channel 0, one that lies beyond five deviations
+    points[29] += 7  # of thirty in channel 0, one whose distance from the mean is beyond five deviations of theirs
     points[33] += 7  # of four in channel 5, one that does not
     channels = torch.tensor([0] * 30 + [5] * 4 + [6] * 3 + [9] * 3)
     patches = torch.arange(40).flip(0)
@@ -94,6 +94,9 @@ def test_small_channels_and_far_patches_are_dropped():
     kept = recurring(torch.from_numpy(points).flip(0), patches, channels, own, members=4, spread=5.0)
     assert kept.tolist() == sorted(39 - i for i in range(34) if i != 29)
     assert len(recurring(torch.from_numpy(points), patches, channels, own, members=31, spread=5.0)) == 0
+    circle = torch.view_as_real(torch.exp(2j * torch.pi * torch.arange(8) / 8))  # all equally far from their mean
+    assert len(recurring(circle, patches[-8:], channels[:8], own, members=4, spread=5.0)) == 0
+    assert len(recurring(circle, patches[-8:], channels[:8], own, members=4, spread=1e9)) == 8
     copies = own // 4  # four in turn are one part's, as copies turned are: of channel 5 there are two parts then
     kept = recurring(torch.from_numpy(points).flip(0), patches, channels, copies, members=4, spread=5.0)
     assert kept.tolist() == sorted(39 - i for i in range(30) if i != 29)
@@ -177,6 +180,12 @@ def joined(learned, tiny_images, tiny_backbone):
     alone = [learned("patchcore", settings, images=kept, run=run, backbone=backbone) for backbone in backbones]
     further = {"backbones": ("test_resnet",), "weights": "random"}
     return learned("ensemble", {**settings, **further}, images=train, run=run), alone, held
+
+
+def test_an_ensemble_without_parts_to_hold_out_is_refused(learned):
+    further = {"backbones": ("test_resnet",), "weights": "random"}
+    with pytest.raises(DataError, match="of 4 none can be held out: give more good parts, or use patchcore"):
+        learned("ensemble", further, count=4)
 
 
 def test_an_ensemble_s_members_are_patchcores_scaled_by_good_images_held_out(joined, tiny_images, planted):

@@ -83,6 +83,8 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     ("bench recipes/quick.toml --dry-run --results {tmp}/file/results", 1, ("name another folder, --results",)),
     # Model files and weights
     ("inspect {tmp}/none.blemish {image}", 1, ("no model file", "blemish fit")),
+    ("inspect {tmp}/none.onnx {image}", 1, ("no model file", "fit DATA -o none.blemish", "export none.blemish")),
+    (FIT + "-o {tmp}/part.onnx", 2, ("part.blemish, and then blemish export",)),
     ("info {tmp}", 1, ("is a folder", "the model comes first")),
     ("inspect {root} {image}", 1, ("is a folder", "the model comes first, then images")),
     ("inspect {image} {image}", 1, ("not a whole model file",)),

@@ -123,7 +123,7 @@ class Summary:
         """What all jobs took; rows of one training are each counted from its beginning."""
         jobs: dict[str, float] = {}
         for row in self.rows:
-            key = row.get("learned_by", row["key"])
+            key = str(row.get("learned_by") or row["key"])
             jobs[key] = max(jobs.get(key, 0.0), row["seconds"]["total"])
         return sum(jobs.values())
 

@@ -72,6 +72,9 @@ def fit(
     if pile and data is None:
         raise ConfigError("--pile is said of DATA: give patterns of what nobody has looked at with --unlabelled")
     training = read_training(data, pile) if data else read_globs(good or (), anomalous or (), unlabelled or ())
+    if output.suffix == ".onnx":
+        model = output.with_suffix(".blemish")
+        raise ConfigError(f"fit writes no ONNX file: -o {model}, and then blemish export {model} -o {output}")
     refuse_to_replace(output, training)
     check_writable(output)
     run = machine.run(

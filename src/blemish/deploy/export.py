@@ -65,7 +65,7 @@ def export(
         known = f"up to {inspector.preparation.white_level}" if deep else "8 bits"
         raise ConfigError(f"an input of {pixels} was asked for, but the model learned from images of {known}")
     name = inspector.name
-    if not method_entry(name).exports:
+    if not method_entry(name).exports or inspector.method.needs_gradient:
         raise ConfigError(f"{name} cannot be exported: each of its verdicts needs a gradient, which no engine computes")
     check_writable(path)
     # Whoever runs the graph cuts tiles and covers what is not judged: it is compared on whole images without either.

@@ -28,6 +28,7 @@ class Provenance(BaseModel, extra="allow"):
 
     learned_keys: list[str] = []
     painted: list[tuple[str, float, float, float]] = []
+    unpainted: list[float] = []
     precision: str | None = None
     precision_trained: str | None = None
 
@@ -74,4 +75,6 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise ModelFileError(f"{path} is a folder: the model comes first, then images: blemish inspect MODEL IMAGES")
     if not path.is_file():
-        raise ModelFileError(f"there is no model file {path}: make one with `blemish fit DATA -o {path.name}`")
+        make = f"make one with `blemish fit DATA -o {path.stem}.blemish`"
+        make += f" and `blemish export {path.stem}.blemish -o {path.name}`" if path.suffix == ".onnx" else ""
+        raise ModelFileError(f"there is no model file {path}: {make}")

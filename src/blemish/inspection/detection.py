@@ -12,7 +12,7 @@ import numpy as np
 
 from blemish.inspection.calibration import Calibration
 
-PAINTED = "painted"  # in the provenance: what was painted, and its scores
+PAINTED, UNPAINTED = "painted", "unpainted"  # in the provenance: what was painted, its scores, and those without it
 FEW = 0.2  # found of all: below it a person is warned
 KINDS = {"scratch": "scratches", "stain": "stains", "hole": "holes", "missing": "missing pieces"}
 """Defects that can be seen on any ground, by their painter's name, and what people call several of them."""
@@ -26,14 +26,19 @@ class Painted:
     share: float  # of the image's shorter side: the square that it was painted into
     width: float  # the side of a square of its area, in original pixels
     score: float  # the painted image's
+    unpainted: float | None = None  # and the same one's before; older models do not have it
 
 
 def estimate_detection(painted: Sequence[Painted], calibration: Calibration) -> dict[str, Any]:
     """What ``calibration`` decides of painted defects: shares rejected and reviewed, by kind and size, and in words.
 
-    Empty without calibration or painted defects.
+    Those on images that are not ok without them say nothing of the defect, and are left out. Empty without calibration
+    or painted defects.
     """
-    if calibration.kind == "none" or not painted:
+    if calibration.kind == "none":
+        return {}
+    painted = [one for one in painted if one.unpainted is None or calibration.decide(one.unpainted) == "ok"]
+    if not painted:
         return {}
     decisions = [calibration.decide(defect.score) for defect in painted]
     rejected, reviewed = (float(np.mean([decided == which for decided in decisions])) for which in ("reject", "review"))
@@ -63,4 +68,5 @@ def _found(decisions: Sequence[str], chosen: Sequence[bool]) -> float:
 
 def painted_from(provenance: Mapping[str, Any]) -> list[Painted]:
     """What ``fit`` keeps in a model's provenance; none in older models'."""
-    return [Painted(*values) for values in provenance.get(PAINTED, ())]
+    painted, before = provenance.get(PAINTED, ()), provenance.get(UNPAINTED, ())
+    return [Painted(*values, *of) for values, *of in (zip(painted, before) if before else zip(painted))]

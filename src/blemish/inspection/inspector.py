@@ -60,9 +60,9 @@ class Inspector(Judge):
         self, images: PreparedImages, run: Run, title: str = "scoring"
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Raw score and largest map value of every image; the latter None for a method without maps."""
-        indices = run.progress.track(range(len(images)), title)
         scores, maxima = [], []
-        for scored in self.stream(indices, images.to_judge):
+        stream = self.stream(range(len(images)), images.to_judge)  # reads ahead: what is read is not judged yet
+        for scored in run.progress.track(stream, title, len(images)):
             scores.append(scored.score)
             maxima += [] if scored.map is None else [self.preparation.highest(scored.map)]
         return np.array(scores), np.array(maxima) if maxima else None

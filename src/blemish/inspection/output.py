@@ -68,7 +68,7 @@ def deliver(
         unreadable.append((str(source), str(error)))
         say({"path": str(source), "error": str(error)}, None)
 
-    for verdict in inspector.many(progress.track(images, "inspecting"), on_error=refuse):
+    for verdict in progress.track(inspector.many(images, on_error=refuse), "inspecting", len(images)):
         decisions[verdict.decision or ""] += 1
         line, name = verdict.as_dict(), names[Path(verdict.source or "")]
         if listings:

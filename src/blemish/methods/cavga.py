@@ -77,7 +77,7 @@ class CAVGA(Method):
         check_cells(size, SMALLEST, "cavga's discriminator", rounds_up=False)
         level, latent = backbone.levels[-1], config.latent
         self.encoder = copy.deepcopy(backbone).requires_grad_(True)
-        grid = math.ceil(size[0] / level.stride), math.ceil(size[1] / level.stride)
+        grid = backbone.grids(size)[-1]
         self.mean, self.log_variance = nn.Conv2d(level.channels, latent, 1), nn.Conv2d(level.channels, latent, 1)
         self.classifier = nn.Conv2d(latent, 2, grid)  # one output for good, one for bad
         doublings = max(1, round(math.log2(level.stride)))

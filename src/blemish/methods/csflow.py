@@ -106,5 +106,6 @@ class CrossScale(nn.Module):
         for number, (up, down) in enumerate(zip(self.up, self.down)):
             fine, coarse = inner[number : number + 2]
             found[number] = found[number] + up(F.interpolate(coarse, fine.shape[-2:], mode="bilinear"))
-            found[number + 1] = found[number + 1] + down(fine)
+            rows, columns = coarse.shape[-2:]  # where the backbone rounds down, halving gives one too many
+            found[number + 1] = found[number + 1] + down(fine)[..., :rows, :columns]
         return [gain * map_ for gain, map_ in zip(self.gain, found)]

@@ -30,7 +30,7 @@ from blemish.ops.config import Count, Layers, Rate, Several, Share, Sigma, Steps
 from blemish.ops.cosine import vector_loss
 from blemish.ops.focal import focal_loss
 from blemish.ops.passes import check_number
-from blemish.ops.residual import BlockKind, convolutions, initialise, residual_stage
+from blemish.ops.residual import BlockKind, convolutions, initialise, initialise_uniform, residual_stage
 from blemish.ops.reverse import MIN_WIDTH
 from blemish.ops.smoothing import upscale
 from blemish.ops.textures import Textures, with_textures
@@ -80,7 +80,9 @@ class DeSTSeg(Method):
         textures = Textures(run)
         self.student.initialise(run)
         segments = nn.ModuleList([self.body, self.head])
-        initialise(segments, run.generator("segmenting network"))
+        generator = run.generator("segmenting network")
+        initialise(self.body, generator)  # as released, the head has other first values than the body
+        initialise_uniform(self.head, generator)
         rates = {"student": config.learning_rate, "body": config.body_rate, "head": config.head_rate}
         networks = {name: getattr(self, name) for name in rates}
         optimisers = {

@@ -55,8 +55,8 @@ class FastFlow(Method):
         super().__init__(backbone, size, config)
         levels, kernels = backbone.levels, [3, 1 if config.alternate else 3] * config.flow_steps
         subnets = [partial(convolutional, (kernel, kernel)) for kernel in kernels[: config.flow_steps]]
-        grids = [[-(-side // level.stride) for side in size] for level in levels]
-        self.norms = nn.ModuleList(nn.LayerNorm([level.channels, *grid]) for level, grid in zip(levels, grids))
+        grids = zip(levels, backbone.grids(size))
+        self.norms = nn.ModuleList(nn.LayerNorm([level.channels, *grid]) for level, grid in grids)
         self.flows = nn.ModuleList(Flow(level.channels, subnets, config.clamp) for level in levels)
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:

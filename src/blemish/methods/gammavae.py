@@ -62,6 +62,7 @@ class GammaVAE(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: GammaVAEConfig) -> None:
         super().__init__(backbone, size, config)
+        self.needs_gradient = config.through
         layers, latent = fitted(SSIM_LAYERS, size), config.latent
         self.network = untrained(lambda: Variational(encoder(layers, size, 2 * latent), decoder(layers, size, latent)))
 

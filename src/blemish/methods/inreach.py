@@ -152,8 +152,8 @@ def recurring(points: Tensor, patches: Tensor, channels: Tensor, parts: Tensor, 
     """Those of ``patches``, as indices of points ``n d``, ascending, that recur, from the channel of each.
 
     Its channel has patches of at least ``members`` of the ``parts`` (of each point; turned copies of one image are of
-    one part), and has so many still without those that lie farther from its mean than ``spread`` times their root mean
-    squared distance.
+    one part), and has so many still without those that are as far from its mean as ``spread`` times the standard
+    deviation of its patches' distances from it: as released, so alike distances are all too far.
     """
 
     def large() -> Tensor:
@@ -163,11 +163,16 @@ def recurring(points: Tensor, patches: Tensor, channels: Tensor, parts: Tensor, 
 
     patches, channels = patches[many := large()], channels[many]
     if len(patches):
-        own, counts = points[patches], channels.bincount()[:, None].clamp_min(1)
-        means = own.new_zeros(len(counts), own.shape[1]).index_add_(0, channels, own) / counts
-        distances = (own - means[channels]).square().sum(dim=1, keepdim=True)
-        variances = own.new_zeros(len(counts), 1).index_add_(0, channels, distances) / counts
-        near = (distances <= spread**2 * variances[channels]).squeeze(1)
+        counts = channels.bincount()[:, None].clamp_min(1)
+
+        def mean(values: Tensor) -> Tensor:
+            """Of each patch's channel."""
+            sums = values.new_zeros(len(counts), values.shape[1]).index_add_(0, channels, values)
+            return (sums / counts)[channels]
+
+        distances = (points[patches] - mean(points[patches])).norm(dim=1, keepdim=True)
+        deviations = mean((distances - mean(distances)).square()).sqrt()
+        near = (distances < spread * deviations).squeeze(1)
         patches, channels = patches[near], channels[near]
     kept: Tensor = torch.unique(patches[large()])
     return kept

@@ -262,7 +262,7 @@ def teacher_loss(own: Tensor, near: Tensor, decoded: Tensor, features: Tensor) -
     """
     features = features - features.mean(dim=0)
     copied = (decoded - features / features.std().clamp_min(1e-6)).square().sum(dim=1).mean()
-    others = own.roll(CROPS, dims=0)
+    others = own.roll(CROPS if len(own) > CROPS else 1, dims=0)  # of another image, where there is one
     apart = torch.minimum(F.pairwise_distance(own, others), F.pairwise_distance(near, others))
     triplet = F.relu(MARGIN + F.pairwise_distance(own, near) - apart).mean()
     scaled = (own - own.mean(dim=0)) / (own.std(dim=0, correction=0) + 1e-6)

@@ -63,7 +63,7 @@ METHODS: dict[str, MethodEntry] = {
         "blemish.methods.supersimplenet:SuperSimpleNet", "clean", "made-up defects", cost="minutes", version=2
     ),
     "draem": MethodEntry("blemish.methods.draem:DRAEM", "clean", "made-up defects", cost="hours", version=2),
-    "destseg": MethodEntry("blemish.methods.destseg:DeSTSeg", "clean", "made-up defects", cost="hours"),
+    "destseg": MethodEntry("blemish.methods.destseg:DeSTSeg", "clean", "made-up defects", cost="hours", version=2),
     "fmam": MethodEntry("blemish.methods.fmam:FMAM", "clean", "teacher and student", cost="hours"),
     "stfpm": MethodEntry("blemish.methods.stfpm:STFPM", "clean", "teacher and student", cost="minutes", version=2),
     "cfa": MethodEntry("blemish.methods.cfa:CFA", "clean", "memory", cost="minutes"),
@@ -85,9 +85,7 @@ METHODS: dict[str, MethodEntry] = {
     "aeflow": MethodEntry("blemish.methods.aeflow:AEFlow", "clean", "flow", cost="minutes"),
     "mahalanobis": MethodEntry("blemish.methods.mahalanobis:Mahalanobis", "clean", "density", has_map=False),
     "ae": MethodEntry("blemish.methods.ae:AE", "clean", "reconstruction", cost="hours"),
-    "gammavae": MethodEntry(
-        "blemish.methods.gammavae:GammaVAE", "clean", "reconstruction", cost="hours", exports=False
-    ),
+    "gammavae": MethodEntry("blemish.methods.gammavae:GammaVAE", "clean", "reconstruction", cost="hours"),
     "expvae": MethodEntry("blemish.methods.expvae:ExpVAE", "clean", "reconstruction", cost="hours", exports=False),
     "ocsvm": MethodEntry("blemish.methods.ocsvm:OCSVM", "clean", "one class", has_map=False),
     "ganomaly": MethodEntry(
@@ -102,7 +100,7 @@ METHODS: dict[str, MethodEntry] = {
     "cdd": MethodEntry("blemish.methods.cdd:CDD", "contaminated", "teacher and student", cost="hours"),
     "softpatch": MethodEntry("blemish.methods.softpatch:SoftPatch", "contaminated", "memory"),
     "meds": MethodEntry("blemish.methods.meds:MeDS", "contaminated", "memory"),
-    "inreach": MethodEntry("blemish.methods.inreach:InReaCh", "contaminated", "memory", cost="minutes"),
+    "inreach": MethodEntry("blemish.methods.inreach:InReaCh", "contaminated", "memory", cost="minutes", version=2),
     "ckaad": MethodEntry("blemish.methods.ckaad:CKAAD", "weak", "teacher and student", cost="hours"),
     "cavga": MethodEntry("blemish.methods.cavga:CAVGA", "weak", "reconstruction", cost="hours"),
     "aabigan": MethodEntry("blemish.methods.aabigan:AABiGAN", "weak", "reconstruction", cost="minutes", has_map=False),

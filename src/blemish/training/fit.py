@@ -22,7 +22,7 @@ from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import FOLDS, Calibration, Kind, Plan, calibrate, plan
-from blemish.inspection.detection import FEW, PAINTED, Painted, estimate_detection, painted_from
+from blemish.inspection.detection import FEW, PAINTED, UNPAINTED, Painted, estimate_detection, painted_from
 from blemish.inspection.inspector import KEY_LETTERS, Inspector
 from blemish.inspection.judge import LEARNED_KEYS
 from blemish.inspection.thresholds import suspects
@@ -187,7 +187,7 @@ def _calibrate(
             scored, highest = inspector.scores(images, quiet, "scoring held-out images")
             if len(painted) < PAINTED_DEFECTS and min(images.preparation.input_size) >= SMALLEST_PAINTED:
                 some = images.subset(range(min(len(images), PAINTED_DEFECTS // each)))
-                painted += score_painted(inspector, some, each, run.seed, len(painted), scored)
+                painted += score_painted(inspector, some, each, run.seed, len(painted), scored.tolist())
         scores.append(scored)
         max_map_values += [] if highest is None else [highest]
         chosen += indices
@@ -207,7 +207,8 @@ def _calibrate(
         if without is not None and calibration.threshold is not None and without < 0.99 * calibration.threshold:
             effect = f"without {it} the threshold would be {without:,.6g} instead of {calibration.threshold:,.6g}"
         run.progress.note(f"note: {', '.join(apart)} {verb} out: look at {it}; {effect}")
-    return calibration, {**facts, "stand_out": apart, PAINTED: [list(astuple(defect)) for defect in painted]}
+    facts = {**facts, PAINTED: [list(astuple(defect))[:-1] for defect in painted]}
+    return calibration, {**facts, UNPAINTED: [defect.unpainted for defect in painted], "stand_out": apart}
 
 
 def _show_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:

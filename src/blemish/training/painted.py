@@ -1,11 +1,11 @@
 """Good images with painted defects of several kinds and sizes, and what a model scores them."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from threading import Lock
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from blemish.data.images import read_header
@@ -25,7 +25,7 @@ def score_painted(
     each: int,
     seed: int,
     first: int = 0,
-    unpainted: NDArray[np.float64] | None = None,
+    unpainted: Sequence[float] | None = None,
 ) -> list[Painted]:
     """``each`` defects on every image, one at a time; kinds and sizes take turns, beginning at ``first``.
 
@@ -60,12 +60,13 @@ def score_painted(
     defects = []
     for image in scored:
         number, score = image.item, image.score
+        before = None if unpainted is None else unpainted[number // each]
         if not masks[number]:  # it left no trace: too faint at this size, or outside the region of interest
             continue
         size, _ = read_header(images.samples[number // each].path)
         if tiling is not None:
             size = min(size[0], tiling.side), min(size[1], tiling.side)
-            score = score if unpainted is None else max(score, float(unpainted[number // each]))
+            score = score if before is None else max(score, before)
         area = masks[number] * size[0] * size[1] / images.preparation.covered(size)
-        defects.append(Painted(*chosen(number), round(area**0.5, 1), score))
+        defects.append(Painted(*chosen(number), round(area**0.5, 1), score, before))
     return defects

@@ -74,8 +74,8 @@ def resolve(training: TrainingSet, settings: FitSettings, run: Run) -> FitSettin
         quiet = dataclasses.replace(run, progress=Silent())
         poses, why = _choose_poses(method, training, with_profile(small, training, trial, quiet, method), run)
         run.progress.note(why)
-        if poses != "none" and settings.backbone is None and "layers" not in settings.options:
-            profile = profile.turned or profile
+    if poses == "all" and settings.backbone is None and "layers" not in settings.options:
+        profile = profile.turned or profile
     settled = with_profile(
         profile, training, dataclasses.replace(settings, profile=name, poses=poses or "none"), run, method
     )
