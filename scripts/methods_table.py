@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.bench.eta import is_timed
@@ -123,8 +124,9 @@ def picture(figures: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, 2, sharey=True, subplot_kw={"xscale": "log"})
     for axes, column, of in zip(panels, ("fit", "judging"), ("seconds of learning", "milliseconds an image")):
         axes.set(xlabel=of, ylabel="mean image AUROC" if column == "fit" else "")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         for i, ((method, name), line) in enumerate(table.iterrows()):
             colour = SERIES[families.index(METHODS[str(method)].family) % len(SERIES)]
             known = not np.isnan(line["size"])
