@@ -3,7 +3,7 @@
 import numpy as np
 
 from blemish.inspection.calibration import Calibration, calibrate
-from blemish.inspection.detection import Painted, estimate_detection, painted_from
+from blemish.inspection.detection import Painted, count_known_bad, estimate_detection, painted_from
 
 SCORES = np.arange(1.0, 200.0)  # 199 good parts: 1 % rejects two of 200 gaps, above 198
 
@@ -35,6 +35,17 @@ def test_what_is_painted_on_an_image_that_is_flagged_without_it_is_not_counted()
     kept = {"painted": [["hole", 0.2, 20.0, 500.0]]}
     assert painted_from(kept) == [Painted("hole", 0.2, 20.0, 500.0)]
     assert painted_from({**kept, "unpainted": [195.0]}) == painted[:1]
+
+
+def test_known_bad_images_are_counted_at_the_threshold_and_at_others():
+    calibration = calibrate("holdout", SCORES, review=0.02)
+    found = count_known_bad([10.0, 192.0, 196.0, 198.5, 300.0], calibration)
+    assert (found["rejected"], found["reviewed"], found["missed"]) == (2, 1, 2)
+    assert found["rejected_at"] == {"0.02": 2, "0.05": 4, "0.1": 4, "0.2": 4}
+    assert found["sentence"].startswith(
+        "of 5 known-bad images this model rejects 2, sends 1 to review and misses 2 (at"
+    )
+    assert count_known_bad([1.0], Calibration()) == count_known_bad([], calibration) == {}
 
 
 def test_without_calibration_or_defects_there_is_nothing_to_say():

@@ -375,6 +375,7 @@ def test_known_bad_images_are_scored_not_learned_from_and_part_of_where_a_model_
         accepted(done, *said)
         provenance = json.loads(done.stdout)
         assert provenance["known_bad"] == len(seeds)
+        assert provenance["known_bad_found"].get("rejected") == (1 if seeds else None)
         digests.add(provenance["data_digest"])
     assert len(digests) == 3
 

@@ -15,7 +15,9 @@ def info(model: ModelFile, weights: Weights = None, engine: Engine = "auto", as_
     facts = Machine(device="cpu").load(model, weights, engine).info()
     told = {key: value for key, value in facts["would_find"].items() if key not in ("of_bad", "sentence")}
     told = facts | {"would_find": told, "backbone": facts["backbone"].get("name")}  # the promise says the rest
-    print_result(facts, as_json, "\n".join(f"{key:18} {_plain(value)}" for key, value in told.items()))
+    told |= {"known_bad_found": facts["known_bad_found"].get("sentence", "")}
+    lines = [f"{key:18} {_plain(value)}" for key, value in told.items() if value not in (None, "", [], {})]
+    print_result(facts, as_json, "\n".join(lines))
 
 
 @command
@@ -55,5 +57,5 @@ def datasets(as_json: AsJson = False) -> None:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
     return value if isinstance(value, str) and value.isprintable() else json.dumps(value)

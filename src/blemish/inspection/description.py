@@ -29,6 +29,7 @@ class Provenance(BaseModel, extra="allow"):
     learned_keys: list[str] = []
     painted: list[tuple[str, float, float, float]] = []
     unpainted: list[float] = []
+    known_bad_scores: list[float] = []
     precision: str | None = None
     precision_trained: str | None = None
 

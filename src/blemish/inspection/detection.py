@@ -4,6 +4,8 @@ Painted defects are not a factory's. They say whether a model sees anything at a
 models sees more; how many real defects are found they cannot promise.
 """
 
+import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,8 @@ import numpy as np
 from blemish.inspection.calibration import Calibration
 
 PAINTED, UNPAINTED = "painted", "unpainted"  # in the provenance: what was painted, its scores, and those without it
+KNOWN_BAD = "known_bad_scores"  # in the provenance
+RATES = (0.02, 0.05, 0.1, 0.2)  # of good parts rejected, at which known-bad images are counted
 FEW = 0.2  # found of all: below it a person is warned
 KINDS = {"scratch": "scratches", "stain": "stains", "hole": "holes", "missing": "missing pieces"}
 """Defects that can be seen on any ground, by their painter's name, and what people call several of them."""
@@ -60,6 +64,25 @@ def estimate_detection(painted: Sequence[Painted], calibration: Calibration) -> 
         "of_bad": f"of defects painted on good parts {rejected:.0%} are rejected and {reviewed:.0%} sent to review",
         "sentence": f"Of the painted defects it finds {sizes} ({by_kind}); real ones may be easier or harder to see.",
     }
+
+
+def count_known_bad(scores: Sequence[float], calibration: Calibration) -> dict[str, Any]:
+    """How many known-bad images are rejected, reviewed and missed, how many rejected at other rates, and in words.
+
+    Empty without calibration or scores.
+    """
+    if calibration.kind == "none" or not scores:
+        return {}
+    count = Counter(calibration.decide(score) for score in scores)
+    rates = [rate for rate in RATES if rate > (calibration.rate or 0)]
+    limits = {rate: dataclasses.replace(calibration, rate=rate).threshold for rate in rates}
+    at = {f"{rate:g}": sum(s > limit for s in scores) for rate, limit in limits.items() if limit is not None}
+    text = f"of {len(scores)} known-bad images this model rejects {count['reject']}, "
+    text += f"sends {count['review']} to review and misses {count['ok']}"
+    others = ", ".join(f"{number} at {float(rate):.0%}" for rate, number in at.items())
+    text += f" (at other false-reject rates it rejects {others}; --false-reject sets one)" if others else ""
+    found = {"rejected": count["reject"], "reviewed": count["review"], "missed": count["ok"]}
+    return {**found, "rejected_at": at, "sentence": text}
 
 
 def _found(decisions: Sequence[str], chosen: Sequence[bool]) -> float:

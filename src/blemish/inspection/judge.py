@@ -25,13 +25,21 @@ from blemish.data.tiles import Tiling, Window
 from blemish.errors import ConfigError, ImageError
 from blemish.inspection.calibration import Calibration
 from blemish.inspection.description import Description
-from blemish.inspection.detection import PAINTED, estimate_detection, painted_from
+from blemish.inspection.detection import (
+    KNOWN_BAD,
+    PAINTED,
+    UNPAINTED,
+    count_known_bad,
+    estimate_detection,
+    painted_from,
+)
 from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.inspection.regions import Region, find_regions
 from blemish.inspection.verdict import Verdict, on_screen
 
 Source = str | Path | bytes | Image | NDArray[Any]
 LEARNED_KEYS = "learned_keys"  # in the provenance: those of images that it must not be calibrated on
+MANY = (LEARNED_KEYS, PAINTED, UNPAINTED, KNOWN_BAD)  # with a value an image, which ``info`` sums up
 BATCH, WORKERS = 8, 4
 
 T = TypeVar("T")
@@ -207,8 +215,9 @@ class Judge(ABC):
             "review_threshold": calibration.review_threshold,
             "pixel_threshold": calibration.pixel_threshold,
             **self.facts(),
-            **{name: value for name, value in self.provenance.items() if name not in (LEARNED_KEYS, PAINTED)},
+            **{name: value for name, value in self.provenance.items() if name not in MANY},
             "would_find": self.would_find,
+            "known_bad_found": count_known_bad(self.provenance.get(KNOWN_BAD, ()), calibration),
         }
         listed: dict[str, Any] = json.loads(json.dumps(facts))  # without tuples
         listed["preparation"].get("roi", {}).pop("mask", None)

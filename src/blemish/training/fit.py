@@ -8,7 +8,6 @@ import datetime
 import hashlib
 import platform
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from inspect import Parameter, signature
@@ -22,7 +21,16 @@ from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, split_by_group
 from blemish.errors import ConfigError, RegimeError
 from blemish.inspection.calibration import FOLDS, Calibration, Kind, Plan, calibrate, plan
-from blemish.inspection.detection import FEW, PAINTED, UNPAINTED, Painted, estimate_detection, painted_from
+from blemish.inspection.detection import (
+    FEW,
+    KNOWN_BAD,
+    PAINTED,
+    UNPAINTED,
+    Painted,
+    count_known_bad,
+    estimate_detection,
+    painted_from,
+)
 from blemish.inspection.inspector import KEY_LETTERS, Inspector
 from blemish.inspection.judge import LEARNED_KEYS
 from blemish.inspection.thresholds import suspects
@@ -47,7 +55,6 @@ from blemish.training.setup import (
 )
 
 PAINTED_DEFECTS, MOST_PAINTED = 120, 4  # in all and on each image, to say what a model would find
-RATES = (0.02, 0.05, 0.1, 0.2)  # of good parts rejected, at which known-bad images are counted
 SMALLEST_PAINTED = 96  # pixels of an image's shorter side: on less, nothing looks like a defect
 
 
@@ -111,11 +118,13 @@ def fit(
         if settings.compare:
             facts["known_bad_changed"] = compare(learner, kept, run)
             run.progress.note(change_in_words(facts["known_bad_changed"]))
+        if learner.anomalous is not None and calibration.kind != "none":
+            facts[KNOWN_BAD] = inspector.scores(learner.anomalous, run, "scoring known-bad images")[0].tolist()
         inspector = dataclasses.replace(inspector, calibration=calibration, provenance=facts, pixel=settings.pixel)
-        _show_known_bad(inspector, learner, run)
+        _say_known_bad(inspector, learner, run)
         expected = estimate_detection(painted_from(facts), calibration)
         if expected and expected["rejected"] + expected["reviewed"] < FEW:
-            what_helps = "learn from more images, or try a larger --size or another --profile"
+            what_helps = "Learn from more images, or try a larger --size or another --profile"
             run.progress.note(f"warning: this model finds next to nothing. {expected['sentence']} {what_helps}")
         return inspector
 
@@ -211,20 +220,10 @@ def _calibrate(
     return calibration, {**facts, UNPAINTED: [defect.unpainted for defect in painted], "stand_out": apart}
 
 
-def _show_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:
-    if learner.anomalous is None or inspector.calibration.kind == "none":
+def _say_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:
+    text = count_known_bad(inspector.provenance.get(KNOWN_BAD, ()), inspector.calibration).get("sentence")
+    if text is None:
         return
-    scores, _ = inspector.scores(learner.anomalous, run, "scoring known-bad images")
-    calibration = inspector.calibration
-    count = Counter(calibration.decide(score) for score in scores.tolist())
-    text = f"of {len(scores)} known-bad images this model rejects {count['reject']}, "
-    text += f"sends {count['review']} to review and misses {count['ok']}"
-    found = []
-    for rate in RATES:
-        threshold = dataclasses.replace(calibration, rate=rate).threshold
-        if threshold is not None and rate > (calibration.rate or 0):
-            found.append(f"{int((scores > threshold).sum())} at {rate:.0%}")
-    text += f" (at other false-reject rates it rejects {', '.join(found)}; --false-reject sets one)" if found else ""
     if learner.cls.learns_from_anomalous(learner.config):
         text += ", but it has learned from them"
         if learner.cls.without_anomalous(learner.config) and "known_bad_changed" not in inspector.provenance:

@@ -36,6 +36,9 @@ async function begin() {
 }
 
 async function readPixels(file) {
+  const head = new Uint8Array(await file.slice(0, 25).arrayBuffer());
+  const isPng = String.fromCharCode(...head.slice(1, 4)) === "PNG";
+  if (isPng && head[24] === 16) throw new Error("it has 16 bits a value, of which a browser sees 8: use blemish inspect");
   // Turned as its EXIF data say, but with the numbers that stand in the file.
   const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   const canvas = Object.assign(document.createElement("canvas"), { width: bitmap.width, height: bitmap.height });
@@ -52,6 +55,7 @@ async function judge(file) {
     const start = performance.now();
     const pixels = await readPixels(file);
     const { width, height, data } = pixels;
+    if (Math.min(width, height) < 8) throw new Error(`it has ${width} x ${height} pixels; at least 8 a side are needed`);
     const type = session.inputMetadata.find((input) => input.name === "image").type;
     const rgb = new (type === "uint16" ? Uint16Array : Uint8Array)(3 * width * height);
     for (let i = 0, j = 0; i < data.length; i += 4) {
