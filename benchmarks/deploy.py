@@ -48,7 +48,7 @@ NARROW: dict[str, dict[str, Any]] = {
     "destseg": {"batch_size": 4},
     "students": {"spacing": 4, "filters": 32},
 }
-LONGER = {"draem": 150, "destseg": 120}  # after 20 steps scores differ so little that rounding is a fiftieth of that
+LONGER = {"draem": 150, "destseg": 120}  # after 20 DRAEM's scores differ so little that rounding is a fiftieth of that
 OTHERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 

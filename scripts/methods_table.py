@@ -3,7 +3,7 @@
 python scripts/methods_table.py            writes both, from results/ledger.jsonl
 python scripts/methods_table.py --check    only says whether the tables are up to date (exit code 1 if not)
 
-Compared is what saw the same: one backbone, 256 pixels, the last state, the whole training set.
+Compared is what saw the same: one backbone or pixels alone, 256 pixels, the last state, the whole training set.
 """
 
 from __future__ import annotations

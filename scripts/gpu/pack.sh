@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What scripts/gpu/check.sh needs on a machine without a network: scripts/gpu/pack.sh DATA FOLDER [SET ...]
 # Wheels of what such a machine lacks beside torch, timm, SciPy and pytest, and the sets of the recipes as these see
-# them: scaled to 256 pixels, masks too, where that makes files smaller. FOLDER belongs in .git/info/exclude.
+# them: scaled to 256 pixels, masks too, where that makes files smaller. Without SETs two are taken, 60 MB with the wheels.
+# FOLDER belongs in .git/info/exclude.
 set -euo pipefail
 DATA=$(realpath "$1")
 FOLDER=$(mkdir -p "$2/wheels" "$2/data" && realpath "$2")

@@ -129,7 +129,8 @@ class Backbone(nn.Module, ABC):
     @torch.no_grad()
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Rows and columns of each level for images of ``size``, which networks round up or down as they please."""
-        return [(map_.shape[-2], map_.shape[-1]) for map_ in self(torch.zeros(1, 3, *size))]
+        image = torch.zeros(1, 3, *size, device=next(self.parameters()).device)
+        return [(map_.shape[-2], map_.shape[-1]) for map_ in self(image)]
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:

@@ -53,11 +53,11 @@ BUDGET = {
     "large images in portions": 10,
     "what painted defects share is found once": 20,
     "read by three more, a third time": 115,
-    "read by two against the issues": 83,
+    "read by two against the issues": 79,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 20185
+TEST_BUDGET = 20197
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

@@ -39,13 +39,17 @@ def test_what_is_painted_on_an_image_that_is_flagged_without_it_is_not_counted()
 
 def test_known_bad_images_are_counted_at_the_threshold_and_at_others():
     calibration = calibrate("holdout", SCORES, review=0.02)
-    found = count_known_bad([10.0, 192.0, 196.0, 198.5, 300.0], calibration)
+    kept = {"known_bad_scores": [10.0, 192.0, 196.0, 198.5, 300.0]}
+    found = count_known_bad(kept, calibration)
     assert (found["rejected"], found["reviewed"], found["missed"]) == (2, 1, 2)
     assert found["rejected_at"] == {"0.02": 2, "0.05": 4, "0.1": 4, "0.2": 4}
     assert found["sentence"].startswith(
         "of 5 known-bad images this model rejects 2, sends 1 to review and misses 2 (at"
     )
-    assert count_known_bad([1.0], Calibration()) == count_known_bad([], calibration) == {}
+    assert "it has learned from them" not in found["sentence"]
+    learned = count_known_bad({**kept, "known_bad_learned": True}, calibration)
+    assert learned["sentence"] == found["sentence"] + ", but it has learned from them"
+    assert count_known_bad(kept, Calibration()) == count_known_bad({}, calibration) == {}
 
 
 def test_without_calibration_or_defects_there_is_nothing_to_say():

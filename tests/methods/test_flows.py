@@ -232,6 +232,14 @@ def test_a_transformer_sees_every_fourth_pixel_in_whole_cells_or_is_refused(name
     assert learned(name, {"hidden": 8, "flow_steps": 1}, size=(64, 64), backbone=backbone) is not None
 
 
+def test_grids_are_those_of_the_maps_wherever_the_backbone_is(tiny_backbone):
+    backbone = build_backbone("test_convnext", (1, 2), "random", 0)
+    assert backbone.grids((125, 150)) == [map_.shape[2:] for map_ in backbone(torch.rand(1, 3, 125, 150))]
+    elsewhere = tiny_backbone((1, 2))
+    maps = [map_.shape[2:] for map_ in elsewhere(torch.rand(1, 3, 50, 70))]
+    assert elsewhere.to("meta").grids((50, 70)) == maps  # as where a card has it
+
+
 @pytest.mark.parametrize(("name", "options"), [
     ("fastflow", {"flow_steps": 1}), ("csflow", {"hidden": 4}), ("cavga", {"latent": 4}),
 ])  # fmt: skip

@@ -25,9 +25,8 @@ def find_runtime(folder: Path | None = None) -> Path:
         if all((place / name).is_file() for name in RUNTIME):
             return place
     raise ConfigError(
-        f"a page needs {' and '.join(RUNTIME)}, and {folder or 'no node_modules here or above'} "
-        f"{'does not hold' if folder else 'holds'} them: `npm install onnxruntime-web` here, or name its folder with "
-        "--onnxruntime-web"
+        f"a page needs {' and '.join(RUNTIME)}, which are not in {folder or 'a node_modules here or above'}: "
+        "`npm install onnxruntime-web` here, or name its folder with --onnxruntime-web"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from blemish.inspection.calibration import Calibration
 
 PAINTED, UNPAINTED = "painted", "unpainted"  # in the provenance: what was painted, its scores, and those without it
-KNOWN_BAD = "known_bad_scores"  # in the provenance
+KNOWN_BAD, SEEN = "known_bad_scores", "known_bad_learned"  # in the provenance: scores, and whether it learned from them
 RATES = (0.02, 0.05, 0.1, 0.2)  # of good parts rejected, at which known-bad images are counted
 FEW = 0.2  # found of all: below it a person is warned
 KINDS = {"scratch": "scratches", "stain": "stains", "hole": "holes", "missing": "missing pieces"}
@@ -66,11 +66,12 @@ def estimate_detection(painted: Sequence[Painted], calibration: Calibration) -> 
     }
 
 
-def count_known_bad(scores: Sequence[float], calibration: Calibration) -> dict[str, Any]:
+def count_known_bad(provenance: Mapping[str, Any], calibration: Calibration) -> dict[str, Any]:
     """How many known-bad images are rejected, reviewed and missed, how many rejected at other rates, and in words.
 
-    Empty without calibration or scores.
+    Empty without calibration or scores, as older models have none.
     """
+    scores = provenance.get(KNOWN_BAD, ())
     if calibration.kind == "none" or not scores:
         return {}
     count = Counter(calibration.decide(score) for score in scores)
@@ -81,6 +82,7 @@ def count_known_bad(scores: Sequence[float], calibration: Calibration) -> dict[s
     text += f"sends {count['review']} to review and misses {count['ok']}"
     others = ", ".join(f"{number} at {float(rate):.0%}" for rate, number in at.items())
     text += f" (at other false-reject rates it rejects {others}; --false-reject sets one)" if others else ""
+    text += ", but it has learned from them" if provenance.get(SEEN) else ""
     found = {"rejected": count["reject"], "reviewed": count["review"], "missed": count["ok"]}
     return {**found, "rejected_at": at, "sentence": text}
 
@@ -91,5 +93,6 @@ def _found(decisions: Sequence[str], chosen: Sequence[bool]) -> float:
 
 def painted_from(provenance: Mapping[str, Any]) -> list[Painted]:
     """What ``fit`` keeps in a model's provenance; none in older models'."""
-    painted, before = provenance.get(PAINTED, ()), provenance.get(UNPAINTED, ())
-    return [Painted(*values, *of) for values, *of in (zip(painted, before) if before else zip(painted))]
+    painted = provenance.get(PAINTED, ())
+    before = provenance.get(UNPAINTED) or [None] * len(painted)
+    return [Painted(kind, share, width, score, own) for (kind, share, width, score), own in zip(painted, before)]

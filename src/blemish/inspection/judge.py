@@ -217,7 +217,7 @@ class Judge(ABC):
             **self.facts(),
             **{name: value for name, value in self.provenance.items() if name not in MANY},
             "would_find": self.would_find,
-            "known_bad_found": count_known_bad(self.provenance.get(KNOWN_BAD, ()), calibration),
+            "known_bad_found": count_known_bad(self.provenance, calibration),
         }
         listed: dict[str, Any] = json.loads(json.dumps(facts))  # without tuples
         listed["preparation"].get("roi", {}).pop("mask", None)

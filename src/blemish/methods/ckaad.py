@@ -18,7 +18,6 @@ AAAI 2025.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -101,8 +100,7 @@ class CKAAD(Method):
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: CKAADConfig) -> None:
         super().__init__(backbone, size, config)
-        stride = backbone.levels[-1].stride
-        self._grid = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+        self._grid = backbone.grids(size)[-1]
         if config.strategy == "ckaimg" and min(self._grid) < SMALLEST_GRID:
             cells = f"{self._grid[1]} x {self._grid[0]} cells at the deepest of layers={config.layers}"
             raise ConfigError(

@@ -203,12 +203,13 @@ class Relearner:
 
     def accept(self, name: str, actor: str) -> dict[str, Any]:
         """Swap the new model in; an HTTPException 409 where none is ready."""
-        folder, state = self._folder(name), self.state(name)
-        if state["state"] != "ready":
-            raise HTTPException(409, f"no new model of {name} is ready: its state is {state['state']}")
-        counts = state["comparison"]["judged"]
-        why = f"learned again: {counts['changed']} of {counts['compared']} verdicts change"
+        folder = self._folder(name)
         with self._in_folder:
+            state = self.state(name)
+            if state["state"] != "ready":
+                raise HTTPException(409, f"no new model of {name} is ready: its state is {state['state']}")
+            counts = state["comparison"]["judged"]
+            why = f"learned again: {counts['changed']} of {counts['compared']} verdicts change"
             self._station.put_model(name, folder / MODEL, why, actor)
             shutil.rmtree(folder, ignore_errors=True)
         return self._station.describe(name)

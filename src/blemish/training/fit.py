@@ -25,6 +25,7 @@ from blemish.inspection.detection import (
     FEW,
     KNOWN_BAD,
     PAINTED,
+    SEEN,
     UNPAINTED,
     Painted,
     count_known_bad,
@@ -120,8 +121,12 @@ def fit(
             run.progress.note(change_in_words(facts["known_bad_changed"]))
         if learner.anomalous is not None and calibration.kind != "none":
             facts[KNOWN_BAD] = inspector.scores(learner.anomalous, run, "scoring known-bad images")[0].tolist()
+            facts[SEEN] = learner.cls.learns_from_anomalous(learner.config)
         inspector = dataclasses.replace(inspector, calibration=calibration, provenance=facts, pixel=settings.pixel)
-        _say_known_bad(inspector, learner, run)
+        if told := count_known_bad(facts, calibration):
+            may_compare = facts[SEEN] and learner.cls.without_anomalous(learner.config) and not settings.compare
+            how = "; --compare says what they changed, learning four times more from half of the images each"
+            run.progress.note(told["sentence"] + how * bool(may_compare))
         expected = estimate_detection(painted_from(facts), calibration)
         if expected and expected["rejected"] + expected["reviewed"] < FEW:
             what_helps = "Learn from more images, or try a larger --size or another --profile"
@@ -218,17 +223,6 @@ def _calibrate(
         run.progress.note(f"note: {', '.join(apart)} {verb} out: look at {it}; {effect}")
     facts = {**facts, PAINTED: [list(astuple(defect))[:-1] for defect in painted]}
     return calibration, {**facts, UNPAINTED: [defect.unpainted for defect in painted], "stand_out": apart}
-
-
-def _say_known_bad(inspector: Inspector, learner: Learner, run: Run) -> None:
-    text = count_known_bad(inspector.provenance.get(KNOWN_BAD, ()), inspector.calibration).get("sentence")
-    if text is None:
-        return
-    if learner.cls.learns_from_anomalous(learner.config):
-        text += ", but it has learned from them"
-        if learner.cls.without_anomalous(learner.config) and "known_bad_changed" not in inspector.provenance:
-            text += "; --compare says what they changed, learning four times more from half of the images each"
-    run.progress.note(text)
 
 
 def _provenance(
