@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 model, picture, mask = sys.argv[1:]
 onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of inputs that have defaults
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-pixels = np.asarray(ImageOps.exif_transpose(Image.open(picture)).convert("RGB"))
+is_grey = session.get_inputs()[0].shape[3] == 1  # exported with --grey
+pixels = np.atleast_3d(np.asarray(ImageOps.exif_transpose(Image.open(picture)).convert("L" if is_grey else "RGB")))
 found = dict(zip((output.name for output in session.get_outputs()), session.run(None, {"image": pixels[None]})))
 decision = ("ok", "review", "reject")[found["decision"][0]]
 print(json.dumps({"decision": decision, "score": float(found["score"][0]), "p_value": float(found["p_value"][0])}))

@@ -54,10 +54,11 @@ BUDGET = {
     "what painted defects share is found once": 20,
     "read by three more, a third time": 115,
     "read by two against the issues": 79,
+    "grey cameras": 12,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 20197
+TEST_BUDGET = 20220
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

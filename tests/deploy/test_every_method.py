@@ -92,7 +92,7 @@ def test_a_method_s_file_judges_as_it_does_on_both_engines_or_is_refused(name, p
         return
     monkeypatch.setattr(graph, "Prepare", AsGiven)
     monkeypatch.setattr(graph, "ToOriginal", AsGiven)
-    monkeypatch.setattr(exporting, "EXAMPLE", (2, SIDE, SIDE, 3))
+    monkeypatch.setattr(exporting, "EXAMPLE", (2, SIDE, SIDE))
     monkeypatch.setattr(exporting, "to_onnx", partial(to_onnx, any_size=False))
     export(inspector, path, pictures)
     expected = list(inspector.many(images))

@@ -115,6 +115,26 @@ def test_a_letterbox_and_images_of_16_bits_without_calibration(tmp_path):
     assert score == pytest.approx(inspector(eight).score, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_a_file_for_grey_cameras_takes_one_channel_and_says_the_same(tmp_path):
+    parts = photographs(tmp_path / "parts", 4, deep=True)
+    settings = {"method": "patchcore", "backbone": "test_resnet", "weights": "random", "calibration": "none"}
+    inspector = blemish.fit(parts, size=64, options={"memory": 50}, **settings)
+    inspector.save(tmp_path / "parts.blemish")
+    command = ["export", str(tmp_path / "parts.blemish"), "-o", str(tmp_path / "parts.onnx"), "--grey", "--check"]
+    done = CliRunner().invoke(app, [*command, str(parts)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    session = parity.open_session(tmp_path / "parts.onnx")
+    assert session.get_inputs()[0].shape[3] == 1
+    grey = np.asarray(Image.open(parts / "0.png"))
+    given = {"image": grey[None, ..., None], "white": np.array(4095, np.float32)}
+    assert session.run(["score"], given)[0][0] == pytest.approx(inspector(grey).score, rel=1e-3)
+    assert blemish.load(tmp_path / "parts.onnx")(grey).score == pytest.approx(inspector(grey).score, rel=1e-3)
+    colours = photographs(tmp_path / "colours", 1)
+    done = CliRunner().invoke(app, [*command, str(colours)])
+    assert done.exit_code != 0 and "0.png has colours, and the file is to take grey images" in done.output
+
+
 def test_what_cannot_be_exported_leaves_nothing_behind(model, tmp_path, monkeypatch):
     path, pictures = tmp_path / "parts.onnx", parity.pictures(None, 255)
     with pytest.raises(ConfigError, match="uint16 was asked for, but the model learned from images of 8 bits"):

@@ -37,6 +37,8 @@ def test_pixels_are_pillow_s_and_maps_come_back_alike(preparation, size):
     tolerance = 3e-7 if preparation.resize == "opencv" else 0.0
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     torch.testing.assert_close(found_8_of_16, expected, rtol=0, atol=tolerance)
+    grey = Prepare(preparation)(given[..., 1:2], white)
+    torch.testing.assert_close(grey, expected[:, 1:2], rtol=0, atol=tolerance)
     torch.testing.assert_close(found_16, model.prepare(DecodedImage(deep, 16, grey=False)), rtol=0, atol=3e-6)
 
     maps = torch.from_numpy(RNG.normal(size=(2, *preparation.input_size)).astype(np.float32))

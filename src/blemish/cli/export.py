@@ -21,6 +21,9 @@ def export(
     pixels: Annotated[
         Literal["auto", "uint8", "uint16"], typer.Option("--input", help="Type of the pixels that the file takes.")
     ] = "auto",
+    grey: Annotated[
+        bool, typer.Option("--grey", help="The file takes images of one channel, as grey cameras give.")
+    ] = False,
     precision: Annotated[
         Literal["fp32", "int8", "bf16"],
         typer.Option(help="Of the network; others than fp32 need --check with good images, and are kept if they gain."),
@@ -66,11 +69,11 @@ def export(
     seen = inspector.preparation
     if web is not None and (seen.tiling is not None or seen.roi is not None):
         raise ConfigError(f"{model} judges tiles or a region of interest, and a page whole images: leave --web out")
-    images = pictures(check, seen.white_level)
+    images = pictures(check, seen.white_level, grey)
     kind = None if pixels == "auto" else pixels
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / MODEL
-        parity = write(inspector, made, images, pixels=kind, made_from=file_digest(model))
+        parity = write(inspector, made, images, pixels=kind, grey=grey, made_from=file_digest(model))
         facts, words = {"model": str(target), **asdict(parity)}, f"{target}: {parity}"
         if precision != "fp32" and check is not None:
             good = {name: image for name, image in images.items() if Path(name).is_file()}  # as they are

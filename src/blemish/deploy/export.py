@@ -28,7 +28,7 @@ from blemish.run.files import check_writable, versions, written_atomically
 
 OPSET = 18
 LARGEST = 2**31 - 2**24  # bytes of weights: a larger graph would need a second file beside it
-EXAMPLE = (2, 50, 70, 3)  # all at least 2: 0 and 1 would be taken for constants
+EXAMPLE = (2, 50, 70)  # all at least 2: 0 and 1 would be taken for constants
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 Pixels = Literal["uint8", "uint16"]
@@ -40,6 +40,7 @@ def export(
     pictures: Mapping[str, DecodedImage],
     *,
     pixels: Pixels | None = None,
+    grey: bool = False,
     made_from: str = "",
 ) -> Parity:
     """Write ``inspector`` as an ONNX file; what comparing both on ``pictures`` gave. Of tiles, the graph judges one.
@@ -49,6 +50,7 @@ def export(
         path: by custom ``something.onnx``.
         pictures: by name, of several sizes, as the file will be given them.
         pixels: type of the input; None for ``uint16`` where the model knows images of more than 8 bits.
+        grey: the file takes images ``n h w 1`` instead of ``n h w 3``; ``pictures`` must be grey.
         made_from: SHA-256 of the model file, for the file's own description.
 
     Raises:
@@ -71,7 +73,7 @@ def export(
     # Whoever runs the graph cuts tiles and covers what is not judged: it is compared on whole images without either.
     bare = replace(inspector, preparation=replace(inspector.preparation, tiling=None, roi=None))
     deployed = Deployed(bare, with_white=deep).eval()
-    model = to_onnx(deployed, pixels)
+    model = to_onnx(deployed, pixels, channels=1 if grey else 3)
     description = describe(inspector, made_from, pixels)
     with written_atomically(path) as temporary:
         _save(model, temporary, description, inspector.promise)
@@ -81,7 +83,7 @@ def export(
     return parity
 
 
-def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
+def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True, channels: int = 3) -> Any:
     """The graph as an ``onnx.ModelProto``; an OutputError names the operator that has no counterpart."""
     import onnx
 
@@ -92,7 +94,7 @@ def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True) -> Any:
         )
     count, height, width = (torch.export.Dim(name) for name in ("n", "h", "w"))
     shape = {0: count, 1: height, 2: width} if any_size else {0: count}
-    example = torch.zeros(EXAMPLE, dtype=getattr(torch, pixels))
+    example = torch.zeros((*EXAMPLE, channels), dtype=getattr(torch, pixels))
     options = tuple(torch.tensor(value) for value in deployed.inputs.values())
     constants, silent = Constants(), tracing.do_not_emit_stack_traces
     tracing.do_not_emit_stack_traces = True  # to collect them takes a fifth of the time

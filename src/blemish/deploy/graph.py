@@ -18,7 +18,7 @@ IN_FLOAT32 = Precision(torch.float32, channels_last=False, reason="as an exporte
 
 
 class Deployed(nn.Module):
-    """What ``Inspector`` says of images ``n h w 3``, in float32, whatever the inspector itself computes in.
+    """What ``Inspector`` says of images ``n h w 3``, or ``n h w 1`` of grey ones, in float32 whatever it computes in.
 
     Attributes:
         inputs: the names of ``forward``'s arguments after the images, and their defaults.
@@ -52,6 +52,8 @@ class Deployed(nn.Module):
         given = dict(zip(self.inputs, options, strict=True))
         white = given.get("white", torch.full((), float(self.white_level)))
         prepared = self.prepare(image, white)
+        if image.shape[3] == 1:
+            prepared = prepared.expand(-1, 3, -1, -1)
         prediction = self.method(prepared)
         score = prediction.score.float()
         results = {"prepared": prepared, "score": score}

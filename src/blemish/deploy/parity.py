@@ -145,32 +145,36 @@ def open_session(file: Path) -> Any:
 
 def run_session(session: Any, image: DecodedImage, white_level: int) -> dict[str, Any]:
     """The file's outputs by name, of one image."""
-    outputs = [output.name for output in session.get_outputs()]
-    return dict(zip(outputs, session.run(None, inputs(image, white_level))))
+    outputs, channels = [output.name for output in session.get_outputs()], session.get_inputs()[0].shape[3]
+    return dict(zip(outputs, session.run(None, inputs(image, white_level, channels))))
 
 
-def inputs(image: DecodedImage, white_level: int) -> dict[str, Any]:
-    """What a file made for that level takes of an image."""
-    pixels = np.rint(image.pixels * white_level) if image.bits == 32 else image.pixels
+def inputs(image: DecodedImage, white_level: int, channels: int) -> dict[str, Any]:
+    """What a file made for that level and so many channels takes of an image."""
+    pixels = image.pixels[..., :channels]
+    pixels = np.rint(pixels * white_level) if image.bits == 32 else pixels
     if white_level == 255:
         return {"image": pixels[None].astype(np.uint8)}
     white = np.array(255 if image.bits == 8 else white_level, np.float32)
     return {"image": pixels[None].astype(np.uint16), "white": white}
 
 
-def pictures(folder: Path | None, white_level: int) -> dict[str, DecodedImage]:
+def pictures(folder: Path | None, white_level: int, grey: bool = False) -> dict[str, DecodedImage]:
     """What to compare on, by name: a folder's images, or textures; the first also in ``SIZES``, so that there are some.
 
-    Raises what reading an image does; an ImageError also for one of floats, which the file does not take.
+    Raises what reading an image does; an ImageError also for one of floats, which the file does not take, and for one
+    with colours where they are to be ``grey``.
     """
     if folder is not None:
         paths = find_images(folder)
         found = {str(path): read_image(path) for path in paths[:: -(-len(paths) // MOST)]}
     else:
-        found = {name: read_image(texture(name)) for name in DEMO_CATEGORIES}
+        found = {name: read_image(texture(name)[..., : 1 if grey else 3]) for name in DEMO_CATEGORIES}
     for name, image in found.items():
         if image.bits == 32:
             raise ImageError(f"{name} is an image of floats, and the exported file takes whole numbers: convert it")
+        if grey and not image.grey and (image.pixels != image.pixels[..., :1]).any():
+            raise ImageError(f"{name} has colours, and the file is to take grey images: leave --grey out")
         if image.bits == 16 and white_level == 255:
             found[name] = replace(image, pixels=image.pixels.clip(0, 255).astype(np.uint8), bits=8)
     name, first = next(iter(found.items()))

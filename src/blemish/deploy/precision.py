@@ -134,9 +134,10 @@ def _quantise(source: Path, target: Path, images: list[DecodedImage], white: int
             self.left = iter([*images, *blotted])
 
         def get_next(self) -> dict[str, Any] | None:
-            return next((inputs(image, white) for image in self.left), None)
+            return next((inputs(image, white, channels) for image in self.left), None)
 
     graph = onnx.load(source).graph
+    channels = graph.input[0].type.tensor_type.shape.dim[3].dim_value
     weights = {tensor.name for tensor in graph.initializer}
     inside = [
         node.name

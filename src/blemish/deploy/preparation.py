@@ -18,7 +18,7 @@ BLOCK = 8  # outputs that share a window of inputs: more waste products with zer
 
 
 class Prepare(nn.Module):
-    """Images ``n h w 3`` of whole numbers and the number that is white, to ``n 3 y x`` in [0, 1] at the input size.
+    """Images ``n h w c`` of whole numbers and the number that is white, to ``n c y x`` in [0, 1] at the input size.
 
     Numbers above ``white`` count as that. They are rounded to whole ones after each axis where it is 255, as 8-bit
     images are.
@@ -37,20 +37,20 @@ class Prepare(nn.Module):
         removed = [given - length for given, length, _ in places]
         is_vertical_first = (removed[0] > 0) & (removed[0] > 2 * removed[1])
 
-        count, given_height, given_width, _ = images.shape
+        count, given_height, _, channels = images.shape
 
         # Pixels are gathered by rows: the axis in work comes first. Engines are quick at turning whole matrices only.
         def vertical_first(images: Tensor, most: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
             y = _resized(images.permute(1, 0, 2, 3).flatten(1), bands[:3], most, rounds)[:height]
-            turned = y.reshape(height * count, given_width * 3).T.reshape(given_width, -1)
+            turned = torch.unflatten(y.reshape(height * count, -1).T, 0, (-1, channels)).flatten(1)
             x = _resized(turned, bands[3:], most, rounds)[:width]
-            return x.reshape(width, 3, height, count).permute(3, 1, 2, 0).contiguous()
+            return x.reshape(width, channels, height, count).permute(3, 1, 2, 0).contiguous()
 
         def horizontal_first(images: Tensor, most: Tensor, rounds: Tensor, *bands: Tensor) -> Tensor:
-            turned = images.reshape(count * given_height, given_width * 3).T.reshape(given_width, -1)
+            turned = torch.unflatten(images.flatten(0, 1).flatten(1).T, 0, (-1, channels)).flatten(1)
             x = _resized(turned, bands[3:], most, rounds)[:width]
-            y = _resized(x.reshape(width * 3 * count, given_height).T, bands[:3], most, rounds)[:height]
-            return y.reshape(height, width, 3, count).permute(3, 2, 0, 1).contiguous()
+            y = _resized(x.reshape(width * channels * count, given_height).T, bands[:3], most, rounds)[:height]
+            return y.reshape(height, width, channels, count).permute(3, 2, 0, 1).contiguous()
 
         operands = (images, white, (white == 255) & antialias, *down, *across)
         if torch.compiler.is_compiling():
@@ -61,7 +61,7 @@ class Prepare(nn.Module):
 
 
 def placings(preparation: Preprocessing, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For height and width of images ``n h w 3``: the pixels given, the length and the offset in the input."""
+    """For height and width of images ``n h w c``: the pixels given, the length and the offset in the input."""
     sides = [torch.full((), images.shape[axis], dtype=torch.int64) for axis in (1, 2)]
     wanted = [torch.full((), side, dtype=torch.int64) for side in preparation._sides]
     zero = torch.zeros((), dtype=torch.int64)
@@ -118,7 +118,7 @@ def _resized(pixels: Tensor, bands: Sequence[Tensor], most: Tensor, rounds: Tens
 
 
 class ToOriginal(nn.Module):
-    """Maps ``n y x`` of the input size and the images ``n h w 3`` that they are of, to maps ``n h w``."""
+    """Maps ``n y x`` of the input size and the images ``n h w c`` that they are of, to maps ``n h w``."""
 
     def __init__(self, preparation: Preprocessing) -> None:
         super().__init__()

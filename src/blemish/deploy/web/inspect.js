@@ -56,12 +56,14 @@ async function judge(file) {
     const pixels = await readPixels(file);
     const { width, height, data } = pixels;
     if (Math.min(width, height) < 8) throw new Error(`it has ${width} x ${height} pixels; at least 8 a side are needed`);
-    const type = session.inputMetadata.find((input) => input.name === "image").type;
-    const rgb = new (type === "uint16" ? Uint16Array : Uint8Array)(3 * width * height);
+    const { type, shape } = session.inputMetadata.find((input) => input.name === "image");
+    const channels = shape[3];
+    const values = new (type === "uint16" ? Uint16Array : Uint8Array)(channels * width * height);
     for (let i = 0, j = 0; i < data.length; i += 4) {
-      rgb[j++] = data[i]; rgb[j++] = data[i + 1]; rgb[j++] = data[i + 2];
+      if (channels === 1 && (data[i] !== data[i + 1] || data[i] !== data[i + 2])) throw new Error("it has colours, and the model takes grey photographs");
+      for (let channel = 0; channel < channels; channel++) values[j++] = data[i + channel];
     }
-    const inputs = { image: new ort.Tensor(type, rgb, [1, height, width, 3]) };
+    const inputs = { image: new ort.Tensor(type, values, [1, height, width, channels]) };
     if (session.inputNames.includes("white")) inputs.white = new ort.Tensor("float32", [255], []);
     const found = await session.run(inputs);
     show(file.name, pixels, found, performance.now() - start);
