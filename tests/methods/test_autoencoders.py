@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize_scalar
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
@@ -13,7 +15,7 @@ from blemish.backbones.backbone import NoBackbone
 from blemish.contract import Backbone, TrainingImages
 from blemish.deploy.graph import in_float32
 from blemish.errors import ConfigError
-from blemish.methods import aabigan
+from blemish.methods import aabigan, cavga
 from blemish.methods.expvae import negative_bounds
 from blemish.methods.gammavae import gamma_loss
 from blemish.ops.gradcam import gradcam
@@ -262,3 +264,162 @@ def test_verdicts_are_squared_distances_from_targets():
     found = aabigan.verdicts(judges, pairs[:3], pairs[3:], weight=1 / 3)
     expected = sum(np.mean((values - target) ** 2) for values, target in zip(said, (1.0, 0.0, 0.5)))
     assert float(found) == pytest.approx(expected + np.mean((2 * said[3] - 0.75) ** 2) / 3)
+
+
+STILL = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12}
+
+
+def alike(one, other):
+    """``c h-10 w-10`` of two ``c h w`` in [0, 1]: structural similarity of every whole window."""
+
+    def mean(values):
+        return np.stack([gaussian_filter(v, 1.5, truncate=3.4)[5:-5, 5:-5] for v in values])
+
+    a, b = mean(one), mean(other)
+    covariance, spread = mean(one * other) - a * b, mean(one**2) - a**2 + mean(other**2) - b**2
+    return (2 * a * b + 1e-4) * (2 * covariance + 9e-4) / ((a**2 + b**2 + 1e-4) * (spread + 9e-4))
+
+
+def unlike_map(images, others):
+    inner = [1 - alike(*pair).mean(axis=0) for pair in zip(images, others)]
+    return np.pad(inner, ((0, 0), (5, 5), (5, 5)), mode="edge")
+
+
+@pytest.mark.parametrize("measure", ["ssim", "l2"])
+def test_an_auto_encoder_s_first_loss_and_map_by_its_measure(measure, learned, tiny_images):
+    method = learned("ae", {**STILL, "measure": measure})
+    good, images = tiny_images(8).images, tiny_images(2, seed=5).images
+    back, made = (numpy(method.network(some).sigmoid()) for some in (good, images))
+    if measure == "ssim":
+        loss = 1 - np.mean([alike(*pair) for pair in zip(numpy(good), back)])
+        expected = unlike_map(numpy(images), made)
+    else:
+        loss, expected = np.square(numpy(good) - back).mean(), np.square(numpy(images) - made).mean(axis=1)
+    assert method.curve[0]["loss"] == pytest.approx(loss, rel=1e-4)
+    with torch.no_grad():
+        np.testing.assert_allclose(method(images).map, expected, atol=2e-4)
+
+
+def drawn(mean, log_variance):
+    """The codes of the first step's images, in their order, by the numbers drawn for it."""
+    noise = torch.randn(mean.shape, generator=Run().generator("epoch 1/codes")).double().numpy()
+    return numpy(mean) + noise * np.exp(numpy(log_variance) / 2)
+
+
+def divergences(mean, log_variance):
+    m, v = (numpy(values).reshape(len(values), -1) for values in (mean, log_variance))
+    return (m**2 + np.exp(v) - v - 1).sum(axis=1) / 2
+
+
+@pytest.mark.parametrize("name", ["gammavae", "expvae"])
+def test_a_variational_auto_encoder_s_first_loss_is_of_drawn_codes(name, learned, tiny_images):
+    method = learned(name, STILL)
+    good = tiny_images(8).images[Run().permutation(8, "epoch 1/order of images")]
+    network, pixels = method.network, numpy(good)
+    mean, log_variance = network.encoder(good).chunk(2, dim=1)
+    with torch.no_grad():
+        logits = numpy(network.decoder(torch.from_numpy(drawn(mean, log_variance)).float()))
+    codes = divergences(mean, log_variance)
+    if name == "gammavae":
+        gamma = np.square(1 / (1 + np.exp(-logits)) - pixels).mean()
+        expected = np.log(gamma) / 2 + codes.mean() / (3 * 64 * 64)
+    else:
+        entropies = np.logaddexp(0, logits) - pixels * logits
+        expected = (entropies.sum(axis=(1, 2, 3)) + codes).mean()
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_expvae_s_other_score_is_the_negative_bound_a_pixel(learned, tiny_images):
+    method, images = learned("expvae", {"score": "elbo"}), tiny_images(2, seed=4).images
+    with torch.no_grad():
+        mean, log_variance = method.network.encoder(images).chunk(2, dim=1)
+        logits = numpy(method.network.decoder(mean))
+    entropies = (np.logaddexp(0, logits) - numpy(images) * logits).sum(axis=(1, 2, 3))
+    expected = (entropies + divergences(mean, log_variance)) / 64**2
+    with torch.inference_mode():
+        np.testing.assert_allclose(method(images).score, expected, rtol=1e-4)
+
+
+def test_gammavae_s_walk_starts_and_is_judged_at_the_image(learned, tiny_images, planted):
+    method = learned("gammavae", {"iterations": 4, "rate": 0.5, "weight": 3.0})
+    images = planted(tiny_images(2, seed=5).images)
+    x, start = numpy(images), numpy(images)
+    for _ in range(4):
+        with torch.no_grad():
+            made = numpy(method.network(torch.from_numpy(x).float())[0].sigmoid())
+        x = np.clip(x - 0.5 * (2 * (x - made) + 3.0 * np.sign(x - start)) * (x - made) ** 2, 0, 1)
+    with torch.inference_mode():
+        found = method(images).map
+    np.testing.assert_allclose(found, unlike_map(start, x), atol=5e-3)
+    assert found.max() > 0.1
+
+
+def test_cavga_s_first_losses_by_hand(learned, tiny_images, monkeypatch):
+    judges, codes, build, decode = [], [], cavga.untrained, cavga.CAVGA._decode
+    monkeypatch.setattr(cavga, "untrained", lambda make: judges.append(build(make)) or judges[-1])
+    monkeypatch.setattr(cavga.CAVGA, "_decode", lambda *given: codes.append(given[1]) or decode(*given))
+    method = learned("cavga", {**STILL, "latent": 6, "labels": False, "adversarial": 0.3})
+    good = tiny_images(8).images[Run().permutation(8, "epoch 1/order of images")]
+    with torch.no_grad():
+        features = F.layer_norm(method.encoder(good)[-1].movedim(1, -1), (16,)).movedim(-1, 1)  # cell by cell
+        mean, log_variance = method.mean(features), method.log_variance(features)
+        told_good, told_made = (numpy(judges[0](seen)) for seen in (good, torch.full_like(good, 0.5)))
+    np.testing.assert_allclose(numpy(codes[0]), drawn(mean, log_variance), rtol=1e-3, atol=1e-4)
+    bound = np.square(numpy(good) - 0.5).mean() + divergences(mean, log_variance).mean() / good[0].numel()
+    (logged,) = method.curve
+    assert logged["bound"] == pytest.approx(bound, rel=1e-4)
+    adversarial = np.logaddexp(0, -told_made).mean()
+    assert logged["discriminator"] == pytest.approx(
+        np.logaddexp(0, -told_good).mean() + np.logaddexp(0, told_made).mean(), rel=1e-3
+    )
+    assert logged["loss"] == pytest.approx(bound + 0.3 * adversarial + 0.01 * 0.5, rel=1e-3)  # attention is one half
+
+
+def test_cavga_s_map_is_what_attention_leaves_out_and_its_score_what_comes_back(learned, tiny_images, planted):
+    method, images = learned("cavga", {"latent": 6, "labels": False}), planted(tiny_images(2, seed=4).images)
+    with torch.no_grad():
+        for layer in (method.mean, method.decoder[-1]):
+            for values in layer.parameters():
+                values.normal_(generator=torch.Generator().manual_seed(1))
+        features = F.layer_norm(method.encoder(images)[-1].movedim(1, -1), (16,)).movedim(-1, 1)
+        made = numpy(method.decoder(method.mean(features)).sigmoid())
+        found, guide = method(images), method._guide(features, method.mean(features), 2)
+    leaf = features.clone().requires_grad_()
+    attention = (gradcam(leaf, method.mean(leaf)) / 4).sigmoid().detach()
+    assert float(guide) == pytest.approx(0.01 * float((1 - attention).mean()), rel=1e-4)
+    large = F.interpolate(1 - attention[:, None], size=(64, 64), mode="bilinear", align_corners=True)[:, 0]
+    np.testing.assert_allclose(found.map, large, atol=1e-4)
+    np.testing.assert_allclose(found.score, np.abs(numpy(images) - made).mean(axis=(1, 2, 3)), rtol=1e-4)
+
+
+def test_aa_bigan_s_pairs_targets_and_weights(learned, tiny_images, monkeypatch):
+    calls, judge = [], aabigan.verdicts
+
+    def watched(judges, with_code, with_image, weight=1.0):
+        calls.append((with_code, with_image, weight))
+        return judge(judges, with_code, with_image, weight)
+
+    monkeypatch.setattr(aabigan, "verdicts", watched)
+    bad = tiny_images(4, seed=3)
+    method = learned("aabigan", {**STILL, "discriminator_rate": 1e-12}, bad=bad)
+    order = Run().permutation(8, "epoch 1/order of images")
+    good, known = (i.view(-1, 3, 32, 2, 32, 2).mean(dim=(3, 5)) for i in (tiny_images(8).images[order], bad.images))
+    noise = torch.randn(8, 128, generator=Run().generator("epoch 1/codes"))
+    judging, aiming = calls
+    shown = judging[0][2][0]  # the bad images in the order in which they came
+    torch.testing.assert_close(shown.sum(dim=(1, 2, 3)).sort().values, known.sum(dim=(1, 2, 3)).sort().values)
+    with torch.no_grad():
+        codes = method.encoder.train()(torch.cat([good, shown]))
+        back, dreamt = method.generator.train()(torch.cat([codes[:8], noise])).split(8)
+    with_code = [(good, codes[:8], 1.0), (dreamt, noise, 0.0), (shown, codes[8:], 0.5)]
+    with_image = [(good, good, 1.0), (good, back, 0.0), (shown, shown, 0.5)]
+    aims = [(*pair[:2], 0.75) for pair in with_code]
+    for found, expected in ((judging, (with_code, with_image, 1.0)), (aiming, (aims, [(good, back, 0.75)], 1 / 3))):
+        for pairs, wanted in zip(found[:2], expected[:2]):
+            assert [pair[2] for pair in pairs] == [pair[2] for pair in wanted]
+            for pair, other in zip(pairs, wanted):
+                torch.testing.assert_close(list(pair[:2]), list(other[:2]), rtol=1e-3, atol=1e-4)
+        assert found[2] == pytest.approx(expected[2])
+    assert not any(values.requires_grad for pairs in judging[:2] for pair in pairs for values in pair[:2])
+    assert [pair[1].requires_grad for pair in (*aiming[0], *aiming[1])] == [True, False, True, True]
+    assert aiming[0][1][0].requires_grad  # what the generator dreamt

@@ -219,3 +219,23 @@ def test_images_too_small_are_refused_in_words(tiny_backbone):
         CKAAD(tiny_backbone(), (32, 16), CKAADConfig(layers=(2, 3)))
     with pytest.raises(ConfigError, match="ckaimg needs 3"):
         CKAAD(tiny_backbone(), (64, 32), CKAADConfig(layers=(2, 3), strategy="ckaimg"))
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_a_step_s_bad_images_are_those_known_to_be_bad(elastic, learned, listener, tiny_images):
+    bad = tiny_images(3, seed=9)
+    learned("ckaad", {"steps": 3, "elastic": elastic}, bad=bad, teacher=listener, backbone=listener.backbone)
+    given = [batch.keys for batch in listener.clean]
+    assert len(given) == 6 and not listener.noisy
+    for good, others in zip(given[::2], given[1::2]):
+        assert len(good) == 4 and all(key.startswith("0/") for key in good)
+        assert sorted(others) == ["9/0", "9/1", "9/2"]
+
+
+def test_a_gan_s_maker_wants_to_be_taken_for_normal(tiny_backbone):
+    """The usual loss of a generator: -log of the probability that what it makes is normal, summed over the levels."""
+    _, adversary, _, made = game(tiny_backbone, "gan")
+    with torch.no_grad():
+        logits = [output.double().numpy() for output in adversary.network(made)]
+    expected = sum(np.log1p(np.exp(-values)).mean() for values in logits)
+    assert float(adversary.energy(made, 3).detach()) == pytest.approx(expected, rel=1e-5)

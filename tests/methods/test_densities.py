@@ -1,5 +1,8 @@
 """PaDiM, MahalanobisAD, SubspaceAD, SPADE and OCSVM against NumPy, SciPy and scikit-learn; STFPM's rules by hand."""
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.svm import OneClassSVM
 
+from blemish.backbones.backbone import build_backbone
 from blemish.errors import ConfigError, DataError
 from blemish.methods import stfpm
 from blemish.methods.ocsvm import one_class_svm
@@ -300,3 +304,38 @@ def test_one_level_alone_and_a_grid_of_one_cell(name, learned, tiny_images):
     found = method(tiny_images(2, (8, 8), seed=7).images)
     assert found.score.isfinite().all()
     assert (found.map is None) == (name in IMAGE_LEVEL)
+
+
+def test_stfpm_judges_its_epochs_in_eval_mode_and_by_every_image_held_out(learned, tiny_images, monkeypatch):
+    seen, duplicate, loss_of = [], copy.deepcopy, stfpm.vector_loss
+
+    def watched(student):
+        made = duplicate(student)
+        made.register_forward_hook(lambda network, *_: seen.append((network.training, torch.is_grad_enabled())))
+        return made
+
+    reached = []
+
+    def loss(teacher, student):
+        found = loss_of(teacher, student)
+        if not student[0].requires_grad:
+            reached.append((len(teacher[0]), 2 * float(found)))
+        return found
+
+    monkeypatch.setattr(stfpm, "vector_loss", loss)
+    monkeypatch.setattr(stfpm, "copy", SimpleNamespace(deepcopy=watched))  # of this module alone: timm copies, too
+    lowest = []
+    register = torch.nn.Module.register_buffer
+
+    def registered(module, name, value, *rest, **named):
+        if name == "lowest":
+            lowest.append(value)
+        return register(module, name, value, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "register_buffer", registered)
+    backbone = build_backbone("test_resnet", (1, 2), "random", 0)
+    settings = {"epochs": 1, "steps": None, "batch_size": 4, "holdout": 0.5}
+    learned("stfpm", settings, 10, backbone=backbone, layers=(1, 2))
+    assert seen == [(True, True)] * 2 + [(False, False)] * 2  # five learned from and five held out, by fours
+    assert [count for count, _ in reached] == [4, 1]
+    assert float(lowest[0]) == pytest.approx(sum(count * value for count, value in reached), rel=1e-5)

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import correlate1d, gaussian_filter
 from sklearn.metrics import roc_auc_score
 
 from blemish.methods import devnet
 from blemish.methods.deepsad import Head, deep_sad_loss
+from blemish.methods.devnet import halved
 from blemish.ops.deviation import deviation_loss, top_mean_of_maps
 from blemish.run import Run
 
@@ -121,3 +124,71 @@ def test_devnet_looks_at_a_second_size_where_asked(fitted, tiny_images):
     assert not same(fitted("devnet").state_dict(), two.state_dict())
     with torch.no_grad():
         assert two(tiny_images(2).images).map.shape == (2, 64, 64)
+
+
+def test_deep_sad_s_head_by_hand():
+    head, generator = Head([3, 4], width=5, dimensions=2).eval(), torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 3, 8, 8, generator=generator), torch.randn(2, 4, 4, 4, generator=generator)]
+    head.scale.learn([[2 * map_ + 1 for map_ in maps]])
+    scaled = [(m - (2 * m + 1).mean(dim=(0, 2, 3), keepdim=True)) for m in maps]
+    scaled = [s / (2 * m).std(dim=(0, 2, 3), keepdim=True, correction=0) for s, m in zip(scaled, maps)]
+
+    def leaky(x):
+        return torch.where(x > 0, x, 0.01 * x)
+
+    one = (1 + 1e-5) ** -0.5  # a fresh norm, judging
+    x = torch.cat([F.avg_pool2d(scaled[0], 2), scaled[1]], dim=1)
+    x = leaky(F.conv2d(x, head.reduce.weight) * one)
+    branch = leaky(F.conv2d(x, head.first.weight, padding=1) * one)
+    x = leaky(x + F.conv2d(branch, head.second.weight, padding=1) * one)
+    expected = torch.einsum("bcyx,dc->bd", x, head.embed.weight[:, :, 0, 0]) / 16
+    torch.testing.assert_close(head(maps), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_deep_sad_s_centre_is_the_good_images_mean_moved_away_from_zero(learned, tiny_images):
+    still = {"steps": 1, "learning_rate": 1e-12, "batch_size": 8, "width": 16, "dimensions": 24}
+    method, good = learned("deepsad", still, bad=tiny_images(2, seed=7)), tiny_images(8).images
+    with torch.no_grad():
+        features = method.backbone(good)
+        scaled = method.head.scale(features)
+        mean = method.head.train()(features).mean(dim=0)
+    for map_ in scaled:  # standardised on the good images
+        torch.testing.assert_close(map_.mean(dim=(0, 2, 3)), torch.zeros(map_.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(map_.std(dim=(0, 2, 3)), torch.ones(map_.shape[1]), atol=1e-2, rtol=0)
+    assert (mean.abs() < 0.1).any() and (mean.abs() > 0.1).any()
+    expected = torch.where(mean.abs() < 0.1, 0.1 * mean.sign(), mean)
+    torch.testing.assert_close(method.centre, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_devnet_s_map_and_score_by_hand(learned, tiny_images, planted):
+    method = learned("devnet", {"steps": 2, "batch_size": 4}, bad=tiny_images(2, seed=7))
+    good, images = tiny_images(8).images, planted(tiny_images(2, seed=5).images)
+    maps, scores = [], np.zeros(2)
+    for known, seen, scorer in zip(method.backbone(good), method.backbone(images), method.scorers):
+        mean, deviation = known.mean(dim=(0, 2, 3)), known.std(dim=(0, 2, 3), correction=0)
+        scaled = (seen - mean[:, None, None]) / deviation[:, None, None]
+        weight, bias = scorer.weight.detach()[0, :, 0, 0], float(scorer.bias.detach())
+        places = np.abs(np.einsum("bcyx,c->byx", scaled.numpy(), weight.numpy()) + bias)
+        flat = np.sort(places.reshape(2, -1))
+        scores += flat[:, -max(1, flat.shape[1] // 10) :].mean(axis=1) / 2
+        large = F.interpolate(torch.from_numpy(places)[:, None], size=(64, 64), mode="bilinear", align_corners=False)
+        maps.append([gaussian_filter(one, 4.0) for one in large[:, 0].numpy()])
+    with torch.no_grad():
+        found = method(images)
+    np.testing.assert_allclose(found.score, scores, rtol=1e-3)
+    np.testing.assert_allclose(found.map, np.mean(maps, axis=0), rtol=1e-3, atol=1e-4)
+
+
+def test_devnet_s_second_size_is_half_of_the_first(learned, tiny_images, listener):
+    images = tiny_images(2, seed=5).images
+    expected = images.numpy()
+    for axis in (2, 3):  # a triangle twice as wide as a new pixel
+        expected = (
+            correlate1d(expected, [0, 1, 3, 3, 1], axis=axis)[
+                tuple(slice(None) if a != axis else slice(0, None, 2) for a in range(4))
+            ]
+            / 8
+        )
+    np.testing.assert_allclose(halved(images)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-5)
+    learned("devnet", {"steps": 1, "batch_size": 4, "scales": 2}, bad=tiny_images(2, seed=7), teacher=listener)
+    assert [tuple(given.shape[-2:]) for given in listener.noisy] == [(32, 32)] * 2

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from blemish.backbones.backbone import build_backbone
 from blemish.errors import ConfigError
+from blemish.methods import differnet
 from blemish.methods.csflow import CrossScale
 from blemish.methods.differnet import turned
 from blemish.ops.coupling import Coupling, Flow, convolutional, dense, negative_log_likelihood
@@ -352,3 +353,77 @@ def test_one_image_equal_images_and_a_grid_of_one_cell(name, learned, tiny_image
         found = judged(method, tiny_images(2, case.get("size", (64, 64)), seed=7).images)
         assert found.score.isfinite().all()
         assert found.map is None or found.map.isfinite().all()
+
+
+def test_a_subnet_of_three_scales_by_hand(learned):
+    subnet, generator = CrossScale(6, 3, 2, 4), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        subnet.gain.copy_(torch.tensor([1.0, -2.0, 0.5]))
+    maps = [torch.randn(1, 2, side, side, generator=generator) for side in (8, 4, 2)]
+
+    def through(layer, map_, stride=1):
+        return F.conv2d(map_, layer.weight, layer.bias, stride, padding=1)
+
+    inner = [through(layer, map_) for layer, map_ in zip(subnet.enter, maps)]
+    inner = [torch.where(map_ > 0, map_, 0.1 * map_) for map_ in inner]
+    expected = [through(layer, map_) for layer, map_ in zip(subnet.leave, inner)]
+    for fine in (0, 1):
+        large = F.interpolate(inner[fine + 1], scale_factor=2, mode="bilinear", align_corners=False)
+        expected[fine] = expected[fine] + through(subnet.up[fine], large)
+        expected[fine + 1] = expected[fine + 1] + through(subnet.down[fine], inner[fine], 2)
+    for found, map_, gain in zip(subnet(*maps), expected, (1.0, -2.0, 0.5)):
+        torch.testing.assert_close(found, gain * map_, rtol=1e-4, atol=1e-5)
+    method = learned("csflow", {"hidden": 4}, layers=(2,))
+    assert [step.subnets[0].enter[0].kernel_size[0] for step in method.flow.steps] == [3, 3, 3, 5]
+
+
+def test_differnet_s_first_loss_is_the_likelihood_by_the_number(learned, tiny_images):
+    settings = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12, "hidden": 8, "turns": 0, "test_turns": 1}
+    method, good = learned("differnet", settings), tiny_images(8).images
+    vectors = []
+    for seen in smaller(good):
+        means = torch.cat([map_.mean(dim=(2, 3), keepdim=True) for map_ in method.backbone(seen)[-1:]], dim=1)
+        if len(method.backbone.levels) == 2:  # joined on the deepest grid
+            shallow, deep = method.backbone(seen)
+            means = torch.cat([F.adaptive_avg_pool2d(shallow, deep.shape[2:]), deep], dim=1)
+            means = means.mean(dim=(2, 3), keepdim=True)
+        vectors.append(standardised(means, means))
+    with torch.no_grad():
+        (z,), volume = method.flow(torch.cat(vectors, dim=1).flatten(1))
+    expected = -norm.logpdf(z.numpy()).sum(axis=1) - z.shape[1] * math.log(2 * math.pi) / 2 - volume.numpy()
+    assert abs(volume).max() > 0.01
+    assert method.curve[0]["loss"] == pytest.approx(expected.mean() / z.shape[1], rel=1e-4)
+
+
+def test_differnet_learns_from_all_directions_and_judges_in_even_ones(learned, tiny_images, monkeypatch):
+    seen, turned = [], differnet.turned
+    monkeypatch.setattr(differnet, "turned", lambda images, degrees: seen.append(degrees) or turned(images, degrees))
+    method = learned("differnet", {"hidden": 4, "turns": 8, "test_turns": 4, "steps": 2})
+    degrees = torch.cat(seen)
+    assert 0 <= degrees.min() < 60 and 300 < degrees.max() < 360
+    seen.clear()
+    with torch.inference_mode():
+        method(tiny_images(1).images)
+    assert seen[0].tolist() == [0, 90, 180, 270]
+
+
+def test_aeflow_s_map_is_the_score_place_by_place(learned, tiny_images, planted):
+    fresh = learned("aeflow", {"steps": 1, "learning_rate": 1e-12, "width": 8, "beta": 0.7}, count=4, layers=(2,))
+    images = planted(tiny_images(2, seed=5).images)
+    with torch.no_grad():
+        known, seen = fresh.backbone(tiny_images(4).images)[0], fresh.backbone(images)[0]
+        (z,), _ = fresh.flow(standardised(known, seen))
+        given_back = (fresh.decoder(z).double().numpy() + 1) / 2
+        found = fresh(images).map
+
+    def mean(values):
+        return np.stack([gaussian_filter(v, 1.5, truncate=3.4)[5:-5, 5:-5] for v in values])
+
+    likely = np.exp(norm.logpdf(z.double().numpy()).mean(axis=1))[:, None]
+    large = F.interpolate(torch.from_numpy(likely), size=(64, 64), mode="bilinear", align_corners=False)[:, 0].numpy()
+    for image, one, other, map_ in zip(range(2), images.double().numpy(), given_back, large):
+        a, b = mean(one), mean(other)
+        covariance, spread = mean(one * other) - a * b, mean(one**2) - a**2 + mean(other**2) - b**2
+        similar = (2 * a * b + 1e-4) * (2 * covariance + 9e-4) / ((a**2 + b**2 + 1e-4) * (spread + 9e-4))
+        similar = np.pad(similar.mean(axis=0), 5, mode="edge")
+        np.testing.assert_allclose(found[image], -0.7 * map_ - 0.3 * similar, atol=1e-3)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from scipy.special import expit
 from torch import nn
 
-from blemish.methods.fmam import FMAM, FMAMConfig
+from blemish.contract import Level
+from blemish.methods.fmam import FMAM, ConvolutionMapping, FMAMConfig
 from blemish.run import Run
 
 
@@ -106,3 +107,8 @@ def test_mappings_sit_behind_the_student_or_before_its_bottleneck(learned, tiny_
             assert not torch.allclose(gives, takes, atol=1e-2)
     for one, other in zip(mapped if before else teacher, gave if before else given):
         assert torch.equal(one, other)
+
+
+def test_a_mapping_has_a_quarter_of_its_level_s_channels_inside():
+    mapping = ConvolutionMapping(Level(stage=1, channels=128, stride=4, signed=False))
+    assert [tuple(layer.weight.shape[:2]) for layer in mapping.branch[::3]] == [(32, 128), (32, 32), (128, 32)]

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from blemish.errors import ConfigError, DataError
-from blemish.methods import draem
+from blemish.methods import destseg, draem, supersimplenet
 from blemish.methods.destseg import BASIC, DenoisingStudent, Head
 from blemish.methods.draem import UNet
 from blemish.methods.supersimplenet import Heads, margin_loss
 from blemish.ops.residual import initialise, residual_stage
 from blemish.registry import make_config, method_class
+from blemish.run import Run
 from blemish.run.loop import Epoch
 
 SMALL = {
@@ -182,3 +184,175 @@ def test_destseg_s_score_is_the_mean_of_its_hundred_highest(learned, tiny_images
     np.testing.assert_allclose(found.score.numpy(), highest, rtol=1e-5)
     with pytest.raises(DataError, match="destseg estimates how whole images differ and was given 1 images"):
         learned("destseg", SMALL["destseg"], count=1, layers=(1, 2, 3))
+
+
+MASK = torch.zeros(64, 64, dtype=torch.bool)
+
+
+MASK[12:44, 20:48] = True  # of cells of 8 pixels some hold a half of it, and some a quarter
+
+
+def focal(logits, truth, gamma):
+    given = np.where(truth, 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(logits)))
+    return (-np.log(given) * (1 - given) ** gamma).mean()
+
+
+def array(values):
+    return values.detach().double().numpy()
+
+
+@pytest.fixture
+def painted(monkeypatch):
+    """``painted(module)``: made-up defects are all at ``MASK``; gives what was asked of ``with_textures``."""
+
+    def paint(module):
+        asked = []
+
+        def with_textures(images, textures, generator, chance=1.0, alter=True):
+            asked.append((chance, alter))
+            return torch.where(MASK, 1 - images, images), MASK.expand(len(images), 64, 64).clone()
+
+        monkeypatch.setattr(module, "with_textures", with_textures)
+        return asked
+
+    return paint
+
+
+def similarity(one, other):
+    def mean(values):
+        return np.stack([gaussian_filter(v, 1.5, truncate=3.4)[5:-5, 5:-5] for v in values])
+
+    a, b = mean(one), mean(other)
+    covariance, spread = mean(one * other) - a * b, mean(one**2) - a**2 + mean(other**2) - b**2
+    return np.mean((2 * a * b + 1e-4) * (2 * covariance + 9e-4) / ((a**2 + b**2 + 1e-4) * (spread + 9e-4)))
+
+
+def test_draem_s_first_losses_by_hand(learned, tiny_images, painted):
+    asked = painted(draem)
+    settings = {"network_width": 2, "steps": 1, "batch_size": 4, "rate": 1e-12, "turned": 0.0, "ssim_weight": 2.0}
+    method = learned("draem", settings, count=4)
+    assert asked == [(0.5, True)]  # half of the images, textures altered
+    clean = tiny_images(4).images
+    spoiled = torch.where(MASK, 1 - clean, clean)
+    with torch.no_grad():
+        repaired = method.repair.train()(spoiled)
+        classes = array(method.segment.train()(torch.cat([repaired, spoiled], dim=1)))
+    repair = np.square(array(repaired) - array(clean)).mean()
+    repair += 2 * (1 - np.mean([similarity(*pair) for pair in zip(array(repaired), array(clean))]))
+    (logged,) = method.curve
+    assert logged["repaired"] == pytest.approx(repair, rel=1e-4)
+    truth = np.broadcast_to(MASK.numpy(), (4, 64, 64))
+    assert logged["found"] == pytest.approx(focal(classes[:, 1] - classes[:, 0], truth, 2.0), rel=1e-4)
+    assert logged["loss"] == pytest.approx(logged["repaired"] + logged["found"], rel=1e-6)
+    layers = [
+        layer for layer in [*method.repair.modules(), *method.segment.modules()] if isinstance(layer, torch.nn.Conv2d)
+    ]
+    weights = torch.cat([layer.weight.detach().flatten() for layer in layers])
+    assert float(weights.std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_draem_turns_a_share_of_the_images_by_up_to_a_quarter(monkeypatch):
+    from torchvision.transforms.v2 import functional as tv
+
+    angles = []
+    monkeypatch.setattr(tv, "rotate", lambda image, angle, *_: angles.append(angle) or image)
+    draem._turned(torch.zeros(1000, 3, 2, 2), 0.3, torch.Generator().manual_seed(0))
+    assert 250 < len(angles) < 350
+    assert -90 <= min(angles) < -80 and 80 < max(angles) <= 90
+
+
+def test_draem_s_u_net_by_hand():
+    network = draem.UNet(6, 2, 2, (1, 2, 4), ((2, 2), (1, 1)), skips=True).eval()
+
+    def through(x, layers):
+        for place in range(0, len(layers), 3):
+            x = F.relu(F.conv2d(x, layers[place].weight, padding=1) * (1 + 1e-5) ** -0.5)
+        return x
+
+    x = torch.randn(1, 6, 12, 8, generator=torch.Generator().manual_seed(0))
+    finest = through(x, network.down[0])
+    finer = through(F.max_pool2d(finest, 2), network.down[1])
+    seen = through(F.max_pool2d(finer, 2), network.down[2])
+    for level, skip in enumerate((finer, finest)):
+        large = F.interpolate(seen, scale_factor=2, mode="bilinear", align_corners=True)
+        seen = through(torch.cat([through(large, network.up[level]), skip], dim=1), network.joined[level])
+    expected = F.conv2d(seen, network.out.weight, network.out.bias, padding=1)
+    torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_destseg_s_student_is_to_give_the_features_of_the_image_without_its_defect(learned, painted, listener):
+    asked = painted(destseg)
+    settings = {"network_width": 4, "student_share": 1.0, "steps": 1, "batch_size": 4, "learning_rate": 1e-12}
+    method = learned("destseg", settings, count=4, teacher=listener, backbone=listener.backbone)
+    (batch,), clean = listener.clean, listener.backbone(listener.clean[0].images)
+    assert asked == [(1.0, False)]  # every image, textures as they are
+    with torch.no_grad():
+        student = method.student.train()(torch.where(MASK, 1 - batch.images, batch.images))
+    apart = sum(float((1 - F.cosine_similarity(t.double(), s.double())).mean()) for t, s in zip(clean, student))
+    assert method.curve[0]["student"] == pytest.approx(4 * apart, rel=1e-4)  # the sum over a batch
+
+
+def test_destseg_s_segmentation_is_of_products_on_the_spoiled_image(learned, painted, listener, tiny_images):
+    painted(destseg)
+    still = {"body_rate": 1e-12, "head_rate": 1e-12, "learning_rate": 1e-12}
+    settings = {"network_width": 4, "student_share": 0.0, "steps": 1, "batch_size": 4, **still}
+    method = learned("destseg", settings, count=4, teacher=listener, backbone=listener.backbone)
+    (spoiled,) = listener.noisy
+    assert not listener.clean
+    with torch.no_grad():
+        pairs = zip(listener.backbone(spoiled), method.student.eval()(spoiled))
+        products = [-F.normalize(t, dim=1) * F.normalize(s, dim=1) for t, s in pairs]
+        joined = torch.cat([F.interpolate(p, size=(8, 8), mode="bilinear", align_corners=False) for p in products], 1)
+        logits = array(method.head.train()(method.body.train()(joined))[:, 0])
+    small = F.interpolate(MASK[None, None].float(), size=(8, 8), mode="bilinear", align_corners=False)[0, 0]
+    truth = np.broadcast_to(small.numpy() >= 0.5, (4, 8, 8))
+    assert (truth[0] != (small.numpy() > 0)).any()
+    expected = focal(logits, truth, 4.0) + np.abs(1 / (1 + np.exp(-logits)) - truth).mean()
+    assert method.curve[0]["segmented"] == pytest.approx(expected, rel=1e-4)
+
+
+def pooled(seen):
+    return [seen.amax(dim=(2, 3)), seen.mean(dim=(2, 3))]
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_supersimplenet_s_first_losses_by_hand(bad, learned, tiny_images, monkeypatch):
+    thresholds, mask = [], torch.zeros(16, 16, dtype=torch.bool)
+    mask[3:9, 5:12] = True
+    monkeypatch.setattr(
+        supersimplenet, "perlin_mask", lambda size, _, threshold: thresholds.append(threshold) or mask.clone()
+    )
+    settings = {"hidden": 8, "steps": 1, "batch_size": 4, "heads_rate": 1e-12, "deviation": 0.7}
+    known = tiny_images(bad, seed=7)
+    method = learned("supersimplenet", settings, count=2 if bad else 4, bad=known)
+    good, heads = tiny_images(2 if bad else 4).images, method.heads.train()
+    assert set(thresholds) == {0.6 if bad else 0.2}
+    which = "order of images"
+    order = torch.randperm(len(good), generator=Run().generator(f"epoch 1/{which}")).tolist()
+    levels = method.backbone(good[order])
+    sizes = [np.sqrt(np.square(array(map_)).mean()) for map_ in method.backbone(good)]
+
+    def read(maps):
+        large = [F.interpolate(m / s, size=(16, 16), mode="bilinear", align_corners=False) for m, s in zip(maps, sizes)]
+        return F.avg_pool2d(torch.cat(large, dim=1).float(), 3, 1, 1)
+
+    seen, draws = read(levels).repeat(2, 1, 1, 1), Run().generator("epoch 1/noise")
+    count = len(seen)
+    masks = mask & (torch.rand(count, generator=draws) < 0.5)[:, None, None]
+    noise = 0.7 * torch.randn(seen.shape, generator=draws) * masks[:, None]
+    labels = masks.flatten(1).any(dim=1).numpy()
+    assert 0 < labels.sum() < count
+    if bad:
+        order = torch.randperm(bad, generator=Run().generator("epoch 1/order of bad images")).tolist()
+        seen = torch.cat([seen, read(method.backbone(known.images[order]))])
+        noise, labels = torch.cat([noise, torch.zeros(bad, *noise.shape[1:])]), np.append(labels, [True] * bad)
+    with torch.no_grad():
+        map_ = heads.places(F.conv2d(seen, heads.adapter.weight, heads.adapter.bias) + noise)
+        found = heads.image(torch.cat([seen + noise, map_], dim=1))
+        score = array(heads.score(torch.cat([*pooled(found), *pooled(map_)], dim=1))[:, 0])
+    places, inside = array(map_[:count, 0]), masks.numpy()
+    margin = np.maximum(0, 0.5 - places[inside]).mean() + np.maximum(0, places[~inside] + 0.5).mean()
+    (logged,) = method.curve
+    assert logged["places"] == pytest.approx(margin + focal(places, inside, 4.0), rel=1e-3)
+    assert logged["images"] == pytest.approx(focal(score, labels, 4.0), rel=1e-3)
+    assert logged["loss"] == pytest.approx(logged["places"] + logged["images"], rel=1e-5)

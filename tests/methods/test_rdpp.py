@@ -263,3 +263,31 @@ def test_ssot_compares_as_many_places_as_were_asked_for(tiny_backbone, settings,
     gradients = torch.autograd.grad(method._transport(maps, partners, places), maps)
     for gradient, expected in zip(gradients, cells):
         assert [int(touched.sum()) for touched in gradient.abs().sum(dim=1) > 0] == [expected] * 2
+
+
+def test_the_projections_gradients_are_autograd_s_of_the_whole_loss(learned, listener, updates):
+    settings = {**STILL, "steps": 1, "ssot": "none", "accumulate": 1, "margin": -1.0}
+    settings |= {"projection_weight": 3.0, "recon_weight": 2.0, "con_weight": 0.7}
+    method = learned("rdpp", settings, 4, teacher=listener, backbone=listener.backbone)
+    clean, noisy = method.backbone(listener.clean[0].images), method.backbone(listener.noisy[0])
+    method.student.train().requires_grad_(True), method.projections.requires_grad_(True)
+    ours = [projection(map_) for projection, map_ in zip(method.projections, clean)]
+    twins = [projection(map_) for projection, map_ in zip(method.projections, noisy)]
+    loss = 0.0
+    for t, s in zip(clean, method.student(ours)):
+        loss = loss + (1 - F.cosine_similarity(t.flatten(1), s.flatten(1))).mean()
+    for twin, own, raw in zip(twins, ours, noisy):  # both sides of Recon learn, and Con's projected one
+        loss = loss + 3 * 2.0 / 1.11 * (1 - F.cosine_similarity(twin, own)).mean()
+        loss = loss + 3 * 0.7 / 1.11 * (F.cosine_similarity(raw.flatten(1), own.flatten(1)) + 1).mean()
+    expected = torch.autograd.grad(loss, list(method.projections.parameters()))
+    for found, gradient in zip(updates[1].gradients, expected, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-2, atol=1e-4)
+
+
+def test_a_field_has_places_enough_that_two_images_rarely_get_the_same_noise(learned, monkeypatch):
+    from blemish.methods import rdpp
+
+    sides, make = [], rdpp.noise_field
+    monkeypatch.setattr(rdpp, "noise_field", lambda g, side, *rest: sides.append(side) or make(g, side, *rest))
+    learned("rdpp", {"steps": 1, **STILL}, 2)
+    assert sides == [128]  # docs/methods/rdpp.md: 3 x 128 x 128

@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import shift
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
@@ -12,7 +13,7 @@ from scipy.special import gammaln
 from torch import nn
 
 from blemish.errors import ConfigError
-from blemish.methods import geotrans, itae, patchsvdd
+from blemish.methods import ganomaly, geotrans, itae, patchsvdd
 from blemish.methods.dsebm import Energy
 from blemish.ops.autoencoder import encoder
 from blemish.run import Run
@@ -234,3 +235,182 @@ def test_patchsvdd_s_pairs_lie_as_the_classifier_is_told(learned):
 def test_patchsvdd_says_which_images_are_too_small(learned):
     with pytest.raises(ConfigError, match="patches of 64 pixels and images are 48 x 96: give a larger --size"):
         learned("patchsvdd", size=(48, 96))
+
+
+STILL = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12}
+
+
+def array(values):
+    return values.detach().double().numpy()
+
+
+def test_ganomaly_s_game_is_on_features_and_the_discriminator_s_is_cross_entropy(learned, tiny_images, monkeypatch):
+    built, build = [], ganomaly.untrained
+    monkeypatch.setattr(ganomaly, "untrained", lambda make: built.append(build(make)) or built[-1])
+    tiny = {"first_width": 4, "latent": 6, "side": 32}
+    settings = {**STILL, **tiny, "context_weight": 7.0, "latent_weight": 2.0, "adversarial_weight": 3.0}
+    method, discriminator = learned("ganomaly", settings), built[-1]
+    images = averaged(tiny_images(8).images, 32)
+    with torch.no_grad():
+        made = method.networks.train()[1](method.networks[0](images))
+        ours, theirs = (array(discriminator.train()[:-1](seen)) for seen in (made, images))
+        told_made, told_real = (array(discriminator(seen)) for seen in (made, images))
+    (logged,) = method.curve
+    features = np.square(ours - theirs).mean()
+    assert logged["loss"] == pytest.approx(7 * logged["context"] + 2 * logged["latent"] + 3 * features, rel=1e-4)
+    told = (np.logaddexp(0, -told_real).mean() + np.logaddexp(0, told_made).mean()) / 2
+    assert logged["told"] == pytest.approx(told, rel=1e-4)
+    layers = [module for network in built for module in network if hasattr(module, "stride")]
+    weights = torch.cat([layer.weight.detach().flatten() for layer in layers])
+    assert float(weights.std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_ganomaly_s_discriminator_learns_from_its_own_loss_alone(learned, updates, monkeypatch):
+    tiny = {**STILL, "first_width": 4, "latent": 6, "side": 32}
+    learned("ganomaly", tiny)
+    alone = [gradient.clone() for gradient in updates[1].gradients]
+    updates.clear()
+    learned("ganomaly", {**tiny, "adversarial_weight": 1000.0})
+    for gradient, expected in zip(updates[1].gradients, alone, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_dsebm_s_first_loss_is_of_the_clean_image_and_its_score_the_energy(learned, tiny_images):
+    method = learned("dsebm", {**STILL, "first_width": 4, "units": 10, "noise": 0.3})
+    clean = averaged(tiny_images(8).images[Run().permutation(8, "epoch 1/order of images")], 32)
+    noise = 0.3 * torch.randn(clean.shape, generator=Run().generator("epoch 1/noise"))
+
+    def energies(x):
+        inner = x
+        for convolution in method.energy.convolutions:
+            inner = F.softplus(F.conv2d(inner, convolution.weight, convolution.bias, stride=2, padding=1))
+        apart = (x - method.energy.centre).square().flatten(1).sum(dim=1) / 2
+        return apart - F.softplus(method.energy.units(inner.flatten(1))).sum(dim=1)
+
+    noisy = (clean + noise).requires_grad_()
+    (slope,) = torch.autograd.grad(energies(noisy).sum(), noisy)
+    expected = np.square(array(noisy - slope) - array(clean)).mean()
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    images = tiny_images(2, seed=4).images
+    with torch.no_grad():
+        torch.testing.assert_close(method(images).score, energies(averaged(images, 32)), rtol=1e-4, atol=1e-3)
+
+
+def test_geotrans_tells_each_transformed_image_its_own_transformation(learned, tiny_images, monkeypatch):
+    shown, told, entropy, logits = [], [], F.cross_entropy, geotrans.GeoTrans._logits
+    monkeypatch.setattr(geotrans.F, "cross_entropy", lambda x, kinds: told.append(kinds) or entropy(x, kinds))
+    monkeypatch.setattr(geotrans.GeoTrans, "_logits", lambda s, x: shown.append(x.clone()) or logits(s, x))
+    learned("geotrans", {"widen": 1, "side": 16, "steps": None, "epochs": 1, "score": "simple"}, count=3)
+    pixels, kinds = torch.cat(shown[: len(told)]).flatten(1), torch.cat(told)
+    known = averaged(tiny_images(3).images, 16).flatten(2)
+    moved = known[:, :, geotrans.transformations(16)].permute(2, 0, 1, 3).flatten(2)  # kind, image; scipy's, see above
+    assert len(pixels) == len(kinds) == 72 * 3
+    found = set()
+    for one, kind in zip(pixels, kinds.tolist()):
+        image = int((moved[kind] - one).abs().amax(dim=1).argmin())
+        torch.testing.assert_close(moved[kind, image], one)
+        found.add((kind, image))
+    assert len(found) == 72 * 3
+
+
+def test_geotrans_s_network_by_hand():
+    torch.manual_seed(0)
+    network = geotrans.wide_network(2, 2).eval()
+    widths = [(16, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]
+    count = 27 * 16 + 2 * 128 + 129 * 72
+    count += sum(
+        9 * outs * (ins + outs) + 2 * (ins + outs) + (ins * outs if ins != outs else 0) for ins, outs in widths
+    )
+    assert sum(values.numel() for values in network.parameters()) == count
+    x = F.conv2d(images := torch.randn(2, 3, 16, 16), network[0].weight, padding=1)
+    one = (1 + 1e-5) ** -0.5
+    for block, (ins, outs), stride in zip(network[1:7], widths, (1, 1, 2, 1, 2, 1)):
+        active = F.relu(x * one)
+        branch = F.relu(F.conv2d(active, block.first.weight, stride=stride, padding=1) * one)
+        branch = F.conv2d(branch, block.second.weight, padding=1)
+        x = branch + (x if ins == outs else F.conv2d(active, block.shortcut.weight, stride=stride))
+    assert x.shape == (2, 128, 4, 4)
+    expected = F.relu(x * one).mean(dim=(2, 3)) @ network[-1].weight.T + network[-1].bias
+    torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_itae_s_first_loss_is_the_squared_difference_from_the_upright_image(learned, tiny_images):
+    method = learned("itae", {**STILL, "first_width": 2}, size=(32, 32))
+    original = 2 * tiny_images(8, (32, 32)).images[Run().permutation(8, "epoch 1/order of images")] - 1
+    turns = torch.randint(4, (8,), generator=Run().generator("epoch 1/turns")).tolist()
+    assert len(set(turns)) > 2
+    grey = original.numpy().mean(axis=1, keepdims=True)
+    turned = np.stack([np.rot90(one, turn, (1, 2)) for one, turn in zip(grey, turns)])
+    with torch.no_grad():
+        restored = array(method.network.train()(torch.from_numpy(turned.copy())))
+    expected = np.square(restored - array(original)).mean()
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_itae_brings_a_wide_image_to_a_square_of_its_longer_side(learned, tiny_images):
+    method, seen = learned("itae", {"first_width": 1}, size=(32, 48)), []
+    method.network.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    with torch.no_grad():
+        assert method(tiny_images(1, (32, 48)).images).map.shape == (1, 32, 48)
+    assert set(seen) == {(1, 1, 48, 48)}
+
+
+def test_itae_s_u_net_by_hand():
+    torch.manual_seed(0)
+    network, images = itae.UNet(2).eval(), torch.randn(1, 1, 32, 32)
+
+    def twice(x, block):
+        for place in (0, 3):
+            x = F.conv2d(x, block[place].weight, block[place].bias, padding=1)
+            x = F.relu(x * (1 + 1e-5) ** -0.5)
+        return x
+
+    x, skips = images, []
+    for level, block in enumerate(network.down):
+        x = twice(F.max_pool2d(x, 2) if level else x, block)
+        skips.append(x)
+    for block, skip in zip(network.up, skips[-2::-1]):
+        large = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        x = twice(torch.cat([skip, large], dim=1), block)
+    torch.testing.assert_close(
+        network(images), F.conv2d(x, network.last.weight, padding=1).tanh(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_patchsvdd_s_first_loss_by_hand(learned, tiny_images, monkeypatch):
+    built, given, build, pairs = [], [], patchsvdd._classifier, patchsvdd.PatchSVDD._pairs
+    monkeypatch.setattr(patchsvdd, "_classifier", lambda: built.append(build()) or built[-1])
+
+    def watched(method, *asked):
+        given.append(list(pairs(method, *asked)))
+        yield from given[-1]
+
+    monkeypatch.setattr(patchsvdd.PatchSVDD, "_pairs", watched)
+    settings = {**STILL, "first_width": 2, "repeats": 1, "svdd_weight": 0.4}
+    method, expected = learned("patchsvdd", settings, size=(96, 96)), 0.0
+    assert [parts[0].shape[-1] for parts in given] == [32, 64]
+    for (first, second, near, nearer, kinds), classifier in zip(given, built):
+        with torch.no_grad():
+            one, other, close, closer = (array(method.encoder(some)) for some in (first, second, near, nearer))
+            logits = array(classifier(torch.from_numpy(one - other).float()))
+        expected += (np.log(np.exp(logits).sum(axis=1)) - logits[range(8), kinds.numpy()]).mean()
+        expected += 0.4 * np.linalg.norm(close - closer, axis=1).mean()
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_patchsvdd_remembers_patches_from_everywhere(learned, tiny_images):
+    method = learned("patchsvdd", {"first_width": 2, "repeats": 1, "memory": 16}, count=2, size=(96, 96))
+    with torch.no_grad():
+        small, _ = method.encoder.dense(tiny_images(2, (96, 96)).images)
+    known = method.memories[0].points + method.memories[0].centre
+    assert len(known) == 16
+    places = torch.cdist(known, small.movedim(1, -1).reshape(-1, 64)).argmin(dim=1) % (17 * 17)
+    assert places.max() > 100  # not only an image's first rows
+
+
+def test_geotrans_s_shares_have_a_floor_of_a_millionth(learned, tiny_images):
+    method = learned("geotrans", {"widen": 1})
+    with torch.no_grad():
+        method.network[-1].weight.mul_(1e4)
+        logs = method._log_shares(method._small(tiny_images(2).images))
+    assert float(logs.min()) == pytest.approx(np.log(1e-6))

@@ -15,7 +15,7 @@ from torch import nn
 from blemish.backbones.backbone import build_backbone, build_student
 from blemish.backbones.networks import RESNETS, choose_levels
 from blemish.errors import ConfigError
-from blemish.methods import recontrast, urd
+from blemish.methods import cfa, recontrast, urd
 from blemish.methods.cfa import sphere_loss
 from blemish.ops.residual import initialise
 from blemish.ops.reverse import decoder_spec
@@ -293,3 +293,106 @@ def test_one_level_alone_and_images_too_small(learned, tiny_images, name):
         assert method(tiny_images(2).images).score.isfinite().all()
     with pytest.raises(ConfigError, match="of more than 16 pixels"):
         learned(name, layers=(2,), size=(16, 16), run=Run())
+
+
+def array(values):
+    return values.detach().double().numpy()
+
+
+def whole(targets, students):  # ``whole_loss_by_numpy`` there
+    total = 0.0
+    for target, student in zip(targets, students):
+        a, b = (array(map_).reshape(len(map_), -1) for map_ in (target, student))
+        total += (1 - (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean()
+    return total
+
+
+@pytest.mark.parametrize("radius", [1e-5, 3.0])
+def test_cfa_s_first_loss_by_hand(radius, learned, tiny_images, monkeypatch):
+    assert cfa.FIRST_RADIUS == 1e-5
+    monkeypatch.setattr(cfa, "FIRST_RADIUS", radius)
+    method = learned("cfa", {**STILL, "batch_size": 8})
+    assert float(method.descriptor.radius.detach()) == pytest.approx(radius)
+    with torch.no_grad():
+        points = array(method.descriptor(method.backbone(tiny_images(8).images))).reshape(8, -1, 64).swapaxes(1, 2)
+    distances = np.sort(cdist(points.reshape(-1, points.shape[2]), array(method.centres), "sqeuclidean"), axis=1)
+    attraction = np.maximum(0, distances[:, :3] - radius**2).mean()
+    repulsion = np.maximum(0, radius**2 - distances[:, 3:6] - 0.1).mean()
+    assert (repulsion > 0) == (radius > 1)
+    assert method.curve[0]["loss"] == pytest.approx(1000 * (attraction + repulsion), rel=1e-3)
+
+
+def test_recontrast_s_first_loss_is_half_of_each_way_across(learned, tiny_images):
+    method = learned("recontrast", {**STILL, "encoder_rate": 1e-12, "batch_size": 8})
+    images = tiny_images(8).images
+    frozen = method.backbone(images)
+    with torch.no_grad():
+        trained = method.encoder.train()(images)
+        for ours, theirs in zip(trained, frozen):  # it begins as the backbone
+            torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-2)
+        method.student.train()
+        grids = [tuple(map_.shape[-2:]) for map_ in frozen]
+        joined = [torch.cat(pair) for pair in zip(trained, frozen)]
+        maps = method.student.decoder(method.student.bottleneck(joined), grids)
+        # What is made of the trained features, the first half, is to be the frozen ones, and the other way round.
+        to_frozen = [head(map_[:8]) for head, map_ in zip(method.student.heads[0], maps)]
+        to_trained = [head(map_[8:]) for head, map_ in zip(method.student.heads[1], maps)]
+    expected = (whole(frozen, to_frozen) + whole(trained, to_trained)) / 2
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_recontrast_s_targets_have_no_gradient(learned, monkeypatch):
+    seen, loss_of = [], recontrast.mined_loss
+
+    def watched(targets, students, alpha):
+        seen.append((any(map_.requires_grad for map_ in targets), alpha))
+        return loss_of(targets, students, alpha)
+
+    monkeypatch.setattr(recontrast, "mined_loss", watched)
+    learned("recontrast", {"steps": 20, "batch_size": 2}, count=4)
+    assert not any(attached for attached, _ in seen)
+    alphas = [alpha for _, alpha in seen[::2]]
+    assert alphas == pytest.approx([-3, -1, *[1] * 18])  # in the first tenth from -3 to 1
+
+
+def test_urd_s_student_learns_good_and_spoiled_images_from_teacher_and_expert_on_good_ones(
+    learned, listener, monkeypatch
+):
+    asked = []
+
+    def spoil(images, textures, generator, chance=1.0, alter=True):
+        asked.append((chance, alter))
+        mask = torch.zeros(len(images), 64, 64, dtype=torch.bool)
+        mask[:, 20:40, 8:40] = True
+        return torch.where(mask[:, None], 1 - images, images), mask
+
+    monkeypatch.setattr(urd, "with_textures", spoil)
+    settings = {**STILL, "teacher_rate": 1e-12, "batch_size": 8}
+    method = learned("urd", settings, teacher=listener, backbone=listener.backbone)
+    assert asked == [(1.0, False)]  # every image, no alteration of colours
+    (batch,), (spoiled,) = listener.clean, listener.noisy
+    expert = [method.backbone(seen) for seen in (batch.images, spoiled)]
+    with torch.no_grad():
+        taught = [method.encoder.eval()(seen) for seen in (batch.images, spoiled)]
+        students = [method.student.train()(features) for features in taught]
+    expected = sum(whole(target, student) for student in students for target in (taught[0], expert[0]))
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-3)
+    mask, total = torch.zeros(8, 1, 64, 64), whole(taught[1], expert[1])
+    mask[:, :, 20:40, 8:40] = 1
+    for good, bad, known in zip(taught[0], taught[1], expert[0]):
+        mask = F.interpolate(mask, good.shape[2:], mode="bilinear", align_corners=True).ge(0.5).float()
+        total += float(1 - F.cosine_similarity(good, known).mean())
+        total += float((1 - F.cosine_similarity(bad, known) - mask[:, 0]).abs().mean())
+    assert method.curve[0]["teacher"] == pytest.approx(total, rel=1e-3)
+
+
+def test_the_gate_passes_no_gradient_through_agreement():
+    injection = urd.Injection(4, 6, 8, True)
+    shallow, level, code = (torch.randn(2, c, s, s) for c, s in ((4, 8), (6, 4), (8, 4)))
+    found = torch.randn(2, 6, 4, 4, requires_grad=True)
+    alike = F.cosine_similarity(found.detach(), level)[:, None]
+    seen = []
+    injection.gate.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    injection(shallow, level, code, found)
+    (gradient,) = torch.autograd.grad(seen[0].sum(), found)
+    torch.testing.assert_close(gradient, (1 - alike).expand_as(found), rtol=1e-4, atol=1e-5)

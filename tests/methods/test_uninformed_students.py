@@ -143,3 +143,36 @@ def test_images_smaller_than_half_a_patch_are_refused(learned):
     with pytest.raises(ConfigError, match=r"24 x 24 are smaller than half of a patch of 65 pixels: .*--set fields"):
         learned("students", SMALL, size=(24, 24))
     learned("students", {**SMALL, "fields": (17, 33)}, size=(24, 24))
+
+
+TWO_FIELDS = {"filters": 4, "spacing": 2, "fields": (17, 33), "holdout": 0.0}
+
+
+def test_each_student_follows_its_own_teacher_by_squared_distance(learned, tiny_images):
+    settings = {**TWO_FIELDS, "students": 2, "steps": 1, "batch_size": 8, "taught": 0.0, "learning_rate": 1e-12}
+    method, images, expected = learned("students", settings), tiny_images(8).images, 0.0
+    with torch.no_grad():
+        for number, teacher in enumerate(method.teachers):
+            target = teacher(images, 2).double().numpy()
+            for student in method.students[2 * number : 2 * number + 2]:
+                expected += np.square(student(images, 2).double().numpy() - target).sum(axis=1).mean()
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_backbone_is_shown_the_very_crops_that_are_described(learned, monkeypatch, tiny_backbone):
+    from blemish.methods import students
+
+    cut, seen, draw = [], [], students.draw_crops
+    monkeypatch.setattr(students, "draw_crops", lambda *given: cut.append(draw(*given)) or cut[-1])
+    backbone = tiny_backbone()
+
+    def teacher(images):
+        seen.append(images)
+        return backbone(images)
+
+    learned("students", {**TWO_FIELDS, "steps": 2, "taught": 0.5}, teacher=teacher, backbone=backbone)
+    assert len(cut) == len(seen) == 2
+    for crops, shown in zip(cut, seen):
+        own = crops[: len(crops) // 2]
+        expected = torch.nn.functional.interpolate(own, size=(64, 64), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(shown, expected)

@@ -1,10 +1,15 @@
 """DRA and PReNet: scores and losses against NumPy, what they are shown, what they tell apart."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
+from blemish.methods import dra
 from blemish.methods.dra import with_pieces
 from blemish.methods.prenet import pooled
 from blemish.run import Run
@@ -93,3 +98,60 @@ def test_what_prenet_compares_with_moves_all_scores_alike(fitted, tiny_images):
         after = method(images).score
     moved = (after - before).numpy()
     np.testing.assert_allclose(moved, moved.mean(), atol=1e-5)
+
+
+def test_dra_s_map_is_the_sum_of_three_heads(fitted, tiny_images):
+    method, images = fitted("dra", references=2), tiny_images(3, seed=5).images
+    expected = np.zeros((3, 64, 64))
+    with torch.no_grad():
+        found = method(images).map
+        for number, (heads, seen) in enumerate(zip(method.heads, method.scale(method.backbone(images)))):
+            reference = getattr(method, f"reference_{number}").T.reshape(1, *seen.shape[1:])
+            for places in (heads.known(seen), heads.pasted(seen), heads.unlike(reference - seen)):
+                large = F.interpolate(places.abs(), size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
+                expected += np.stack([gaussian_filter(one, 4.0) for one in large.numpy()]) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_dra_s_loss_is_four_deviations_each_of_its_own_images(fitted, monkeypatch):
+    method, rng, logged = fitted("dra"), np.random.default_rng(0), {}
+    scores, draws = rng.normal(1, 3, (4, 9)), rng.normal(size=5000)
+    monkeypatch.setattr(method, "_seen", lambda features: (list(torch.from_numpy(scores)), []))
+    found = method._loss(
+        [], [4, 2, 3], torch.from_numpy(draws), SimpleNamespace(log=lambda **told: logged.update(told))
+    )
+    mean, deviation = draws.mean(), draws.std(ddof=1)
+
+    def standing(low, high):
+        lacking = np.maximum(0, 5 - (high - mean) / deviation)
+        return (np.abs((low - mean) / deviation).mean() + lacking.mean()) / 2
+
+    good, bad, pasted = scores[:, :4], scores[:, 4:6], scores[:, 6:]
+    expected = {
+        "known": standing(good[0], bad[0]),
+        "pasted": standing(good[1], pasted[1]),
+        "unlike": standing(good[2], scores[2, 4:]),
+        "whole": standing(scores[3, 4:], good[3]),  # the other way round
+    }
+    for name, value in expected.items():
+        assert float(logged[name]) == pytest.approx(value), name
+    assert float(found) == pytest.approx(sum(expected.values()))
+
+
+def test_dra_s_rate_falls_every_ten_epochs_as_released(fitted, monkeypatch, updates):
+    monkeypatch.setattr(dra, "EPOCH_STEPS", 1)
+    fitted("dra", steps=None, epochs=21, batch_size=4)
+    assert [update.rate for update in updates] == pytest.approx([2e-3] * 10 + [2e-4] * 10 + [2e-5])
+
+
+def test_prenet_learns_to_read_how_many_of_two_are_bad(fitted):
+    method = fitted("prenet", steps=400, batch_size=64)
+    with torch.no_grad():
+        good, bad = (method._embedded(known) for known in (method.good, method.bad))
+
+        def reads(one, other):
+            return float(method._read(one.mean(0, keepdim=True), other.mean(0, keepdim=True)))
+
+        assert reads(good, good) == pytest.approx(0, abs=1)
+        assert reads(bad, good) == pytest.approx(4, abs=1)
+        assert reads(bad, bad) == pytest.approx(8, abs=1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from blemish.ops.cosine import LOSSES, anomaly_map, cosines, layer_loss, vector_loss
+from blemish.ops.cosine import LOSSES, anomaly_map, cosines, layer_loss, map_score, vector_loss
 
 SHAPES = [(2, 5, 6, 4), (2, 7, 3, 2)]
 
@@ -96,3 +96,9 @@ def test_the_map_is_scipys_smoothing_of_torchs_interpolation_summed(size, sigma)
     found = anomaly_map(teacher, student, size, sigma)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_image_s_score_is_its_map_s_highest_value_sum_or_mean():
+    map_ = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 6.0]]])
+    for score, expected in (("max", [9, 6]), ("sum", [24, 6]), ("mean", [4, 1])):
+        assert map_score(map_, score).tolist() == pytest.approx(expected)

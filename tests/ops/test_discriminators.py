@@ -122,3 +122,21 @@ def test_the_gan_s_loss_is_cross_entropy():
         for n, g in zip(normal, generated)
     )
     torch.testing.assert_close(gan_loss(normal, generated), expected)
+
+
+def test_the_image_discriminator_by_hand():
+    levels = [Level(stage=i, channels=c, stride=2 ** (i + 1), signed=False) for i, c in ((1, 8), (2, 16))]
+    network = build_discriminator("image", levels, (4, 4), torch.Generator().manual_seed(0))
+    shallow, deep = torch.randn(2, 8, 8, 8), torch.randn(2, 16, 4, 4)
+
+    def leaky(x):
+        return torch.where(x > 0, x, 0.1 * x)
+
+    def halved(x, layer):
+        return leaky(F.instance_norm(F.conv2d(x, layer.weight, stride=2, padding=1)))
+
+    x = halved(torch.cat([halved(shallow, network.paths[0][0]), deep], dim=1), network.joined[0])
+    code = F.conv2d(x, network.whole.weight).flatten(1) @ network.inner.weight.T
+    code = (code - code.mean(dim=1, keepdim=True)) / (code.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt()
+    expected = (leaky(code) @ network.last.weight.T)[:, 0]
+    torch.testing.assert_close(network([shallow, deep])[0], expected, rtol=1e-3, atol=1e-4)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch.distributions import Normal, kl_divergence
 
@@ -102,3 +103,25 @@ def test_gradcam_weighs_channels_by_their_mean_gradient():
     target = (features * slopes).sum(dim=(1, 2, 3))
     np.testing.assert_allclose(gradcam(features, target, scaled=True).detach(), expected / size, rtol=1e-4, atol=1e-6)
     assert features.grad is None
+
+
+def test_an_encoder_and_its_decoder_by_hand():
+    torch.manual_seed(0)
+    layers = [(4, 2), (6, 1)]
+    into, back = encoder(layers, (8, 12), 5), decoder(layers, (8, 12), 5)
+    first, second, last = (layer for layer in into if hasattr(layer, "weight"))
+    images = torch.rand(2, 3, 8, 12)
+
+    def leaky(x):
+        return torch.where(x > 0, x, 0.2 * x)
+
+    x = leaky(F.conv2d(images, first.weight, first.bias, stride=2, padding=1))
+    x = leaky(F.conv2d(x, second.weight, second.bias, padding=1))
+    code = F.conv2d(x, last.weight, last.bias)
+    assert code.shape == (2, 5, 1, 1)
+    torch.testing.assert_close(into(images), code)
+    first, second, last = (layer for layer in back if hasattr(layer, "weight"))
+    x = leaky(F.conv_transpose2d(code, first.weight, first.bias))
+    x = leaky(F.conv2d(x, second.weight, second.bias, padding=1))
+    x = F.conv_transpose2d(x, last.weight, last.bias, stride=2, padding=1)
+    torch.testing.assert_close(back(code), x)

@@ -1,10 +1,12 @@
 """Made-up defects: where they are, what of the image stays, what they are cut from; and the loss that finds them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from blemish.ops import textures
+from blemish.ops import perlin, textures
 from blemish.ops.focal import focal_loss
 from blemish.ops.textures import DRAWN, KEPT, Textures, with_textures
 from blemish.run import Run
@@ -69,3 +71,61 @@ def test_the_focal_loss_is_numpy_s(gamma):
     assert float(focal_loss(torch.from_numpy(logits), torch.from_numpy(truth), gamma)) == pytest.approx(
         expected, rel=1e-5
     )
+
+
+PLAIN = torch.full((400, 3, 8, 8), 0.25)
+
+
+class White:
+    def __init__(self):
+        self.asked = []
+
+    def draw(self, size, generator, alter=True):
+        self.asked.append(alter)
+        return torch.ones(3, *size)
+
+
+def test_of_the_image_up_to_four_fifths_stay_uniformly(monkeypatch):
+    monkeypatch.setattr(textures, "perlin_mask", lambda size, generator: torch.ones(size, dtype=torch.bool))
+    spoiled, _ = with_textures(PLAIN, White(), torch.Generator().manual_seed(0))
+    kept = (1 - spoiled[:, 0, 0, 0]) / 0.75  # kept * .25 + (1 - kept) * 1
+    assert 0 <= kept.min() < 0.02 and 0.78 < kept.max() <= 0.8
+    assert abs(float(kept.mean()) - 0.4) < 0.03
+
+
+def test_three_of_ten_alterations_unless_told_otherwise(monkeypatch):
+    from torchvision.transforms.v2 import functional as tv
+
+    names = "adjust_gamma adjust_brightness adjust_sharpness adjust_hue solarize posterize invert autocontrast equalize"
+    done = []
+    for name in [*names.split(), "rotate"]:
+        monkeypatch.setattr(tv, name, lambda seen, *_, name=name: done.append(name) or seen)
+    some = object.__new__(textures.Textures)
+    some.pictures = textures._drawn()
+    for alter, count in ((True, 3), (False, 0)):
+        done.clear()
+        counts = []
+        for seed in range(40):
+            before = len(done)
+            some.draw((8, 8), torch.Generator().manual_seed(seed), alter)
+            counts.append(len(done) - before)
+        assert set(counts) == {count}
+    assert not done
+
+
+def test_masks_are_of_noise_above_one_half_on_1_to_32_cells_turned_by_up_to_a_quarter(monkeypatch):
+    asked = []
+
+    def noise(size, cells, generator, turn):
+        asked.append((*cells, turn))
+        return torch.tensor([[0.49, 0.51]])
+
+    monkeypatch.setattr(perlin, "perlin_noise", noise)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(600):
+        assert perlin.perlin_mask((256, 256), generator).tolist() == [[False, True]]
+    rows, columns, turns = zip(*asked)
+    for cells in (rows, columns):
+        assert {*cells} == {1, 2, 4, 8, 16, 32}
+        assert all(70 < cells.count(2**e) < 130 for e in range(6))
+    assert -math.pi / 2 <= min(turns) < -1.5 and 1.5 < max(turns) <= math.pi / 2
