@@ -38,6 +38,7 @@ def test_masks_and_polygons_cover_the_same(tmp_path, content):
         ("{", "does not hold polygons"),
         ('{"other": []}', "as 'polygons' of an object"),
         ("[[[1, 2], [3, 4]]]", "three or more pairs"),
+        ("[[[1, 2], [3, 4], [5]]]", "three or more pairs"),
         ("[[1, 2], [3, 4]]", "does not hold polygons"),
         ('[[[1, 2], [3, 4], [5, "x"]]]', "does not hold polygons"),
         ("[[[1, 2], [3, 4], [5, NaN]]]", "three or more pairs"),

@@ -75,7 +75,7 @@ MOVES = {  # how a set is laid out otherwise, and what is noted
         "1 images were taken for masks of those",
     ),
     "test/good/2.png>test/unlabelled/2.png": ("test/unlabelled were left out: nobody knows what they show",),
-    "ground_truth/bent/1.png>ground_truth/bent/7.png": ("1 of 3 bad test images have no mask", "1 masks fit no"),
+    "ground_truth/bent/1.png>ground_truth/bent/7.png": ("1 of 3 bad test images have no mask", "1 mask fits no"),
 }
 
 

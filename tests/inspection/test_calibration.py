@@ -344,7 +344,7 @@ def test_impossible_rates(rate):
             None,
             "crossfit",
             0,
-            "a promise needs 150 good parts, since it holds some out, and there are 149",
+            "there are 149 good parts, and from 150 on some are held out, for a promise",
         ),
         (5, "auto", None, "crossfit", 0, "estimate"),
         (4, "auto", None, "none", 0, "5 are needed"),
@@ -362,7 +362,7 @@ def test_impossible_rates(rate):
             0.01,
             "crossfit",
             0,
-            "a promise needs 150 good parts",
+            "from 150 on some are held out, for a promise",
         ),  # 1 in 61 by themselves, half of that by their tail
     ],
 )

@@ -64,7 +64,7 @@ def export(
     if precision != "fp32" and check is None:
         raise ConfigError(f"--precision {precision} is measured on good images: name their folder with --check")
     runtime = find_runtime(onnxruntime_web) if web is not None else None
-    check_writable(target)
+    check_writable(target, {"the model": [model], "an image to compare on": find_images(check) if check else ()})
     inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
     seen = inspector.preparation
     if web is not None and (seen.tiling is not None or seen.roi is not None):

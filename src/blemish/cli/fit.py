@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from blemish.cli.app import command, print_result
-from blemish.cli.options import AsJson, Fitting, Learning, Machine, Quiet, Seed, Threads
+from blemish.cli.options import AsJson, Fitting, Learning, Machine, Quiet, Seed, Threads, refuse_onnx
 from blemish.run.progress import printable
 
 
@@ -72,9 +72,7 @@ def fit(
     if pile and data is None:
         raise ConfigError("--pile is said of DATA: give patterns of what nobody has looked at with --unlabelled")
     training = read_training(data, pile) if data else read_globs(good or (), anomalous or (), unlabelled or ())
-    if output.suffix == ".onnx":
-        model = output.with_suffix(".blemish")
-        raise ConfigError(f"fit writes no ONNX file: -o {model}, and then blemish export {model} -o {output}")
+    refuse_onnx(output)
     refuse_to_replace(output, training)
     check_writable(output)
     run = machine.run(

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blemish.cli.app import FAILED, REJECTED, command, print_result
-from blemish.cli.options import AsJson, Engine, FailOn, FalseReject, Machine, ModelFile, Resolution, Review, Weights
+from blemish.cli.options import (
+    AsJson,
+    Engine,
+    FailOn,
+    FalseReject,
+    Machine,
+    ModelFile,
+    Resolution,
+    Review,
+    Weights,
+    refuse_onnx,
+)
 from blemish.run.progress import printable
 
 if TYPE_CHECKING:
@@ -43,12 +54,12 @@ def inspect(
     from blemish.data.units import in_pixels, parse_pixel
     from blemish.errors import CalibrationError, OutputError
     from blemish.inspection.output import deliver, summary
+    from blemish.run import check_writable
 
     is_json = as_json or not sys.stdout.isatty()
     say = (lambda line, _: typer.echo(json.dumps(line))) if is_json else _for_people
     for path in filter(None, (csv, coco)):
-        if path.resolve() == model.resolve():
-            raise OutputError(f"{path} is the model and would be replaced: choose another name")
+        check_writable(path, {"the model": [model]})
     if csv is not None and coco is not None and csv.resolve() == coco.resolve():
         raise OutputError(f"{csv} cannot hold both the table and COCO JSON: choose another name for one of them")
     inspector = machine.load(model, weights, engine)
@@ -124,12 +135,11 @@ def calibrate(
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
     from blemish.data.readers import find_images
-    from blemish.errors import OutputError
     from blemish.run import check_writable
 
-    if output.resolve() in {path.resolve() for path in find_images(good)}:
-        raise OutputError(f"{output} is one of the good images and would be replaced: choose another name")
-    check_writable(output)
-    fresh = machine.load_learned(model, weights).calibrated(good, false_reject, machine.run(), review)
+    check_writable(output, {"one of the good images": find_images(good)})
+    learned = machine.load_learned(model, weights)
+    refuse_onnx(output)
+    fresh = learned.calibrated(good, false_reject, machine.run(), review)
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.promise}")

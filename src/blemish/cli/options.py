@@ -58,6 +58,15 @@ def parse_milliseconds(text: str) -> float:
     return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
+def refuse_onnx(output: Path) -> None:
+    """A ConfigError where a model that learned is to be written under the name of an exported one."""
+    from blemish.errors import ConfigError
+
+    if output.suffix.casefold() == ".onnx":
+        model = output.with_suffix(".blemish")
+        raise ConfigError(f"this writes no ONNX file: -o {model}, and then blemish export {model} -o {output}")
+
+
 @dataclass(frozen=True)
 class Machine:
     """Option group: where a command computes, and who watches."""

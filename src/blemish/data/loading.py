@@ -22,7 +22,7 @@ from blemish.data.preprocessing import MAX_SIDE, Preprocessing, stacked
 from blemish.data.roi import Roi, read_roi
 from blemish.data.samples import Sample
 from blemish.data.splits import joined_groups
-from blemish.errors import DataError, ImageError
+from blemish.errors import ConfigError, DataError, ImageError
 from blemish.run import Progress, Silent
 from blemish.run.files import usable_cores
 
@@ -243,6 +243,9 @@ def fitting_size(
     aspects = sizes[:, 0] / sizes[:, 1]
     shape = np.sqrt(np.median(aspects)) if aspects.max() < 1.05 * aspects.min() else 1.0
     own = math.sqrt(height * width)
+    if smallest_defect is not None and smallest_defect > sizes.max():
+        largest = f"{sizes[:, 1].max():g} x {sizes[:, 0].max():g}"
+        raise ConfigError(f"a smallest defect of {smallest_defect:g} pixels is wider than the images, {largest}")
     side = min(max(own if smallest_defect is None else own * SEEN / smallest_defect, limits[0]), limits[1])
     sides = [min(side * factor, MAX_SIDE) for factor in (shape, 1 / shape)]
     fitted = [max(1, int(side / multiple + 1e-6)) * multiple for side in sides]

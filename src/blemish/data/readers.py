@@ -328,7 +328,7 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
     loose = images_in(root)
     if not labelled:
         listed = [Sample(path, "normal") for path in loose]
-        unnamed = f"{root.name} has no folder good, unlabelled or anomalous"
+        unnamed = f"{root.resolve().name} has no folder good, unlabelled or anomalous"
         notes.append(f"{unnamed}: its {len(listed)} images count as {counts_as}")
     for folder in labelled or [root]:
         others = [path for path in _entries(folder) if path.is_file() and not is_image(path)]
@@ -336,11 +336,11 @@ def _read_folder(data: Path, counts_as: str) -> TrainingSet:
         if len(others) >= 10 or any(_IMAGE_LIKE.search(path.name) for path in others):  # fewer others may be meant
             kinds = Counter(path.suffix.casefold() or "no extension" for path in others)
             named = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(3))
-            notes.append(f"{len(others)} files in {folder.name} are not images and were ignored ({named})")
+            notes.append(f"{len(others)} files in {folder.resolve().name} are not images and were ignored ({named})")
     if ignored:
-        notes.append(f"folders ignored in {root.name}: {', '.join(ignored[:5])}{' ...' * (len(ignored) > 5)}")
+        notes.append(f"folders ignored in {root.resolve().name}: {', '.join(ignored[:5])}{' ...' * (len(ignored) > 5)}")
     if labelled and loose:
-        notes.append(f"{len(loose)} images directly in {root.name} were ignored: they have no label")
+        notes.append(f"{len(loose)} images directly in {root.resolve().name} were ignored: they have no label")
     sets = [folder.name for folder in folders_in(root) if (folder / "train").is_dir()]
     if not listed and sets:
         raise DataError(f"{root} holds several sets ({', '.join(sets[:5])}): give one, such as {root / sets[0]}.")

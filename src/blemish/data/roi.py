@@ -116,8 +116,9 @@ def read_area(path: Path, size: tuple[int, int]) -> Mask:
         stored: Any = json.loads(read_bytes(path))
         if isinstance(stored, dict):
             stored = stored["polygons"] if "polygons" in stored else [shape["points"] for shape in stored["shapes"]]
-        polygons = [np.array(polygon, float) for polygon in stored]
-        if not all(points.shape[1:] == (2,) and len(points) > 2 and np.isfinite(points).all() for points in polygons):
+        are_pairs = all(len(polygon) > 2 and {len(point) for point in polygon} == {2} for polygon in stored)
+        polygons = [np.array(polygon, float) for polygon in stored if are_pairs]
+        if not are_pairs or not all(np.isfinite(points).all() for points in polygons):
             raise ValueError("a polygon is three or more pairs of numbers")
         for points in polygons:
             ImageDraw.Draw(canvas).polygon([(x, y) for x, y in points.clip(-1e6, 1e6).tolist()], fill=1)

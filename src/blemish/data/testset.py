@@ -159,7 +159,8 @@ def _labelled(data: Path, test: Path) -> tuple[list[Sample], list[str]]:
         notes.append(f"{len(loose)} images directly in {test.name} were left out: no folder says what they show")
     spare = [path for truth in truths for path in images_below(truth) if not {path, path.parent} & used]
     if spare:
-        notes.append(f"{len(spare)} masks fit no bad test image and were left out: {spare[0].relative_to(data)} ...")
+        count = f"{len(spare)} masks fit" if len(spare) > 1 else "1 mask fits"
+        notes.append(f"{count} no bad test image: {spare[0].relative_to(data)} ...")
     return samples, notes
 
 

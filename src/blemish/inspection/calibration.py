@@ -359,7 +359,8 @@ def plan(
     if false_reject is not None:
         check_rate(false_reject)
     if wanted == "none" and (false_reject, review) != (None, None):
-        raise ConfigError("a false-reject rate needs a calibration: choose auto, holdout or crossfit, not none")
+        asked = "a false-reject rate" if false_reject is not None else "a share for review"
+        raise ConfigError(f"{asked} needs a calibration: choose auto, holdout or crossfit, not none")
     if wanted == "none":
         return Plan("none", 0, "no calibration, as asked: scores without decisions")
     if review is not None and n_groups < FEWEST:
@@ -389,7 +390,7 @@ def plan(
     if wanted == "crossfit":
         why = "as asked"
     elif n_groups < PROMISE_FROM:
-        why = f"a promise needs {PROMISE_FROM} good parts, since it holds some out, and there are {n_groups}"
+        why = f"there are {n_groups} good parts, and from {PROMISE_FROM} on some are held out, for a promise"
     else:
         why = f"a promise of {rate:g} would keep more than half of the {n_groups} good parts from learning"
     return Plan("crossfit", 0, f"{FOLDS}-fold cross-fitting, for an estimate: {why}")

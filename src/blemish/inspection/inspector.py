@@ -154,6 +154,8 @@ def load(
     chosen = choose_device(device)
     choose_precision(chosen, precision)  # refuses an unknown one
     tensors, description = read_model(Path(path))
+    if weights is not None and description.with_backbone:
+        raise ConfigError(f"{path} holds its own backbone: leave weights out")
     state, scores, kept = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in ("method.", "calibration.", f"method.{BACKBONE}")

@@ -74,7 +74,7 @@ def _section(name: str, inspector: Inspector, evaluation: Evaluation, seconds: f
         f"Defects rejected ({rejected} of {bads}; one of each kind)": _of_each_kind(anomalous["reject"]),
         f"Defects sent to review ({review} of {bads}; one of each kind)": _of_each_kind(anomalous["review"]),
         f"Defects missed ({missed} of {bads}, least suspicious first)": anomalous["ok"][::-1],
-        f"False alarms ({alarms})": [*normal["reject"], *normal["review"]],
+        f"Good, rejected or sent to review ({alarms})": [*normal["reject"], *normal["review"]],
         f"Good, and left alone ({len(normal['ok'])} of {goods}, strangest first)": normal["ok"],
     }
     scale = None

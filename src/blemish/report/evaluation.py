@@ -17,7 +17,10 @@ from blemish.training.evaluate import Evaluation, ScoredSample, as_figures
 SHOWN = 100  # pictures of each section
 RATES = (0.01, 0.05, 0.1)  # of the good test images, at whose scores a threshold is tried
 RATES_TOLD = ("false_reject_rate", "false_review_rate", "escape_rate")
-SECTIONS = ("Missed", "False alarms", "Found", "Good, and left alone", "Bad", "Good")  # the last two without decisions
+SECTIONS = (  # the last two without decisions
+    "Bad, and left alone", "Good, rejected or for review", "Bad, rejected or for review", "Good, and left alone",
+    "Bad", "Good",
+)  # fmt: skip
 
 
 def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder: Path) -> tuple[Path, str]:
@@ -36,7 +39,8 @@ def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder
         for anomalous in (False, True)
     )
     for rate in (rate for rate in RATES if rate * good.size >= 1):
-        limits[f"above {1 - rate:.0%} of the good ones"] = float(np.quantile(good, 1 - rate))
+        above = int(rate * good.size + 1e-9)  # good images: no more than that share
+        limits[f"above {1 - rate:.0%} of the good ones"] = float(np.sort(good)[-1 - above])
     rows = [
         (text, f"{value:.4g}", f"{(good > value).sum()} of {good.size}", f"{(bad > value).sum()} of {bad.size}")
         for text, value in limits.items()

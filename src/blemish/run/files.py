@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,8 +57,14 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def check_writable(path: Path) -> None:
-    """Raise ``OutputError`` before long work, and not after it, where its result cannot be written."""
+def check_writable(path: Path, spared: Mapping[str, Iterable[Path]] | None = None) -> None:
+    """Raise ``OutputError`` before long work, and not after it, where its result cannot be written.
+
+    Nor may it replace what is ``spared``: files by what they are, such as ``the model``.
+    """
+    for what, files in (spared or {}).items():
+        if path.resolve() in {file.resolve() for file in files}:
+            raise OutputError(f"{path} is {what} and would be replaced: choose another name")
     _temporary(path).unlink()
 
 

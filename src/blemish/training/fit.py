@@ -55,6 +55,7 @@ from blemish.training.setup import (
     method_config,
 )
 
+MANY = 10**9  # good parts: enough for any rate that can be asked for
 PAINTED_DEFECTS, MOST_PAINTED = 120, 4  # in all and on each image, to say what a model would find
 SMALLEST_PAINTED = 96  # pixels of an image's shorter side: on less, nothing looks like a defect
 
@@ -128,7 +129,8 @@ def fit(
             how = "; --compare says what they changed, learning four times more from half of the images each"
             run.progress.note(told["sentence"] + how * bool(may_compare))
         expected = estimate_detection(painted_from(facts), calibration)
-        if expected and expected["rejected"] + expected["reviewed"] < FEW:
+        found = told and not facts[SEEN] and (told["rejected"] + told["reviewed"]) / len(facts[KNOWN_BAD]) >= FEW
+        if expected and expected["rejected"] + expected["reviewed"] < FEW and not found:
             what_helps = "Learn from more images, or try a larger --size or another --profile"
             run.progress.note(f"warning: this model finds next to nothing. {expected['sentence']} {what_helps}")
         return inspector
@@ -148,6 +150,7 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     """
     name = settings.method or DEFAULT_METHOD[training.regime]
     method_config(name, settings)  # what was asked for wrongly is said before anything else
+    plan(MANY, settings.calibration, settings.false_reject, settings.review)
     introduce(training, run)
     for ours, theirs in () if training.root is None else shared_files(training, training.root):
         run.progress.note(f"warning: {ours.name} in train is byte for byte {theirs.name} in test")
@@ -166,6 +169,8 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     if asked.budget is not None:
         settings = within_budget(training, settings, asked, name, run)
     config = method_config(name, settings)
+    if run.time_limit is not None and not hasattr(config, "epochs"):
+        run.progress.note(f"note: {name} trains nothing, so a time limit stops nothing")
     images = load_images(training, settings, run)
     check_region(images[0].preparation)
     parts = len(set(images[0].groups))
