@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from inspect import signature
 from typing import get_type_hints
@@ -9,11 +10,12 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy_method import Toy
 
 from blemish.backbones.teacher import FrozenTeacher
 from blemish.contract import TrainingImages
-from blemish.errors import Cancelled, ConfigError
+from blemish.errors import BlemishWarning, Cancelled, ConfigError
 from blemish.run import Run, Silent
 from blemish.training.fit import fit
 from blemish.training.setup import Changes, FitSettings
@@ -49,6 +51,30 @@ def test_neither_good_nor_bad_photographs_of_a_held_out_part_are_learned(save_pa
     fit(tmp_path / "parts.csv", method="deepsad", backbone="resnet18", weights="random", size=32, steps=1)
     assert len(learned) == 6 and learned[-1] == (6, 6), "five folds and the model"
     assert all(good == bad < 6 for good, bad in learned[:-1])
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), None])
+def test_painted_defects_alone_do_not_condemn_a_model_that_finds_the_known_bad_images(
+    colour, save_part, tmp_path, monkeypatch
+):
+    for number in range(8):
+        save_part(tmp_path / f"good/{number}.png", number, 64)
+        save_part(tmp_path / f"bad/{number}.png", number, 64, colour)
+        if colour is None:  # all but the same as the good one, which by itself would be refused
+            pixels = np.array(Image.open(tmp_path / f"bad/{number}.png"))
+            pixels[0, 0] ^= 1
+            Image.fromarray(pixels).save(tmp_path / f"bad/{number}.png")
+    monkeypatch.setattr(
+        "blemish.training.fit.estimate_detection", lambda *_: {"rejected": 0, "reviewed": 0, "sentence": "None."}
+    )
+    settings = {"backbone": "test_resnet", "weights": "random", "size": 64, "options": {"memory": 100}}
+    with pytest.warns(BlemishWarning) as told:
+        warnings.warn("one is always there", BlemishWarning, stacklevel=1)
+        inspector = fit(tmp_path, method="patchcore", **settings)
+    scores_of_bad = inspector.provenance["known_bad_scores"]
+    finds = sum(inspector.calibration.decide(score) != "ok" for score in scores_of_bad) >= 4
+    assert finds == (colour is not None)
+    assert any("next to nothing" in str(one.message) for one in told) != finds
 
 
 def test_settings_and_the_keyword_arguments_that_editors_show_are_the_same():
