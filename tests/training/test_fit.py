@@ -59,7 +59,7 @@ def test_painted_defects_alone_do_not_condemn_a_model_that_finds_the_known_bad_i
 ):
     for number in range(8):
         save_part(tmp_path / f"good/{number}.png", number, 64)
-        save_part(tmp_path / f"bad/{number}.png", number, 64, colour)
+        save_part(tmp_path / f"bad/{number}.png", number + 20 * (colour is not None), 64, colour)
         if colour is None:  # all but the same as the good one, which by itself would be refused
             pixels = np.array(Image.open(tmp_path / f"bad/{number}.png"))
             pixels[0, 0] ^= 1
