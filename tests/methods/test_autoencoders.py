@@ -18,6 +18,7 @@ from blemish.errors import ConfigError
 from blemish.methods import aabigan, cavga
 from blemish.methods.expvae import negative_bounds
 from blemish.methods.gammavae import gamma_loss
+from blemish.ops import autoencoder
 from blemish.ops.gradcam import gradcam
 from blemish.ops.residual import untrained
 from blemish.registry import METHODS, method_class
@@ -312,7 +313,16 @@ def divergences(mean, log_variance):
 
 
 @pytest.mark.parametrize("name", ["gammavae", "expvae"])
-def test_a_variational_auto_encoder_s_first_loss_is_of_drawn_codes(name, learned, tiny_images):
+def test_a_variational_auto_encoder_s_first_loss_is_of_drawn_codes(name, learned, tiny_images, monkeypatch):
+    begin = autoencoder.initialise_uniform
+
+    def livelier(network, generator):  # or little of a code would reach the image
+        begin(network, generator)
+        with torch.no_grad():
+            for values in network.parameters():
+                values.mul_(2.5)
+
+    monkeypatch.setattr(autoencoder, "initialise_uniform", livelier)
     method = learned(name, STILL)
     good = tiny_images(8).images[Run().permutation(8, "epoch 1/order of images")]
     network, pixels = method.network, numpy(good)
@@ -366,6 +376,16 @@ def test_cavga_s_first_losses_by_hand(learned, tiny_images, monkeypatch):
         told_good, told_made = (numpy(judges[0](seen)) for seen in (good, torch.full_like(good, 0.5)))
     np.testing.assert_allclose(numpy(codes[0]), drawn(mean, log_variance), rtol=1e-3, atol=1e-4)
     bound = np.square(numpy(good) - 0.5).mean() + divergences(mean, log_variance).mean() / good[0].numel()
+    kinds = [type(layer).__name__ for layer in judges[0]]
+    assert kinds == [
+        "Conv2d",
+        "LeakyReLU",
+        *["Conv2d", "BatchNorm2d", "LeakyReLU"] * 4,
+        "AdaptiveAvgPool2d",
+        "Flatten",
+        "Linear",
+    ]
+    assert {layer.negative_slope for layer in judges[0] if hasattr(layer, "negative_slope")} == {0.2}
     (logged,) = method.curve
     assert logged["bound"] == pytest.approx(bound, rel=1e-4)
     adversarial = np.logaddexp(0, -told_made).mean()
@@ -423,3 +443,11 @@ def test_aa_bigan_s_pairs_targets_and_weights(learned, tiny_images, monkeypatch)
     assert not any(values.requires_grad for pairs in judging[:2] for pair in pairs for values in pair[:2])
     assert [pair[1].requires_grad for pair in (*aiming[0], *aiming[1])] == [True, False, True, True]
     assert aiming[0][1][0].requires_grad  # what the generator dreamt
+
+
+def test_aa_bigan_s_rates_fall_by_a_fiftieth_after_so_many_epochs(learned, tiny_images, updates, monkeypatch):
+    monkeypatch.setattr(aabigan, "EVERY", 2)
+    learned("aabigan", {"steps": None, "epochs": 5, "batch_size": 8}, bad=tiny_images(4, seed=3))
+    falls = [0.98 ** (epoch // 2) for epoch in (1, 2, 3, 4, 5)]  # as it is: epoch 100 itself is slower already
+    assert [update.rate for update in updates[1::2]] == [1e-4 * fall for fall in falls]
+    assert [update.rate for update in updates[::2]] == [2.5e-5 * fall for fall in falls]

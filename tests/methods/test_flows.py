@@ -409,6 +409,7 @@ def test_differnet_learns_from_all_directions_and_judges_in_even_ones(learned, t
 
 def test_aeflow_s_map_is_the_score_place_by_place(learned, tiny_images, planted):
     fresh = learned("aeflow", {"steps": 1, "learning_rate": 1e-12, "width": 8, "beta": 0.7}, count=4, layers=(2,))
+    assert len({tuple(step.order.tolist()) for step in fresh.flow.steps}) == 8  # an order drawn for each
     images = planted(tiny_images(2, seed=5).images)
     with torch.no_grad():
         known, seen = fresh.backbone(tiny_images(4).images)[0], fresh.backbone(images)[0]
@@ -427,3 +428,15 @@ def test_aeflow_s_map_is_the_score_place_by_place(learned, tiny_images, planted)
         similar = (2 * a * b + 1e-4) * (2 * covariance + 9e-4) / ((a**2 + b**2 + 1e-4) * (spread + 9e-4))
         similar = np.pad(similar.mean(axis=0), 5, mode="edge")
         np.testing.assert_allclose(found[image], -0.7 * map_ - 0.3 * similar, atol=1e-3)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_a_coupling_s_numbers_are_cut_off_at_a_million(two_sided):
+    from functools import partial
+
+    from blemish.ops.coupling import Coupling, dense
+
+    step = Coupling(4, partial(dense, 4), 2.0, two_sided)
+    step.reset(torch.Generator().manual_seed(0))
+    (made,), _ = step([torch.full((1, 4), 1e9)])
+    assert float(made.detach().abs().max()) <= 1e6 * (1 + 1e-5)
