@@ -206,7 +206,7 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
         return found.score.tolist(), [offset["map"] * map_.numpy() for map_ in found.map]
 
     monkeypatch.setattr(parity.engines, "judged", alone)
-    monkeypatch.setattr("blemish.deploy.export.to_onnx", lambda deployed, pixels: None)
+    monkeypatch.setattr("blemish.deploy.export.to_onnx", lambda *_, **__: None)
     monkeypatch.setattr("blemish.deploy.export._save", lambda model, file, *_: file.write_bytes(content))
     assert export(model, path, pictures).score < 1e-3
     assert path.read_bytes() == content
@@ -233,4 +233,7 @@ def test_what_was_compared_is_said_without_maps_and_p_values():
     compared = parity.Parity(3, 2, 1.0, 2e-4, 1e-5, None, None, "fp32", 2e-4, 0)
     said = "3 images of 2 sizes: scores differ by at most 0.0002 of their spread (1e-05 on average)"
     assert str(compared) == said
-    assert str(dataclasses.replace(compared, map=0.5, p_value=0.01)) == f"{said}, maps by 0.5, p-values by 0.01"
+    assert (
+        str(dataclasses.replace(compared, map=0.5, p_value=0.01))
+        == f"{said}, maps by 0.5 in their own unit, p-values by 0.01"
+    )

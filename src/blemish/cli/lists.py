@@ -23,7 +23,7 @@ def info(model: ModelFile, weights: Weights = None, engine: Engine = "auto", as_
 @command
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, whose options for --set are listed instead.")] = None,
-    detail: Annotated[str | None, typer.Option("--detail", help="The same, by name.")] = None,
+    detail: Annotated[str | None, typer.Option("--detail", help="A method, as after `blemish methods`.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The methods there are, one line each. Example: blemish methods"""

@@ -238,14 +238,14 @@ def fitting_size(
     sizes = np.array([found for found in _in_parallel(size, samples[::step], None) if min(found) > 0], dtype=float)
     if not len(sizes):  # whoever reads them will say so
         return (limits[0], limits[0]), []
+    if smallest_defect is not None and smallest_defect > sizes.max():
+        largest = f"{sizes[:, 1].max():g} x {sizes[:, 0].max():g}"
+        raise ConfigError(f"a smallest defect of {smallest_defect:g} pixels is wider than the images, {largest}")
     sizes = sizes if tile is None else np.minimum(sizes, tile)
     height, width = np.median(sizes, axis=0)
     aspects = sizes[:, 0] / sizes[:, 1]
     shape = np.sqrt(np.median(aspects)) if aspects.max() < 1.05 * aspects.min() else 1.0
     own = math.sqrt(height * width)
-    if smallest_defect is not None and smallest_defect > sizes.max():
-        largest = f"{sizes[:, 1].max():g} x {sizes[:, 0].max():g}"
-        raise ConfigError(f"a smallest defect of {smallest_defect:g} pixels is wider than the images, {largest}")
     side = min(max(own if smallest_defect is None else own * SEEN / smallest_defect, limits[0]), limits[1])
     sides = [min(side * factor, MAX_SIDE) for factor in (shape, 1 / shape)]
     fitted = [max(1, int(side / multiple + 1e-6)) * multiple for side in sides]

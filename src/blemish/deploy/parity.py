@@ -56,7 +56,7 @@ class Parity:
     def __str__(self) -> str:
         """One line for people."""
         parts = [f"scores differ by at most {self.score:.1g} of their spread ({self.mean_score:.1g} on average)"]
-        parts += [] if self.map is None else [f"maps by {self.map:.2g}"]
+        parts += [] if self.map is None else [f"maps by {self.map:.2g} in their own unit"]
         parts += [] if self.p_value is None else [f"p-values by {self.p_value:.1g}"]
         own = f"; from the model's own {self.own_precision} scores by {self.own_score:.1g} of it"
         return f"{self.images} images of {self.sizes} sizes: {', '.join(parts)}{own * (self.own_precision != 'fp32')}"
