@@ -193,7 +193,7 @@ def test_exported_files_judge_tiles_and_regions_alike(tiled, masked, monkeypatch
     region = dataclasses.replace(tiled.preparation, tiling=None, roi=masked.preparation.roi)
     graphs, to_onnx = [], exporting.to_onnx
 
-    def once(deployed, pixels, **given):  # neither is in the graph, which takes most of an export's time: one does for both
+    def once(deployed, pixels, **given):  # neither is in the graph, which takes most of the time: one does for both
         assert deployed.prepare.preparation == dataclasses.replace(region, roi=None)
         graphs[:] = graphs or [to_onnx(deployed, pixels, **given)]
         return graphs[0]
