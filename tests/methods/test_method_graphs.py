@@ -50,7 +50,7 @@ def test_a_graph_gives_its_method_s_scores_maps_and_decisions(name, settings, le
     judge = Inspector(method=method, name=name, preparation=Preprocessing(size=SIZE), calibration=calibration)
     deployed = Deployed(judge, with_white=False)
     deployed.prepare = deployed.to_original = AsGiven()
-    monkeypatch.setattr("blemish.deploy.export.EXAMPLE", (2, *SIZE, 3))
+    monkeypatch.setattr("blemish.deploy.export.EXAMPLE", (2, *SIZE))
     model = to_onnx(deployed.eval(), "uint8", any_size=False)
 
     options = onnxruntime.SessionOptions()
