@@ -155,3 +155,21 @@ def test_prenet_learns_to_read_how_many_of_two_are_bad(fitted):
         assert reads(good, good) == pytest.approx(0, abs=1)
         assert reads(bad, good) == pytest.approx(4, abs=1)
         assert reads(bad, bad) == pytest.approx(8, abs=1)
+
+
+def test_prenet_s_first_loss_is_the_absolute_error_over_half_a_quarter_and_a_quarter(fitted, tiny_images, planted):
+    method = fitted("prenet", steps=1, learning_rate=1e-12, batch_size=16)
+    known = tiny_images(3, seed=7)
+    with torch.no_grad():
+        good, bad = (
+            method._scaled(pooled(method.backbone(i))) for i in (tiny_images(12).images, planted(known.images))
+        )
+        draws = Run(seed=1).generator("epoch 1/pairs")
+        parts = [
+            some[torch.randint(len(some), (count,), generator=draws)]
+            for some, count in ((good, 8), (bad, 8), (good, 12), (bad, 4))
+        ]
+        embedded = [F.relu(method.embed(torch.cat(pair))) for pair in (parts[:2], parts[2:])]
+        reads = method.read(torch.cat(embedded, dim=1))[:, 0].double().numpy()
+    expected = np.abs(reads - np.repeat([0.0, 4.0, 8.0], [8, 4, 4])).mean()
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)

@@ -243,3 +243,16 @@ def test_misuse_of_the_variant_is_refused():
             aupro_per_image(maps, masks, **options)
     with pytest.raises(DataError, match="h w"):
         aupro_per_image(maps[0], masks[0])
+
+
+def test_what_lies_outside_moves_no_threshold_of_the_variant():
+    rng = np.random.default_rng(3)
+    maps, masks = 5 + rng.random((2, 30, 40)), np.zeros((2, 30, 40), dtype=bool)
+    masks[0, 8:14, 9:20] = masks[1, 12:20, 25:30] = True
+    maps += 0.3 * masks
+    inside = np.zeros((30, 40), dtype=bool)
+    inside[5:25, 6:36] = True
+    cropped = aupro_per_image(maps[:, 5:25, 6:36], masks[:, 5:25, 6:36], steps=20)
+    maps[:, ~inside] = rng.choice([-90, 90], maps[:, ~inside].shape)
+    assert 0.1 < cropped < 0.9
+    assert aupro_per_image(maps, masks, steps=20, inside=inside) == pytest.approx(cropped, abs=1e-12)

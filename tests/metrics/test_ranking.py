@@ -145,3 +145,9 @@ def test_caught_at_by_hand_and_its_interval_by_a_literal_bootstrap():
 def test_an_impossible_rate_is_refused(tpr):
     with pytest.raises(DataError, match="tpr"):
         rank([1.0, 2.0], np.array([True, False])).fpr_at_tpr(tpr)
+
+
+def test_a_share_that_floats_round_down_is_still_allowed_whole():
+    assert 0.29 * 100 < 29
+    good, bad = np.arange(100.0), np.array([70.5, 69.5])  # 29 good ones score higher than 70, which a bad one exceeds
+    assert caught_at(np.append(good, bad), np.arange(102) >= 100, 0.29)[0] == 1 / 2

@@ -231,3 +231,10 @@ def test_a_projection_by_hand_and_its_widths_on_narrow_levels():
         expected = expected / (expected.square().mean(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
         expected = torch.where(expected > 0, expected, 0.01 * expected)
     torch.testing.assert_close(projections[0](x).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_xavier_s_rule_serves_linear_layers_too():
+    layer = nn.Linear(300, 100)
+    initialise(layer, torch.Generator().manual_seed(0), xavier=True)
+    assert float(layer.weight.detach().std()) == pytest.approx((2 / 400) ** 0.5, rel=0.02)
+    assert not layer.bias.any()
