@@ -55,11 +55,11 @@ BUDGET = {
     "read by three more, a third time": 115,
     "read by two against the issues": 79,
     "grey cameras": 12,
-    "what a newcomer found": 52,
+    "what a newcomer found": 42,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 21502
+TEST_BUDGET = 21511
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

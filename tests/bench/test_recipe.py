@@ -28,6 +28,7 @@ def recipe_of(folder: Path, text: str):
     ("text", "said"),
     [
         (SMALL.replace("seeds", "seedz"), ["'seedz'", "'seeds'"]),
+        (SMALL.replace("[0, 1]", "[0, -1]"), ["seeds[1]", "greater than or equal to 0"]),
         (SMALL.replace("options", "optoins"), ["methods[0]", "'optoins'", "'options'"]),
         (PROTOCOL + "select = 'last'", ["protocol", "'select'", "'selection'"]),
         (SMALL.replace('"patchcore"', '"patchcor"'), ["methods[0].method", "'patchcor'", "'patchcore'"]),

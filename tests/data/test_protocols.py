@@ -15,7 +15,7 @@ from blemish.data.protocols import alternative_split, contaminate, kinds_to_labe
 from blemish.data.readers import read_training
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.testset import TestSet, open_test_set
-from blemish.errors import ConfigError, DataError, ManifestError
+from blemish.errors import ConfigError, DataError, ManifestError, OutputError
 
 KINDS = {"crack": 8, "dent": 6, "stain": 10}
 
@@ -245,7 +245,7 @@ def test_manifests_give_back_what_was_dealt_and_replace_nothing_that_is_read(tmp
     (root / "manifest.csv").write_text(before)
     training, test = read_training(root), open_test_set(root)
     pile = contaminate(training, test, 0.1, 4)
-    with pytest.raises(ManifestError, match="choose another name"):
+    with pytest.raises(OutputError, match="choose another name"):
         write_manifests(pile, root / "manifest.csv")
     with pytest.raises(ManifestError, match="write it to a folder that holds the images") as caught:
         write_manifests(pile, tmp_path / "elsewhere" / "few.csv")
@@ -268,6 +268,6 @@ def test_manifests_give_back_what_was_dealt_and_replace_nothing_that_is_read(tmp
     outer, _ = write_manifests(pile, tmp_path / "pile.csv")
     again = contaminate(read_training(outer), open_test_set(outer), 0.05, 0)
     assert len(again.training.samples) == 46
-    with pytest.raises(ManifestError, match="would be replaced"):
+    with pytest.raises(OutputError, match="what this set is read by and would be replaced"):
         write_manifests(again, outer)
     assert read_training(outer).summary().startswith("0 good, 44 unlabelled")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
+from by_hand import array, similarity
 from scipy.optimize import minimize_scalar
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
@@ -29,10 +29,6 @@ ON_PIXELS = [name for name in METHODS if method_class(name).on_pixels]
 
 def numbers(network):
     return sum(values.numel() for values in network.parameters())
-
-
-def numpy(values):
-    return values.detach().double().numpy()
 
 
 # What sees pixels alone
@@ -80,9 +76,9 @@ def test_an_auto_encoder_learns_by_what_it_judges_by(measure, learned, tiny_imag
     with torch.no_grad():
         found = method(images)
     assert torch.equal(found.score, found.map.amax(dim=(1, 2)))
-    made = numpy(method.network(images).sigmoid())
+    made = array(method.network(images).sigmoid())
     if measure == "l2":
-        expected = ((numpy(images) - made) ** 2).mean(axis=1)
+        expected = ((array(images) - made) ** 2).mean(axis=1)
         np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-6)
 
 
@@ -106,7 +102,7 @@ def test_gamma_is_the_one_that_makes_the_bound_least():
 def test_a_step_of_the_walk_is_the_codes(learned, tiny_images):
     method = learned("gammavae", {"rate": 0.3, "weight": 0.2})
     start, images = tiny_images(2).images, tiny_images(2, seed=3).images
-    x, begun, made = numpy(images), numpy(start), numpy(method.network(images)[0].sigmoid())
+    x, begun, made = array(images), array(start), array(method.network(images)[0].sigmoid())
     expected = x - 0.3 * (2 * (x - made) + 0.2 * np.sign(x - begun)) * (x - made) ** 2
     np.testing.assert_allclose(method._step(images, start).detach(), expected.clip(0, 1), atol=1e-6)
 
@@ -132,7 +128,7 @@ def test_the_gradient_through_the_network_is_the_difference_quotient(learned, ti
     method = learned("gammavae", {"through": True, "rate": 0.01})
     images = tiny_images(2, seed=5).images.clamp(0.1, 0.9)
     with torch.no_grad():
-        step = numpy(images - method._step(images, images))
+        step = array(images - method._step(images, images))
         method.network.double()
 
         def given_back(pixels):
@@ -143,7 +139,7 @@ def test_the_gradient_through_the_network_is_the_difference_quotient(learned, ti
             1e-5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).double(),
         )
         made, errors = given_back(x), [float((y - given_back(y)).square().sum()) for y in (x + shift, x - shift)]
-    slopes = step / (0.01 * numpy(x - made) ** 2)
+    slopes = step / (0.01 * array(x - made) ** 2)
     assert (slopes * shift.numpy()).sum() == pytest.approx((errors[0] - errors[1]) / 2, rel=1e-2)
 
 
@@ -154,11 +150,11 @@ def test_the_map_is_grad_cam_worked_out_layer_by_layer(learned, tiny_images):
     method = learned("expvae", {"hidden": 20, "latent": 6})
     images = tiny_images(2, seed=4).images
     layers = method.network.encoder
-    features = numpy(layers[: method._last](images))
+    features = array(layers[: method._last](images))
     hidden, code = layers[-3], layers[-1]
-    weights, bias = numpy(hidden.weight), numpy(hidden.bias)
+    weights, bias = array(hidden.weight), array(hidden.bias)
     before = np.einsum("hcyx,bcyx->bh", weights, features.clip(0)) + bias
-    slopes = np.einsum("jh,bh,hcyx->bcyx", numpy(code.weight)[:6, :, 0, 0], before > 0, weights) * (features > 0)
+    slopes = np.einsum("jh,bh,hcyx->bcyx", array(code.weight)[:6, :, 0, 0], before > 0, weights) * (features > 0)
     slopes /= np.sqrt((slopes**2).mean(axis=(1, 2, 3), keepdims=True))
     expected = torch.from_numpy(np.einsum("bc,bcyx->byx", slopes.mean(axis=(2, 3)), features))
     expected = torch.nn.functional.interpolate(expected[:, None], size=(64, 64), mode="bilinear")[:, 0].abs()
@@ -201,9 +197,9 @@ def test_only_images_judged_right_teach_the_attention(learned, tiny_images):
         mean = method.mean(features)
         for bias, is_right in ((9.0, 1), (-9.0, 0)):
             method.classifier.bias.copy_(torch.tensor([bias, 0.0]))
-            logits = numpy(method.classifier(mean)).reshape(4, 2)
+            logits = array(method.classifier(mean)).reshape(4, 2)
             entropy = np.log(np.exp(logits).sum(axis=1)) - logits[range(4), [0, 0, 0, 1]]
-            attention = numpy(method._attention(features[:3]))
+            attention = array(method._attention(features[:3]))
             missed = (1 - attention[:, 0] + attention[:, 1]).mean()
             expected = 0.001 * (entropy[:3].mean() + entropy[3]) / 2 + 0.01 * missed * is_right
             assert float(method._guide(features, mean, 3)) == pytest.approx(expected, rel=1e-4)
@@ -251,7 +247,7 @@ def test_aa_bigan_s_networks_and_scores_are_the_released_ones(learned, tiny_imag
         method.config = replace(method.config, score=score)
         with torch.no_grad():
             codes = method.encoder(small)
-            values = numpy(codes if score == "code" else method.generator(codes) - small).reshape(2, -1)
+            values = array(codes if score == "code" else method.generator(codes) - small).reshape(2, -1)
             found = method(images)
         assert found.map is None
         np.testing.assert_allclose(found.score, (values**2).sum(axis=1), rtol=1e-4)
@@ -270,19 +266,8 @@ def test_verdicts_are_squared_distances_from_targets():
 STILL = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12}
 
 
-def alike(one, other):
-    """``c h-10 w-10`` of two ``c h w`` in [0, 1]: structural similarity of every whole window."""
-
-    def mean(values):
-        return np.stack([gaussian_filter(v, 1.5, truncate=3.4)[5:-5, 5:-5] for v in values])
-
-    a, b = mean(one), mean(other)
-    covariance, spread = mean(one * other) - a * b, mean(one**2) - a**2 + mean(other**2) - b**2
-    return (2 * a * b + 1e-4) * (2 * covariance + 9e-4) / ((a**2 + b**2 + 1e-4) * (spread + 9e-4))
-
-
 def unlike_map(images, others):
-    inner = [1 - alike(*pair).mean(axis=0) for pair in zip(images, others)]
+    inner = [1 - similarity(*pair).mean(axis=0) for pair in zip(images, others)]
     return np.pad(inner, ((0, 0), (5, 5), (5, 5)), mode="edge")
 
 
@@ -290,12 +275,12 @@ def unlike_map(images, others):
 def test_an_auto_encoder_s_first_loss_and_map_by_its_measure(measure, learned, tiny_images):
     method = learned("ae", {**STILL, "measure": measure})
     good, images = tiny_images(8).images, tiny_images(2, seed=5).images
-    back, made = (numpy(method.network(some).sigmoid()) for some in (good, images))
+    back, made = (array(method.network(some).sigmoid()) for some in (good, images))
     if measure == "ssim":
-        loss = 1 - np.mean([alike(*pair) for pair in zip(numpy(good), back)])
-        expected = unlike_map(numpy(images), made)
+        loss = 1 - np.mean([similarity(*pair) for pair in zip(array(good), back)])
+        expected = unlike_map(array(images), made)
     else:
-        loss, expected = np.square(numpy(good) - back).mean(), np.square(numpy(images) - made).mean(axis=1)
+        loss, expected = np.square(array(good) - back).mean(), np.square(array(images) - made).mean(axis=1)
     assert method.curve[0]["loss"] == pytest.approx(loss, rel=1e-4)
     with torch.no_grad():
         np.testing.assert_allclose(method(images).map, expected, atol=2e-4)
@@ -304,11 +289,11 @@ def test_an_auto_encoder_s_first_loss_and_map_by_its_measure(measure, learned, t
 def drawn(mean, log_variance):
     """The codes of the first step's images, in their order, by the numbers drawn for it."""
     noise = torch.randn(mean.shape, generator=Run().generator("epoch 1/codes")).double().numpy()
-    return numpy(mean) + noise * np.exp(numpy(log_variance) / 2)
+    return array(mean) + noise * np.exp(array(log_variance) / 2)
 
 
 def divergences(mean, log_variance):
-    m, v = (numpy(values).reshape(len(values), -1) for values in (mean, log_variance))
+    m, v = (array(values).reshape(len(values), -1) for values in (mean, log_variance))
     return (m**2 + np.exp(v) - v - 1).sum(axis=1) / 2
 
 
@@ -325,10 +310,10 @@ def test_a_variational_auto_encoder_s_first_loss_is_of_drawn_codes(name, learned
     monkeypatch.setattr(autoencoder, "initialise_uniform", livelier)
     method = learned(name, STILL)
     good = tiny_images(8).images[Run().permutation(8, "epoch 1/order of images")]
-    network, pixels = method.network, numpy(good)
+    network, pixels = method.network, array(good)
     mean, log_variance = network.encoder(good).chunk(2, dim=1)
     with torch.no_grad():
-        logits = numpy(network.decoder(torch.from_numpy(drawn(mean, log_variance)).float()))
+        logits = array(network.decoder(torch.from_numpy(drawn(mean, log_variance)).float()))
     codes = divergences(mean, log_variance)
     if name == "gammavae":
         gamma = np.square(1 / (1 + np.exp(-logits)) - pixels).mean()
@@ -343,8 +328,8 @@ def test_expvae_s_other_score_is_the_negative_bound_a_pixel(learned, tiny_images
     method, images = learned("expvae", {"score": "elbo"}), tiny_images(2, seed=4).images
     with torch.no_grad():
         mean, log_variance = method.network.encoder(images).chunk(2, dim=1)
-        logits = numpy(method.network.decoder(mean))
-    entropies = (np.logaddexp(0, logits) - numpy(images) * logits).sum(axis=(1, 2, 3))
+        logits = array(method.network.decoder(mean))
+    entropies = (np.logaddexp(0, logits) - array(images) * logits).sum(axis=(1, 2, 3))
     expected = (entropies + divergences(mean, log_variance)) / 64**2
     with torch.inference_mode():
         np.testing.assert_allclose(method(images).score, expected, rtol=1e-4)
@@ -353,10 +338,10 @@ def test_expvae_s_other_score_is_the_negative_bound_a_pixel(learned, tiny_images
 def test_gammavae_s_walk_starts_and_is_judged_at_the_image(learned, tiny_images, planted):
     method = learned("gammavae", {"iterations": 4, "rate": 0.5, "weight": 3.0})
     images = planted(tiny_images(2, seed=5).images)
-    x, start = numpy(images), numpy(images)
+    x, start = array(images), array(images)
     for _ in range(4):
         with torch.no_grad():
-            made = numpy(method.network(torch.from_numpy(x).float())[0].sigmoid())
+            made = array(method.network(torch.from_numpy(x).float())[0].sigmoid())
         x = np.clip(x - 0.5 * (2 * (x - made) + 3.0 * np.sign(x - start)) * (x - made) ** 2, 0, 1)
     with torch.inference_mode():
         found = method(images).map
@@ -373,9 +358,9 @@ def test_cavga_s_first_losses_by_hand(learned, tiny_images, monkeypatch):
     with torch.no_grad():
         features = F.layer_norm(method.encoder(good)[-1].movedim(1, -1), (16,)).movedim(-1, 1)  # cell by cell
         mean, log_variance = method.mean(features), method.log_variance(features)
-        told_good, told_made = (numpy(judges[0](seen)) for seen in (good, torch.full_like(good, 0.5)))
-    np.testing.assert_allclose(numpy(codes[0]), drawn(mean, log_variance), rtol=1e-3, atol=1e-4)
-    bound = np.square(numpy(good) - 0.5).mean() + divergences(mean, log_variance).mean() / good[0].numel()
+        told_good, told_made = (array(judges[0](seen)) for seen in (good, torch.full_like(good, 0.5)))
+    np.testing.assert_allclose(array(codes[0]), drawn(mean, log_variance), rtol=1e-3, atol=1e-4)
+    bound = np.square(array(good) - 0.5).mean() + divergences(mean, log_variance).mean() / good[0].numel()
     kinds = [type(layer).__name__ for layer in judges[0]]
     assert kinds == [
         "Conv2d",
@@ -402,14 +387,14 @@ def test_cavga_s_map_is_what_attention_leaves_out_and_its_score_what_comes_back(
             for values in layer.parameters():
                 values.normal_(generator=torch.Generator().manual_seed(1))
         features = F.layer_norm(method.encoder(images)[-1].movedim(1, -1), (16,)).movedim(-1, 1)
-        made = numpy(method.decoder(method.mean(features)).sigmoid())
+        made = array(method.decoder(method.mean(features)).sigmoid())
         found, guide = method(images), method._guide(features, method.mean(features), 2)
     leaf = features.clone().requires_grad_()
     attention = (gradcam(leaf, method.mean(leaf)) / 4).sigmoid().detach()
     assert float(guide) == pytest.approx(0.01 * float((1 - attention).mean()), rel=1e-4)
     large = F.interpolate(1 - attention[:, None], size=(64, 64), mode="bilinear", align_corners=True)[:, 0]
     np.testing.assert_allclose(found.map, large, atol=1e-4)
-    np.testing.assert_allclose(found.score, np.abs(numpy(images) - made).mean(axis=(1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(found.score, np.abs(array(images) - made).mean(axis=(1, 2, 3)), rtol=1e-4)
 
 
 def test_aa_bigan_s_pairs_targets_and_weights(learned, tiny_images, monkeypatch):

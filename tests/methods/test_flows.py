@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import similarity
 from scipy.ndimage import gaussian_filter, rotate
 from scipy.stats import norm
 
@@ -291,17 +292,6 @@ def test_differnet_sees_each_image_in_as_many_directions_as_it_is_told(learned, 
 # AE-FLOW
 
 
-def ssim_by_scipy(one, other):
-    """Two ``3 h w`` in [0, 1]: the mean over whole windows of 11 pixels and over channels."""
-
-    def mean(values):
-        return np.stack([gaussian_filter(v, 1.5, truncate=3.4)[5:-5, 5:-5] for v in values])
-
-    a, b = mean(one), mean(other)
-    covariance, spread = mean(one * other) - a * b, mean(one**2) - a**2 + mean(other**2) - b**2
-    return np.mean((2 * a * b + 1e-4) * (2 * covariance + 9e-4) / ((a**2 + b**2 + 1e-4) * (spread + 9e-4)))
-
-
 def test_aeflow_s_first_loss_score_and_map(learned, tiny_images, planted, judged):
     settings = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12, "width": 8, "alpha": 0.25, "beta": 0.7}
     fresh = learned("aeflow", settings, count=8, layers=(2,))
@@ -315,7 +305,7 @@ def test_aeflow_s_first_loss_score_and_map(learned, tiny_images, planted, judged
         (z,), _ = fresh.flow(standardised(known, seen))
         given_back = (fresh.decoder(z).double().numpy() + 1) / 2
     likely = np.exp(norm.logpdf(z.numpy()).mean(axis=(1, 2, 3)))
-    similar = [ssim_by_scipy(*pair) for pair in zip(images.double().numpy(), given_back)]
+    similar = [similarity(*pair).mean() for pair in zip(images.double().numpy(), given_back)]
     found = judged(fresh, images)
     np.testing.assert_allclose(found.score, -0.7 * likely - 0.3 * np.array(similar), rtol=1e-3, atol=1e-4)
     # On a fresh model the map of the good part of an image lies about as low as its score.
@@ -432,10 +422,6 @@ def test_aeflow_s_map_is_the_score_place_by_place(learned, tiny_images, planted)
 
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_a_coupling_s_numbers_are_cut_off_at_a_million(two_sided):
-    from functools import partial
-
-    from blemish.ops.coupling import Coupling, dense
-
     step = Coupling(4, partial(dense, 4), 2.0, two_sided)
     step.reset(torch.Generator().manual_seed(0))
     (made,), _ = step([torch.full((1, 4), 1e9)])

@@ -285,8 +285,6 @@ def test_the_projections_gradients_are_autograd_s_of_the_whole_loss(learned, lis
 
 
 def test_a_field_has_places_enough_that_two_images_rarely_get_the_same_noise(learned, monkeypatch):
-    from blemish.methods import rdpp
-
     sides, make = [], rdpp.noise_field
     monkeypatch.setattr(rdpp, "noise_field", lambda g, side, *rest: sides.append(side) or make(g, side, *rest))
     learned("rdpp", {"steps": 1, **STILL}, 2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import array, whole_loss
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from torch import nn
@@ -52,14 +53,6 @@ def cosines_by_numpy(one, other):
     """Over channels: ``b y x``."""
     a, b = (map_.detach().double().numpy() for map_ in (one, other))
     return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-
-
-def whole_loss_by_numpy(targets, students):
-    total = 0.0
-    for target, student in zip(targets, students):
-        a, b = (map_.detach().double().flatten(1).numpy() for map_ in (target, student))
-        total += (1 - (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean()
-    return total
 
 
 # CFA
@@ -179,7 +172,7 @@ def test_easy_places_have_no_gradient_and_the_loss_is_of_whole_maps():
     targets, students = maps_of((2, 3, 4, 4), (2, 5, 2, 2)), maps_of((2, 3, 4, 4), (2, 5, 2, 2), seed=1)
     students = [map_.requires_grad_() for map_ in students]
     loss = recontrast.mined_loss(targets, students, 0.5)
-    assert float(loss.detach()) == pytest.approx(whole_loss_by_numpy(targets, students), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(whole_loss(targets, students), rel=1e-5)
     loss.backward()
     for target, student in zip(targets, students):
         away = 1 - cosines_by_numpy(target, student)
@@ -238,7 +231,7 @@ def test_the_teacher_s_loss_by_numpy():
     taught, expert = ([maps_of(*shapes, seed=s + n) for n in (0, 1)] for s in (0, 10))
     masks = torch.zeros(2, 1, 32, 32)
     masks[0, 0, :16, :20] = 1
-    total, known = whole_loss_by_numpy(taught[1], expert[1]), masks
+    total, known = whole_loss(taught[1], expert[1]), masks
     for level in range(2):
         known = F.interpolate(known, shapes[level][2:], mode="bilinear", align_corners=True).ge(0.5).float()
         assert 0 < known.mean() < 0.5
@@ -295,18 +288,6 @@ def test_one_level_alone_and_images_too_small(learned, tiny_images, name):
         learned(name, layers=(2,), size=(16, 16), run=Run())
 
 
-def array(values):
-    return values.detach().double().numpy()
-
-
-def whole(targets, students):  # ``whole_loss_by_numpy`` there
-    total = 0.0
-    for target, student in zip(targets, students):
-        a, b = (array(map_).reshape(len(map_), -1) for map_ in (target, student))
-        total += (1 - (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean()
-    return total
-
-
 @pytest.mark.parametrize("radius", [1e-5, 3.0])
 def test_cfa_s_first_loss_by_hand(radius, learned, tiny_images, monkeypatch):
     assert cfa.FIRST_RADIUS == 1e-5
@@ -323,13 +304,11 @@ def test_cfa_s_first_loss_by_hand(radius, learned, tiny_images, monkeypatch):
 
 
 def test_recontrast_s_first_loss_is_half_of_each_way_across(learned, tiny_images):
-    method = learned("recontrast", {**STILL, "encoder_rate": 1e-12, "batch_size": 8})
-    images = tiny_images(8).images
-    frozen = method.backbone(images)
+    backbone = build_backbone("resnet18", (1, 2), "random", seed=1)  # whose norms tell the trained copy from the frozen
+    settings = {**STILL, "encoder_rate": 1e-12, "batch_size": 8}
+    method, images = learned("recontrast", settings, backbone=backbone, layers=(1, 2)), tiny_images(8).images
     with torch.no_grad():
-        trained = method.encoder.train()(images)
-        for ours, theirs in zip(trained, frozen):  # it begins as the backbone
-            torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-2)
+        frozen, trained = method.backbone(images), method.encoder.train()(images)
         method.student.train()
         grids = [tuple(map_.shape[-2:]) for map_ in frozen]
         joined = [torch.cat(pair) for pair in zip(trained, frozen)]
@@ -337,7 +316,9 @@ def test_recontrast_s_first_loss_is_half_of_each_way_across(learned, tiny_images
         # What is made of the trained features, the first half, is to be the frozen ones, and the other way round.
         to_frozen = [head(map_[:8]) for head, map_ in zip(method.student.heads[0], maps)]
         to_trained = [head(map_[8:]) for head, map_ in zip(method.student.heads[1], maps)]
-    expected = (whole(frozen, to_frozen) + whole(trained, to_trained)) / 2
+    expected = (whole_loss(frozen, to_frozen) + whole_loss(trained, to_trained)) / 2
+    crossed = (whole_loss(trained, to_frozen) + whole_loss(frozen, to_trained)) / 2
+    assert abs(expected - crossed) > 1e-3
     assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -367,19 +348,26 @@ def test_urd_s_student_learns_good_and_spoiled_images_from_teacher_and_expert_on
         return torch.where(mask[:, None], 1 - images, images), mask
 
     monkeypatch.setattr(urd, "with_textures", spoil)
+    listener.backbone = build_backbone(
+        "resnet18", (1, 2), "random", seed=1
+    )  # whose norms tell teacher and expert apart
     settings = {**STILL, "teacher_rate": 1e-12, "batch_size": 8}
-    method = learned("urd", settings, teacher=listener, backbone=listener.backbone)
+    method = learned("urd", settings, teacher=listener, backbone=listener.backbone, layers=(1, 2))
     assert asked == [(1.0, False)]  # every image, no alteration of colours
     (batch,), (spoiled,) = listener.clean, listener.noisy
     expert = [method.backbone(seen) for seen in (batch.images, spoiled)]
     with torch.no_grad():
         taught = [method.encoder.eval()(seen) for seen in (batch.images, spoiled)]
         students = [method.student.train()(features) for features in taught]
-    expected = sum(whole(target, student) for student in students for target in (taught[0], expert[0]))
-    assert method.curve[0]["loss"] == pytest.approx(expected, rel=1e-3)
-    mask, total = torch.zeros(8, 1, 64, 64), whole(taught[1], expert[1])
+        moving = [method.encoder.train()(seen) for seen in (batch.images, spoiled)]
+    assert abs(whole_loss(taught[0], students[0]) - whole_loss(expert[0], students[0])) > 1e-3
+    expected = sum(whole_loss(target, student) for student in students for target in (taught[0], expert[0]))
+    others = sum(whole_loss(target, student) for student in students for target in (taught[1], expert[1]))
+    assert abs(others - expected) > 1e-4 * expected
+    assert method.curve[0]["loss"] == pytest.approx(expected, rel=2e-5)
+    mask, total = torch.zeros(8, 1, 64, 64), whole_loss(moving[1], expert[1])
     mask[:, :, 20:40, 8:40] = 1
-    for good, bad, known in zip(taught[0], taught[1], expert[0]):
+    for good, bad, known in zip(moving[0], moving[1], expert[0]):
         mask = F.interpolate(mask, good.shape[2:], mode="bilinear", align_corners=True).ge(0.5).float()
         total += float(1 - F.cosine_similarity(good, known).mean())
         total += float((1 - F.cosine_similarity(bad, known) - mask[:, 0]).abs().mean())
@@ -396,3 +384,25 @@ def test_the_gate_passes_no_gradient_through_agreement():
     injection(shallow, level, code, found)
     (gradient,) = torch.autograd.grad(seen[0].sum(), found)
     torch.testing.assert_close(gradient, (1 - alike).expand_as(found), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["recontrast", "urd"])
+def test_the_encoder_begins_as_the_backbone(name, learned, tiny_images):
+    rates = {"encoder_rate": 1e-12} if name == "recontrast" else {"teacher_rate": 1e-12}
+    method, images = learned(name, {**STILL, **rates, "batchnorm": "frozen"}), tiny_images(2).images
+    with torch.no_grad():
+        for ours, theirs in zip(method.encoder(images), method.backbone(images)):
+            torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-2)
+
+
+def test_detail_of_a_level_and_the_one_above_it_enters_before_that_level_s_neighbour(tiny_backbone):
+    student, seen = urd.GuidedStudent(decoder_spec(tiny_backbone((1, 2, 3))), True).eval(), {}
+    features = [torch.randn(1, c, s, s) for c, s in ((8, 16), (16, 8), (32, 4))]
+    for number, injection in enumerate(student.injections):
+        injection.register_forward_pre_hook(lambda _, given, number=number: seen.update({number: given}))
+    with torch.no_grad():
+        maps = student(features)
+    assert sorted(seen) == [0, 1]
+    for number, (shallow, level, _, found) in seen.items():
+        assert torch.equal(shallow, features[number]) and torch.equal(level, features[number + 1])
+        torch.testing.assert_close(found, maps[number + 1])  # what was read off it just before

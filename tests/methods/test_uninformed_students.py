@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from blemish.errors import ConfigError
+from blemish.methods import students
 from blemish.methods.students import NETWORKS, PatchNetwork, draw_crops, teacher_loss
 from blemish.run import Run
 
@@ -160,8 +161,6 @@ def test_each_student_follows_its_own_teacher_by_squared_distance(learned, tiny_
 
 
 def test_the_backbone_is_shown_the_very_crops_that_are_described(learned, monkeypatch, tiny_backbone):
-    from blemish.methods import students
-
     cut, seen, draw = [], [], students.draw_crops
     monkeypatch.setattr(students, "draw_crops", lambda *given: cut.append(draw(*given)) or cut[-1])
     backbone = tiny_backbone()

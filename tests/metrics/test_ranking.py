@@ -126,7 +126,7 @@ def test_caught_at_by_hand_and_its_interval_by_a_literal_bootstrap():
     scores, labels = np.array([*range(20), 18.5, 18, 19.5, 5, 17]), np.arange(25) >= 20
     assert caught_at(scores, labels, 0.05)[0] == 2 / 5  # one of twenty good may score higher than 18, which counts not
     assert caught_at(scores, labels, 0.01)[0] == 1 / 5  # none
-    assert caught_at(scores, labels, 0.15)[0] == 4 / 5  # as floats, 0.15 of 20 is just below 3
+    assert caught_at(scores, labels, 0.15)[0] == 4 / 5  # three
     assert np.isnan([*caught_at([1, 2], np.array([True, True]), 0.05)[1]]).all()
     apart = np.repeat([0, 1], 8)
     for flags, caught in ((apart == 1, 8), (apart == 0, 0)):  # eight of eight and none of eight are few

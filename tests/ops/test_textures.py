@@ -129,3 +129,10 @@ def test_masks_are_of_noise_above_one_half_on_1_to_32_cells_turned_by_up_to_a_qu
         assert {*cells} == {1, 2, 4, 8, 16, 32}
         assert all(70 < cells.count(2**e) < 130 for e in range(6))
     assert -math.pi / 2 <= min(turns) < -1.5 and 1.5 < max(turns) <= math.pi / 2
+
+
+def test_chance_is_the_share_of_images_that_get_one(monkeypatch):
+    monkeypatch.setattr(textures, "perlin_mask", lambda size, generator: torch.ones(size, dtype=torch.bool))
+    for chance, low, high in ((0.5, 170, 230), (1.0, 400, 400)):
+        _, masks = with_textures(PLAIN, White(), torch.Generator().manual_seed(0), chance)
+        assert low <= int(masks.flatten(1).all(dim=1).sum()) <= high

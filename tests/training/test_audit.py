@@ -15,7 +15,7 @@ from blemish.cli import app
 from blemish.data.manifest import read_manifest
 from blemish.data.readers import read_training
 from blemish.data.splits import folds_by_group
-from blemish.errors import DataError, ManifestError
+from blemish.errors import DataError, OutputError
 from blemish.inspection.inspector import Inspector
 from blemish.run import Run, Silent
 from blemish.training.audit import audit, suggested_cut, write_clean
@@ -134,7 +134,7 @@ def test_the_cleaned_manifest_lists_what_is_not_suspect_as_good(folder, found):
     assert {row.group for row in rows} <= {f"part{i}" for i in range(15)}
     assert read_training(path).regime == "clean"
     before = (folder / "manifest.csv").read_text()
-    with pytest.raises(ManifestError, match="would be replaced"):
+    with pytest.raises(OutputError, match="what this set is read by and would be replaced"):
         write_clean(found, folder / "manifest.csv")
     assert (folder / "manifest.csv").read_text() == before
 

@@ -10,16 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.data.public import DEMO_CATEGORIES
@@ -177,7 +168,7 @@ class Recipe(_Section):
     about: str = ""
     methods: Annotated[tuple[Variant, ...], Field(min_length=1)]
     data: Annotated[tuple[DataEntry, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     backbone: str = DEFAULT_BACKBONE
     weights: str = "pretrained"  # or ``random`` (for tests only), or a file
     precision: Literal["auto", "fp32", "bf16"] = "auto"

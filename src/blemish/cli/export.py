@@ -56,7 +56,7 @@ def export(
     from blemish.deploy.parity import pictures
     from blemish.deploy.precision import convert, within_budget
     from blemish.errors import ConfigError
-    from blemish.run import check_writable, file_digest, written_atomically
+    from blemish.run import check_writable, file_digest, refuse_to_replace, written_atomically
 
     target = output or (web and web / MODEL)
     if target is None:
@@ -64,7 +64,9 @@ def export(
     if precision != "fp32" and check is None:
         raise ConfigError(f"--precision {precision} is measured on good images: name their folder with --check")
     runtime = find_runtime(onnxruntime_web) if web is not None else None
-    check_writable(target, {"the model": [model], "an image to compare on": find_images(check) if check else ()})
+    compared = find_images(check) if check else []
+    refuse_to_replace(target, {"the model": [model], "an image to compare on": compared})
+    check_writable(target)
     inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
     seen = inspector.preparation
     if web is not None and (seen.tiling is not None or seen.roi is not None):
@@ -80,7 +82,7 @@ def export(
             cost = convert(made, made, precision, good, threads)
             facts, words = facts | {"precision_cost": asdict(cost)}, f"{words}\n{cost}"
         if budget is not None:
-            sources = find_images(check) if check else [image.pixels for image in images.values()]
+            sources = compared if check else [image.pixels for image in images.values()]
             measured, told = within_budget(made, budget, sources, threads)
             facts, words = facts | measured, f"{words}\n{told}"
         with written_atomically(target) as temporary:

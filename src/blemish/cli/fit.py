@@ -61,9 +61,9 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Learn what is normal and write one model file. Example: blemish fit parts/ -o parts.blemish"""
-    from blemish.data.readers import read_globs, read_training, refuse_to_replace
+    from blemish.data.readers import files_of, read_globs, read_training
     from blemish.errors import ConfigError
-    from blemish.run import check_writable
+    from blemish.run import check_writable, refuse_to_replace
     from blemish.training.fit import fit as learn
 
     patterns = good or anomalous or unlabelled
@@ -73,7 +73,7 @@ def fit(
         raise ConfigError("--pile is said of DATA: give patterns of what nobody has looked at with --unlabelled")
     training = read_training(data, pile) if data else read_globs(good or (), anomalous or (), unlabelled or ())
     refuse_onnx(output)
-    refuse_to_replace(output, training)
+    refuse_to_replace(output, files_of(training))
     check_writable(output)
     run = machine.run(
         seed,
@@ -102,10 +102,10 @@ def audit(
 ) -> None:
     """Find images that are out of place, worst first. Example: blemish audit parts/ --clean parts/clean.csv"""
     from blemish.data.manifest import check_within
-    from blemish.data.readers import read_training, refuse_to_replace
+    from blemish.data.readers import files_of, read_training
     from blemish.errors import OutputError
     from blemish.report.audit import write_audit
-    from blemish.run import check_writable
+    from blemish.run import check_writable, refuse_to_replace
     from blemish.training.audit import audit as search
     from blemish.training.audit import write_clean
 
@@ -113,7 +113,7 @@ def audit(
         raise OutputError(f"{clean} cannot hold both the page and the manifest: choose another name for one of them")
     training = read_training(data)
     for path in filter(None, (output, clean)):
-        refuse_to_replace(path, training)
+        refuse_to_replace(path, files_of(training))
         check_writable(path)
     if clean is not None:
         check_within(clean, (sample.path for sample in training.samples))

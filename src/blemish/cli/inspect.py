@@ -54,12 +54,12 @@ def inspect(
     from blemish.data.units import in_pixels, parse_pixel
     from blemish.errors import CalibrationError, OutputError
     from blemish.inspection.output import deliver, summary
-    from blemish.run import check_writable
+    from blemish.run import refuse_to_replace
 
     is_json = as_json or not sys.stdout.isatty()
     say = (lambda line, _: typer.echo(json.dumps(line))) if is_json else _for_people
     for path in filter(None, (csv, coco)):
-        check_writable(path, {"the model": [model]})
+        refuse_to_replace(path, {"the model": [model]})
     if csv is not None and coco is not None and csv.resolve() == coco.resolve():
         raise OutputError(f"{csv} cannot hold both the table and COCO JSON: choose another name for one of them")
     inspector = machine.load(model, weights, engine)
@@ -135,9 +135,10 @@ def calibrate(
 ) -> None:
     """A new threshold without refitting. Example: blemish calibrate old.blemish good/ -o new.blemish"""
     from blemish.data.readers import find_images
-    from blemish.run import check_writable
+    from blemish.run import check_writable, refuse_to_replace
 
-    check_writable(output, {"one of the good images": find_images(good)})
+    refuse_to_replace(output, {"one of the good images": find_images(good)})
+    check_writable(output)
     learned = machine.load_learned(model, weights)
     refuse_onnx(output)
     fresh = learned.calibrated(good, false_reject, machine.run(), review)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blemish.data.manifest import read_lines, write_manifest
-from blemish.data.readers import refuse_to_replace
+from blemish.data.readers import files_of
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import shuffled_names
 from blemish.data.testset import TestSet
 from blemish.errors import ConfigError, DataError, ManifestError
+from blemish.run import refuse_to_replace
 
 DRAWS = 5  # to average over where several kinds are labelled; a single kind is every kind in turn
 FEWEST_TO_VALIDATE = 20  # labels, or more, of which a part is held out: 5 % of fewer is less than one image
@@ -153,7 +154,7 @@ def write_manifests(dealt: ProtocolSplit, manifest: Path) -> list[Path]:
         if beside is not None:
             tables[manifest.with_stem(f"{manifest.stem}-{ending}")] = beside.samples
     for path in tables:
-        refuse_to_replace(path, dealt.training)
+        refuse_to_replace(path, files_of(dealt.training))
     return [write_manifest(path, samples) for path, samples in tables.items()]
 
 

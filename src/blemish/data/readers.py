@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from blemish.data.images import read_header
 from blemish.data.manifest import read_lines, read_manifest
 from blemish.data.samples import LABEL_WORDS, Sample, TrainingSet
-from blemish.errors import DataError, ImageError, ManifestError
+from blemish.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from blemish.contract import Label
@@ -145,14 +145,12 @@ def shared_files(training: TrainingSet, data: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def refuse_to_replace(path: Path, training: TrainingSet) -> None:
-    """A ManifestError where ``path`` is the manifest that a set was read by or that names its groups, or an image."""
-    root, written = training.root, path.resolve()
+def files_of(training: TrainingSet) -> dict[str, list[Path]]:
+    """The manifest that a set was read by or that names its groups, and its images: by what they are, in words."""
+    root = training.root
     source = root / "manifest.csv" if root is not None and root.is_dir() else root
-    if source is not None and source.is_file() and written == source.resolve():
-        raise ManifestError(f"{path} is what this set is read by and would be replaced: choose another name.")
-    if written in {sample.path.resolve() for sample in training.samples}:
-        raise ManifestError(f"{path} is an image of this set and would be replaced: choose another name.")
+    manifests = [] if source is None or not source.is_file() else [source]
+    return {"what this set is read by": manifests, "an image of this set": [s.path for s in training.samples]}
 
 
 def survey(samples: Sequence[Sample]) -> list[str]:

@@ -17,10 +17,8 @@ from blemish.training.evaluate import Evaluation, ScoredSample, as_figures
 SHOWN = 100  # pictures of each section
 RATES = (0.01, 0.05, 0.1)  # of the good test images, at whose scores a threshold is tried
 RATES_TOLD = ("false_reject_rate", "false_review_rate", "escape_rate")
-SECTIONS = (  # the last two without decisions
-    "Bad, and left alone", "Good, rejected or for review", "Bad, rejected or for review", "Good, and left alone",
-    "Bad", "Good",
-)  # fmt: skip
+FLAGGED, SPARED = "rejected or for review", "and left alone"
+SECTIONS = (f"Bad, {SPARED}", f"Good, {FLAGGED}", f"Bad, {FLAGGED}", f"Good, {SPARED}", "Bad", "Good")
 
 
 def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder: Path) -> tuple[Path, str]:
@@ -30,7 +28,7 @@ def write_evaluation(inspector: Judge, evaluation: Evaluation, name: str, folder
     """
     calibration, limits = inspector.calibration, limits_of(inspector)
     decisions = ["" if calibration.kind == "none" else calibration.decide(image.score) for image in evaluation.judged]
-    sides: dict[str, list[ScoredSample]] = {section: [] for section in SECTIONS}
+    sides: dict[str, list[ScoredSample]] = {section: [] for section in SECTIONS}  # the last two without decisions
     for image, decision in zip(evaluation.judged, decisions):
         place = {"": (5, 4), "ok": (3, 0)}.get(decision, (1, 2))
         sides[SECTIONS[place[image.sample.anomalous]]].append(image)

@@ -6,7 +6,7 @@ A method is handed one ``Run`` and reads no global state. What imports torch is 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from blemish.run.files import check_writable, file_digest, written_atomically
+from blemish.run.files import check_writable, file_digest, refuse_to_replace, written_atomically
 from blemish.run.progress import Bar, Lines, Progress, PythonWarnings, Silent, Warnings
 
 if TYPE_CHECKING:

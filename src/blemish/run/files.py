@@ -57,15 +57,16 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def check_writable(path: Path, spared: Mapping[str, Iterable[Path]] | None = None) -> None:
-    """Raise ``OutputError`` before long work, and not after it, where its result cannot be written.
+def check_writable(path: Path) -> None:
+    """Raise ``OutputError`` before long work, and not after it, where its result cannot be written."""
+    _temporary(path).unlink()
 
-    Nor may it replace what is ``spared``: files by what they are, such as ``the model``.
-    """
-    for what, files in (spared or {}).items():
+
+def refuse_to_replace(path: Path, spared: Mapping[str, Iterable[Path]]) -> None:
+    """Raise ``OutputError`` where ``path`` is one of the ``spared`` files, by what they are, such as ``the model``."""
+    for what, files in spared.items():
         if path.resolve() in {file.resolve() for file in files}:
             raise OutputError(f"{path} is {what} and would be replaced: choose another name")
-    _temporary(path).unlink()
 
 
 def _temporary(path: Path) -> Path:

@@ -228,10 +228,8 @@ class Store:
                 "full": "the disk is full: free some space",
                 "not a database": "it is no store: give another --store",
             }
-            said = next(
-                (words for sign, words in advice.items() if sign in reason),
-                "give another --store, or see the station's log",
-            )
+            other = "give another --store, or see the station's log"
+            said = next((words for sign, words in advice.items() if sign in reason), other)
             raise StoreError(f"the store {self.name} failed ({reason}): {said}") from error
 
     def note(self, connection: Connection, kind: str, actor: str, *bodies: Record) -> None:

@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from blemish.data.manifest import write_manifest
 from blemish.data.preprocessing import Preprocessing
-from blemish.data.readers import read_training, refuse_to_replace
+from blemish.data.readers import files_of, read_training
 from blemish.data.samples import Sample, TrainingSet
 from blemish.data.splits import folds_by_group
 from blemish.errors import ConfigError, DataError, RegimeError
 from blemish.inspection.overlay import Scale, fixed_scale
 from blemish.registry import DEFAULT_METHOD, method_class
-from blemish.run import Run
+from blemish.run import Run, refuse_to_replace
 from blemish.training.epoch_selection import AUTO
 from blemish.training.profiles import resolve
 from blemish.training.setup import FitSettings, build_learner, check_region, introduce, load_images, method_config
@@ -138,7 +138,7 @@ def suggested_cut(scores: ArrayLike) -> tuple[float, str]:
 
 def write_clean(result: Audit, manifest: Path) -> Path:
     """A manifest of the known-bad images and of those that are not suspect, which count as good from here on."""
-    refuse_to_replace(manifest, result.training)
+    refuse_to_replace(manifest, files_of(result.training))
     clean = {image.sample.path for image in result.judged if not image.suspect}
     kept = [dataclasses.replace(s, label="normal", kind="good") for s in result.training.normal if s.path in clean]
     return write_manifest(manifest, [*kept, *result.training.anomalous])
