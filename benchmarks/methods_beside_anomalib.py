@@ -6,8 +6,10 @@ Each fit is a process of its own on one thread. ``--epochs`` is the length of wh
 both. Everything else is what each has by default, but that our STFPM takes steps as large as anomalib's, which halves
 the loss, sums it over the batch, decays by .001 and enlarges each level before the product; its CFA keeps the radius at
 its first value. Its CFA knows four backbones by name, none of them this one, so its own parts are put together here;
-its FastFlow knows four networks, too, and is given ours in place of one of them. GANomaly sees 64 pixels on both sides.
-Prints one JSON object a fit.
+its FastFlow knows four networks, too, and is given ours in place of one of them; so is its CS-Flow, whose graph holds
+the EfficientNet-B5's width and stride and is told ours. CS-Flow learns from one image a step, since theirs weighs the
+log-determinant by the batch; theirs does not standardise features. GANomaly and DRAEM see 64 pixels on both sides,
+DRAEM with 16 channels for 64 and scikit-image's photographs for textures. Prints one JSON object a fit.
 MALLOC_MMAP_THRESHOLD_=1000000, set for the rival, makes glibc give back what one of its steps takes.
 """
 
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 import blemish
 from blemish.backbones.weights import find_weights
@@ -33,18 +36,21 @@ from blemish.data.protocols import alternative_split
 from blemish.data.readers import read_training
 from blemish.data.testset import open_test_set
 from blemish.metrics import auroc
+from blemish.ops.textures import Textures
 from blemish.registry import method_class
 
 CHANGED = "resplit_alt.csv"  # where a set has it, good training images take the place of its own good test images
 OPTIONS: dict[str, dict[str, Any]] = {"padim": {"channels": 100}, "cfa": {}, "fastflow": {}, "supersimplenet": {}}
 OPTIONS["ganomaly"] = {"batch_size": 32}
+OPTIONS["csflow"] = {"batch_size": 1, "hidden": 128, "betas": [0.5, 0.9]}
+OPTIONS["draem"] = {"batch_size": 8, "network_width": 16}
 # Its loss is sixteen times ours: half of the sum over a batch of 32 instead of the mean. So are its steps.
 OPTIONS["stfpm"] = {"holdout": 0.0, "learning_rate": 16 * 0.4, "weight_decay": 0.001 / 16}
-SIZES = {"ganomaly": 64}
+SIZES = {"ganomaly": 64, "draem": 64}
 
 # Runs in the rival's environment, where Blemish is not installed; its last line is one JSON object.
 RIVAL = """
-import dataclasses, glob, json, sys, time, warnings, logging, os
+import dataclasses, functools, glob, json, sys, time, warnings, logging, os
 warnings.filterwarnings("ignore"); logging.disable(logging.WARNING); os.environ["TRUST_REMOTE_CODE"] = "1"
 given = json.loads(sys.argv[1])
 import torch; torch.set_num_threads(1)
@@ -55,9 +61,11 @@ for name, cfg in list(registry._model_pretrained_cfgs.items()):
         registry._model_pretrained_cfgs[name] = dataclasses.replace(cfg, file=given["weights"], url="", hf_hub_id=None)
 from anomalib.data import Folder
 from anomalib.engine import Engine
-from anomalib.models import Cfa, Fastflow, Ganomaly, Padim, Stfpm, Supersimplenet
+from anomalib.models import Cfa, Csflow, Draem, Fastflow, Ganomaly, Padim, Stfpm, Supersimplenet
 from anomalib.models.components import TimmFeatureExtractor
 from anomalib.models.image.cfa import torch_model as cfa
+from anomalib.models.image.csflow import torch_model as csflow
+from anomalib.models.image.draem import torch_model as draem
 from anomalib.models.image.fastflow import torch_model as fastflow
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
@@ -81,6 +89,19 @@ elif given["method"] == "supersimplenet":
     model, batch = Supersimplenet(backbone=LITE, layers=LAYERS[1:], **common), 32
 elif given["method"] == "ganomaly":
     model, batch = Ganomaly(**common), 32
+elif given["method"] == "draem":
+    draem.ReconstructiveSubNetwork = functools.partial(draem.ReconstructiveSubNetwork, base_width=32)
+    draem.DiscriminativeSubNetwork = functools.partial(draem.DiscriminativeSubNetwork, base_width=16)
+    common["pre_processor"] = PreProcessor(transform=(steps := Resize((SIZE, SIZE), antialias=True)))
+    model, batch = Draem(dtd_dir=given["textures"], **common), 8
+elif given["method"] == "csflow":
+    class Stage(TimmFeatureExtractor):
+        def forward(self, images):
+            return {"features.6.8": super().forward(images)[LAYERS[2]]}
+    made, extractor = csflow.InputNode, Stage(LITE, LAYERS[2:], pre_trained=True).eval()
+    csflow.efficientnet_b5, csflow.TimmFeatureExtractor = lambda weights: None, lambda backbone, layers: extractor
+    csflow.InputNode = lambda _, *sides, name: made(extractor.out_dims[0], *[2 * side for side in sides], name=name)
+    model, batch = Csflow(cross_conv_hidden_channels=128, **common), 1
 else:
     cfa.get_return_nodes = lambda backbone: LAYERS
     cfa.get_feature_extractor = lambda backbone, nodes: TimmFeatureExtractor(LITE, LAYERS, pre_trained=True).eval()
@@ -172,6 +193,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         torch.save(find_weights("efficientnet_lite0", "pretrained")[0], place / "lite0.pth")
+        (place / "textures" / "photographs").mkdir(parents=True)
+        for number, picture in enumerate(Textures(blemish.Run()).pictures):
+            to_pil_image(picture).save(place / "textures" / "photographs" / f"{number}.png")
         who = {"blemish": [sys.executable, __file__, "--ours"]}
         if asked.rival_python:
             who["anomalib"] = [str(asked.rival_python), "-c", RIVAL]
@@ -179,6 +203,7 @@ def main() -> None:
             folder = write_set(asked.data / chosen, place / chosen, asked.images)
             given = {"set": chosen, "folder": str(folder), "weights": str(place / "lite0.pth"), "size": asked.size}
             given["images"] = len(list(folder.glob("train/good/*")))
+            given["textures"] = str(place / "textures")
             for method in asked.methods:
                 for seed in asked.seeds:
                     for side, command in who.items():
