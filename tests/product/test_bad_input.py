@@ -198,10 +198,14 @@ def test_the_same_images_twice_are_a_warning(blemish, parts, quick_fit, pile, tm
 # Single images
 
 
-@pytest.fixture(params=["cut.jpg", "text.png"])
+@pytest.fixture(params=["cut.jpg", "text.png", "gone.png"])
 def broken(request, texture, save, tmp_path):
-    """A file that is no whole image, and why."""
+    """A file that is no whole image, or a link to none, and why."""
     path = save(tmp_path / request.param, texture(1))
+    if path.name == "gone.png":
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere.png")
+        return path, "cannot be opened"
     content, reason = (b"hello", "not an image") if path.suffix == ".png" else (path.read_bytes(), "damaged")
     path.write_bytes(content[: 1 + len(content) // 2])
     return path, reason
@@ -209,7 +213,7 @@ def broken(request, texture, save, tmp_path):
 
 def test_bad_images_in_a_training_folder_are_named_and_left_out_or_fail_when_strict(broken, pile, blemish, quick_fit):
     path, reason = broken
-    shutil.copy(path, pile)
+    shutil.copy(path, pile, follow_symlinks=False)
     model = pile.parent / "m.blemish"
     refused(blemish("fit", pile, "-o", model, *quick_fit, "--strict"), path.name, reason)
     assert not model.exists()

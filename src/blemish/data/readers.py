@@ -135,13 +135,12 @@ def shared_files(training: TrainingSet, data: Path) -> list[tuple[Path, Path]]:
     elif data.is_file() and data.suffix.casefold() == ".csv":
         tested = [sample.path for sample in read_manifest(data) if sample.split == "test"]
     by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in tested:
+    for path in filter(Path.exists, tested):  # what is gone since is told of where it is read
         by_size[path.stat().st_size].append(path)
     digest = functools.cache(lambda path: hashlib.sha256(path.read_bytes()).digest())
     pairs = []
-    for sample in training.samples:
-        same_size = by_size.get(sample.path.stat().st_size, [])
-        pairs += [(sample.path, path) for path in same_size if digest(path) == digest(sample.path)]
+    for own in (sample.path for sample in training.samples if sample.path.exists()):
+        pairs += [(own, path) for path in by_size.get(own.stat().st_size, []) if digest(path) == digest(own)]
     return pairs
 
 
@@ -192,8 +191,9 @@ def natural_key(path: Path) -> tuple[list[str | int], str]:
 
 
 def is_image(path: Path) -> bool:
-    """A file, not hidden, with an image's extension."""
-    return not path.name.startswith(".") and path.suffix.casefold() in EXTENSIONS and path.is_file()
+    """A file, not hidden, with an image's extension; or a link to nothing, which is to be told of as unreadable."""
+    is_file = path.is_file() or (path.is_symlink() and not path.exists())
+    return not path.name.startswith(".") and path.suffix.casefold() in EXTENSIONS and is_file
 
 
 def images_in(folder: Path) -> list[Path]:

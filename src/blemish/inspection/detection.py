@@ -62,7 +62,10 @@ def estimate_detection(painted: Sequence[Painted], calibration: Calibration) -> 
         "kinds": kinds,
         "widths": [list(pair) for pair in widths],
         "of_bad": f"of defects painted on good parts {rejected:.0%} are rejected and {reviewed:.0%} sent to review",
-        "sentence": f"Of the painted defects it finds {sizes} ({by_kind}); real ones may be easier or harder to see.",
+        "sentence": (
+            f"Of the painted defects it rejects or sends to review {sizes} ({by_kind}); real ones may be easier or "
+            "harder to see."
+        ),
     }
 
 
