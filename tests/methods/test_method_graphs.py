@@ -20,6 +20,7 @@ SIZE = (64, 64)
 CASES = [
     ("patchcore", {"reweight": 3, "neighbours": 2, "top": 0.1, "target_dim": 16}),
     ("patchcore", {"whitened": 0.07}),
+    ("patchcore", {"patch_size": 1, "coarse": 3, "neighbours": 3}),
     ("devnet", {"scales": 2}),
     ("fmam", {"base": "nkd", "internal": "memory"}),
     ("softpatch", {"weighting": "nearest"}),

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from scipy.spatial.distance import cdist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from blemish.errors import ConfigError
 from blemish.methods import patchcore
 from blemish.methods.patchcore import PatchCore, PatchCoreConfig
 from blemish.run import Lines, Run, Silent
@@ -68,6 +69,74 @@ def test_score_and_map_are_as_defined(fitted, tiny_backbone, tiny_images, plante
     prediction = method(images)
     np.testing.assert_allclose(prediction.score.numpy(), scores.max(axis=1), rtol=1e-4)
     np.testing.assert_allclose(prediction.map.numpy(), enlarged(scores), rtol=1e-4, atol=1e-5)
+
+
+def two_scales(backbone, images):
+    """Vectors ``b y x d`` of each cell by itself, and of the means over 3 x 3 cells at every second one; float64."""
+    shallow, deep = (stage.double() for stage in backbone(images))
+    averaged = [F.avg_pool2d(stage, 3, 1, 1) for stage in (shallow, deep)]
+    for stages, step in (((shallow, deep), 1), (averaged, 2)):
+        deeper = F.interpolate(stages[1], size=shallow.shape[-2:], mode="bilinear", align_corners=False)
+        yield torch.cat([stages[0], deeper], dim=1).permute(0, 2, 3, 1)[:, ::step, ::step].numpy()
+
+
+@pytest.mark.parametrize("parts", [[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2]])
+def test_of_two_scales_brought_together_by_good_images_the_stranger_counts(
+    fitted, learned, tiny_backbone, tiny_images, planted, enlarged, parts, monkeypatch
+):
+    monkeypatch.setattr(tiny_images, "parts", property(lambda images: parts[: len(images)]))
+    train, seen = tiny_images(6), tiny_images(4, seed=9).images
+    seen[:2] = planted(seen[:2])
+    seen[2, :, 24:32, 24:32] = 0.0  # one cell
+    options = {"patch_size": 1, "coarse": 3, "fraction": 1.0}
+    method = learned("patchcore", options, images=train)
+    logs, scores = [], []
+    for known, asked in zip(two_scales(tiny_backbone(), train.images), two_scales(tiny_backbone(), seen)):
+        own = [
+            cdist(one.reshape(-1, 24), np.concatenate([v.reshape(-1, 24) for v, p in zip(known, parts) if p != part]))
+            for one, part in zip(known, parts)
+        ]
+        logs.append(np.log([(distances.min(axis=1) ** 2).max() for distances in own]))
+        nearest = cdist(asked.reshape(-1, 24), known.reshape(-1, 24)).min(axis=1) ** 2
+        scores.append(nearest.reshape(asked.shape[:3]))
+    exponent = np.clip(logs[0].std(ddof=1) / logs[1].std(ddof=1), 0.5, 2)
+    coarse = np.exp(logs[0].mean() - exponent * logs[1].mean()) * scores[1] ** exponent
+    places = np.minimum(np.arange(8) / 2, 3)  # of fine cells among coarse ones: 0, 1/2, 1 ... 3, and the last again
+    rows = np.stack([np.interp(places, range(4), np.eye(4)[i]) for i in range(4)], axis=1)
+    expected = np.maximum(scores[0], rows @ coarse @ rows.T)
+    fine = scores[0].max(axis=(1, 2))
+    found = method(seen)
+    np.testing.assert_allclose(found.score, np.maximum(fine, coarse.max(axis=(1, 2))), rtol=1e-3)
+    np.testing.assert_allclose(found.map, enlarged(expected), rtol=1e-3, atol=1e-5)
+    assert 0 < (expected == scores[0]).mean() < 0.9  # either decides somewhere
+    again = PatchCore(tiny_backbone(), (64, 64), method.config)
+    again.load_fitted(method.state_dict())
+    assert torch.equal(again(seen).score, found.score)
+
+
+@pytest.mark.parametrize(("count", "exponent"), [(1, None), (4, 1.0)])
+def test_few_images_give_two_scales_one_deviation_and_one_image_gives_the_second_no_say(
+    fitted, tiny_images, planted, count, exponent
+):
+    options = {"patch_size": 1, "fraction": 1.0}
+    method, images = fitted(count, coarse=3, **options), planted(tiny_images(2, seed=9).images)
+    if exponent is None:
+        assert torch.equal(method(images).score, fitted(count, **options)(images).score)
+    else:
+        assert method.coarse.scale[0] > 0 and method.coarse.scale[1] == exponent
+
+
+def test_two_scales_and_reweighted_scores_are_refused_together(fitted):
+    with pytest.raises(ConfigError, match="set reweight=0 beside it"):
+        fitted(coarse=3, reweight=3)
+
+
+def test_equal_images_give_the_second_scale_no_say(learned, tiny_images, planted):
+    train, seen = tiny_images(6), planted(tiny_images(2, seed=9).images)
+    train.images[:] = train.images[:1]
+    options = {"patch_size": 1, "fraction": 1.0}
+    plain, both = (learned("patchcore", options | more, images=train) for more in ({}, {"coarse": 3}))
+    assert torch.equal(both(seen).score, plain(seen).score)
 
 
 def test_reweighting_by_hand(fitted, tiny_backbone, tiny_images, planted):

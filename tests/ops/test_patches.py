@@ -68,7 +68,7 @@ def test_of_more_candidates_than_are_wanted_each_image_gives_an_equal_share(tiny
     patches = PatchVectors([8, 16], 1, 1024, 1024, inflate=False)
     whole, *_ = describe_patches(images, teacher, patches, None, run, 3)
     cells = len(whole) // 4
-    some, shortened, _ = describe_patches(images, teacher, patches, torch.eye(24)[:, :5], run, 3, most=cells)
+    some, shortened, *_ = describe_patches(images, teacher, patches, torch.eye(24)[:, :5], run, 3, most=cells)
     share = -(-cells // 4)
     assert len(some) == 4 * share
     assert torch.equal(shortened, some[:, :5])

@@ -140,16 +140,28 @@ def test_a_checkpoint_of_other_images_or_options_is_refused(folder, tmp_path):
         fit(folder, ONCE, run, epochs=1, resize="opencv")
 
 
-@pytest.mark.parametrize("method", ["toy", "patchcore"])
-def test_each_image_is_seen_once_for_all_folds(folder, method, monkeypatch):
-    seen = []
+@pytest.fixture
+def seen(monkeypatch):
+    """How many images the backbone was shown, each time."""
+    numbers = []
     compute = FrozenTeacher._compute
 
     def counting(self, images):
-        seen.append(len(images))
+        numbers.append(len(images))
         return compute(self, images)
 
     monkeypatch.setattr(FrozenTeacher, "_compute", counting)
+    return numbers
+
+
+@pytest.mark.parametrize("option", [{}, {"coarse": 3}, {"whitened": 0.07}])
+def test_without_folds_each_image_is_seen_once_too_by_what_looks_again(folder, option, seen):
+    fit(folder, replace(SETTINGS, calibration="none"), method="patchcore", options=option)
+    assert sum(seen) == 20 + 2 * bool(option)  # one beforehand, seen twice over because it comes alone
+
+
+@pytest.mark.parametrize("method", ["toy", "patchcore"])
+def test_each_image_is_seen_once_for_all_folds(folder, method, seen):
     kept = fit(folder, SETTINGS, method=method)
     assert sum(seen) == 20 + 2  # one beforehand, seen twice over because it comes alone
     seen.clear()

@@ -80,7 +80,7 @@ class InReaCh(Method):
         needed = 12 * len(images) * y * x * (self.patches.width + 2)  # numbers of four bytes, three times over
         check_memory("inreach", f"compares every patch of {len(images)} images", needed, available_memory(), WAY_OUT)
         self.reach.fill_(config.place if config.place and lies_alike(images, run) else 0)
-        vectors, _, _ = describe_patches(images, teacher, self.patches, None, run)
+        vectors, *_ = describe_patches(images, teacher, self.patches, None, run)
         points = self._placed(vectors.view(len(images), y, x, -1).to(run.device)).flatten(1, 2)
         order = run.permutation(len(images), "seeds")
 

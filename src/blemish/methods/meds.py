@@ -54,7 +54,7 @@ class MeDS(Method):
 
     @torch.no_grad()
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        vectors, _, _ = describe_patches(training.normal, teacher, self.patches, None, run)
+        vectors, *_ = describe_patches(training.normal, teacher, self.patches, None, run)
         count, draws = max(1, int(len(vectors) * self.config.share)), run.generator("banks")
         for number in range(self.config.banks):
             drawn = torch.randperm(len(vectors), generator=draws)[:count]

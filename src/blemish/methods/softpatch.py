@@ -75,7 +75,7 @@ class SoftPatch(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config = self.config
         projection = random_projection(self.patches.width, config.projection_dim, run.generator("projection"))
-        vectors, shortened, _ = describe_patches(training.normal, teacher, self.patches, projection, run)
+        vectors, shortened, *_ = describe_patches(training.normal, teacher, self.patches, projection, run)
         weights = self._weigh(shortened, len(training.normal), run)
         # NumPy's quantile: torch's own refuses more than 16 million values.
         limit = float(np.quantile(weights.cpu().numpy(), 1 - config.threshold))

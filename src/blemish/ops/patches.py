@@ -25,13 +25,16 @@ class PatchVectors(nn.Module):
     Neighbourhoods have ``patch_size`` cells a side (odd), zeros outside the map. Stages are pooled to ``stage_width``
     numbers each and all together to ``width``. Stages that have fewer keep their channels, averaged over the
     neighbourhood, unless ``inflate`` pools them all the same, which repeats entries.
-    Where there is ``whitening``, ``d d``, vectors are multiplied by it.
+    Where there is ``whitening``, ``d d``, vectors are multiplied by it. Only every ``step``-th cell is described.
     """
 
     whitening: Tensor | None
 
-    def __init__(self, channels: Sequence[int], patch_size: int, stage_width: int, width: int, inflate: bool) -> None:
+    def __init__(
+        self, channels: Sequence[int], patch_size: int, stage_width: int, width: int, inflate: bool, step: int = 1
+    ) -> None:
         super().__init__()
+        self.step = step
         self.pooling = nn.ModuleList()
         self.register_buffer("whitening", None)
         self.final_width: int | None = None
@@ -55,6 +58,7 @@ class PatchVectors(nn.Module):
         vectors = torch.cat(stages, dim=1).permute(0, 2, 3, 1)
         if self.final_width is not None:
             vectors = F.adaptive_avg_pool1d(vectors.flatten(1, 2), self.final_width).view(vectors.shape[0], *grid, -1)
+        vectors = vectors[:, :: self.step, :: self.step]
         return (vectors if self.whitening is None else vectors @ self.whitening).contiguous()
 
 
@@ -79,8 +83,10 @@ def describe_patches(
     batch_size: int = BATCH,
     most: int | None = None,
     shards: Shards | None = None,
-) -> tuple[Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, int, Tensor]:
     """All patch vectors ``n d``, on the CPU; what a coreset is chosen by, ``n m``, on the run's device; its size.
+
+    Last the image that each is of, ``n``.
 
     These are the vectors times the projection ``d m``, or the vectors where there is none. They go image by image, and
     within an image row by row; each batch is written into place, so that a large set is never held twice. Where they
@@ -92,7 +98,7 @@ def describe_patches(
     """
     projection = None if projection is None else projection.to(run.device)
     draws = run.generator("candidates")
-    vectors = shortened = torch.empty(0)
+    vectors = shortened = owners = torch.empty(0)
     done, indices = 0, iter(run.progress.track(range(len(images)), "describing patches"))
     while chosen := list(islice(indices, batch_size)):
         made = patches(teacher(images.batch(chosen))).flatten(1, 2)
@@ -105,7 +111,7 @@ def describe_patches(
             # Of what is chosen by, ``farthest_first`` makes two copies.
             width = 3 * patches.width if projection is None else patches.width + 3 * projection.shape[1]
             room = total if shards is None else _room(shards, total, kept, len(made) * share, 4 * width, run)
-            vectors = torch.empty(room, patches.width)
+            vectors, owners = torch.empty(room, patches.width), torch.empty(room, dtype=torch.int64)
             shortened = vectors if projection is None else made.new_empty(room, projection.shape[1])
         if share < cells:
             drawn = [torch.randperm(cells, generator=draws)[:share].sort().values for _ in made]
@@ -114,15 +120,15 @@ def describe_patches(
         if shards is not None and done + len(made) > len(vectors):
             picks = torch.tensor(list(shards.choose(shortened[:done].to(run.device), kept)))
             done = len(picks)
-            vectors[:done] = vectors[picks]
+            vectors[:done], owners[:done] = vectors[picks], owners[picks]
             if projection is not None:
                 shortened[:done] = shortened[picks.to(shortened.device)]
         rows = slice(done, done + len(made))
-        vectors[rows] = made.cpu()
+        vectors[rows], owners[rows] = made.cpu(), torch.tensor(chosen).repeat_interleave(share)
         if projection is not None:
             torch.mm(made, projection, out=shortened[rows])
         done += len(made)
-    return vectors[:done], shortened[:done].to(run.device), kept
+    return vectors[:done], shortened[:done].to(run.device), kept, owners[:done]
 
 
 def _room(shards: Shards, total: int, kept: int, batch: int, each: int, run: Run) -> int:

@@ -52,7 +52,7 @@ class Learner:
 
     def keep_features(self, indices: Sequence[int], is_crossfit: bool, where: str, run: Run) -> None:
         """Let the teacher keep the features of what is learned from, in memory or a folder, if asked for again."""
-        if where == NO_CACHE or not (self.is_trained or is_crossfit):
+        if where == NO_CACHE or not (self.is_trained or is_crossfit or self.cls.looks_again(self.config)):
             return
         sets: list[Images] = [PosedImages(self.normal.subset(indices).windows, self.poses)]
         if self.anomalous is not None and self.cls.learns_from_anomalous(self.config):
