@@ -271,9 +271,9 @@ def unlike_map(images, others):
     return np.pad(inner, ((0, 0), (5, 5), (5, 5)), mode="edge")
 
 
-@pytest.mark.parametrize("measure", ["ssim", "l2"])
-def test_an_auto_encoder_s_first_loss_and_map_by_its_measure(measure, learned, tiny_images):
-    method = learned("ae", {**STILL, "measure": measure})
+@pytest.mark.parametrize(("measure", "residual"), [("ssim", "measure"), ("l2", "measure"), ("ssim", "l1")])
+def test_an_auto_encoder_s_first_loss_and_map_by_its_measure(measure, residual, learned, tiny_images):
+    method = learned("ae", {**STILL, "measure": measure, "residual": residual})
     good, images = tiny_images(8).images, tiny_images(2, seed=5).images
     back, made = (array(method.network(some).sigmoid()) for some in (good, images))
     if measure == "ssim":
@@ -281,6 +281,8 @@ def test_an_auto_encoder_s_first_loss_and_map_by_its_measure(measure, learned, t
         expected = unlike_map(array(images), made)
     else:
         loss, expected = np.square(array(good) - back).mean(), np.square(array(images) - made).mean(axis=1)
+    if residual == "l1":
+        expected = np.abs(array(images) - made).mean(axis=1)
     assert method.curve[0]["loss"] == pytest.approx(loss, rel=1e-4)
     with torch.no_grad():
         np.testing.assert_allclose(method(images).map, expected, atol=2e-4)

@@ -11,7 +11,7 @@ to Autoencoders, VISAPP 2019.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.autoencoder import SSIM_LAYERS, decoder, encoder, fitted, train
-from blemish.ops.config import Count, Rate, Sigma, Steps, Weight, Width
+from blemish.ops.config import LATER, Count, Rate, Sigma, Steps, Weight, Width
 from blemish.ops.residual import untrained
 from blemish.ops.smoothing import upscale
 from blemish.ops.ssim import Measure, residual_map, similarity
@@ -33,6 +33,11 @@ class AEConfig:
     measure: Annotated[
         Measure, Field(description="ssim: structural similarity of windows of 11 x 11 pixels; l2: squared difference")
     ] = "ssim"
+    residual: Annotated[
+        Literal["measure", "l1"],
+        Field(description="what the map shows: the measure learned by, or the absolute difference"),
+        LATER,
+    ] = "measure"
     latent: Annotated[Width, Field(description="numbers that an image is squeezed into")] = 100
     epochs: Annotated[Count, Field(description="passes over the images")] = 200
     steps: Steps = None
@@ -66,7 +71,8 @@ class AE(Method):
         train("ae", self.network, adam, loss, training.normal, config, run)
 
     def predict(self, images: Tensor) -> Prediction:
-        residual = residual_map(images, self._given_back(images), self.config.measure)
+        by = self.config.measure if self.config.residual == "measure" else "l1"
+        residual = residual_map(images, self._given_back(images), by)
         map_ = upscale(residual, images.shape[-2:], self.config.sigma)
         return Prediction(map_, map_.amax(dim=(1, 2)))
 

@@ -14,7 +14,7 @@ Huang, Cao, Ye, Li, Zhang, Lu: Inverse-Transform AutoEncoder for Anomaly Detecti
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages, check_cells
-from blemish.ops.config import Count, Rate, Sigma, Steps
+from blemish.ops.config import LATER, Count, Rate, Sigma, Steps
 from blemish.ops.passes import batches
 from blemish.ops.residual import initialise_uniform, untrained
 from blemish.ops.smoothing import shrink, upscale
@@ -37,7 +37,10 @@ class ITAEConfig:
     epochs: Annotated[Count, Field(description="passes over the images")] = 125
     steps: Steps = None
     batch_size: Annotated[Count, Field(description="images a step")] = 16
-    learning_rate: Annotated[Rate, Field(description="of gradient descent, halved at each tenth of the training")] = 0.1
+    optimiser: Annotated[
+        Literal["sgd", "adam"], Field(description="adam: less fragile on large images; set learning_rate=0.001"), LATER
+    ] = "sgd"
+    learning_rate: Annotated[Rate, Field(description="of the optimiser, halved at each tenth of the training")] = 0.1
     sigma: Sigma = 4.0
 
 
@@ -59,7 +62,8 @@ class ITAE(Method):
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
         initialise_uniform(self.network, run.generator("network"))
-        optimiser = torch.optim.SGD(self.network.parameters(), config.learning_rate)
+        kind = torch.optim.SGD if config.optimiser == "sgd" else torch.optim.Adam
+        optimiser = kind(self.network.parameters(), config.learning_rate)
         for epoch in epochs(run, "itae", {"network": self.network, "optimiser": optimiser}, config, len(images)):
             self.network.train()
             optimiser.param_groups[0]["lr"] = config.learning_rate * 0.5 ** (10 * (epoch.number - 1) // epoch.of)

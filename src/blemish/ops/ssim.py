@@ -35,6 +35,8 @@ def ssim_map(first: Tensor, second: Tensor) -> Tensor:
     return F.pad(1 - similarity(first, second).mean(dim=1, keepdim=True), [WINDOW // 2] * 4, mode="replicate")[:, 0]
 
 
-def residual_map(first: Tensor, second: Tensor, measure: Measure) -> Tensor:
+def residual_map(first: Tensor, second: Tensor, measure: Measure | Literal["l1"]) -> Tensor:
     """``b h w``, at least 0: how far two images ``b c h w`` in [0, 1] differ at each place, averaged over channels."""
-    return ssim_map(first, second) if measure == "ssim" else (first - second).square().mean(dim=1)
+    if measure == "ssim":
+        return ssim_map(first, second)
+    return (first - second).abs().pow(int(measure[1])).mean(dim=1)
