@@ -127,9 +127,11 @@ def test_few_images_give_two_scales_one_deviation_and_one_image_gives_the_second
         assert method.coarse.scale[0] > 0 and method.coarse.scale[1] == exponent
 
 
-def test_two_scales_and_reweighted_scores_are_refused_together(fitted):
+def test_a_second_scale_that_could_not_help_is_refused(fitted):
     with pytest.raises(ConfigError, match="set reweight=0 beside it"):
         fitted(coarse=3, reweight=3)
+    with pytest.raises(ConfigError, match="coarse=3 sees no more than patch_size=3 does"):
+        fitted(coarse=3)
 
 
 def test_equal_images_give_the_second_scale_no_say(learned, tiny_images, planted):

@@ -154,7 +154,7 @@ def seen(monkeypatch):
     return numbers
 
 
-@pytest.mark.parametrize("option", [{}, {"coarse": 3}, {"whitened": 0.07}])
+@pytest.mark.parametrize("option", [{}, {"coarse": 5}, {"whitened": 0.07}])
 def test_without_folds_each_image_is_seen_once_too_by_what_looks_again(folder, option, seen):
     fit(folder, replace(SETTINGS, calibration="none"), method="patchcore", options=option)
     assert sum(seen) == 20 + 2 * bool(option)  # one beforehand, seen twice over because it comes alone

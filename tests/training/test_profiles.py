@@ -61,6 +61,7 @@ def test_parts_that_lie_in_any_direction_are_learned_in_all(tmp_path, turn, expe
         ({0: 1.0, 3: 1.3}, 5, {}, 0),  # too few to tell
         ({0: 1.0, 3: 1.3}, 6, {"coarse": 0}, 0),  # as was asked for
         ({0: 1.0, 3: 1.3}, 0, {}, 0),
+        (None, 6, {"reweight": 3}, 0),  # with which it does not go
     ],
 )
 def test_known_bad_images_choose_a_second_scale(tmp_path, monkeypatch, apart, bad, options, expected):
@@ -72,7 +73,8 @@ def test_known_bad_images_choose_a_second_scale(tmp_path, monkeypatch, apart, ba
         Image.fromarray(picture).save(tmp_path / f"bad/{number}.png")
     tried = dataclasses.replace(PROFILES["fast"], tried={"coarse": 3}, tried_as="a second memory")
     monkeypatch.setitem(PROFILES, "fast", tried)
-    monkeypatch.setattr(Trial, "stand_out", lambda trial, *_: apart[trial.learner.config.coarse])
+    if apart:
+        monkeypatch.setattr(Trial, "stand_out", lambda trial, *_: apart[trial.learner.config.coarse])
     notes, training = Notes(), read_training(tmp_path)
     settled = resolve(training, FitSettings(profile="fast", poses="none", options=options), Run(progress=notes))
     assert method_config("patchcore", settled).coarse == expected

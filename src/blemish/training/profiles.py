@@ -173,7 +173,10 @@ def _choose_options(
     more = dataclasses.replace(learner, config=dataclasses.replace(learner.config, **options))
     trials = run.progress.track((trial, dataclasses.replace(trial, learner=more)), f"trying {profile.tried_as}")
     poses = settings.poses or "none"
-    usual, changed = (one.stand_out(poses, quiet.scoped(f"options {number}")) for number, one in enumerate(trials))
+    try:
+        usual, changed = (one.stand_out(poses, quiet.scoped(f"options {number}")) for number, one in enumerate(trials))
+    except ConfigError:  # they do not go with an option that was asked for
+        return settings
     keeps = changed > usual + GAIN
     run.progress.note(
         f"known-bad images score {usual:.2f} standard deviations above held-out good images, {changed:.2f} with "
