@@ -19,8 +19,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import blemish
 from blemish.cli import app
+from blemish.data.images import read_image
 from blemish.deploy import page
+from blemish.deploy.export import export
 from blemish.errors import ConfigError
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
@@ -90,6 +93,40 @@ def test_a_sample_decides_and_scores_as_the_file_here(sample, folder, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(mask).convert("L")) > 0, expected)
         decisions.add(decision)
     assert {"ok", "reject"} <= decisions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tile", "grey"), [(48, True), (None, False)])
+def test_the_sample_for_large_images_cuts_tiles_and_covers_what_is_outside(folder, tmp_path, tile, grey):
+    mask = np.ones((72, 90), bool)
+    mask[:, :30] = mask[60:, 80:] = False
+    photographs = [*sorted((folder / "good").glob("*.png")), folder / "good.png", folder / "bad.png"]
+    (tmp_path / "good").mkdir()
+    for path in photographs:
+        image = Image.open(path).convert("L" if grey else "RGB").resize((90, 72))
+        image.save(tmp_path / ("good" if path.parent.name == "good" else ".") / path.name)
+    Image.fromarray(mask).save(tmp_path / "roi.png")
+    settings = {"method": "patchcore", "backbone": "resnet18", "weights": "random", "size": 64}
+    tiled = {"tile": tile, "tile_overlap": 12} if tile else {}
+    inspector = blemish.fit(tmp_path / "good", options={"memory": 50}, roi=tmp_path / "roi.png", **tiled, **settings)
+    images = {path.name: read_image(path) for path in (tmp_path / "good").iterdir()}
+    export(inspector, tmp_path / "part.onnx", images, grey=grey)
+    usual, decisions = blemish.load(tmp_path / "part.onnx"), set()
+    for name in ("good.png", "bad.png"):
+        command = [sys.executable, EXAMPLES / "python/inspect_large.py", tmp_path / "part.onnx", tmp_path / name]
+        done = subprocess.run([*command, tmp_path / "mask.png"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said, verdict = json.loads(done.stdout), usual(tmp_path / name)
+        assert (said["decision"], said["score"]) == (verdict.decision, pytest.approx(verdict.score, rel=1e-5))
+        assert said["p_value"] == pytest.approx(verdict.p_value, rel=1e-4)
+        expected = verdict.heatmap > usual.calibration.pixel_threshold
+        assert (np.asarray(Image.open(tmp_path / "mask.png")) != expected).mean() < 0.002
+        decisions.add(verdict.decision)
+    assert decisions == {"ok", "reject"}
+    wrong = tmp_path / "wrong.png"
+    Image.new("RGB", (90, 90)).save(wrong)
+    done = subprocess.run([*command[:3], wrong, tmp_path / "m.png"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "90 x 90 pixels, the region of interest 90 x 72" in done.stderr
 
 
 def test_the_sample_in_c_sharp_can_be_parsed():

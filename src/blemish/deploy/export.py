@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -75,6 +76,7 @@ def export(
     deployed = Deployed(bare, with_white=deep).eval()
     model = to_onnx(deployed, pixels, channels=1 if grey else 3)
     description = describe(inspector, made_from, pixels)
+    description["export"]["inputs"] = {key: value for key, value in deployed.inputs.items() if math.isfinite(value)}
     with written_atomically(path) as temporary:
         _save(model, temporary, description, inspector.promise)
         parity = check_parity(bare, temporary, pictures)
