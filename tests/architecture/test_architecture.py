@@ -56,11 +56,11 @@ BUDGET = {
     "read by two against the issues": 79,
     "grey cameras": 12,
     "what a newcomer found": 42,
-    "two scales, and links to nothing": 167,
+    "two scales, and links to nothing": 169,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 21635
+TEST_BUDGET = 21672
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
