@@ -186,7 +186,7 @@ def page(rows: pd.DataFrame) -> str:
     parts += ["| profile | fit, s | file to verdict, ms | memory and network, MB |", "|---|---:|---:|---:|"]
     cells = costs.map(lambda value: "–" if math.isnan(value) else f"{value:.0f}")
     parts += [f"| {name} | {' | '.join(row)} |" for name, row in cells.iterrows()]
-    one = rows[rows["painted_rejected"].notna() & (rows["painted_counted"] == 2)]
+    one = rows[(rows["images"] == 30) & rows["painted_rejected"].notna() & (rows["painted_counted"] == 2)]
     by_set = one.groupby(["set", "profile"])[["caught_at_5", "painted_rejected", "painted_reviewed"]].mean()
     expected = by_set["painted_rejected"] + by_set["painted_reviewed"]
     rank = spearmanr(expected, by_set["caught_at_5"])
@@ -194,7 +194,7 @@ def page(rows: pd.DataFrame) -> str:
     stated, met = same["promised"].mean(), same["false_reject_rate"].mean()
     parts += [
         f"\nPainted defects rejected or reviewed, beside `caught_at_5`, over {len(by_set)} pairs of set and profile "
-        f"(30 images, {one['draw'].nunique()} draw): "
+        f"(30 images, draws numbered {', '.join(map(str, sorted(set(one['draw']))))}): "
         f"rank correlation {rank.statistic:.2f} (p = {rank.pvalue:.2g}).",
         f"\nGood test images rejected, without elpv_mono, whose test cells come from other modules: {met:.1%} of them, "
         f"where {stated:.1%} were stated.\n",

@@ -33,7 +33,7 @@ class Profile:
     limits: tuple[int, int]  # the smallest and the largest side of a square of as many pixels as images are brought to
     options: Mapping[str, Any]  # the method's
     turned: Profile | None = None  # for parts that lie in several directions
-    tried: Mapping[str, Any] | None = None  # further options, kept if known-bad images stand out more with them
+    tried: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # kept where known-bad images stand out more
     tried_as: str = ""  # these, in words
 
 

@@ -84,9 +84,9 @@ def describe_patches(
     most: int | None = None,
     shards: Shards | None = None,
 ) -> tuple[Tensor, Tensor, int, Tensor]:
-    """All patch vectors ``n d``, on the CPU; what a coreset is chosen by, ``n m``, on the run's device; its size.
+    """All patch vectors ``n d``; what a coreset is chosen by, ``n m``, on the run's device; its size; their images.
 
-    Last the image that each is of, ``n``.
+    Vectors, and the number ``n`` of the image that each is of, are on the CPU.
 
     These are the vectors times the projection ``d m``, or the vectors where there is none. They go image by image, and
     within an image row by row; each batch is written into place, so that a large set is never held twice. Where they

@@ -39,4 +39,5 @@ def residual_map(first: Tensor, second: Tensor, measure: Measure | Literal["l1"]
     """``b h w``, at least 0: how far two images ``b c h w`` in [0, 1] differ at each place, averaged over channels."""
     if measure == "ssim":
         return ssim_map(first, second)
-    return (first - second).abs().pow(int(measure[1])).mean(dim=1)
+    apart = first - second
+    return (apart.abs() if measure == "l1" else apart.square()).mean(dim=1)

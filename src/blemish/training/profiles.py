@@ -80,7 +80,7 @@ def resolve(training: TrainingSet, settings: FitSettings, run: Run) -> FitSettin
         profile, training, dataclasses.replace(settings, profile=name, poses=poses or "none"), run, method
     )
     known = _options(method).difference(settings.options)
-    if profile.tried is not None and training.regime == "weak" and known.issuperset(profile.tried):
+    if profile.tried and training.regime == "weak" and known.issuperset(profile.tried):
         settled = _choose_options(method, training, settled, profile, run)
     height, width = np.broadcast_to(settled.size or 0, 2)
     run.progress.note(f"profile: {name} ({profile.idea}: {settled.backbone} at {width} x {height} pixels)")
@@ -168,13 +168,12 @@ def _choose_options(
     trial, _ = begin_trial(method, training, settings, quiet)
     if trial is None or trial.known_bad is None:
         return settings
-    learner, options = trial.learner, dict(profile.tried or {})
+    learner, poses = trial.learner, settings.poses or "none"
     learner.keep_features(range(len(learner.normal)), True, settings.cache, quiet)
-    more = dataclasses.replace(learner, config=dataclasses.replace(learner.config, **options))
-    trials = run.progress.track((trial, dataclasses.replace(trial, learner=more)), f"trying {profile.tried_as}")
-    poses = settings.poses or "none"
+    more = dataclasses.replace(learner, config=dataclasses.replace(learner.config, **profile.tried))
+    trials = run.progress.track((dataclasses.replace(trial, learner=more), trial), f"trying {profile.tried_as}")
     try:
-        usual, changed = (one.stand_out(poses, quiet.scoped(f"options {number}")) for number, one in enumerate(trials))
+        changed, usual = (one.stand_out(poses, quiet.scoped(f"options {number}")) for number, one in enumerate(trials))
     except ConfigError:  # they do not go with an option that was asked for
         return settings
     keeps = changed > usual + GAIN
@@ -182,7 +181,7 @@ def _choose_options(
         f"known-bad images score {usual:.2f} standard deviations above held-out good images, {changed:.2f} with "
         f"{profile.tried_as}, which needs {GAIN} more: it is {'kept' if keeps else 'left out'}"
     )
-    return dataclasses.replace(settings, options={**settings.options, **options}) if keeps else settings
+    return dataclasses.replace(settings, options={**settings.options, **profile.tried}) if keeps else settings
 
 
 def begin_trial(method: str, training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Trial | None, int]:
