@@ -18,7 +18,7 @@ import numpy as np
 from blemish.data.images import read_image
 from blemish.data.testset import load_mask, open_test_set
 from blemish.deploy.export import export
-from blemish.deploy.parity import pictures
+from blemish.deploy.pictures import pictures
 from blemish.deploy.precision import convert
 from blemish.errors import BlemishError
 from blemish.inspection.load import load

@@ -19,6 +19,7 @@ from blemish.data.preprocessing import stacked
 from blemish.deploy import parity
 from blemish.deploy.export import export
 from blemish.deploy.graph import PValues, below
+from blemish.deploy.pictures import pictures as compared_on
 from blemish.errors import ConfigError, ImageError, OutputError
 from blemish.inspection.calibration import Calibration, calibrate
 from blemish.inspection.model_file import Description
@@ -106,7 +107,7 @@ def test_a_letterbox_and_images_of_16_bits_without_calibration(tmp_path):
     inspector = blemish.fit(parts, size=64, resize="letterbox", options={"memory": 50}, **settings)
     level = inspector.preparation.white_level
     assert level == 4095
-    found = export(inspector, tmp_path / "parts.onnx", parity.pictures(parts, level))
+    found = export(inspector, tmp_path / "parts.onnx", compared_on(parts, level))
     assert found.images == 8 and found.score <= parity.WORST and found.p_value is None
     session = parity.open_session(tmp_path / "parts.onnx")
     assert [output.name for output in session.get_outputs()] == ["score", "map"]
@@ -136,7 +137,7 @@ def test_a_file_for_grey_cameras_takes_one_channel_and_says_the_same(tmp_path):
 
 
 def test_what_cannot_be_exported_leaves_nothing_behind(model, tmp_path, monkeypatch):
-    path, pictures = tmp_path / "parts.onnx", parity.pictures(None, 255)
+    path, pictures = tmp_path / "parts.onnx", compared_on(None, 255)
     with pytest.raises(ConfigError, match="uint16 was asked for, but the model learned from images of 8 bits"):
         export(model, path, pictures, pixels="uint16")
     with pytest.raises(OutputError, match="is a folder"):
@@ -151,7 +152,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(model, tmp_path, monkeypa
             export(model, path, pictures)
     with pytest.raises(ImageError, match="floats"):
         Image.fromarray(RNG.random((40, 40)).astype(np.float32)).save(tmp_path / "floats.tiff")
-        parity.pictures(tmp_path, 255)
+        compared_on(tmp_path, 255)
     assert [file.name for file in tmp_path.iterdir()] == ["floats.tiff"]
 
 
@@ -163,12 +164,12 @@ def test_an_operator_without_onnx_form_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr("blemish.deploy.preparation.Prepare.forward", refused)
     monkeypatch.setattr("blemish.deploy.preparation.ToOriginal.forward", lambda self, maps, images: maps)
     with pytest.raises(OutputError, match=r"no ONNX form: aten\.\w*eig"):
-        export(model, tmp_path / "parts.onnx", parity.pictures(None, 255))
+        export(model, tmp_path / "parts.onnx", compared_on(None, 255))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_maps_of_one_number_are_alike(model, monkeypatch):
-    pictures, stream = parity.pictures(None, 255), blemish.Inspector.stream
+    pictures, stream = compared_on(None, 255), blemish.Inspector.stream
 
     def flat(*given, **named):
         return [dataclasses.replace(one, map=np.zeros_like(one.map)) for one in stream(*given, **named)]
@@ -187,7 +188,7 @@ def test_maps_of_one_number_are_alike(model, monkeypatch):
 
 def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_path, monkeypatch):
     """The graph is a stand-in: what is compared and kept is what counts."""
-    path, pictures, limit = tmp_path / "parts.onnx", parity.pictures(None, 255), model.calibration.threshold
+    path, pictures, limit = tmp_path / "parts.onnx", compared_on(None, 255), model.calibration.threshold
     precise = {id(image): model(image.pixels) for image in pictures.values()}
     offset, content = {"score": 0.0, "map": 1.0}, bytes(10)
 
@@ -207,7 +208,7 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
 
     monkeypatch.setattr(parity.engines, "judged", alone)
     monkeypatch.setattr("blemish.deploy.export.to_onnx", lambda *_, **__: None)
-    monkeypatch.setattr("blemish.deploy.export._save", lambda model, file, *_: file.write_bytes(content))
+    monkeypatch.setattr("blemish.deploy.export.save", lambda model, about, file, *_: file.write_bytes(content))
     assert export(model, path, pictures).score < 1e-3
     assert path.read_bytes() == content
     path.unlink()
@@ -223,7 +224,7 @@ def test_a_file_that_judges_otherwise_or_finds_no_room_is_not_kept(model, tmp_pa
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("blemish.deploy.export._save", full)
+    monkeypatch.setattr("blemish.deploy.export.save", full)
     with pytest.raises(OutputError, match="the disk is full"):
         export(model, path, pictures)
     assert list(tmp_path.iterdir()) == []

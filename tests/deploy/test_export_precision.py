@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import blemish
+from blemish.cli import app
 from blemish.data.images import read_image
 from blemish.deploy import precision
 from blemish.deploy.precision import Cost, convert
@@ -52,6 +54,26 @@ def test_int8_is_in_the_network_alone_and_judges_much_as_before(folder, tmp_path
     with pytest.raises(DataError, match="8 good images or more, and there are 3"):
         convert(source, tmp_path / "not.onnx", "int8", dict([*images.items()][:3]))
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+
+
+def test_the_precision_that_keeps_to_a_budget_is_the_one_exported(folder, tmp_path, monkeypatch):
+    model = blemish.load(folder / "part.blemish")
+    facts = {"asked": 30.0, "p95": 25.0, "engine": "openvino", "precision": "int8"}
+    file = dataclasses.replace(model, provenance=model.provenance | {"budget": facts}).save(tmp_path / "a.blemish")
+    asked = []
+
+    def stopped(source, target, kind, *_):
+        asked.append(kind)
+        raise OutputError("seen")
+
+    monkeypatch.setattr("blemish.deploy.export.export", lambda *_, **__: CHEAP)
+    monkeypatch.setattr(precision, "convert", stopped)
+    command, good = ["export", str(file), "-o", str(tmp_path / "a.onnx")], ["--check", str(folder / "good")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2 and "fit kept its budget in int8" in done.stderr and "--precision fp32" in done.stderr
+    for options, expected in ((good, ["int8"]), ([*good, "--precision", "bf16"], ["int8", "bf16"])):
+        assert "seen" in CliRunner().invoke(app, [*command, *options]).stderr
+        assert asked == expected
 
 
 @pytest.mark.slow

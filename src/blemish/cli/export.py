@@ -25,9 +25,12 @@ def export(
         bool, typer.Option("--grey", help="The file takes images of one channel, as grey cameras give.")
     ] = False,
     precision: Annotated[
-        Literal["fp32", "int8", "bf16"],
-        typer.Option(help="Of the network; others than fp32 need --check with good images, and are kept if they gain."),
-    ] = "fp32",
+        Literal["auto", "fp32", "int8", "bf16"],
+        typer.Option(
+            help="Of the network; int8 and bf16 need --check with good images, and are kept if they gain. By default "
+            "fp32, or what the budget given to fit was kept in."
+        ),
+    ] = "auto",
     budget: Annotated[
         float | None,
         typer.Option(
@@ -53,7 +56,7 @@ def export(
     from blemish.data.readers import find_images
     from blemish.deploy.export import export as write
     from blemish.deploy.page import MODEL, find_runtime, write_browser_page
-    from blemish.deploy.parity import pictures
+    from blemish.deploy.pictures import pictures
     from blemish.deploy.precision import convert, within_budget
     from blemish.errors import ConfigError
     from blemish.run import check_writable, file_digest, refuse_to_replace, written_atomically
@@ -61,14 +64,18 @@ def export(
     target = output or (web and web / MODEL)
     if target is None:
         raise ConfigError("say where to: -o parts.onnx for a file, --web FOLDER for a page with it, or both")
-    if precision != "fp32" and check is None:
-        raise ConfigError(f"--precision {precision} is measured on good images: name their folder with --check")
     runtime = find_runtime(onnxruntime_web) if web is not None else None
     compared = find_images(check) if check else []
     refuse_to_replace(target, {"the model": [model], "an image to compare on": compared})
     check_writable(target)
     inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
-    seen = inspector.preparation
+    seen, kept_in = inspector.preparation, inspector.provenance.get("budget", {"precision": "auto"})["precision"]
+    chosen = kept_in if precision == "auto" and kept_in != "auto" else "fp32" if precision == "auto" else precision
+    if chosen != "fp32" and check is None:
+        other = f"fit kept its budget in {chosen}: --precision fp32 exports without it, and {chosen}" * (
+            precision == "auto"
+        )
+        raise ConfigError(f"{other or chosen} is measured on good images: name their folder with --check")
     if web is not None and (seen.tiling is not None or seen.roi is not None):
         raise ConfigError(f"{model} judges tiles or a region of interest, and a page whole images: leave --web out")
     images = pictures(check, seen.white_level, grey)
@@ -77,9 +84,9 @@ def export(
         made = Path(folder) / MODEL
         parity = write(inspector, made, images, pixels=kind, grey=grey, made_from=file_digest(model))
         facts, words = {"model": str(target), **asdict(parity)}, f"{target}: {parity}"
-        if precision != "fp32" and check is not None:
+        if chosen != "fp32" and check is not None:
             good = {name: image for name, image in images.items() if Path(name).is_file()}  # as they are
-            cost = convert(made, made, precision, good, threads)
+            cost = convert(made, made, chosen, good, threads)
             facts, words = facts | {"precision_cost": asdict(cost)}, f"{words}\n{cost}"
         if budget is not None:
             sources = compared if check else [image.pixels for image in images.values()]

@@ -59,6 +59,20 @@ def export(
         OutputError: the file cannot be written, has no operator for what the model does, or judges otherwise.
     """
     path = Path(path)
+    check_writable(path)
+    model, description = described_graph(inspector, pixels, grey, made_from)
+    with written_atomically(path) as temporary:
+        save(model, description, temporary, inspector.promise)
+        parity = check_parity(_bare(inspector), temporary, pictures)
+        description["export"]["parity"] = asdict(parity)
+        save(model, description, temporary, inspector.promise)
+    return parity
+
+
+def described_graph(
+    inspector: Inspector, pixels: Pixels | None = None, grey: bool = False, made_from: str = ""
+) -> tuple[Any, dict[str, Any]]:
+    """What ``export`` writes, compared with nothing yet: an ``onnx.ModelProto`` and what it says of itself."""
     for name in NEEDED:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"exporting needs the package {name}: pip install 'blemish[export]'")
@@ -70,19 +84,15 @@ def export(
     name = inspector.name
     if not method_entry(name).exports or inspector.method.needs_gradient:
         raise ConfigError(f"{name} cannot be exported: each of its verdicts needs a gradient, which no engine computes")
-    check_writable(path)
-    # Whoever runs the graph cuts tiles and covers what is not judged: it is compared on whole images without either.
-    bare = replace(inspector, preparation=replace(inspector.preparation, tiling=None, roi=None))
-    deployed = Deployed(bare, with_white=deep).eval()
-    model = to_onnx(deployed, pixels, channels=1 if grey else 3)
+    deployed = Deployed(_bare(inspector), with_white=deep).eval()
     description = describe(inspector, made_from, pixels)
     description["export"]["inputs"] = {key: value for key, value in deployed.inputs.items() if math.isfinite(value)}
-    with written_atomically(path) as temporary:
-        _save(model, temporary, description, inspector.promise)
-        parity = check_parity(bare, temporary, pictures)
-        description["export"]["parity"] = asdict(parity)
-        _save(model, temporary, description, inspector.promise)
-    return parity
+    return to_onnx(deployed, pixels, channels=1 if grey else 3), description
+
+
+def _bare(inspector: Inspector) -> Inspector:
+    """For whole images: whoever runs the graph cuts tiles and covers what is not judged."""
+    return replace(inspector, preparation=replace(inspector.preparation, tiling=None, roi=None))
 
 
 def to_onnx(deployed: Deployed, pixels: Pixels, any_size: bool = True, channels: int = 3) -> Any:
@@ -176,7 +186,8 @@ def describe(inspector: Inspector, made_from: str, pixels: Pixels) -> dict[str, 
     }
 
 
-def _save(model: Any, path: Path, description: dict[str, Any], promise: str) -> None:
+def save(model: Any, description: dict[str, Any], path: Path, promise: str) -> None:
+    """Write the graph with its description, promise and digest."""
     import onnx
 
     properties = {

@@ -1,21 +1,29 @@
 """``fit --budget 30ms``: what is judged in so much time on this machine, from an image's file to its verdict.
 
-From the settings wanted down, candidates are measured as they will judge: their memory is as full as it will be. What
-the first that fits costs in quality is measured too, by painted defects on good images that were held out.
+From the settings wanted down, candidates are measured as they will judge: their memory is as full as it will be. Where
+torch is too slow, a file exported from them is tried with each engine, in float32 and then in what is cheaper and pays.
+What the first that fits costs in quality is measured too, by painted defects on good images that were held out.
 """
 
+import contextlib
 import dataclasses
 import math
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from blemish.backbones.networks import choose_levels
+from blemish.data.images import read_image
 from blemish.data.poses import copies
-from blemish.data.samples import TrainingSet
-from blemish.errors import ConfigError
+from blemish.data.samples import Sample, TrainingSet
+from blemish.errors import BlemishError, ConfigError, OutputError
+from blemish.inspection.inspector import Inspector
 from blemish.registry import PROFILES
 from blemish.run import Run, Silent
 from blemish.training.profiles import begin_trial, with_profile
@@ -23,26 +31,38 @@ from blemish.training.setup import FitSettings, build_learner, load_images, meth
 
 WARM_UP, MEASURED, TOLD, LOOKED = 3, 20, 5, 4  # verdicts before, those measured, and enough if all are slow; images
 SMALLEST = 500  # patches in a memory
+JUDGED = 16  # good images, on which a cheaper precision is tried
+ENGINES_GAIN, CHEAPER_GAINS = 4, 2  # times as fast: more was never seen, so what would need more is not tried
+PRECISIONS: tuple[Literal["fp32", "bf16", "int8"], ...] = ("fp32", "bf16", "int8")  # of exported files, as they lose
 SHARES = ((1, 1), (1, 1 / 4), (3 / 4, 1 / 4), (1 / 2, 1 / 8))  # of a side, and of the memory
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings, and milliseconds from file to verdict: median, and what 19 of 20 verdicts do not exceed."""
+    """Settings, and milliseconds from file to verdict: median, and what 19 of 20 verdicts do not exceed.
+
+    By another ``engine`` than torch they are of an exported file in that ``precision``; ``cost`` says what that costs.
+    """
 
     settings: FitSettings
     p50: float
     p95: float
+    engine: str = "torch"
+    precision: str = "auto"
+    cost: str = ""
 
     def __str__(self) -> str:
         """In words."""
         size, memory = self.settings.size, self.settings.options["memory"]
         sides = f"{size}" if isinstance(size, int) else " x ".join(map(str, reversed(size or ())))
-        return f"{self.settings.backbone} at {sides}, memory {memory:,}: {self.p95:.0f} ms"
+        by = "" if self.engine == "torch" else f", exported in {self.precision} and judged by {self.engine}"
+        return f"{self.settings.backbone} at {sides}, memory {memory:,}{by}: {self.p95:.0f} ms"
 
 
-def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings, method: str, run: Run) -> FitSettings:
-    """The first of ``wanted``, which a profile filled in, and smaller ones that keeps to ``asked.budget``.
+def within_budget(
+    training: TrainingSet, wanted: FitSettings, asked: FitSettings, method: str, run: Run
+) -> tuple[FitSettings, dict[str, Any]]:
+    """The first of ``wanted``, which a profile filled in, and smaller ones that keeps to ``asked.budget``; and by what.
 
     What was asked for by name stays as it is. Says what was measured and what it costs; a ConfigError names the fastest
     where nothing keeps to the budget.
@@ -54,7 +74,8 @@ def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings
     if asked.options.get("fraction") is not None:
         raise ConfigError("a budget is kept by smaller memories, and fraction fixes theirs: set memory in its place")
     candidates, quiet = list[Candidate](), dataclasses.replace(run, progress=Silent())
-    for settings in _smaller(training, wanted, asked, method, quiet):
+    smaller = _smaller(training, wanted, asked, method, quiet)
+    for settings in run.progress.track(smaller, "measuring what keeps to the budget"):
         candidates.append(_measured(training, settings, method, quiet))
         if candidates[-1].p95 <= (asked.budget or 0):
             break
@@ -67,9 +88,15 @@ def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings
     first, chosen = candidates[0], candidates[-1]
     run.progress.note(
         f"budget: {chosen} from file to verdict (19 of 20 images; half take {chosen.p50:.0f} ms; "
-        f"{torch.get_num_threads()} threads, now, on this machine); `blemish export --budget` says what engines take"
+        f"{torch.get_num_threads()} threads, now, on this machine)"
     )
-    if chosen is not first:
+    if chosen.engine != "torch":
+        cheaper = f" --check GOOD --precision {chosen.precision}" * (chosen.precision != "fp32")
+        run.progress.note(
+            f"budget: the model file itself takes longer, and `blemish export{cheaper} --budget {asked.budget:g}ms` "
+            f"writes what keeps to it{f'; {chosen.cost}' * bool(chosen.cost)}"
+        )
+    if chosen.settings != first.settings:
         cost = "too few good parts to tell what that costs"
         trials = [begin_trial(method, training, candidate.settings, quiet)[0] for candidate in (first, chosen)]
         if all(trials):
@@ -77,7 +104,8 @@ def within_budget(training: TrainingSet, wanted: FitSettings, asked: FitSettings
             what = "painted defects" if trials[0] and trials[0].known_bad is None else "known-bad images"
             cost = f"{what} stand {usual:.2f} deviations above good images that were held out, with it {faster:.2f}"
         run.progress.note(f"budget: without it {first}; {cost}")
-    return chosen.settings
+    facts = {"asked": asked.budget, "p95": chosen.p95, "engine": chosen.engine, "precision": chosen.precision}
+    return chosen.settings, {"budget": facts}
 
 
 def _smaller(
@@ -121,4 +149,37 @@ def _measured(training: TrainingSet, settings: FitSettings, method: str, quiet: 
         if len(milliseconds) == TOLD and min(milliseconds) > (settings.budget or math.inf):
             break  # not one of them kept to it
     p50, p95 = np.quantile(milliseconds, (0.5, 0.95)).tolist()
-    return Candidate(settings, p50, p95)
+    candidate, most = Candidate(settings, p50, p95), settings.budget or math.inf
+    if most < p95 and p50 <= ENGINES_GAIN * most:
+        candidate = _exported(inspector, training.normal, candidate, most)
+    return candidate
+
+
+def _exported(inspector: Inspector, good: Sequence[Sample], by_torch: Candidate, most: float) -> Candidate:
+    """The first precision of an exported file in which an engine keeps to ``most`` milliseconds, else what is fastest.
+
+    What cannot be exported or tried here is left out: torch's time stands for it.
+    """
+    import torch
+
+    from blemish.deploy.export import described_graph, save
+    from blemish.deploy.precision import convert, times
+
+    fastest, paths, threads = by_torch, [sample.path for sample in good[:LOOKED]], torch.get_num_threads()
+    images = {str(sample.path): read_image(sample.path) for sample in good[:JUDGED]}
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(BlemishError):
+        exported, cheaper = Path(folder) / "fp32.onnx", Path(folder) / "cheaper.onnx"
+        save(*described_graph(inspector), exported, inspector.promise)
+        for precision in PRECISIONS:
+            file, cost = exported, ""
+            if precision != "fp32":
+                try:
+                    file, cost = cheaper, str(convert(exported, cheaper, precision, images, threads))
+                except OutputError:  # it does not pay here
+                    continue
+            engine, taken = next(iter(times(file, paths, threads).items()))
+            if taken["p95"] < fastest.p95:
+                fastest = Candidate(by_torch.settings, taken["p50"], taken["p95"], engine, precision, cost)
+            if fastest.p95 <= most or fastest.p50 > CHEAPER_GAINS * most:
+                break
+    return fastest

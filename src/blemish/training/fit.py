@@ -92,7 +92,7 @@ def fit(
     settings, began = dataclasses.replace(settings, **changes), time.time()
     with run.interruptible():
         training = data if isinstance(data, TrainingSet) else read_training(data)
-        learner, planned, settings, run = _prepared(training, settings, run)
+        learner, planned, settings, run, budget = _prepared(training, settings, run)
         kept, held, is_crossfit = list(range(len(learner.normal))), list[int](), planned.kind == "crossfit"
         if planned.kind == "holdout":
             kept, held = split_by_group(learner.groups, planned.held_out, run.seed)
@@ -116,7 +116,7 @@ def fit(
         inspector = learner.learn(kept, run, on_epoch)
         if held:
             calibration, facts = _calibrate("holdout", [(held, inspector)], learner, settings, run, facts)
-        facts = _provenance(training, learner, kept, settings, run) | facts
+        facts = _provenance(training, learner, kept, settings, run) | budget | facts
         if settings.compare:
             facts["known_bad_changed"] = compare(learner, kept, run)
             run.progress.note(change_in_words(facts["known_bad_changed"]))
@@ -143,8 +143,10 @@ fit.__signature__ = signature(fit).replace(  # type: ignore[attr-defined]
 )
 
 
-def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[Learner, Plan, FitSettings, Run]:
-    """What learns, how it will be calibrated, all settings, and the run in the precision chosen.
+def _prepared(
+    training: TrainingSet, settings: FitSettings, run: Run
+) -> tuple[Learner, Plan, FitSettings, Run, dict[str, Any]]:
+    """What learns, how it will be calibrated, all settings, the run in the precision chosen, and how a budget is kept.
 
     Whatever can be refused is, here.
     """
@@ -166,8 +168,9 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     if run.resume and run.checkpoint is not None and not run.checkpoint.is_dir():
         run.progress.note(f"note: there is no checkpoint in {run.checkpoint}: learning begins anew")
     asked, settings = settings, resolve(training, settings, run)
+    budget: dict[str, Any] = {}
     if asked.budget is not None:
-        settings = within_budget(training, settings, asked, name, run)
+        settings, budget = within_budget(training, settings, asked, name, run)
     config = method_config(name, settings)
     if run.time_limit is not None and not hasattr(config, "epochs"):
         run.progress.note(f"note: {name} trains nothing, so a time limit stops nothing")
@@ -179,7 +182,7 @@ def _prepared(training: TrainingSet, settings: FitSettings, run: Run) -> tuple[L
     learner, run = build_learner(name, config, images, training.regime, settings, run)
     if settings.compare:
         check_comparable(learner, run.seed)
-    return learner, planned, settings, run
+    return learner, planned, settings, run, budget
 
 
 def _calibrate(
