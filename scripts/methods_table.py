@@ -22,6 +22,7 @@ from matplotlib.ticker import LogLocator
 from blemish.backbones.catalogue import DEFAULT_BACKBONE
 from blemish.bench.eta import is_timed
 from blemish.bench.ledger import FILE, Ledger, Row
+from blemish.bench.summary import CUES
 from blemish.registry import METHODS
 from blemish.report.charts import SERIES, STYLE, svg
 from blemish.report.html import environment
@@ -68,11 +69,16 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
         timed = (row["seconds"]["fit"], 1000 * judging) if is_timed(row) else (np.nan, np.nan)
         options, name = asked["options"], row["label"]
         length = next((f", {options[unit]} {unit}" for unit in ("steps", "epochs") if options.get(unit)), "")
+        cues = {cue: row["metrics"].get(f"trivial_{cue}_auroc") or 0.5 for cue in CUES}
+        trivial = max(cues, key=lambda cue: abs(cues[cue] - 0.5))
+        found = [row["metrics"].get(metric) for metric in ("image_auroc", "caught_at_5", "pixel_auroc", "aupro")]
         lines.append((
             protocol, asked["method"], str(sorted(options.items())), name if length in name else name + length,
-            SETS[place], row["metrics"]["image_auroc"], *timed, row.get("model_mib") or np.nan,
+            SETS[place], *(np.nan if value is None else value for value in found), trivial,
+            max(cues[trivial], 1 - cues[trivial]), *timed, row.get("model_mib") or np.nan,
         ))  # fmt: skip
-    columns = ["protocol", "method", "options", "name", "set", "auroc", "fit", "judging", "size"]
+    columns = ["protocol", "method", "options", "name", "set", "auroc", "caught_at_5", "pixel_auroc", "aupro", "cue"]
+    columns += ["cue_auroc", "fit", "judging", "size"]
     found = pd.DataFrame(lines, columns=columns)
     names = found.groupby(["method", "options"])["name"].transform("last")
     return found.assign(name=names)
@@ -96,14 +102,14 @@ def tables(figures: pd.DataFrame) -> str:
     for protocol in PROTOCOLS:
         table = by_method(figures[figures["protocol"] == protocol])
         rows = [
-            (f"[{name}](../methods/{method}.md)", *map(_shown, line[: len(SETS) + 1]), *map(_rounded, line[-3:]))
+            (f"[{name}](../methods/{method}.md)", *map(shown, line[: len(SETS) + 1]), *map(_rounded, line[-3:]))
             for (method, name), line in zip(table.index, table.to_numpy(), strict=True)
         ]
         parts += [f"**{protocol}** (image AUROC)", markdown.tables([(head, rows)]).strip()] if rows else []
     return "\n\n".join(parts)
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}".lstrip("0")
 
 

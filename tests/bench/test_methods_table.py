@@ -59,3 +59,24 @@ def test_methods_are_averaged_over_seeds_and_compared_where_they_saw_the_same(sc
     assert drawn == "patchcore"
     with pytest.raises(SystemExit, match=r"has no <!-- figures:begin -->"):
         script.fresh("no markers", "")
+
+
+def test_a_method_s_page_has_each_training_s_figures_below_what_one_trivial_cue_separates(script, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    page = importlib.import_module("method_pages")
+    rows = [row("rd", "magnetic_tile", auroc, "RD", {"steps": 50}) for auroc in (0.7, 0.8)]
+    rows += [row("rd", "brain_mri", 0.6, "RD", {"steps": 50}), row("rd", "magnetic_tile", 0.9, "RD", {"epochs": 9})]
+    rows += [row("rd", "elpv_mono", 0.5, "RD", {"steps": 50}, regime="contaminated", contaminate=0.1, overlap=False)]
+    for line in rows:
+        line["metrics"] |= {"trivial_brightness_auroc": 0.2, "trivial_contrast_auroc": 0.7, "caught_at_5": 0.25}
+    rows[0]["metrics"]["aupro"], rows[1]["metrics"]["aupro"] = 0.4, 0.5
+    assert page.figures_of("rd", script.frame(rows))[2:] == [
+        "| learned from | tiles | screws | cracks | cells | brains |",
+        "|---|---|---|---|---|---|",
+        "| good images: one trivial cue | .800 (brightness) |  |  |  | .800 (brightness) |",
+        "| RD, 50 steps, 2 seeds | .750 / .250 / .450 |  |  |  | .600 / .250 / – |",
+        "| RD, 9 epochs | .900 / .250 / – |  |  |  |  |",
+        "| a pile: one trivial cue |  |  |  | .800 (brightness) |  |",
+        "| RD, 50 steps |  |  |  | .500 / .250 / – |  |",
+    ]
+    assert page.figures_of("padim", script.frame(rows)) == ["None yet on the sets that all methods are compared on."]
