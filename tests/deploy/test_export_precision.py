@@ -20,12 +20,20 @@ CHEAP = Cost("int8", "onnxruntime", ms=60, ms_fp32=100, shift=0.1, largest_shift
 
 @pytest.mark.parametrize(
     ("changed", "pays"),
-    [({}, True), ({"ms": 95}, False), ({"shift": 0.7}, False), ({"changed": 4}, True), ({"changed": 5}, False)],
+    [
+        ({}, True),
+        ({"ms": 95}, False),
+        ({"shift": 0.7}, False),
+        ({"changed": 4}, True),
+        ({"changed": 5}, False),
+        ({"changed": None}, True),
+    ],
 )
 def test_what_pays(changed, pays):
     cost = dataclasses.replace(CHEAP, **changed)
     assert cost.pays == pays
     assert f"{cost.ms:.1f} ms an image instead of 100.0" in str(cost)
+    assert ("are decided otherwise" in str(cost)) == (cost.changed is not None)
 
 
 @pytest.mark.slow

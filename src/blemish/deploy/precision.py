@@ -44,21 +44,22 @@ class Cost:
     ms_fp32: float  # with the engine that is faster then
     shift: float
     largest_shift: float
-    changed: int
+    changed: int | None  # None: the model decides nothing
     images: int
 
     @property
     def pays(self) -> bool:
         """Whether it is worth having."""
-        is_close = self.changed <= MOST_CHANGED * self.images and self.shift <= MOST_SHIFT
+        is_close = (self.changed or 0) <= MOST_CHANGED * self.images and self.shift <= MOST_SHIFT
         return self.ms <= (1 - LEAST_GAIN) * self.ms_fp32 and is_close
 
     def __str__(self) -> str:
         """One sentence for people."""
+        decided = f"; {self.changed} of {self.images} good images are decided otherwise" * (self.changed is not None)
         return (
             f"{self.precision} on {self.engine}: {self.ms:.1f} ms an image instead of {self.ms_fp32:.1f}; scores move "
-            f"by {self.shift:.2f} of their spread, at most {self.largest_shift:.2f}; {self.changed} of {self.images} "
-            "good images are decided otherwise. What it finds is measured by `blemish evaluate`"
+            f"by {self.shift:.2f} of their spread, at most {self.largest_shift:.2f}{decided}. What it finds is "
+            "measured by `blemish evaluate`"
         )
 
 
@@ -175,8 +176,9 @@ def _compared(
     exact, chosen = (next(key for key in quickest if key[0] == name) for name in ("fp32", precision))
     calibration, before, after = judges[exact].calibration, scores[exact], scores[chosen]
     shifts = np.abs(np.subtract(after, before)) / (float(np.std(calibration.scores if calibration.n else before)) or 1)
-    pairs = zip(after, before) if calibration.kind != "none" else ()
-    changed = sum(calibration.decide(one) != calibration.decide(other) for one, other in pairs)
+    changed = None
+    if calibration.kind != "none":
+        changed = sum(calibration.decide(one) != calibration.decide(other) for one, other in zip(after, before))
     shift, largest = float(shifts.mean()), float(shifts.max())
     return Cost(precision, chosen[1], speed[chosen], speed[exact], shift, largest, changed, len(prepared))
 

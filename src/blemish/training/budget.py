@@ -91,10 +91,10 @@ def within_budget(
         f"{torch.get_num_threads()} threads, now, on this machine)"
     )
     if chosen.engine != "torch":
-        cheaper = f" --check GOOD --precision {chosen.precision}" * (chosen.precision != "fp32")
+        check = " --check GOOD_IMAGES" * (chosen.precision != "fp32")
         run.progress.note(
-            f"budget: the model file itself takes longer, and `blemish export{cheaper} --budget {asked.budget:g}ms` "
-            f"writes what keeps to it{f'; {chosen.cost}' * bool(chosen.cost)}"
+            f"budget: the model itself takes longer: `blemish export MODEL -o FILE.onnx{check} --budget "
+            f"{asked.budget:g}ms` writes what keeps to it{f'. {chosen.cost}' * bool(chosen.cost)}"
         )
     if chosen.settings != first.settings:
         cost = "too few good parts to tell what that costs"
@@ -175,11 +175,11 @@ def _exported(inspector: Inspector, good: Sequence[Sample], by_torch: Candidate,
             if precision != "fp32":
                 try:
                     file, cost = cheaper, str(convert(exported, cheaper, precision, images, threads))
-                except OutputError:  # it does not pay here
+                except (ConfigError, OutputError):  # it cannot be tried, or does not pay here
                     continue
             engine, taken = next(iter(times(file, paths, threads).items()))
             if taken["p95"] < fastest.p95:
                 fastest = Candidate(by_torch.settings, taken["p50"], taken["p95"], engine, precision, cost)
-            if fastest.p95 <= most or fastest.p50 > CHEAPER_GAINS * most:
-                break
+            if cost or fastest.p95 <= most or fastest.p50 > CHEAPER_GAINS * most:
+                break  # int8 gains less than bf16 where the processor has units for that
     return fastest
