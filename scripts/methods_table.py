@@ -105,6 +105,9 @@ def tables(figures: pd.DataFrame) -> str:
             (f"[{name}](../methods/{method}.md)", *map(shown, line[: len(SETS) + 1]), *map(_rounded, line[-3:]))
             for (method, name), line in zip(table.index, table.to_numpy(), strict=True)
         ]
+        best = figures[figures["protocol"] == protocol].groupby("set")[["cue", "cue_auroc"]].last()
+        cues = [f"{shown(best.cue_auroc[of])} ({best.cue[of]})" if of in best.index else "–" for of in SETS.values()]
+        rows = [("one trivial cue", *cues, *["–"] * 4), *rows] if rows else []
         parts += [f"**{protocol}** (image AUROC)", markdown.tables([(head, rows)]).strip()] if rows else []
     return "\n\n".join(parts)
 

@@ -33,7 +33,8 @@ by line**. How our figures were made: the recipes beside them, and [all of them]
 MEASURED = """## What we measured
 
 Fractions: image AUROC / pixel AUROC / AU-PRO .30, each set's after its name; a dash where the set or the method has no
-such figure. Where options are not named in the first table, rows of all settings of the method stand here.
+such figure; in brackets the image AUROC of the trivial cue that tells most there, brightness, contrast or gradient.
+Where options are not named in the first table, rows of all settings of the method stand here.
 
 | system | recipe: its row | sets |
 |---|---|---|
@@ -66,15 +67,17 @@ def measured(systems: dict[str, Any]) -> list[str]:
         for label in summary.labels:
             for own in summary.rows_of(label)[:1]:
                 asked = own["configuration"]
-                sets = (
-                    f"{name} {' / '.join(shown(summary.values(label, name, metric)) for metric in METRICS)}"
-                    for name in dict.fromkeys(row["set"] for row in summary.rows_of(label))
-                )
+                sets = []
+                for name in dict.fromkeys(row["set"] for row in summary.rows_of(label)):
+                    figures = " / ".join(shown(summary.values(label, name, metric)) for metric in METRICS)
+                    cue = summary.trivial(name)
+                    sets.append(f"{name} {figures}" + (f" ({cue[0]} {cue[1]:.2f})" if cue else ""))
                 cell = f"`{path.relative_to(ROOT).as_posix()}`: {label} | {'; '.join(sets)} |"
                 for name, system in systems.items():
-                    options = system.get("options", {}).items()
+                    options, others = (system.get(key, {}).items() for key in ("options", "asked"))
                     is_it = system.get("method") == asked["method"]
-                    if is_it and all(asked["options"].get(key) == value for key, value in options):
+                    is_it = is_it and all(asked["options"].get(key) == value for key, value in options)
+                    if is_it and all(asked.get(key) == value for key, value in others):
                         found[cell].append(name)
     order = {name: place for place, name in enumerate(systems)}
     rows_of = sorted(found.items(), key=lambda item: order[item[1][0]])

@@ -31,7 +31,7 @@ static Image read_png(FILE* file) {
         PNG_LIBPNG_VER_STRING, nullptr, [](png_structp, png_const_charp text) { throw std::runtime_error(text); }, nullptr);
     png_infop info = png_create_info_struct(png);
     png_init_io(png, file);
-    // Grey and palettes become RGB; transparency and the lower half of 16 bits are dropped, as Blemish drops them.
+    // Grey and palettes become RGB; transparency and the lower half of 16 bits are dropped.
     png_read_png(png, info, PNG_TRANSFORM_EXPAND | PNG_TRANSFORM_STRIP_16 | PNG_TRANSFORM_STRIP_ALPHA | PNG_TRANSFORM_GRAY_TO_RGB, nullptr);
     Image image{png_get_image_height(png, info), png_get_image_width(png, info), {}};
     png_bytepp rows = png_get_rows(png, info);

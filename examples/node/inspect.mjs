@@ -4,8 +4,8 @@ import * as ort from "onnxruntime-node";
 import sharp from "sharp";
 
 const [model, picture, mask] = process.argv.slice(2);
-// Turned as its EXIF data say; grey becomes RGB; transparency is dropped.
-const { data, info } = await sharp(picture).rotate().removeAlpha().toColourspace("srgb").raw().toBuffer({ resolveWithObject: true });
+// Turned as its EXIF data say; grey becomes RGB; transparency is laid over black.
+const { data, info } = await sharp(picture).rotate().flatten({ background: "#000" }).toColourspace("srgb").raw().toBuffer({ resolveWithObject: true });
 const session = await ort.InferenceSession.create(model, { logSeverityLevel: 3 });
 // A threshold of your own is one more input, such as reject_above: new ort.Tensor("float32", [1234.5], []).
 const found = await session.run({ image: new ort.Tensor("uint8", data, [1, info.height, info.width, 3]) });

@@ -11,7 +11,10 @@ model, picture, mask = sys.argv[1:]
 onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of inputs that have defaults
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 is_grey = session.get_inputs()[0].shape[3] == 1  # exported with --grey
-pixels = np.atleast_3d(np.asarray(ImageOps.exif_transpose(Image.open(picture)).convert("L" if is_grey else "RGB")))
+photograph = ImageOps.exif_transpose(Image.open(picture))
+if photograph.has_transparency_data:  # is laid over black, as Blemish does
+    photograph = Image.alpha_composite(Image.new("RGBA", photograph.size, "black"), photograph.convert("RGBA"))
+pixels = np.atleast_3d(np.asarray(photograph.convert("L" if is_grey else "RGB")))
 found = dict(zip((output.name for output in session.get_outputs()), session.run(None, {"image": pixels[None]})))
 decision = ("ok", "review", "reject")[found["decision"][0]]
 print(json.dumps({"decision": decision, "score": float(found["score"][0]), "p_value": float(found["p_value"][0])}))

@@ -19,7 +19,10 @@ session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]
 about = json.loads(session.get_modelmeta().custom_metadata_map["blemish"])
 preparation = about["preparation"]
 is_grey = session.get_inputs()[0].shape[3] == 1  # exported with --grey
-pixels = np.atleast_3d(np.asarray(ImageOps.exif_transpose(Image.open(picture)).convert("L" if is_grey else "RGB")))
+photograph = ImageOps.exif_transpose(Image.open(picture))
+if photograph.has_transparency_data:  # is laid over black, as Blemish does
+    photograph = Image.alpha_composite(Image.new("RGBA", photograph.size, "black"), photograph.convert("RGBA"))
+pixels = np.atleast_3d(np.asarray(photograph.convert("L" if is_grey else "RGB")))
 size = height, width = pixels.shape[:2]
 
 inside = np.ones(size, bool)

@@ -20,7 +20,7 @@ from blemish.deploy import parity
 from blemish.deploy.export import export
 from blemish.deploy.graph import PValues, below
 from blemish.deploy.pictures import pictures as compared_on
-from blemish.errors import ConfigError, ImageError, OutputError
+from blemish.errors import ConfigError, ImageError, ModelFileError, OutputError
 from blemish.inspection.calibration import Calibration, calibrate
 from blemish.inspection.model_file import Description
 
@@ -166,6 +166,25 @@ def test_an_operator_without_onnx_form_is_named(model, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"no ONNX form: aten\.\w*eig"):
         export(model, tmp_path / "parts.onnx", compared_on(None, 255))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_an_engine_refuses_is_not_kept_and_the_engine_s_words_are_said(model, tmp_path, monkeypatch):
+    def refused(path, name, threads):
+        raise ModelFileError(
+            f"{name} refuses {path} (No conversion for op Frobnicate): export it again"
+        ) from ValueError("No conversion for op Frobnicate")
+
+    monkeypatch.setattr(parity.engines, "open_session", refused)
+    with pytest.raises(
+        OutputError, match=r"an engine cannot run the graph \(No conversion for op Frobnicate\): nothing"
+    ):
+        export(model, tmp_path / "parts.onnx", compared_on(None, 255))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_black_image_can_be_compared_on_at_sixteen_bits(tmp_path):
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "black.png")
+    assert not compared_on(tmp_path, 1000)[f"{tmp_path / 'black.png'} at 16 bits"].pixels.any()
 
 
 def test_maps_of_one_number_are_alike(model, monkeypatch):

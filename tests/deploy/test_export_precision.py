@@ -77,6 +77,8 @@ def test_the_precision_that_keeps_to_a_budget_is_the_one_exported(folder, tmp_pa
     monkeypatch.setattr("blemish.deploy.export.export", lambda *_, **__: CHEAP)
     monkeypatch.setattr(precision, "convert", stopped)
     command, good = ["export", str(file), "-o", str(tmp_path / "a.onnx")], ["--check", str(folder / "good")]
+    done = CliRunner().invoke(app, [*command, "--precision", "fp32", "--budget", "30ms"])
+    assert done.exit_code == 2 and "measured on images as you have them" in done.stderr
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2 and "fit kept its budget in int8" in done.stderr and "--precision fp32" in done.stderr
     for options, expected in ((good, ["int8"]), ([*good, "--precision", "bf16"], ["int8", "bf16"])):

@@ -74,7 +74,7 @@ def test_no_name_stands_alone() -> None:
 def test_a_system_is_a_method_of_ours_with_options_that_it_takes_or_says_why_not(name: str) -> None:
     system = SYSTEMS[name]
     assert ("method" in system) != ("why" in system)
-    assert set(system) <= {"method", "options", "note", "why"}
+    assert set(system) <= {"method", "options", "asked", "note", "why"}
     if "method" in system:
         assert system["method"] in METHODS, f"no method {system['method']!r}: name it as the registry does"
         make_config(method_class(system["method"]), system.get("options", {}))

@@ -68,9 +68,9 @@ def reference_channels(points, order, seeds):
             for number, seed in enumerate(order[: min(seeds, at)]):
                 between = cdist(points[seed], points[image])
                 head = between[:, patch].argmin()
-                if between[head].argmin() == patch:
-                    matches.append((between[head, patch], number * p + head))
-            if matches:
+                is_mutual = between[head].argmin() == patch
+                matches.append((between[head, patch], number * p + head, is_mutual))
+            if matches and min(matches)[2]:
                 found.add((image * p + patch, min(matches)[1]))
     return found
 

@@ -200,7 +200,9 @@ def test_patchsvdd_s_map_is_the_product_of_mean_distances(learned, tiny_images):
     method, image = learned("patchsvdd", settings, count=2, size=(80, 72)), tiny_images(1, (80, 72), seed=9).images
     expected = np.ones((80, 72))
     with torch.no_grad():
-        seen, remembered = (method.encoder.dense(some) for some in (image, tiny_images(2, (80, 72)).images))
+        good_images = tiny_images(2, (80, 72)).images
+        np.testing.assert_allclose(method.mean.numpy(), good_images.numpy().mean(axis=0), rtol=1e-5)
+        seen, remembered = (method.encoder.dense(some - good_images.mean(dim=0)) for some in (image, good_images))
     for (side, stride), codes, good in zip(patchsvdd.SCALES, seen, remembered):
         known = good.movedim(1, -1).reshape(-1, 64).numpy()
         total, hits = np.zeros((80, 72)), np.zeros((80, 72))
@@ -214,6 +216,28 @@ def test_patchsvdd_s_map_is_the_product_of_mean_distances(learned, tiny_images):
         found = method(image)
     np.testing.assert_allclose(found.map[0].numpy(), expected, rtol=1e-3)
     assert found.score[0] == found.map.max()
+
+
+def test_patchsvdd_s_large_patches_are_encoded_from_the_codes_of_their_quarters():
+    torch.manual_seed(0)
+    encoder, patch = patchsvdd.Encoder(2), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        quarters = [encoder(patch[..., y : y + 32, x : x + 32])[0].numpy() for y in (0, 32) for x in (0, 32)]
+        found = encoder(patch)[0].numpy()
+        join, last = ([array(t) for t in (layer.weight, layer.bias)] for layer in (encoder.join, encoder.last))
+    hidden = sum(join[0][:, :, i // 2, i % 2] @ code for i, code in enumerate(quarters)) + join[1]
+    hidden = np.where(hidden > 0, hidden, 0.1 * hidden)
+    np.testing.assert_allclose(found, np.tanh(last[0][:, :, 0, 0] @ hidden + last[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_patchsvdd_s_classifiers_end_in_directions_that_are_never_learned(learned, monkeypatch):
+    made, build = [], patchsvdd._classifier
+    monkeypatch.setattr(patchsvdd, "_classifier", lambda: made.append(build()) or made[-1])
+    learned("patchsvdd", {"first_width": 1, "steps": 2, "memory": 1, "learning_rate": 0.1})
+    for classifier in made:
+        weight = classifier[-1].weight
+        assert not weight.requires_grad and classifier[-1].bias.requires_grad
+        torch.testing.assert_close(torch.linalg.vector_norm(weight, dim=0), torch.ones(128))
 
 
 def test_patchsvdd_s_pairs_lie_as_the_classifier_is_told(learned):

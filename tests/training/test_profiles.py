@@ -119,7 +119,7 @@ def test_what_is_asked_for_stays_and_sizes_are_whole_cells(tmp_path):
     assert resolve(training, large, Run()).crop == 392  # more than a trial's whole image
     with pytest.raises(ConfigError, match="no profile 'fats': did you mean 'fast'"):
         resolve(training, FitSettings(profile="fats"), Run())
-    with pytest.raises(ConfigError, match="rd has no profiles"):
+    with pytest.raises(ConfigError, match=r"rd has no profiles, which patchcore, .*softpatch"):
         resolve(training, FitSettings("rd", profile="fast"), Run())
 
 

@@ -67,7 +67,8 @@ def export(
     runtime = find_runtime(onnxruntime_web) if web is not None else None
     compared = find_images(check) if check else []
     refuse_to_replace(target, {"the model": [model], "an image to compare on": compared})
-    check_writable(target)
+    if budget is not None and check is None:
+        raise ConfigError("--budget is measured on images as you have them: name their folder with --check")
     inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
     seen, kept_in = inspector.preparation, inspector.provenance.get("budget", {"precision": "auto"})["precision"]
     chosen = kept_in if precision == "auto" and kept_in != "auto" else "fp32" if precision == "auto" else precision
@@ -78,19 +79,20 @@ def export(
         raise ConfigError(f"{other or chosen} is measured on good images: name their folder with --check")
     if web is not None and (seen.tiling is not None or seen.roi is not None):
         raise ConfigError(f"{model} judges tiles or a region of interest, and a page whole images: leave --web out")
+    check_writable(target)
     images = pictures(check, seen.white_level, grey)
     kind = None if pixels == "auto" else pixels
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=".blemish-", dir=target.parent) as folder:
         made = Path(folder) / MODEL
         parity = write(inspector, made, images, pixels=kind, grey=grey, made_from=file_digest(model))
         facts, words = {"model": str(target), **asdict(parity)}, f"{target}: {parity}"
         if chosen != "fp32" and check is not None:
-            good = {name: image for name, image in images.items() if Path(name).is_file()}  # as they are
+            whole = {*map(str, compared)}  # and not of another size
+            good = {name: image for name, image in images.items() if name in whole}
             cost = convert(made, made, chosen, good, threads)
             facts, words = facts | {"precision_cost": asdict(cost)}, f"{words}\n{cost}"
         if budget is not None:
-            sources = compared if check else [image.pixels for image in images.values()]
-            measured, told = within_budget(made, budget, sources, threads)
+            measured, told = within_budget(made, budget, compared, threads)
             facts, words = facts | measured, f"{words}\n{told}"
         with written_atomically(target) as temporary:
             shutil.copyfile(made, temporary)

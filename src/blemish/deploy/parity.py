@@ -12,7 +12,7 @@ import torch
 
 from blemish.data.images import DecodedImage
 from blemish.deploy.graph import DECISIONS, in_float32
-from blemish.errors import OutputError
+from blemish.errors import ModelFileError, OutputError
 from blemish.inspection import engines
 from blemish.inspection.inspector import BACKBONE, Inspector
 
@@ -65,7 +65,12 @@ def check_parity(inspector: Inspector, file: Path, pictures: Mapping[str, Decode
     """
     session = open_session(file)
     installed: list[Any] = [name for name in engines.EXTRAS if find_spec(name)]  # as `blemish inspect` runs it
-    networks = [engines.open_session(file, name, torch.get_num_threads()) for name in installed]
+    try:
+        networks = [engines.open_session(file, name, torch.get_num_threads()) for name in installed]
+    except ModelFileError as error:
+        raise OutputError(
+            f"an engine cannot run the graph ({error.__cause__ or error}): nothing was written"
+        ) from error
     precise = replace(inspector, method=in_float32(inspector.method))
     images = list(pictures.values())
     own, exact = ([*judge.stream(images, lambda image: image, batch_size=1)] for judge in (inspector, precise))

@@ -40,7 +40,7 @@ def pictures(folder: Path | None, white_level: int, grey: bool = False) -> dict[
         resized = np.ascontiguousarray(first.pixels[rows][:, columns])
         found[f"{name} at {width} x {height}"] = replace(first, pixels=resized)
     if white_level > 255:
-        deep = (first.pixels.astype(np.float64) * (white_level / first.pixels.max())).astype(np.uint16)
+        deep = (first.pixels.astype(np.float64) * (white_level / max(1, first.pixels.max()))).astype(np.uint16)
         found[f"{name} at 16 bits"] = DecodedImage(deep, 16, first.grey)
     return found
 

@@ -54,7 +54,8 @@ def open_session(
 ) -> Session:
     """The network in a file, for ``threads`` (None: as many as this process may use).
 
-    In ``bf16`` OpenVINO computes as the processor does best, and is chosen first; else all compute what is in the file.
+    In ``bf16`` OpenVINO computes as the processor does best, and is chosen where none is known to be the ``fastest``;
+    else all compute what is in the file.
 
     Raises:
         ConfigError: the engine is not installed, or ``threads`` is below 1.
@@ -63,7 +64,7 @@ def open_session(
     if threads is not None and threads < 1:
         raise ConfigError(f"threads={threads}: at least 1 is needed")
     is_bf16 = precision == "bf16"
-    chosen = choose_engine(engine, "openvino" if is_bf16 else fastest)
+    chosen = choose_engine(engine, fastest or "openvino" * is_bf16)
     hint = "bf16" if is_bf16 else "f32"  # by itself it is bf16 where there is AMX
     try:
         content, count = network(path), threads or usable_cores()

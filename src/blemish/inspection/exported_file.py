@@ -32,6 +32,11 @@ def sealed(content: bytes) -> bytes:
     return content + b"%c%c%s" % (_METADATA << 3 | 2, len(entry), entry)
 
 
+def is_whole(content: bytes) -> bool:
+    """Whether it ends with the digest of what stands before."""
+    return sealed(content[: -len(sealed(b""))]) == content
+
+
 def read_exported(path: Path) -> Exported:
     """What the file says of itself; a ModelFileError where it is cut short, changed, or was not exported by us."""
     check_file(path)
@@ -46,7 +51,7 @@ def read_exported(path: Path) -> Exported:
         raise ModelFileError(f"{path} is not an ONNX file: there is no graph in it. Copy or export it again")
     if KEY not in metadata:
         raise ModelFileError(f"{path} is an ONNX file, but none that `blemish export` wrote")
-    if SEAL.decode() in metadata and sealed(content[: -len(sealed(b""))]) != content:
+    if not is_whole(content):
         raise ModelFileError(f"{path} is damaged or was changed: it does not match its digest. Copy or export it again")
     return parsed(metadata[KEY].decode(errors="replace"), Exported, path)
 

@@ -77,7 +77,7 @@ class InReaCh(Method):
         config, images = self.config, training.normal
         check_number("inreach", images, config.members, "which patches recur from image to image")
         y, x = teacher(images.batch([0]))[0].shape[-2:]
-        needed = 12 * len(images) * y * x * (self.patches.width + 2)  # numbers of four bytes, three times over
+        needed = 24 * len(images) * y * x * (self.patches.width + 2)  # numbers of four bytes, six times over
         check_memory("inreach", f"compares every patch of {len(images)} images", needed, available_memory(), WAY_OUT)
         self.reach.fill_(config.place if config.place and lies_alike(images, run) else 0)
         vectors, *_ = describe_patches(images, teacher, self.patches, None, run)
@@ -91,8 +91,9 @@ class InReaCh(Method):
         kept = recurring(points, patches, channels, parts, config.members, config.spread)
         if not len(kept):
             raise DataError(
-                f"inreach remembers patches that recur in {config.members} images or more, and in the {len(images)} "
-                "given none does: give more images of one kind of part, or use softpatch"
+                f"inreach remembers patches that recur in {config.members} images or more and are less than "
+                f"{config.spread:g} deviations from others, and in the {len(images)} given none does: give more images "
+                f"of one kind of part, no copies, set a larger spread ({20 * config.spread:g}), or use softpatch"
             )
         if config.memory is not None:
             first = first_distances(points[kept], "approximate", 10, run.generator("starting points"))
@@ -126,8 +127,8 @@ def lies_alike(images: Images, run: Run) -> bool:
 def mutual_neighbours(points: Tensor, order: Sequence[int], seeds: int, watch: Watch = iter) -> tuple[Tensor, Tensor]:
     """Patches among ``n p d``, counted image by image, and for each the channel: the patch of a seed it belongs to.
 
-    The first ``seeds`` images in ``order`` are compared with every later one. A patch that belongs to several patches
-    goes to the closest; each patch of a seed is a member of its own channel.
+    The first ``seeds`` images in ``order`` are compared with every later one. A patch belongs to the closest of all
+    their patches, where it is the closest of its image to that, too; each patch of a seed is in its own channel.
     """
     p = points.shape[1]
     centred = points - points.mean(dim=(0, 1))
@@ -140,9 +141,9 @@ def mutual_neighbours(points: Tensor, order: Sequence[int], seeds: int, watch: W
         for number, seed in enumerate(order[: min(seeds, later)]):
             between = torch.addmm(norms[image], centred[seed], centred[image].T, alpha=-2) + norms[seed][:, None]
             distances, heads = between.min(dim=0)
-            closer = (between.argmin(dim=1)[heads] == own) & (distances < closest)
+            closer, is_mutual = distances < closest, between.argmin(dim=1)[heads] == own
             closest = torch.where(closer, distances, closest)
-            channel = torch.where(closer, p * number + heads, channel)
+            channel = torch.where(closer, torch.where(is_mutual, p * number + heads, -1), channel)
         patches.append(p * image + own[channel >= 0])
         channels.append(channel[channel >= 0])
     return torch.cat(patches), torch.cat(channels)

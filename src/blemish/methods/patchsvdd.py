@@ -51,34 +51,41 @@ class PatchSVDDConfig:
 
 
 class PatchSVDD(Method):
-    """``encoder`` and what of it is remembered, for the small patches and the large."""
+    """``mean`` of the good images, ``encoder``, and what of it is remembered, for the small patches and the large."""
 
     Config = PatchSVDDConfig
     bf16 = "never"  # codes are compared
     on_pixels = True
     config: PatchSVDDConfig
+    mean: Tensor
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: PatchSVDDConfig) -> None:
         super().__init__(backbone, size, config)
         if min(size) < 64:
             given = f"{size[0]} x {size[1]}"
             raise ConfigError(f"patchsvdd cuts patches of 64 pixels and images are {given}: give a larger --size")
+        self.register_buffer("mean", torch.zeros(3, *size))
         self.encoder = untrained(lambda: Encoder(config.first_width))
         self.memories = nn.ModuleList(Neighbours(torch.empty(0, DIMENSIONS)) for _ in SCALES)
 
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
         config, images = self.config, training.normal
-        classifiers = nn.ModuleList(_classifier() for _ in SCALES).to(run.device)
+        heads = [_classifier().to(run.device) for _ in SCALES]
+        classifiers = nn.ModuleList(heads)
         network, draws = nn.ModuleList([self.encoder, classifiers]), run.generator("network")
         initialise_uniform(classifiers, draws)
+        for weight in (head[-1].get_parameter("weight") for head in heads):  # released: of length 1, never learned
+            weight.requires_grad_(False).copy_(F.normalize(weight, dim=0))
         initialise(self.encoder, draws)
+        sums = torch.stack([batch.images.double().sum(dim=0) for batch in batches(images, run, "averaging images")])
+        self.mean.copy_(sums.sum(dim=0) / len(images))
         optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
         steps = math.ceil(len(images) * config.repeats / config.batch_size)
         for epoch in epochs(run, "patchsvdd", {"network": network, "optimiser": optimiser}, config, epoch_steps=steps):
             chosen = epoch.cycle(len(images), math.ceil(config.batch_size / PAIRS), "order of images")
             draws = epoch.generator("patches")
             for _ in epoch.steps():
-                seen, losses = images.batch(next(chosen)).images.to(run.device), []
+                seen, losses = images.batch(next(chosen)).images.to(run.device) - self.mean, []
                 for (side, _), classifier in zip(SCALES, classifiers):
                     *patches, kinds = self._pairs(seen, side, draws)
                     first, second, near, nearer = self.encoder(torch.cat(patches)).chunk(4)
@@ -93,7 +100,7 @@ class PatchSVDD(Method):
         images, most, draws = training.normal, self.config.memory, run.generator("memory")
         kept: list[list[Tensor]] = [[] for _ in SCALES]
         for batch in batches(images, run, "remembering patches"):
-            for codes, own in zip(self.encoder.dense(batch.images.to(run.device)), kept):
+            for codes, own in zip(self.encoder.dense(batch.images.to(run.device) - self.mean), kept):
                 vectors = codes.flatten(2).movedim(1, 2)
                 count = vectors.shape[1] if most is None else math.ceil(most / len(images))
                 own += [one[torch.randperm(len(one), generator=draws)[:count].to(one.device)] for one in vectors]
@@ -101,7 +108,7 @@ class PatchSVDD(Method):
 
     def predict(self, images: Tensor) -> Prediction:
         map_ = torch.ones_like(images[:, 0])
-        for (side, stride), codes, memory in zip(SCALES, self.encoder.dense(images), self.memories):
+        for (side, stride), codes, memory in zip(SCALES, self.encoder.dense(images - self.mean), self.memories):
             distances, _ = memory(codes.movedim(1, -1).flatten(0, 2))
             map_ = map_ * covered(distances.sqrt().view_as(codes[:, 0]), side, stride, images.shape[-2:])
         return Prediction(map_, map_.amax(dim=(1, 2)))
@@ -135,7 +142,7 @@ class Encoder(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """``b 64``, of ``b 3 side side``."""
         if patches.shape[-1] == 32:
-            codes: Tensor = self.small(patches - 0.5).flatten(1)
+            codes: Tensor = self.small(patches).flatten(1)
             return codes
         quarters = patches.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5)
         small = self(quarters.flatten(0, 2)).unflatten(0, (-1, 2, 2)).permute(0, 3, 1, 2)
@@ -143,12 +150,12 @@ class Encoder(nn.Module):
 
     def dense(self, images: Tensor) -> list[Tensor]:
         """``b 64 y x`` for each of ``SCALES``: as if each patch were cut out."""
-        small = self.small(images - 0.5)  # one for every second pixel
+        small = self.small(images)  # one for every second pixel
         large = self._joined(small, 16)
         return [codes[:, :, :: stride // 2, :: stride // 2] for codes, (_, stride) in zip((small, large), SCALES)]
 
     def _joined(self, small: Tensor, apart: int) -> Tensor:
-        joined = F.conv2d(F.leaky_relu(small, 0.1), self.join.weight, self.join.bias, dilation=apart)
+        joined = F.conv2d(small, self.join.weight, self.join.bias, dilation=apart)
         codes: Tensor = self.last(F.leaky_relu(joined, 0.1)).tanh()
         return codes
 

@@ -96,11 +96,13 @@ METHODS: dict[str, MethodEntry] = {
     "geotrans": MethodEntry(
         "blemish.methods.geotrans:GeoTrans", "clean", "self-supervised", cost="minutes", has_map=False
     ),
-    "patchsvdd": MethodEntry("blemish.methods.patchsvdd:PatchSVDD", "clean", "self-supervised", cost="hours"),
+    "patchsvdd": MethodEntry(
+        "blemish.methods.patchsvdd:PatchSVDD", "clean", "self-supervised", cost="hours", version=2
+    ),
     "cdd": MethodEntry("blemish.methods.cdd:CDD", "contaminated", "teacher and student", cost="hours"),
     "softpatch": MethodEntry("blemish.methods.softpatch:SoftPatch", "contaminated", "memory"),
     "meds": MethodEntry("blemish.methods.meds:MeDS", "contaminated", "memory"),
-    "inreach": MethodEntry("blemish.methods.inreach:InReaCh", "contaminated", "memory", cost="minutes", version=2),
+    "inreach": MethodEntry("blemish.methods.inreach:InReaCh", "contaminated", "memory", cost="minutes", version=3),
     "ckaad": MethodEntry("blemish.methods.ckaad:CKAAD", "weak", "teacher and student", cost="hours"),
     "cavga": MethodEntry("blemish.methods.cavga:CAVGA", "weak", "reconstruction", cost="hours"),
     "aabigan": MethodEntry("blemish.methods.aabigan:AABiGAN", "weak", "reconstruction", cost="minutes", has_map=False),

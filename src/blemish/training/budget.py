@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from blemish.errors import BlemishError, ConfigError, OutputError
 from blemish.inspection.inspector import Inspector
 from blemish.registry import PROFILES
 from blemish.run import Run, Silent
-from blemish.training.profiles import begin_trial, with_profile
+from blemish.training.profiles import begin_trial, has_profiles, with_profile
 from blemish.training.setup import FitSettings, build_learner, load_images, method_config
 
 WARM_UP, MEASURED, TOLD, LOOKED = 3, 20, 5, 4  # verdicts before, those measured, and enough if all are slow; images
@@ -69,8 +70,10 @@ def within_budget(
     """
     import torch
 
-    if "memory" not in wanted.options:
-        raise ConfigError("a budget is kept by smaller sizes and memories: give --profile as well, or leave -m out")
+    if not has_profiles(method):
+        raise ConfigError(f"a budget is kept by smaller sizes and memories, as profiles have, and {method} has none")
+    if not {"layers", "memory"} <= wanted.options.keys():
+        raise ConfigError("a budget is kept by smaller sizes and memories than a profile's: give --profile as well")
     if asked.options.get("fraction") is not None:
         raise ConfigError("a budget is kept by smaller memories, and fraction fixes theirs: set memory in its place")
     candidates, quiet = list[Candidate](), dataclasses.replace(run, progress=Silent())
@@ -81,9 +84,10 @@ def within_budget(
             break
     else:
         fastest = min(candidates, key=lambda candidate: candidate.p95)
+        engines = "" if find_spec("onnxscript") else ", or pip install 'blemish[export]', whose engines are faster"
         raise ConfigError(
             f"nothing judges an image in {asked.budget:g} ms here: the fastest is {fastest} ({torch.get_num_threads()} "
-            "threads, file to verdict, 19 of 20 images). Give more time, smaller images or more --threads"
+            f"threads, file to verdict, 19 of 20 images). Give more time, smaller images or more --threads{engines}"
         )
     first, chosen = candidates[0], candidates[-1]
     run.progress.note(
@@ -91,9 +95,8 @@ def within_budget(
         f"{torch.get_num_threads()} threads, now, on this machine)"
     )
     if chosen.engine != "torch":
-        check = " --check GOOD_IMAGES" * (chosen.precision != "fp32")
         run.progress.note(
-            f"budget: the model itself takes longer: `blemish export MODEL -o FILE.onnx{check} --budget "
+            "budget: the model itself takes longer: `blemish export MODEL -o FILE.onnx --check GOOD_IMAGES --budget "
             f"{asked.budget:g}ms` writes what keeps to it{f'. {chosen.cost}' * bool(chosen.cost)}"
         )
     if chosen.settings != first.settings:
@@ -105,6 +108,8 @@ def within_budget(
             cost = f"{what} stand {usual:.2f} deviations above good images that were held out, with it {faster:.2f}"
         run.progress.note(f"budget: without it {first}; {cost}")
     facts = {"asked": asked.budget, "p95": chosen.p95, "engine": chosen.engine, "precision": chosen.precision}
+    if chosen.engine != "torch" and asked.precision == "auto":  # files are in float32: so are their thresholds
+        return dataclasses.replace(chosen.settings, precision="fp32"), {"budget": facts}
     return chosen.settings, {"budget": facts}
 
 
@@ -121,7 +126,7 @@ def _smaller(
     for start in starts:
         for side, share in SHARES:
             size, options = start.size, dict(start.options)
-            if not asked.size and isinstance(size, tuple):
+            if not asked.size and asked.smallest_defect is None and isinstance(size, tuple):
                 size = round(side * size[0]), round(side * size[1])
             if "memory" not in asked.options:
                 options["memory"] = max(SMALLEST, round(share * options["memory"]))
@@ -137,12 +142,11 @@ def _measured(training: TrainingSet, settings: FitSettings, method: str, quiet: 
     stride = choose_levels(settings.backbone or "", settings.options["layers"])[0].stride
     cells = (height // stride) * (width // stride) * copies(settings.poses or "none")  # of an image
     enough = max(1, settings.options["memory"] // max(1, cells))
-    some = dataclasses.replace(training, samples=training.normal[:enough])
-    images = load_images(some, settings, quiet)
-    learner, _ = build_learner(method, method_config(method, settings), images, some.regime, settings, quiet)
+    images = load_images(dataclasses.replace(training, samples=training.normal[:enough]), settings, quiet)
+    learner, _ = build_learner(method, method_config(method, settings), images, training.regime, settings, quiet)
     inspector = learner.learn(range(len(images[0])), quiet)
     milliseconds: list[float] = []
-    for number, sample in enumerate(islice(cycle(some.samples[:LOOKED]), WARM_UP + MEASURED)):
+    for number, sample in enumerate(islice(cycle(images[0].samples[:LOOKED]), WARM_UP + MEASURED)):
         start = time.perf_counter()
         inspector(sample.path)
         milliseconds += [1000 * (time.perf_counter() - start)] * (number >= WARM_UP)
@@ -151,29 +155,33 @@ def _measured(training: TrainingSet, settings: FitSettings, method: str, quiet: 
     p50, p95 = np.quantile(milliseconds, (0.5, 0.95)).tolist()
     candidate, most = Candidate(settings, p50, p95), settings.budget or math.inf
     if most < p95 and p50 <= ENGINES_GAIN * most:
-        candidate = _exported(inspector, training.normal, candidate, most)
+        paths = [sample.path for sample in images[0].samples[:LOOKED]]
+        candidate = _exported(inspector, paths, training.normal[enough:], candidate, most)
     return candidate
 
 
-def _exported(inspector: Inspector, good: Sequence[Sample], by_torch: Candidate, most: float) -> Candidate:
+def _exported(
+    inspector: Inspector, paths: Sequence[Path], unseen: Sequence[Sample], by_torch: Candidate, most: float
+) -> Candidate:
     """The first precision of an exported file in which an engine keeps to ``most`` milliseconds, else what is fastest.
 
-    What cannot be exported or tried here is left out: torch's time stands for it.
+    ``paths`` are judged in turns; a cheaper precision is compared on good images ``unseen`` by the model. What cannot
+    be exported or tried here is left out: torch's time stands for it.
     """
     import torch
 
     from blemish.deploy.export import described_graph, save
     from blemish.deploy.precision import convert, times
 
-    fastest, paths, threads = by_torch, [sample.path for sample in good[:LOOKED]], torch.get_num_threads()
-    images = {str(sample.path): read_image(sample.path) for sample in good[:JUDGED]}
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(BlemishError):
+    fastest, threads = by_torch, torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(BlemishError, OSError):
         exported, cheaper = Path(folder) / "fp32.onnx", Path(folder) / "cheaper.onnx"
         save(*described_graph(inspector), exported, inspector.promise)
         for precision in PRECISIONS:
             file, cost = exported, ""
             if precision != "fp32":
                 try:
+                    images = {str(sample.path): read_image(sample.path) for sample in unseen[:JUDGED]}
                     file, cost = cheaper, str(convert(exported, cheaper, precision, images, threads))
                 except (ConfigError, OutputError):  # it cannot be tried, or does not pay here
                     continue

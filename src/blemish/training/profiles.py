@@ -22,7 +22,7 @@ from blemish.data.samples import TrainingSet
 from blemish.data.splits import folds_by_group, shuffled_names, split_by_group
 from blemish.data.tiles import SMALLEST as SMALLEST_TILE
 from blemish.errors import ConfigError, ImageError, WeightsError
-from blemish.registry import DEFAULT_METHOD, DEFAULT_PROFILE, PROFILES, Profile, method_class, nearest_name
+from blemish.registry import DEFAULT_METHOD, DEFAULT_PROFILE, METHODS, PROFILES, Profile, method_class, nearest_name
 from blemish.run import Run, Silent
 from blemish.training.learner import Learner
 from blemish.training.painted import score_painted
@@ -48,8 +48,9 @@ def resolve(training: TrainingSet, settings: FitSettings, run: Run) -> FitSettin
     if name is None:
         return _tiled(training, settings, settings.size or USUAL_SIZE, run)
     method = settings.method or DEFAULT_METHOD[training.regime]
-    if "memory" not in _options(method):
-        raise ConfigError(f"{method} has no profiles: leave --profile out, and give --backbone and --size")
+    if not has_profiles(method):
+        able = ", ".join(name for name in METHODS if has_profiles(name))
+        raise ConfigError(f"{method} has no profiles, which {able} have: give --backbone and --size instead")
     if name not in PROFILES:
         raise ConfigError(f"there is no profile {name!r}: {nearest_name(name, PROFILES)}")
     profile, smallest = PROFILES[name], PROFILES["fast"]
@@ -85,6 +86,11 @@ def resolve(training: TrainingSet, settings: FitSettings, run: Run) -> FitSettin
     height, width = np.broadcast_to(settled.size or 0, 2)
     run.progress.note(f"profile: {name} ({profile.idea}: {settled.backbone} at {width} x {height} pixels)")
     return settled
+
+
+def has_profiles(method: str) -> bool:
+    """Whether it remembers patches of a network's levels as PatchCore does."""
+    return {"layers", "memory", "fraction"} <= _options(method)
 
 
 def _options(method: str) -> set[str]:
