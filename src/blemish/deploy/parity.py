@@ -64,13 +64,7 @@ def check_parity(inspector: Inspector, file: Path, pictures: Mapping[str, Decode
             its maps, on average over an image, further than ``WORST`` of what the maps span.
     """
     session = open_session(file)
-    installed: list[Any] = [name for name in engines.EXTRAS if find_spec(name)]  # as `blemish inspect` runs it
-    try:
-        networks = [engines.open_session(file, name, torch.get_num_threads()) for name in installed]
-    except ModelFileError as error:
-        raise OutputError(
-            f"an engine cannot run the graph ({error.__cause__ or error}): nothing was written"
-        ) from error
+    networks = _networks(file)
     precise = replace(inspector, method=in_float32(inspector.method))
     images = list(pictures.values())
     own, exact = ([*judge.stream(images, lambda image: image, batch_size=1)] for judge in (inspector, precise))
@@ -127,6 +121,15 @@ def check_parity(inspector: Inspector, file: Path, pictures: Mapping[str, Decode
             decisions += " The file computes in fp32: calibrate the model so, with blemish calibrate --precision fp32."
         raise OutputError(f"the file does not judge as the model does, so it was not kept. {parity}.{decisions}")
     return parity
+
+
+def _networks(file: Path) -> list[engines.Session]:
+    """By every engine installed, as ``blemish inspect`` runs it."""
+    installed: list[Any] = [name for name in engines.EXTRAS if find_spec(name)]
+    try:
+        return [engines.open_session(file, name, torch.get_num_threads()) for name in installed]
+    except ModelFileError as error:
+        raise OutputError(f"an engine cannot run the graph ({error.__cause__ or error}): nothing written") from error
 
 
 def open_session(file: Path) -> Any:
