@@ -152,6 +152,7 @@ class Method(nn.Module, ABC):
         regimes: in which it finds the images it needs; ``clean`` serves the others by the normal images alone.
         bf16: whether what it trains gains from it: ``always``, where the backbone is ``dense``, or ``never``.
         on_pixels: True for methods that see the images alone: they get a backbone without levels, and no ``layers``.
+        costs_more_later: True where later steps take longer than the first, by which a training's time is told.
         has_schedule: True where the first epochs of a long training are not a short one: then its length cannot be
             chosen by looking at it on the way.
         needs_gradient: True where a verdict takes a gradient, which no exported file computes.
@@ -165,6 +166,7 @@ class Method(nn.Module, ABC):
     bf16: ClassVar[Literal["always", "dense", "never"]] = "always"
     on_pixels: ClassVar[bool] = False
     has_schedule: ClassVar[bool] = False
+    costs_more_later: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], config: Any) -> None:
         """Keep backbone, ``(height, width)`` of the images and config; subclasses build their networks, untrained."""

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from blemish.backbones.backbone import build_backbone
 from blemish.contract import Method, Prediction, TrainingImages
-from blemish.errors import BlemishError, Cancelled, ConfigError, RegimeError
+from blemish.errors import BlemishError, Cancelled, ConfigError, DataError, RegimeError
 from blemish.inspection.inspector import Inspector, load
 from blemish.registry import METHODS, make_config, method_class, option_table
 from blemish.run import Run, choose_device
@@ -85,12 +85,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write("weak/good", good)
     write("weak/anomalous/paint", bad)
     grey = [cloth(i, (48, 72), grey=True)[..., 0] for i in range(8)]
+    write("copies clean/good", good[:1] * 5)
+    write("copies contaminated/unlabelled", good[:1] * 5)
+    write("copies weak/good", good[:1] * 5)
+    write("copies weak/anomalous/paint", bad)
     write("wide/good", grey)
     write("wide-pile/unlabelled", grey)
     write("wide-weak/good", grey)
     write("wide-weak/anomalous/hole", [np.where(np.eye(48, 72) > 0, 255, grey[i]).astype(np.uint8) for i in range(2)])
     wide = {"clean": "wide", "contaminated": "wide-pile", "weak": "wide-weak"}
-    return {regime: root / regime for regime in REGIMES} | {f"wide {r}": root / place for r, place in wide.items()}
+    places = [*REGIMES, *(f"copies {regime}" for regime in REGIMES)]
+    return {place: root / place for place in places} | {f"wide {r}": root / place for r, place in wide.items()}
 
 
 @pytest.fixture(scope="module", params=list(METHODS))
@@ -218,6 +223,17 @@ def test_uniform_images_give_finite_numbers(name: str, learn) -> None:
     """A lens cap, a dead camera: black, white and grey all over."""
     flat = [np.full((SIDE, SIDE, 3), value, np.uint8) for value in (0, 128, 255)]
     found = judged(learn(name, home(name), STEPS), flat)
+    assert found.score.isfinite().all()
+    assert found.map is None or found.map.isfinite().all()
+
+
+def test_copies_of_one_image_are_learned_or_refused_in_words(name: str, learn) -> None:
+    try:
+        inspector = learn(name, f"copies {home(name)}", 1)
+    except DataError as error:
+        assert "copies" in str(error) or "more good parts" in str(error)
+        return
+    found = judged(inspector, [cloth(0), spoiled(102)])
     assert found.score.isfinite().all()
     assert found.map is None or found.map.isfinite().all()
 

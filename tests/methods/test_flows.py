@@ -191,14 +191,16 @@ def standardised(known, seen):
     return (seen - mean) / (deviation + 0.1 * deviation.mean())
 
 
-def test_csflow_s_first_loss_score_and_map(learned, tiny_images, planted, judged):
-    settings = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12, "hidden": 16}
+@pytest.mark.parametrize("standardise", [False, True])
+def test_csflow_s_first_loss_score_and_map(standardise, learned, tiny_images, planted, judged):
+    settings = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12, "hidden": 16, "standardise": standardise}
     fresh = learned("csflow", settings, count=8, layers=(2,))
     images, good = planted(tiny_images(2, seed=5).images), tiny_images(8).images
     known, seen = ([fresh.backbone(i)[0] for i in smaller(given)] for given in (good, images))
-    z = [standardised(*pair) for pair in zip(known, seen)]
+    z = [standardised(*pair) for pair in zip(known, seen)] if standardise else seen
+    taken = [standardised(m, m) for m in known] if standardise else known
     # A fresh flow permutes and no more: its networks' gains are 0.
-    fresh_loss = torch.cat([standardised(m, m).flatten(1) for m in known], dim=1).square().mean() / 2
+    fresh_loss = torch.cat([map_.flatten(1) for map_ in taken], dim=1).square().mean() / 2
     assert fresh.curve[0]["loss"] == pytest.approx(float(fresh_loss), rel=1e-4)
     found = judged(fresh, images)
     numbers = torch.cat([map_.flatten(1) for map_ in z], dim=1)

@@ -139,6 +139,13 @@ def test_inreach_keeps_as_many_as_it_is_told_and_says_when_nothing_recurs(learne
         learned("inreach", {"members": 16, "spread": 1e-3}, images=pile)
 
 
+@pytest.mark.parametrize("name", ["meds", "inreach"])
+def test_a_pile_that_memory_cannot_hold_is_refused_with_the_way_out(name, learned, monkeypatch):
+    monkeypatch.setattr(f"blemish.methods.{name}.available_memory", lambda: 1000)
+    with pytest.raises(ConfigError, match=f"{name} .* every patch of 8 images, which takes .*: give fewer images"):
+        learned(name)
+
+
 # Whitened memories
 
 

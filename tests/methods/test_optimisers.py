@@ -23,6 +23,7 @@ RELEASED = {
                         for p, r in (("student", 0.4), ("body", 0.1), ("head", 0.01))}, None),
     "devnet": ("Adam", {"scorers": {"lr": 2e-3, "weight_decay": 1e-5}}, 1.0),
     "differnet": ("Adam", {"flow": {"lr": 2e-4, "betas": (0.8, 0.8), "eps": 1e-4, "weight_decay": 1e-5}}, None),
+    "dmad": ("AdamW", {p: {"lr": 5e-3, "weight_decay": 0.01, **GAN} for p in ("fields", "student")}, None),
     "dra": ("Adam", {"heads": {"lr": 2e-3, "weight_decay": 1e-5}}, 1.0),
     "draem": ("Adam", {"repair": {"lr": 1e-4}, "segment": {"lr": 1e-4}}, None),
     "dsebm": ("Adam", {"energy": {"lr": 1e-3}}, None),

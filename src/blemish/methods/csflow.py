@@ -5,8 +5,7 @@ standard normal numbers z. What is inside each step reads all three maps: finer 
 coarser ones by enlarged convolutions. What good images never showed, at whatever scale, lands far from 0.
 Loss: minus the log-likelihood of all three maps, by the number. Score: the mean of z²/2 over all numbers; the map is
 the mean of z² over the channels of the finest scale, enlarged.
-As released (github.com/marco-rudolph/cs-flow), but for the backbone, and features are standardised on good images, as
-backbones' scales differ (our reading). Differences: docs/methods/csflow.md.
+As released (github.com/marco-rudolph/cs-flow), but for the backbone. Differences: docs/methods/csflow.md.
 
 Rudolph, Wehrbein, Rosenhahn, Wandt: Fully Convolutional Cross-Scale-Flows, WACV 2022.
 """
@@ -37,6 +36,9 @@ class CSFlowConfig:
     flow_steps: Annotated[int, Field(ge=1, le=64, description="couplings; the last one sees 5 x 5 cells")] = 4
     hidden: Annotated[Width, Field(description="channels inside a coupling, at each scale")] = 1024
     clamp: Annotated[Rate, Field(description="what a coupling's log scales stay within")] = 3.0
+    standardise: Annotated[
+        bool, Field(description="each channel by mean and deviation on good images; else as it is")
+    ] = False
     epochs: Annotated[Count, Field(description="passes over the images")] = 240
     steps: Steps = None
     batch_size: Annotated[Count, Field(description="images a step")] = 16
@@ -48,7 +50,7 @@ class CSFlowConfig:
 
 
 class CSFlow(Method):
-    """``scale`` standardises the features of each size of the image, ``flow`` takes them all."""
+    """``scale`` standardises the features of each size of the image, if asked to; ``flow`` takes them all."""
 
     Config = CSFlowConfig
     config: CSFlowConfig
@@ -67,7 +69,8 @@ class CSFlow(Method):
         with torch.no_grad():
             for subnet in (module for module in self.flow.modules() if isinstance(module, CrossScale)):
                 subnet.gain.zero_()
-        self.scale.learn(pyramid(teacher, batch, batch.images) for batch in in_batches(images, config.batch_size))
+        if config.standardise:
+            self.scale.learn(pyramid(teacher, batch, batch.images) for batch in in_batches(images, config.batch_size))
 
         def loss(batch: Batch, _: torch.Generator) -> Tensor:
             maps, volume = self._flowed(pyramid(teacher, batch, batch.images))

@@ -19,14 +19,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from blemish.backbones.teacher import available_memory
 from blemish.contract import Backbone, Method, Prediction, Teacher, TrainingImages
 from blemish.ops.config import PatchLayers, Sigma, Strangest
 from blemish.ops.neighbours import Neighbours
+from blemish.ops.passes import check_memory
 from blemish.ops.patches import PatchVectors, describe_patches, top_mean
 from blemish.ops.smoothing import upscale
 from blemish.run import Run
 
 WIDTH = 1024  # numbers of a patch vector at most
+WAY_OUT = "give fewer images, deeper --set layers, fewer banks or a smaller --size"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,12 @@ class MeDS(Method):
 
     @torch.no_grad()
     def train_on(self, training: TrainingImages, teacher: Teacher, run: Run) -> None:
-        vectors, *_ = describe_patches(training.normal, teacher, self.patches, None, run)
+        images = training.normal
+        y, x = teacher(images.batch([0]))[0].shape[-2:]
+        numbers = len(images) * y * x * self.patches.width  # of four bytes, once for all patches and once for all banks
+        needed = round(4 * numbers * (1 + self.config.banks * self.config.share))
+        check_memory("meds", f"holds every patch of {len(images)} images", needed, available_memory(), WAY_OUT)
+        vectors, *_ = describe_patches(images, teacher, self.patches, None, run)
         count, draws = max(1, int(len(vectors) * self.config.share)), run.generator("banks")
         for number in range(self.config.banks):
             drawn = torch.randperm(len(vectors), generator=draws)[:count]

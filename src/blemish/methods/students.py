@@ -114,6 +114,7 @@ class Students(Method):
 
     Config = StudentsConfig
     has_schedule = True
+    costs_more_later = True  # students see whole images, their teacher, before, crops
     config: StudentsConfig
     usual: Tensor
 

@@ -55,7 +55,8 @@ def announce(learner: Learner, indices: Sequence[int], models: float, run: Run) 
     in_words = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else ""
     in_words = in_words or f"{seconds / 3600:.1f} h"
     times = f", {models:.3g} times over, for the model and what checks it" if models > 1 else ""
-    text = f"training takes about {in_words} on this machine ({watch.steps} steps{times})"
+    about = "at least" if learner.cls.costs_more_later else "about"
+    text = f"training takes {about} {in_words} on this machine ({watch.steps} steps{times})"
     run.progress.note(f"note: {text}")
     if seconds > LONG and run.confirm is not None and not run.confirm(f"{text}. Begin?"):
         raise Cancelled("nothing was begun; fewer --epochs or --calibration none make it shorter")
