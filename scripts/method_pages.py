@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from methods_table import PROTOCOLS, SETS, frame, shown
+from methods_table import PROTOCOLS, SETS, cue_of_sets, frame, shown
 
 from blemish.bench.ledger import FILE, Ledger
 from blemish.registry import METHODS, method_class, option_table
@@ -44,11 +44,8 @@ def figures_of(method: str, figures: pd.DataFrame) -> list[str]:
         of_one = mine[mine["protocol"] == protocol]
         if of_one.empty:
             continue
-        cues = of_one.groupby("set").last()
-        told = [
-            f"{shown(cues['cue_auroc'][of])} ({cues['cue'][of]})" if of in cues.index else "" for of in SETS.values()
-        ]
-        lines.append(f"| {learned_from}: one trivial cue | {' | '.join(told)} |")
+        cues = cue_of_sets(of_one)
+        lines.append(f"| {learned_from}: one trivial cue | {' | '.join(cues.get(of, '') for of in SETS.values())} |")
         for name, of_name in of_one.groupby("name", sort=False):
             sets = dict(iter(of_name.groupby("set")))
             most = max(map(len, sets.values()))

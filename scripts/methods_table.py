@@ -105,11 +105,15 @@ def tables(figures: pd.DataFrame) -> str:
             (f"[{name}](../methods/{method}.md)", *map(shown, line[: len(SETS) + 1]), *map(_rounded, line[-3:]))
             for (method, name), line in zip(table.index, table.to_numpy(), strict=True)
         ]
-        best = figures[figures["protocol"] == protocol].groupby("set")[["cue", "cue_auroc"]].last()
-        cues = [f"{shown(best.cue_auroc[of])} ({best.cue[of]})" if of in best.index else "–" for of in SETS.values()]
-        rows = [("one trivial cue", *cues, *["–"] * 4), *rows] if rows else []
+        cues = cue_of_sets(figures[figures["protocol"] == protocol])
+        rows = [("one trivial cue", *(cues.get(of, "–") for of in SETS.values()), *["–"] * 4), *rows] if rows else []
         parts += [f"**{protocol}** (image AUROC)", markdown.tables([(head, rows)]).strip()] if rows else []
     return "\n\n".join(parts)
+
+
+def cue_of_sets(figures: pd.DataFrame) -> dict[str, str]:
+    """By set, the image AUROC of the trivial cue that separates it best, and which that is."""
+    return {str(row.set): f"{shown(row.cue_auroc)} ({row.cue})" for row in figures.itertuples()}
 
 
 def shown(value: float) -> str:

@@ -57,11 +57,11 @@ BUDGET = {
     "grey cameras": 12,
     "what a newcomer found": 42,
     "two scales, and links to nothing": 169,
-    "engines and precision for a budget, DMAD, and what reviews found": 387,
+    "engines and precision for a budget, DMAD, and what reviews found": 405,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 22152
+TEST_BUDGET = 22170
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")
@@ -203,7 +203,7 @@ def test_no_machine_s_path_and_no_large_file_is_tracked() -> None:
     for path in (ROOT / name for name in listed.split("\0") if name):
         if not path.is_file():
             continue
-        assert path.stat().st_size < (4_000_000 if path.name == "ledger.jsonl" else 1_000_000), path
+        assert path.stat().st_size < 1_000_000, path
         named = paths.search(path.read_bytes().decode("utf-8", errors="ignore"))
         assert named is None, f"{path.relative_to(ROOT)} names {named and named.group()}"
 

@@ -9,15 +9,16 @@ from blemish.bench.ledger import Ledger
 WRITER = """
 import sys
 from pathlib import Path
-from blemish.bench.ledger import Ledger
-ledger = Ledger(Path(sys.argv[1]))
+from blemish.bench import ledger
+ledger.LARGEST = int(sys.argv[4])
+ledger = ledger.Ledger(Path(sys.argv[1]))
 for i in range(int(sys.argv[3])):
     ledger.append({"key": f"{sys.argv[2]}/{i}", "status": "done", "filling": sys.argv[2] * (1 + i * 997 % 20000)})
 """
 
 
-def start_writer(path, name, rows):
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(path), name, str(rows)])
+def start_writer(path, name, rows, largest=10**12):
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(path), name, str(rows), str(largest)])
 
 
 def test_two_processes_append_at_once(tmp_path):
@@ -32,6 +33,23 @@ def test_two_processes_append_at_once(tmp_path):
         own = [(row["key"], row["filling"]) for row in rows if row["key"].startswith(name)]
         wanted = [(f"{name}/{i}", name * (1 + i * 997 % 20000)) for i in range(150)]
         assert own == wanted, "none lost, in order, whole"
+
+
+def test_a_large_file_is_closed_as_a_part_and_no_reader_misses_or_repeats_a_row(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    writers, seen = [start_writer(path, name, 150, 60_000) for name in "ab"], [0]
+    while any(writer.poll() is None for writer in writers):
+        keys = [row["key"] for row in Ledger(path).rows()]
+        assert len(keys) == len(set(keys))
+        seen.append(len(keys))
+    assert [writer.returncode for writer in writers] == [0, 0] and seen == sorted(seen)
+    parts = [path.with_stem(f"ledger-{number}") for number in range(1, len(list(tmp_path.glob("ledger-*"))) + 1)]
+    assert len(parts) > 10 and all(part.stat().st_size <= 60_000 for part in [*parts, path])
+    lines = b"".join(part.read_bytes() for part in [*parts, path]).splitlines()
+    rows = Ledger(path).rows()
+    assert rows == [json.loads(line) for line in lines] and len(rows) == 300
+    for name in "ab":
+        assert [row["key"] for row in rows if row["key"][0] == name] == [f"{name}/{i}" for i in range(150)]
 
 
 def test_a_killed_writer_tears_no_row(tmp_path):
