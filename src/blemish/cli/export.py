@@ -70,13 +70,15 @@ def export(
     if budget is not None and check is None:
         raise ConfigError("--budget is measured on images as you have them: name their folder with --check")
     inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
-    seen, kept_in = inspector.preparation, inspector.provenance.get("budget", {"precision": "auto"})["precision"]
-    chosen = kept_in if precision == "auto" and kept_in != "auto" else "fp32" if precision == "auto" else precision
+    seen, kept = inspector.preparation, inspector.provenance.get("budget") or {}
+    chosen: Literal["fp32", "int8", "bf16"] = "fp32"
+    if precision != "auto":
+        chosen = precision
+    elif kept.get("precision") in ("int8", "bf16"):
+        chosen = kept["precision"]
     if chosen != "fp32" and check is None:
-        other = f"fit kept its budget in {chosen}: --precision fp32 exports without it, and {chosen}" * (
-            precision == "auto"
-        )
-        raise ConfigError(f"{other or chosen} is measured on good images: name their folder with --check")
+        why = "; fit kept its budget in it, and --precision fp32 does without" * (precision == "auto")
+        raise ConfigError(f"{chosen} is measured on good images: name their folder with --check{why}")
     if web is not None and (seen.tiling is not None or seen.roi is not None):
         raise ConfigError(f"{model} judges tiles or a region of interest, and a page whole images: leave --web out")
     check_writable(target)

@@ -108,9 +108,10 @@ def within_budget(
             cost = f"{what} stand {usual:.2f} deviations above good images that were held out, with it {faster:.2f}"
         run.progress.note(f"budget: without it {first}; {cost}")
     facts = {"asked": asked.budget, "p95": chosen.p95, "engine": chosen.engine, "precision": chosen.precision}
-    if chosen.engine != "torch" and asked.precision == "auto":  # files are in float32: so are their thresholds
-        return dataclasses.replace(chosen.settings, precision="fp32"), {"budget": facts}
-    return chosen.settings, {"budget": facts}
+    settings = chosen.settings
+    if chosen.engine != "torch" and asked.precision == "auto":
+        settings = dataclasses.replace(settings, precision="fp32")  # as files compute, so their thresholds
+    return settings, {"budget": facts}
 
 
 def _smaller(
