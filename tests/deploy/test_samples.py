@@ -96,6 +96,24 @@ def test_a_sample_decides_and_scores_as_the_file_here(sample, folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sample", [python, node])
+def test_a_sample_lays_transparency_over_black_and_turns_as_told(sample, folder, tmp_path):
+    image = Image.open(folder / "bad.png").transpose(Image.Transpose.ROTATE_90).convert("RGBA")
+    image.putalpha(
+        Image.fromarray(np.linspace(40, 255, image.width * image.height).reshape(image.size[::-1]).astype("u1"))
+    )
+    turned = image.getexif()
+    turned[274] = 6  # shown turned to the right
+    image.save(tmp_path / "clear.png", exif=turned)
+    command = [*sample(tmp_path), str(folder / "part.onnx"), str(tmp_path / "clear.png"), str(tmp_path / "mask.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    verdict = blemish.load(folder / "part.onnx")(tmp_path / "clear.png")
+    assert json.loads(done.stdout)["score"] == pytest.approx(verdict.score, rel=0.02)
+    assert verdict.size == np.asarray(Image.open(tmp_path / "mask.png")).shape == (60, 90)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("tile", "grey"), [(48, True), (None, False)])
 def test_the_sample_for_large_images_cuts_tiles_and_covers_what_is_outside(folder, tmp_path, tile, grey):
     mask = np.ones((72, 90), bool)

@@ -71,11 +71,9 @@ def export(
         raise ConfigError("--budget is measured on images as you have them: name their folder with --check")
     inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
     seen, kept = inspector.preparation, inspector.provenance.get("budget") or {}
-    chosen: Literal["fp32", "int8", "bf16"] = "fp32"
-    if precision != "auto":
-        chosen = precision
-    elif kept.get("precision") in ("int8", "bf16"):
-        chosen = kept["precision"]
+    chosen = precision
+    if chosen == "auto":
+        chosen = kept["precision"] if kept.get("precision") in ("int8", "bf16") else "fp32"
     if chosen != "fp32" and check is None:
         why = "; fit kept its budget in it, and --precision fp32 does without" * (precision == "auto")
         raise ConfigError(f"{chosen} is measured on good images: name their folder with --check{why}")
