@@ -7,7 +7,7 @@ bits a number.
 Score: .9 x -p + .1 x -SSIM, with p the likelihood of a number, by the geometric mean, and SSIM the similarity of image
 and reconstruction. The map is the same place by place (our reading).
 The paper's code was not found: sizes, weights and training are an unofficial one's (github.com/Urukat/AE-Flow).
-Features are standardised on good images, as backbones' scales differ (our reading). More: docs/methods/aeflow.md.
+More: docs/methods/aeflow.md.
 
 Zhao, Ding, Zhang: AE-FLOW: Autoencoders with Normalizing Flows for Medical Images Anomaly Detection, ICLR 2023.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
 from blemish.errors import ConfigError
-from blemish.ops.config import Count, Layers, Rate, Share, Sigma, Steps, Width
+from blemish.ops.config import Count, Layers, Rate, Share, Sigma, Standardise, Steps, Width
 from blemish.ops.coupling import RIDGE, Flow, convolutional, joined, negative_log_likelihood, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import initialise_uniform
@@ -44,6 +44,7 @@ class AEFlowConfig:
     layers: Annotated[Layers, Field(description="stages that are joined, on the deepest one's grid")] = (3,)
     flow_steps: Annotated[int, Field(ge=1, le=64, description="couplings")] = 8
     clamp: Annotated[Rate, Field(description="what a coupling's log scales stay within")] = 2.0
+    standardise: Standardise = False
     width: Annotated[Width, Field(description="channels of the decoder before the image; those before are wider")] = 64
     alpha: Annotated[Share, Field(description="weight of the likelihood in the loss, of 1")] = 0.5
     beta: Annotated[Share, Field(description="weight of the likelihood in the score, of 1")] = 0.9
@@ -55,7 +56,7 @@ class AEFlowConfig:
 
 
 class AEFlow(Method):
-    """``scale`` standardises the features, ``flow`` takes them, ``decoder`` makes images of what it gives."""
+    """``scale`` standardises features, if asked to, ``flow`` takes them, ``decoder`` makes images of what it gives."""
 
     Config = AEFlowConfig
     config: AEFlowConfig
@@ -80,7 +81,8 @@ class AEFlow(Method):
         config, images, network = self.config, training.normal, nn.ModuleList([self.flow, self.decoder])
         self.flow.reset(run.generator("flow"))
         initialise_uniform(self.decoder, run.generator("decoder"))
-        self.scale.learn([joined(teacher(batch))] for batch in in_batches(images, config.batch_size))
+        if config.standardise:
+            self.scale.learn([joined(teacher(batch))] for batch in in_batches(images, config.batch_size))
 
         def loss(batch: Batch, _: torch.Generator) -> Tensor:
             z, volume, given_back = self._seen(teacher(batch))

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Sigma, Steps, Weight, Width
+from blemish.ops.config import Count, Layers, Rate, Sigma, Standardise, Steps, Weight, Width
 from blemish.ops.coupling import RIDGE, SCALES, Flow, check_pyramid, negative_log_likelihood, pyramid, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import untrained
@@ -36,9 +36,7 @@ class CSFlowConfig:
     flow_steps: Annotated[int, Field(ge=1, le=64, description="couplings; the last one sees 5 x 5 cells")] = 4
     hidden: Annotated[Width, Field(description="channels inside a coupling, at each scale")] = 1024
     clamp: Annotated[Rate, Field(description="what a coupling's log scales stay within")] = 3.0
-    standardise: Annotated[
-        bool, Field(description="each channel by mean and deviation on good images; else as it is")
-    ] = False
+    standardise: Standardise = False
     epochs: Annotated[Count, Field(description="passes over the images")] = 240
     steps: Steps = None
     batch_size: Annotated[Count, Field(description="images a step")] = 16

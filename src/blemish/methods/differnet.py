@@ -4,9 +4,8 @@ Idea: features of an image at three sizes, averaged over all places, are one vec
 vectors of good images, turned at random, into independent standard normal numbers z. An image is judged in many
 directions, so that how a part lies counts little.
 Loss: minus the log-likelihood of a vector, by the number. Score: the mean of z² over numbers and directions.
-As released (github.com/marco-rudolph/differnet), but for the backbone (there AlexNet), and vectors are standardised on
-good images, as backbones' scales differ (our reading). The released map, a gradient with respect to the pixels for
-looking at, is left out, so that a model exports. Differences: docs/methods/differnet.md.
+As released (github.com/marco-rudolph/differnet), but for the backbone (there AlexNet). The released map, a gradient
+with respect to the pixels for looking at, is left out, so that a model exports. Differences: docs/methods/differnet.md.
 
 Rudolph, Wandt, Rosenhahn: Same Same But DifferNet, WACV 2021.
 """
@@ -22,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from blemish.contract import Backbone, Batch, Method, Prediction, Teacher, TrainingImages, in_batches
-from blemish.ops.config import Count, Layers, Rate, Steps, Weight, Width
+from blemish.ops.config import Count, Layers, Rate, Standardise, Steps, Weight, Width
 from blemish.ops.coupling import RIDGE, SCALES, Flow, check_pyramid, dense, negative_log_likelihood, pyramid, train
 from blemish.ops.norms import Standardisation
 from blemish.ops.residual import untrained
@@ -37,6 +36,7 @@ class DifferNetConfig:
     flow_steps: Annotated[int, Field(ge=1, le=64, description="couplings")] = 8
     hidden: Annotated[Width, Field(description="numbers in each of three layers inside a coupling")] = 2048
     clamp: Annotated[Rate, Field(description="what a coupling's log scales stay within")] = 3.0
+    standardise: Standardise = False
     turns: Annotated[
         int, Field(ge=0, le=64, description="random directions in which a step sees each image; 0: as it is")
     ] = 4
@@ -52,7 +52,7 @@ class DifferNetConfig:
 
 
 class DifferNet(Method):
-    """``scale`` standardises an image's vector, ``flow`` takes it."""
+    """``scale`` standardises an image's vector, if asked to; ``flow`` takes it."""
 
     Config = DifferNetConfig
     config: DifferNetConfig
@@ -79,8 +79,9 @@ class DifferNet(Method):
             return negative_log_likelihood([z], volume).mean() / z.shape[1]
 
         self.flow.reset(run.generator("flow"))
-        draws = run.generator("directions for the scale")
-        self.scale.learn(means(batch, draws) for batch in in_batches(images, config.batch_size))
+        if config.standardise:
+            draws = run.generator("directions for the scale")
+            self.scale.learn(means(batch, draws) for batch in in_batches(images, config.batch_size))
         adam: dict[str, Any] = {"betas": config.betas, "eps": 1e-4, "weight_decay": config.weight_decay}
         train("differnet", self.flow, loss, images, config, run, **adam)
 

@@ -82,8 +82,10 @@ METHODS: dict[str, MethodEntry] = {
     "subspacead": MethodEntry("blemish.methods.subspacead:SubspaceAD", "clean", "density"),
     "fastflow": MethodEntry("blemish.methods.fastflow:FastFlow", "clean", "flow", cost="minutes"),
     "csflow": MethodEntry("blemish.methods.csflow:CSFlow", "clean", "flow", cost="hours", version=2),
-    "differnet": MethodEntry("blemish.methods.differnet:DifferNet", "clean", "flow", cost="minutes", has_map=False),
-    "aeflow": MethodEntry("blemish.methods.aeflow:AEFlow", "clean", "flow", cost="minutes"),
+    "differnet": MethodEntry(
+        "blemish.methods.differnet:DifferNet", "clean", "flow", cost="minutes", has_map=False, version=2
+    ),
+    "aeflow": MethodEntry("blemish.methods.aeflow:AEFlow", "clean", "flow", cost="minutes", version=2),
     "mahalanobis": MethodEntry("blemish.methods.mahalanobis:Mahalanobis", "clean", "density", has_map=False),
     "ae": MethodEntry("blemish.methods.ae:AE", "clean", "reconstruction", cost="hours"),
     "gammavae": MethodEntry("blemish.methods.gammavae:GammaVAE", "clean", "reconstruction", cost="hours"),

@@ -32,6 +32,7 @@ Steps = Annotated[Count | None, Field(description="updates of the weights, in pl
 PatchLayers = Annotated[Layers, Field(description="stages that describe a patch; the first one's grid is the patches'")]
 Strangest = Annotated[Share, Field(description="share of an image's patches, the strangest, whose mean is its score")]
 Sigma = Annotated[float, Field(ge=0, le=100, description="of the Gaussian that smooths the map, in input pixels")]
+Standardise = Annotated[bool, Field(description="each channel by mean and deviation on good images; else as it is")]
 
 
 @dataclass(frozen=True)
