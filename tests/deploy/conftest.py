@@ -19,8 +19,8 @@ def woven(seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """``part.onnx``, ``part.blemish`` and photographs of several kinds."""
+def learned_folder(tmp_path_factory) -> Path:
+    """``part.blemish`` and photographs of several kinds."""
     root = tmp_path_factory.mktemp("samples")
     (root / "good").mkdir()
     for number in range(12):
@@ -33,6 +33,13 @@ def folder(tmp_path_factory) -> Path:
     Image.fromarray(bad[..., 0]).save(root / "grey.png")
     settings = {"method": "patchcore", "backbone": "resnet18", "weights": "random", "size": 64}
     blemish.fit(root / "good", options={"memory": 50}, **settings).save(root / "part.blemish")
+    return root
+
+
+@pytest.fixture(scope="session")
+def folder(learned_folder) -> Path:
+    """The same, with ``part.onnx``."""
+    root = learned_folder
     arguments = ["export", root / "part.blemish", "-o", root / "part.onnx", "--check", root / "good", "-q"]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output

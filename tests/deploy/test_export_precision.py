@@ -64,8 +64,8 @@ def test_int8_is_in_the_network_alone_and_judges_much_as_before(folder, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
 
 
-def test_the_precision_that_keeps_to_a_budget_is_the_one_exported(folder, tmp_path, monkeypatch):
-    model = blemish.load(folder / "part.blemish")
+def test_the_precision_that_keeps_to_a_budget_is_the_one_exported(learned_folder, tmp_path, monkeypatch):
+    model = blemish.load(learned_folder / "part.blemish")
     facts = {"asked": 30.0, "p95": 25.0, "engine": "openvino", "precision": "int8"}
     file = dataclasses.replace(model, provenance=model.provenance | {"budget": facts}).save(tmp_path / "a.blemish")
     asked = []
@@ -76,7 +76,7 @@ def test_the_precision_that_keeps_to_a_budget_is_the_one_exported(folder, tmp_pa
 
     monkeypatch.setattr("blemish.deploy.export.export", lambda *_, **__: CHEAP)
     monkeypatch.setattr(precision, "convert", stopped)
-    command, good = ["export", str(file), "-o", str(tmp_path / "a.onnx")], ["--check", str(folder / "good")]
+    command, good = ["export", str(file), "-o", str(tmp_path / "a.onnx")], ["--check", str(learned_folder / "good")]
     done = CliRunner().invoke(app, [*command, "--precision", "fp32", "--budget", "30ms"])
     assert done.exit_code == 2 and "measured on images as you have them" in done.stderr
     done = CliRunner().invoke(app, command)

@@ -133,17 +133,20 @@ def mutual_neighbours(points: Tensor, order: Sequence[int], seeds: int, watch: W
     p = points.shape[1]
     centred = points - points.mean(dim=(0, 1))
     norms, own = centred.square().sum(dim=2), torch.arange(p, device=points.device)
+    between = points.new_empty(p, p)
     patches = [p * image + own for image in order[:seeds]]
     channels = [p * number + own for number in range(len(patches))]
     for later in watch(range(1, len(order))):
         image, closest = order[later], torch.full_like(norms[0], torch.inf)
         channel = torch.full_like(own, -1)
         for number, seed in enumerate(order[: min(seeds, later)]):
-            between = torch.addmm(norms[image], centred[seed], centred[image].T, alpha=-2) + norms[seed][:, None]
-            distances, heads = between.min(dim=0)
-            closer, is_mutual = distances < closest, between.argmin(dim=1)[heads] == own
+            torch.addmm(norms[image], centred[seed], centred[image].T, alpha=-2, out=between).add_(norms[seed][:, None])
+            distances, (nearest, partners) = between.amin(dim=0), between.min(dim=1)  # an argmin by columns is slow
+            mutual = nearest == distances[partners]
+            heads = torch.full_like(own, p).scatter_reduce(0, partners[mutual], own[mutual], "amin")  # p: nobody
+            closer = distances < closest
             closest = torch.where(closer, distances, closest)
-            channel = torch.where(closer, torch.where(is_mutual, p * number + heads, -1), channel)
+            channel = torch.where(closer, torch.where(heads < p, p * number + heads, -1), channel)
         patches.append(p * image + own[channel >= 0])
         channels.append(channel[channel >= 0])
     return torch.cat(patches), torch.cat(channels)
