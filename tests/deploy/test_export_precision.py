@@ -81,7 +81,7 @@ def test_the_precision_that_keeps_to_a_budget_is_the_one_exported(learned_folder
     assert done.exit_code == 2 and "measured on images as you have them" in done.stderr
     done = CliRunner().invoke(app, command)
     assert (
-        done.exit_code == 2 and "int8 is measured on good images" in done.stderr and "--precision fp32" in done.stderr
+        done.exit_code == 2 and "int8 is measured on 8 good images" in done.stderr and "--precision fp32" in done.stderr
     )
     for options, expected in ((good, ["int8"]), ([*good, "--precision", "bf16"], ["int8", "bf16"])):
         assert "seen" in CliRunner().invoke(app, [*command, *options]).stderr

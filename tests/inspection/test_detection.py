@@ -55,3 +55,5 @@ def test_known_bad_images_are_counted_at_the_threshold_and_at_others():
 def test_without_calibration_or_defects_there_is_nothing_to_say():
     assert estimate_detection([Painted("hole", 0.2, 20.0, 1.0)], Calibration()) == {}
     assert estimate_detection([], calibrate("holdout", SCORES)) == {}
+    alike = [Painted("hole", share, width, 1.0) for share, width in ((0.03, 1.6), (0.04, 2.4), (0.06, 3.8))]
+    assert [width for width, _ in estimate_detection(alike, calibrate("holdout", SCORES))["widths"]] == [2, 4]

@@ -103,9 +103,11 @@ def test_on_a_terminal_a_verdict_is_a_line_for_people(parts, inspector, capsys):
     bad = inspector(parts.bad[0])
     _for_people(bad.as_dict(), bad)
     _for_people({"path": "x.png", "error": "x.png is not an image"}, None)
-    first, second = capsys.readouterr().out.splitlines()
+    _for_people({"path": "a\nb.png", "error": "a 16-bit image"}, None)
+    first, second, third = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{parts.bad[0]}: reject: score [\d.]+, p [\d.e-]+, \d regions?", first)
     assert second == "x.png is not an image"
+    assert third == r"a\nb.png: a 16-bit image"  # a line for each, whatever a file is called
 
 
 def test_inspect_writes_overlays_maps_and_a_table(blemish, parts, model, inspector, tmp_path):

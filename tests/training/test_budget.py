@@ -104,6 +104,11 @@ def test_where_nothing_keeps_to_it_the_fastest_is_named(training, monkeypatch):
     wanted = resolve(training, wish, Run())
     with pytest.raises(ConfigError, match=r"in 3 ms here: the fastest is .* at 128 x 128, memory 1,250: 4 ms"):
         budget.within_budget(training, wanted, wish, "patchcore", Run())
+    few = dataclasses.replace(wanted, size=(64, 64))  # 8 x 8 cells of three images: any of these memories holds them
+    assert len(budget._smaller(training, few, dataclasses.replace(wish, size=64), "patchcore", Run())) == 1
+    wish = dataclasses.replace(wish, budget=0.9)
+    with pytest.raises(ConfigError, match="engines gain 4 times at most, and were not tried"):
+        budget.within_budget(training, wanted, wish, "patchcore", Run())
     whole = dataclasses.replace(wish, options={"fraction": 1.0})
     with pytest.raises(ConfigError, match="set memory in its place"):
         budget.within_budget(training, resolve(training, whole, Run()), whole, "patchcore", Run())

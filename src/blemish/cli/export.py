@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from blemish.cli.app import command, print_result
-from blemish.cli.options import AsJson, Machine, ModelFile, Quiet, Threads, Weights, parse_milliseconds
+from blemish.cli.options import AsJson, Machine, ModelFile, Quiet, Threads, Weights, check_suffix, parse_milliseconds
 
 
 @command
@@ -57,7 +57,7 @@ def export(
     from blemish.deploy.export import export as write
     from blemish.deploy.page import MODEL, find_runtime, write_browser_page
     from blemish.deploy.pictures import pictures
-    from blemish.deploy.precision import convert, within_budget
+    from blemish.deploy.precision import check_measurable, convert, within_budget
     from blemish.errors import ConfigError
     from blemish.run import check_writable, file_digest, refuse_to_replace, written_atomically
 
@@ -67,6 +67,7 @@ def export(
     runtime = find_runtime(onnxruntime_web) if web is not None else None
     compared = find_images(check) if check else []
     refuse_to_replace(target, {"the model": [model], "an image to compare on": compared})
+    check_suffix(target, is_exported=True)
     if budget is not None and check is None:
         raise ConfigError("--budget is measured on images as you have them: name their folder with --check")
     inspector = Machine("cpu", threads, quiet=quiet).load_learned(model, weights)
@@ -74,17 +75,23 @@ def export(
     chosen = precision
     if chosen == "auto":
         chosen = kept["precision"] if kept.get("precision") in ("int8", "bf16") else "fp32"
-    if chosen != "fp32" and check is None:
-        why = "; fit kept its budget in it, and --precision fp32 does without" * (precision == "auto")
-        raise ConfigError(f"{chosen} is measured on good images: name their folder with --check{why}")
+    if chosen != "fp32":
+        why = " (fit kept its budget in it, and --precision fp32 does without)" * (precision == "auto")
+        check_measurable(chosen, len(compared), seen, f"name their folder with --check{why}")
     if web is not None and (seen.tiling is not None or seen.roi is not None):
         raise ConfigError(f"{model} judges tiles or a region of interest, and a page whole images: leave --web out")
     check_writable(target)
     images = pictures(check, seen.white_level, grey)
-    kind = None if pixels == "auto" else pixels
     with tempfile.TemporaryDirectory(prefix=".blemish-", dir=target.parent) as folder:
         made = Path(folder) / MODEL
-        parity = write(inspector, made, images, pixels=kind, grey=grey, made_from=file_digest(model))
+        parity = write(
+            inspector,
+            made,
+            images,
+            pixels=None if pixels == "auto" else pixels,
+            grey=grey,
+            made_from=file_digest(model),
+        )
         facts, words = {"model": str(target), **asdict(parity)}, f"{target}: {parity}"
         if chosen != "fp32" and check is not None:
             whole = {*map(str, compared)}  # and not of another size

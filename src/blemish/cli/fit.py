@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from blemish.cli.app import command, print_result
-from blemish.cli.options import AsJson, Fitting, Learning, Machine, Quiet, Seed, Threads, refuse_onnx
+from blemish.cli.options import AsJson, Fitting, Learning, Machine, Quiet, Seed, Threads, check_suffix
 from blemish.run.progress import printable
 
 
@@ -72,7 +72,7 @@ def fit(
     if pile and data is None:
         raise ConfigError("--pile is said of DATA: give patterns of what nobody has looked at with --unlabelled")
     training = read_training(data, pile) if data else read_globs(good or (), anomalous or (), unlabelled or ())
-    refuse_onnx(output)
+    check_suffix(output)
     refuse_to_replace(output, files_of(training))
     check_writable(output)
     run = machine.run(

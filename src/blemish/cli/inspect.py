@@ -19,7 +19,7 @@ from blemish.cli.options import (
     Resolution,
     Review,
     Weights,
-    refuse_onnx,
+    check_suffix,
 )
 from blemish.run.progress import printable
 
@@ -88,7 +88,9 @@ def inspect(
 
 def _for_people(line: dict[str, Any], verdict: "Verdict | None") -> None:
     """In one line that fits on a terminal."""
-    typer.echo(printable(f"{line['path']}: {verdict.caption}" if verdict else line["error"]))
+    named = not verdict and line["path"] in line["error"]
+    text = line["error"] if named else f"{line['path']}: {verdict.caption if verdict else line['error']}"
+    typer.echo(printable(text).replace("\n", "\\n"))  # which a file's name may hold
 
 
 @command
@@ -106,9 +108,12 @@ def evaluate(
 ) -> None:
     """Measure a model on a test set. Example: blemish evaluate parts.blemish parts/ --json"""
     from blemish.data.testset import open_test_set
+    from blemish.run import check_writable
     from blemish.training.evaluate import as_text
     from blemish.training.evaluate import evaluate as measure
 
+    if output is not None:
+        check_writable(output / "index.html")
     inspector = machine.load(model, weights, engine)
     test, run = open_test_set(data), machine.run()
     result = measure(inspector, test, run, at, per_image_pro)
@@ -140,7 +145,7 @@ def calibrate(
     refuse_to_replace(output, {"one of the good images": find_images(good)})
     check_writable(output)
     learned = machine.load_learned(model, weights)
-    refuse_onnx(output)
+    check_suffix(output)
     fresh = learned.calibrated(good, false_reject, machine.run(), review)
     fresh.save(output)
     print_result(fresh.info() | {"model": str(output)}, as_json, f"{output}: {fresh.promise}")

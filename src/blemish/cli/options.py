@@ -58,12 +58,14 @@ def parse_milliseconds(text: str) -> float:
     return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
-def refuse_onnx(output: Path) -> None:
-    """A ConfigError where a model that learned is to be written under the name of an exported one."""
+def check_suffix(output: Path, is_exported: bool = False) -> None:
+    """A ConfigError where a model that learned is to be named like an exported one, or one exported like that."""
     from blemish.errors import ConfigError
 
-    if output.suffix.casefold() == ".onnx":
-        model = output.with_suffix(".blemish")
+    model, file = output.with_suffix(".blemish"), output.with_suffix(".onnx")
+    if is_exported and output.suffix.casefold() == ".blemish":
+        raise ConfigError(f"{output} would be taken for a model that learned, and this writes an ONNX file: -o {file}")
+    if not is_exported and output.suffix.casefold() == ".onnx":
         raise ConfigError(f"this writes no ONNX file: -o {model}, and then blemish export {model} -o {output}")
 
 

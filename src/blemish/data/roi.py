@@ -55,7 +55,7 @@ class Roi:
         if image.size != self.size:
             raise ImageError(
                 f"the image has {image.size[1]} x {image.size[0]} pixels, the region of interest "
-                f"{self.size[1]} x {self.size[0]}: they must be equal"
+                f"{self.size[1]} x {self.size[0]}: they must be equal. Give images of that size, or fit with another"
             )
 
     def cover(self, image: DecodedImage, white_level: int) -> DecodedImage:

@@ -80,7 +80,9 @@ def described_graph(
     pixels = pixels or ("uint16" if deep else "uint8")
     if (pixels == "uint16") != deep:
         known = f"up to {inspector.preparation.white_level}" if deep else "8 bits"
-        raise ConfigError(f"an input of {pixels} was asked for, but the model learned from images of {known}")
+        raise ConfigError(
+            f"an input of {pixels} was asked for, but the model learned from images of {known}: leave --input out"
+        )
     name = inspector.name
     if not method_entry(name).exports or inspector.method.needs_gradient:
         raise ConfigError(f"{name} cannot be exported: each of its verdicts needs a gradient, which no engine computes")

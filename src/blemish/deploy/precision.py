@@ -6,6 +6,7 @@ processor has units for it.
 """
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from blemish.data.images import DecodedImage
+from blemish.data.preprocessing import Preprocessing
 from blemish.deploy.parity import inputs
 from blemish.errors import ConfigError, DataError, OutputError
 from blemish.inspection.engines import EXTRAS, EngineName, choose_engine
@@ -75,17 +77,12 @@ def convert(
 
     A DataError where the images are too few, an OutputError where it does not pay here, unless ``is_forced``.
     """
-    if len(images) < FEWEST:
-        raise DataError(f"{precision} is measured on {FEWEST} good images or more, and there are {len(images)}")
     if precision == "bf16":
         choose_engine("openvino")
     installed: list[EngineName] = [engine for engine in ("onnxruntime", "openvino") if find_spec(engine)]
     usual = {engine: load_exported(source, engine, threads) for engine in installed}
     judge = next(iter(usual.values()))
-    if judge.preparation.tiling is not None:
-        raise ConfigError(
-            f"{precision} is measured on whole images, and this model judges tiles: give --precision fp32"
-        )
+    check_measurable(precision, len(images), judge.preparation)
     chosen = list(images.values())
     with written_atomically(target) as temporary:
         if precision == "int8":
@@ -98,6 +95,19 @@ def convert(
             raise OutputError(f"{precision} does not pay here, so nothing was written. {cost}. Give --precision fp32")
         note(temporary, temporary, precision_cost=asdict(cost))
     return cost
+
+
+def check_measurable(
+    precision: str, images: int, preparation: Preprocessing, way_out: str = "give more, or --precision fp32"
+) -> None:
+    """A DataError where ``images`` are too few to measure a precision on, a ConfigError of none and of tiles."""
+    if preparation.tiling is not None:
+        raise ConfigError(
+            f"{precision} is measured on whole images, and this model judges tiles: give --precision fp32"
+        )
+    if images < FEWEST:
+        error = DataError if images else ConfigError
+        raise error(f"{precision} is measured on {FEWEST} good images or more, and there are {images}: {way_out}")
 
 
 def note(source: Path, target: Path, **facts: Any) -> None:
@@ -119,8 +129,10 @@ def _quantise(source: Path, target: Path, images: list[DecodedImage], white: int
     From good images alone a gross defect lost a quarter of its score, and the good ones did not become more exact.
     """
     import onnx
+    import onnxruntime
     from onnxruntime import quantization as q
 
+    onnxruntime.set_default_logger_severity(3)  # its sessions tell of inputs that have values of their own, as meant
     rng, blotted = np.random.default_rng(0), [replace(image, pixels=image.pixels.copy()) for image in images]
     for image in blotted:
         rows, columns = image.size
@@ -146,10 +158,14 @@ def _quantise(source: Path, target: Path, images: list[DecodedImage], white: int
         if any(NETWORK in entry.value for entry in node.metadata_props)
         and (node.op_type != "MatMul" or node.input[1] in weights)  # attention suffers most, and gains nothing
     ]
-    q.quantize_static(
-        source, target, Images(), q.QuantFormat.QDQ, QUANTISED, per_channel=True, nodes_to_quantize=inside,
-        activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
-    )  # fmt: skip
+    logging.disable(logging.WARNING)  # it recommends what gains nothing here
+    try:
+        q.quantize_static(
+            source, target, Images(), q.QuantFormat.QDQ, QUANTISED, per_channel=True, nodes_to_quantize=inside,
+            activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
+        )  # fmt: skip
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _compared(

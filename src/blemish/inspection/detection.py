@@ -46,13 +46,15 @@ def estimate_detection(painted: Sequence[Painted], calibration: Calibration) -> 
         return {}
     decisions = [calibration.decide(defect.score) for defect in painted]
     rejected, reviewed = (float(np.mean([decided == which for decided in decisions])) for which in ("reject", "review"))
-    kinds, widths = {}, []
+    kinds = {}
     for kind in dict.fromkeys(defect.kind for defect in painted):
         kinds[kind] = _found(decisions, [defect.kind == kind for defect in painted])
-    for share in sorted({defect.share for defect in painted}):
-        chosen = [defect.share == share for defect in painted]
-        width = round(float(np.median([defect.width for defect, is_in in zip(painted, chosen) if is_in])))
-        widths.append((width, _found(decisions, chosen)))
+    shares = {defect.share for defect in painted}
+    usual = {share: round(float(np.median([one.width for one in painted if one.share == share]))) for share in shares}
+    widths = [  # in small images two shares may be of one width
+        (width, _found(decisions, [usual[defect.share] == width for defect in painted]))
+        for width in sorted(set(usual.values()))
+    ]
     sizes = ", ".join(f"{found:.0%} of those about {width} pixels wide" for width, found in widths)
     by_kind = ", ".join(f"{KINDS.get(kind, kind)} {found:.0%}" for kind, found in kinds.items())
     return {

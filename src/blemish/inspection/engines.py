@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from blemish.errors import ConfigError, ModelFileError
 from blemish.inspection.exported_file import network
-from blemish.run.files import usable_cores
+from blemish.run.files import check_threads, usable_cores
 
 EngineName = Literal["auto", "onnxruntime", "openvino"]
 EXTRAS = {"onnxruntime": "runtime", "openvino": "openvino"}  # by preference
@@ -58,11 +58,10 @@ def open_session(
     else all compute what is in the file.
 
     Raises:
-        ConfigError: the engine is not installed, or ``threads`` is below 1.
+        ConfigError: the engine is not installed, or ``threads`` is out of range.
         ModelFileError: the engine refuses the graph.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}: at least 1 is needed")
+    check_threads(threads)
     is_bf16 = precision == "bf16"
     chosen = choose_engine(engine, fastest or "openvino" * is_bf16)
     hint = "bf16" if is_bf16 else "f32"  # by itself it is bf16 where there is AMX

@@ -17,7 +17,7 @@ from blemish.data.images import DecodedImage
 from blemish.data.loading import PreparedImages
 from blemish.data.readers import read_good
 from blemish.errors import BlemishError, CalibrationError, ConfigError, ModelFileError, WeightsError
-from blemish.inspection.calibration import calibrate
+from blemish.inspection.calibration import calibrate, choose_rate, choose_review
 from blemish.inspection.judge import LEARNED_KEYS, Judge, Map, described
 from blemish.inspection.model_file import read_model, write_model
 from blemish.registry import make_config, method_class
@@ -122,6 +122,7 @@ class Inspector(Judge):
             )
         if copies := len(images) - len(set(images.keys)):
             run.progress.note(f"warning: {copies} of the images are copies of others: equal images count as one part")
+        choose_review(review, choose_rate(false_reject, len(images)))  # what is refused is, before any work
         scores, maxima = self.scores(images, run, "calibrating")
         wanted: dict[str, Any] = {"false_reject": false_reject, "review": review, "max_map_values": maxima}
         trusted = all(sample.label == "normal" for sample in images.samples)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from blemish.errors import ConfigError
+from blemish.run.files import check_threads
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
@@ -108,7 +109,6 @@ def reproducible(device: torch.device) -> Iterator[None]:
 def set_threads(threads: int | None) -> int:
     """Set torch's thread count where one is given; the count in force."""
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"--threads {threads}: at least 1 is needed")
+        check_threads(threads)
         torch.set_num_threads(threads)
     return torch.get_num_threads()

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from blemish.errors import OutputError
+from blemish.errors import ConfigError, OutputError
 
 STALE = 3600  # seconds, after which nobody is still writing a temporary file
 LONGEST = 200  # bytes of a name that its temporary one keeps: file systems take 255
@@ -48,6 +48,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_threads(threads: int | None) -> None:
+    """A ConfigError where so many would be none, or would take a machine's last: 64, or four for each core."""
+    most = max(64, 4 * usable_cores())
+    if threads is not None and not 1 <= threads <= most:
+        raise ConfigError(f"--threads {threads}: this machine has {usable_cores()} cores; give 1 to {most}")
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Of installed packages; ``unknown`` for what is not installed as one."""
     found = dict.fromkeys(packages, "unknown")
@@ -72,7 +79,7 @@ def refuse_to_replace(path: Path, spared: Mapping[str, Iterable[Path]]) -> None:
 def _temporary(path: Path) -> Path:
     try:
         if path.is_dir():
-            raise OutputError(f"{path} is a folder: give the name of a file, such as {path / 'parts.blemish'}.")
+            raise OutputError(f"{path} is a folder: give the name of a file, such as {path / 'NAME'}.")
         if path.exists() and not path.is_file():  # the superuser would replace it
             raise OutputError(f"{path} is a device or a pipe: give the name of a file.")
         path = Path(os.path.realpath(path))
@@ -103,4 +110,6 @@ def _cannot_write(path: Path, error: OSError) -> str:
         return f"{path} was not written: the disk is full. Free some space, or write elsewhere with -o."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{path} was not written: {path.parent} is not writable. Write elsewhere with -o."
+    if file := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        return f"{path} was not written: {file} is a file, not a folder. Name another folder."
     return f"{path} was not written: {error.strerror or error}."

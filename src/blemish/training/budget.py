@@ -85,6 +85,8 @@ def within_budget(
     else:
         fastest = min(candidates, key=lambda candidate: candidate.p95)
         engines = "" if find_spec("onnxscript") else ", or pip install 'blemish[export]', whose engines are faster"
+        if fastest.engine == "torch" and fastest.p50 > ENGINES_GAIN * (asked.budget or 0):
+            engines = f"; engines gain {ENGINES_GAIN} times at most, and were not tried"
         raise ConfigError(
             f"nothing judges an image in {asked.budget:g} ms here: the fastest is {fastest} ({torch.get_num_threads()} "
             f"threads, file to verdict, 19 of 20 images). Give more time, smaller images or more --threads{engines}"
@@ -123,7 +125,7 @@ def _smaller(
         profile = PROFILES["fast"] if wanted.poses == "none" else PROFILES["fast"].turned or PROFILES["fast"]
         other = dataclasses.replace(asked, profile="fast", poses=wanted.poses)
         starts.append(with_profile(profile, training, other, quiet, method))
-    found: list[FitSettings] = []
+    found: dict[Any, FitSettings] = {}
     for start in starts:
         for side, share in SHARES:
             size, options = start.size, dict(start.options)
@@ -133,16 +135,21 @@ def _smaller(
                 options["memory"] = max(SMALLEST, round(share * options["memory"]))
             settings = dataclasses.replace(start, options=options, size=size)
             settings = with_profile(cells, training, settings, quiet, method)  # a size of whole cells
-            found += [settings] if settings not in found else []
-    return found
+            kept = min(options["memory"], _cells(settings) * len(training.normal))  # of few patches all are
+            found.setdefault((settings.backbone, settings.size, kept), settings)
+    return [*found.values()]
+
+
+def _cells(settings: FitSettings) -> int:
+    """Patches that an image gives to the memory, in all its poses."""
+    height, width = settings.size if isinstance(settings.size, tuple) else (settings.size or 0,) * 2
+    stride = choose_levels(settings.backbone or "", settings.options["layers"])[0].stride
+    return max(1, (height // stride) * (width // stride) * copies(settings.poses or "none"))
 
 
 def _measured(training: TrainingSet, settings: FitSettings, method: str, quiet: Run) -> Candidate:
     """From file to verdict, one image at a time, of a model whose memory is as full as it will be."""
-    height, width = settings.size if isinstance(settings.size, tuple) else (settings.size or 0,) * 2
-    stride = choose_levels(settings.backbone or "", settings.options["layers"])[0].stride
-    cells = (height // stride) * (width // stride) * copies(settings.poses or "none")  # of an image
-    enough = max(1, settings.options["memory"] // max(1, cells))
+    enough = max(1, settings.options["memory"] // _cells(settings))
     images = load_images(dataclasses.replace(training, samples=training.normal[:enough]), settings, quiet)
     learner, _ = build_learner(method, method_config(method, settings), images, training.regime, settings, quiet)
     inspector = learner.learn(range(len(images[0])), quiet)

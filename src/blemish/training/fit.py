@@ -159,7 +159,8 @@ def _prepared(
     run.progress.note(f"method: {name}; the set is {training.regime}")
     home, usual = method_entry(name).regime, f"use -m {DEFAULT_METHOD[training.regime]}"
     if home != "clean" and training.regime not in method_class(name).regimes:
-        raise RegimeError(f"{name} learns from {home} sets, and this one is {training.regime}: {usual}")
+        bad = "give known-bad images as well (--anomalous 'bad/*.png'), or " * (home == "weak")
+        raise RegimeError(f"{name} learns from {home} sets, and this one is {training.regime}: {bad}{usual}")
     if home == "clean" and training.regime == "contaminated":
         other = f"-m {DEFAULT_METHOD['contaminated']} expects bad ones"
         run.progress.note(f"warning: {name} takes every unlabelled image as good; {other}")
