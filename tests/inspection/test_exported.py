@@ -255,7 +255,7 @@ def test_the_engine_that_is_fastest_here_is_measured_noted_and_taken(tmp_path):
     ("options", "words"),
     [
         ({"engine": "tensorrt"}, "choose auto, onnxruntime, openvino"),
-        ({"threads": 0}, "at least 1"),
+        ({"threads": 0}, "give 1 to"),
         ({"device": "cuda"}, "runs on the processor"),
         ({"precision": "bf16"}, "leave device, precision and weights out"),
     ],
