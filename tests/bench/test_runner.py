@@ -13,6 +13,7 @@ import pytest
 from blemish.bench.jobs import Experiment, Job, without_paths
 from blemish.bench.ledger import FILE, Ledger
 from blemish.bench.runner import _how_it_died, run_jobs
+from blemish.errors import ConfigError
 from blemish.run import Silent
 
 WORKER = """
@@ -183,3 +184,9 @@ def test_a_job_s_last_words_are_its_own(tmp_path):
 def test_reasons_name_no_place_of_the_machine():
     said = without_paths("cannot read '/home/me/sets/a.png' (C:\\data\\b.png), see https://x.org/y, 1/2")
     assert said == "cannot read 'a.png' (b.png), see https://x.org/y, 1/2"
+
+
+def test_more_threads_than_a_machine_stands_start_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="--threads 100000"):
+        run_jobs([], tmp_path, Silent(), threads=100_000)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Cheaper arithmetic is in the network alone, is measured, and is left out where it does not pay."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -37,10 +38,11 @@ def test_what_pays(changed, pays):
 
 
 @pytest.mark.slow
-def test_int8_is_in_the_network_alone_and_judges_much_as_before(folder, tmp_path, monkeypatch):
+def test_int8_is_in_the_network_alone_and_judges_much_as_before(folder, tmp_path, monkeypatch, capfd):
     images = {path.name: read_image(path) for path in sorted((folder / "good").iterdir())}
     source, target = folder / "part.onnx", tmp_path / "int8.onnx"
     cost = convert(source, target, "int8", images, threads=1, is_forced=True)
+    assert capfd.readouterr() == ("", "")  # what its packages recommend is not for users
     assert cost.images == 6 and target.stat().st_size < 0.5 * source.stat().st_size
     graph = onnx.load(target).graph
     made_by = {name: node.op_type for node in graph.node for name in node.output}
@@ -83,6 +85,14 @@ def test_the_precision_that_keeps_to_a_budget_is_the_one_exported(learned_folder
     assert (
         done.exit_code == 2 and "int8 is measured on 8 good images" in done.stderr and "--precision fp32" in done.stderr
     )
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(learned_folder / "good.png", few)
+    monkeypatch.setattr("blemish.deploy.pictures.pictures", lambda *_: 1 / 0)  # nothing is begun
+    assert "8 good images or more, and there are 1" in CliRunner().invoke(app, [*command, "--check", str(few)]).stderr
+    monkeypatch.undo()
+    monkeypatch.setattr("blemish.deploy.export.export", lambda *_, **__: CHEAP)
+    monkeypatch.setattr(precision, "convert", stopped)
     for options, expected in ((good, ["int8"]), ([*good, "--precision", "bf16"], ["int8", "bf16"])):
         assert "seen" in CliRunner().invoke(app, [*command, *options]).stderr
         assert asked == expected

@@ -91,7 +91,7 @@ REFUSED = [  # a command line, its exit code, words of the last line that it say
     (FIT + "-o {tmp}/part.onnx", 2, ("part.blemish, and then blemish export",)),
     ("info {tmp}", 1, ("is a folder", "the model comes first")),
     ("inspect {root} {image}", 1, ("is a folder", "the model comes first, then images")),
-    ("inspect {image} {image}", 1, ("is no model: the model comes first, then images",)),
+    ("inspect {image} {image}", 1, ("not a whole model file", "the model first, then images")),
     ("inspect {model} {image} --threads 100000", 2, ("--threads 100000", "cores", "give 1 to")),
     ("evaluate {model} {root} -o {tmp}/file -q", 1, ("file is a file, not a folder",)),
     ("export {model} -o {tmp}/part.blemish -q", 2, ("this writes an ONNX file", "part.onnx")),

@@ -211,6 +211,13 @@ def test_calibrate_gives_a_new_threshold_and_keeps_what_was_learned(blemish, par
     assert "6 of 11 images lie not in a folder good" in mixed.stderr and "lie not" not in done.stderr
 
 
+def test_rates_that_cannot_be_had_are_refused_before_any_image_is_judged(blemish, parts, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("blemish.inspection.inspector.Inspector.scores", lambda *_: 1 / 0)
+    for shares, words in (("--false-reject 0", "above 0"), ("--false-reject 0.6 --review 0.6", "stay below 1")):
+        line = ["calibrate", model, parts.root / "test" / "good", "-o", tmp_path / "m.blemish", *shares.split()]
+        assert words in blemish(*line).stderr
+
+
 def test_info_says_what_a_model_is(blemish, model, inspector):
     found = json.loads(blemish("info", model, "--json").stdout)
     assert found["method"] == "patchcore"

@@ -18,7 +18,7 @@ from blemish.bench.jobs import LOG, Experiment, Job, failed_row
 from blemish.bench.ledger import FILE, Ledger
 from blemish.errors import Cancelled
 from blemish.run import Progress, check_writable
-from blemish.run.files import usable_cores
+from blemish.run.files import check_threads, usable_cores
 
 COMMAND = (sys.executable, "-m", "blemish.bench.job")
 GRACE = 5  # seconds that a stopped job has to take half-written files away
@@ -42,6 +42,7 @@ def run_jobs(
     """
     ledger = Ledger(results.resolve() / FILE)
     done = {} if afresh else ledger.done()
+    check_threads(threads)
     threads = threads or max(1, usable_cores() // workers)
     processes, pool = _Processes(command, ledger), ThreadPoolExecutor(workers)
     futures = {}

@@ -88,8 +88,8 @@ def inspect(
 
 def _for_people(line: dict[str, Any], verdict: "Verdict | None") -> None:
     """In one line that fits on a terminal."""
-    named = not verdict and line["path"] in line["error"]
-    text = line["error"] if named else f"{line['path']}: {verdict.caption if verdict else line['error']}"
+    told = verdict.caption if verdict else line["error"]
+    text = told if line["path"] in told else f"{line['path']}: {told}"
     typer.echo(printable(text).replace("\n", "\\n"))  # which a file's name may hold
 
 

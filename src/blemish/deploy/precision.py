@@ -158,6 +158,7 @@ def _quantise(source: Path, target: Path, images: list[DecodedImage], white: int
         if any(NETWORK in entry.value for entry in node.metadata_props)
         and (node.op_type != "MatMul" or node.input[1] in weights)  # attention suffers most, and gains nothing
     ]
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends what gains nothing here
     try:
         q.quantize_static(
@@ -165,7 +166,7 @@ def _quantise(source: Path, target: Path, images: list[DecodedImage], white: int
             activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
         )  # fmt: skip
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _compared(

@@ -58,9 +58,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], Description]:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        if path.suffix != ".blemish":
-            raise ModelFileError(f"{path} is no model: the model comes first, then images") from error
-        raise ModelFileError(f"{path} is not a whole model file ({error}): copy it again or fit anew") from error
+        way_out = "copy it again or fit anew. Commands take the model first, then images"
+        raise ModelFileError(f"{path} is not a whole model file ({error}): {way_out}") from error
     if _digest(tensors, header["description"]) != header["sha256"]:
         raise ModelFileError(f"{path} is damaged: its content does not match its digest. Copy it again or fit anew.")
     if odd := [n for n, t in tensors.items() if t.dtype not in DTYPES or not bool(torch.isfinite(t).all())]:

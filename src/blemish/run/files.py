@@ -49,7 +49,7 @@ def usable_cores() -> int:
 
 
 def check_threads(threads: int | None) -> None:
-    """A ConfigError where so many would be none, or would take a machine's last: 64, or four for each core."""
+    """A ConfigError below 1 and above 64, or four a core where that is more: a machine has no more to give."""
     most = max(64, 4 * usable_cores())
     if threads is not None and not 1 <= threads <= most:
         raise ConfigError(f"--threads {threads}: this machine has {usable_cores()} cores; give 1 to {most}")
