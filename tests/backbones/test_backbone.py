@@ -128,9 +128,10 @@ def test_rebuilding_checks_the_digest_and_that_tensors_and_description_fit(lite0
         rebuild(spec, state)
 
 
-@pytest.mark.parametrize(
-    "name", ["efficientnet_lite0", "resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "tiny"]
-)
+SWIN = pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", SWIN, "vit_tiny_patch16_224", "tiny"])
 def test_a_student_gives_its_teachers_shapes_and_all_of_it_can_learn(name, tiny_backbone):
     teacher = tiny_backbone((1, 2)) if name == "tiny" else build_backbone(name, (1, 2), "random", seed=1)
     before = [parameter.clone() for parameter in teacher.parameters()]

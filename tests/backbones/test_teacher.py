@@ -209,7 +209,7 @@ for turn in range(200):
 """
 
 
-@pytest.mark.parametrize("fate", ["whole", "killed"])
+@pytest.mark.parametrize("fate", ["whole", pytest.param("killed", marks=pytest.mark.slow)])
 def test_two_processes_fill_one_folder_or_are_killed_while_writing(fate, tmp_path):
     both = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, fate]) for _ in range(2)]
     assert [process.wait(60) for process in both] == [-9 if fate == "killed" else 0] * 2

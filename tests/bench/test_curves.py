@@ -26,7 +26,7 @@ from blemish.training.fit import FitSettings, fit
 
 HEAD = """
 seeds = [3]
-backbone = "resnet18"
+backbone = "test_resnet"
 weights = "random"
 metrics = ["image_auroc", "pixel_auroc"]
 [preparation]

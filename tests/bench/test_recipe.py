@@ -31,7 +31,10 @@ def recipe_of(folder: Path, text: str):
         (SMALL.replace("[0, 1]", "[0, -1]"), ["seeds[1]", "greater than or equal to 0"]),
         (SMALL.replace("options", "optoins"), ["methods[0]", "'optoins'", "'options'"]),
         (PROTOCOL + "select = 'last'", ["protocol", "'select'", "'selection'"]),
-        (SMALL.replace('"patchcore"', '"patchcor"'), ["methods[0].method", "'patchcor'", "'patchcore'"]),
+        (
+            SMALL.replace('"patchcore"', '"patchcor"'),
+            [".toml: methods[0].method: there is no method 'patchcor': did you"],
+        ),
         ("metrics = ['image_auroq']" + SMALL, ["metrics[0]", "'image_auroc'"]),
         (SMALL.replace('"tiles"', '"/data/tiles"'), ["data[0]", "not a path"]),
         (SMALL.replace('"tiles"', '"../tiles"'), ["data[0]", "not a path"]),
@@ -66,6 +69,7 @@ def test_mistakes_are_named_with_file_and_key(tmp_path, text, said):
         recipe_of(tmp_path, text)
     for part in ["mine.toml", *said]:
         assert part in str(caught.value)
+    assert "Tuple should have" not in str(caught.value)  # of what holds the mistake
 
 
 def test_a_missing_recipe_is_said_to_be_missing(tmp_path):

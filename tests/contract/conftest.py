@@ -12,7 +12,15 @@ FIRST = (
     "test_shapes_",
     "test_a_saved_and_loaded_method_",
 )
-LONG, SEVERAL = {"cdd", "rdpp", "ckaad", "fmam"}, ("test_bf16_learns_", "test_stopped_and_resumed_")
+LONG = {"cdd", "rdpp", "ckaad", "fmam"}
+SEVERAL = (
+    "test_bf16_learns_",
+    "test_stopped_and_",
+    "test_another_seed_",
+    "test_grey_",
+    "test_an_input_",
+    "test_copies_",
+)
 """Of the ten, those whose several trainings are left to ``make test-slow``."""
 
 

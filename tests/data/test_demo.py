@@ -52,6 +52,7 @@ def doubled(category, box):
     return levels if category == "tissue" else levels[..., 0]
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(root, tmp_path):
     (again,) = write_demo(tmp_path / "again", seed=0, categories=["grass"])
     (other,) = write_demo(tmp_path / "other", seed=1, categories=["grass"])

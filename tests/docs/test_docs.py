@@ -31,7 +31,7 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 """CONTRIBUTING.md's code is a method, which has a test of its own."""
 
 LONG = {"demo", "bench", "serve"}
-SLOW = {"README", "from-a-pile-to-a-clean-set", "first-verdict"}  # pages whose examples take long
+SLOW = {"README", "from-a-pile-to-a-clean-set", "first-verdict", "bench"}  # pages whose examples take long
 SHELL = ("", "console", "bash", "sh", "shell")
 BLOCK = re.compile(r"^```([\w-]*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")

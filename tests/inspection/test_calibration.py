@@ -256,6 +256,7 @@ def sentence(kind, rejects, n, images=None, trusted=True, review=None, of_bad=""
     return made.sentence(of_bad)
 
 
+@pytest.mark.slow
 def test_stated_bounds_hold_with_a_confidence_of_95_percent():
     for n in (*range(5, 400), 1000, 1500):
         for rejects in {1, 2, 5, n // 20, n // 5} & set(range(1, n)):

@@ -126,7 +126,7 @@ LAWS = {
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("n", [8, 12, 20, 30, 60, 100])
+@pytest.mark.parametrize("n", [8, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 20, 60, 100))])
 def test_estimates_of_few_parts_hold_whatever_the_law_and_with_one_strange_photograph(law, n):
     """On average over factories; by the maximum, one strange photograph would leave almost nothing rejected."""
     clean = LAWS[law].rvs((1000, n), random_state=np.random.default_rng(n))

@@ -436,7 +436,10 @@ def test_a_stopped_command_takes_away_what_it_had_half_written(tmp_path, number)
     assert process.returncode == 1 and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("start", ["sys.stderr = None", "sys.stderr.close()", "sys.stdout = sys.stderr = None"])
+SILENT = ("sys.stderr = None", "sys.stdout = sys.stderr = None")
+
+
+@pytest.mark.parametrize("start", ["sys.stderr.close()", *(pytest.param(s, marks=pytest.mark.slow) for s in SILENT)])
 def test_without_an_error_stream_it_works_quietly(model, parts, start):
     """A service, a program without a console, ``2>&-``."""
     program = f"import sys; {start}; from blemish.cli import main; main()"

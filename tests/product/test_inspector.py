@@ -121,6 +121,7 @@ def test_many_is_single_calls_in_order_of_any_size_and_kind(inspector, parts, te
     assert list(inspector.many([])) == []
 
 
+@pytest.mark.slow
 def test_folders_patterns_and_lists_are_taken_wherever_images_are(inspector, parts, monkeypatch):
     good, bad, pattern = parts.root / "test" / "good", parts.root / "test" / "square", "test/g*/*.png"
     monkeypatch.chdir(parts.root)
@@ -277,6 +278,7 @@ def test_a_model_of_a_method_unknown_here_names_it(inspector, tmp_path):
         load(odd)
 
 
+@pytest.mark.slow
 def test_from_150_parts_on_some_are_held_out_for_a_promise(texture, save, tmp_path):
     """Tiny images, so that the real threshold for a promise can be crossed."""
     images = [save(tmp_path / "good" / f"{i}.png", texture(i, (16, 16))) for i in range(PROMISE_FROM)]

@@ -41,7 +41,7 @@ def bars(folder, count, turn, size=(192, 192)):
     return read_training(folder)
 
 
-@pytest.mark.parametrize(("turn", "expected"), [(True, "all"), (False, "none")])
+@pytest.mark.parametrize(("turn", "expected"), [(True, "all"), pytest.param(False, "none", marks=pytest.mark.slow)])
 def test_parts_that_lie_in_any_direction_are_learned_in_all(tmp_path, turn, expected):
     notes = Notes()
     settled = resolve(bars(tmp_path, 15, turn), FitSettings(profile="fast"), Run(progress=notes))

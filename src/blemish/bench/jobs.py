@@ -113,10 +113,6 @@ def plan(
     data = data or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if data is not None and not data.is_dir():
         raise ConfigError(f"{source} {data} is no folder: name the folder that the sets lie in")
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{results} cannot be written ({error.strerror}): name another folder, --results") from error
     jobs: list[Job] = []
     missing: dict[str, str] = {}
     for entry, category, cells in _cells(recipe):
@@ -172,6 +168,11 @@ def _locate(entry: DataEntry, category: str, data: Path | None, runs: Path) -> P
     """The folder of a set: in the data folder, a category's also directly in it; the demo set's in ``runs``."""
     if entry.set == DEMO:
         data = runs
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            needed = "name another folder, --results"
+            raise OutputError(f"{runs.parent} cannot be written ({error.strerror}): {needed}") from error
         with FileLock(runs / "demo.lock"), tempfile.TemporaryDirectory(dir=runs, prefix=".demo.") as unfinished:
             if not (runs / DEMO).is_dir():
                 write_demo(Path(unfinished, DEMO))

@@ -231,8 +231,10 @@ def load_recipe(path: str | Path) -> Recipe:
     except OSError as error:
         raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}; see recipes/ for some") from error
     except ValidationError as error:
-        lines = []
+        lines, wrong = [], [problem["loc"] for problem in error.errors()]
         for problem in error.errors():
+            if any(loc[: len(problem["loc"])] == problem["loc"] != loc for loc in wrong):
+                continue  # what holds something wrong is not whole for that alone
             parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
             key, message = "".join(parts).removeprefix("."), problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing":
