@@ -45,7 +45,7 @@ def result_tables(summary: Summary, metrics: Sequence[str]) -> str:
         table = metric_table(summary, metric)
         if table[1]:
             parts += [f"**{METRICS[metric]}**", MARKDOWN.tables([table]).strip()]
-    return "\n\n".join([*parts, *footnotes(summary)])
+    return "\n\n".join([*parts, *footnotes(summary, metrics)])
 
 
 def readme_tables(root: Path) -> str:

@@ -201,6 +201,10 @@ def test_survey_names_images_that_differ_from_the_rest(make, tmp_path):
         make(f"one size/large{number}.png", size=(12 * scale, 16 * scale))
     (line,) = survey(read_training(tmp_path / "one size").samples)
     assert line == "4 of 13 images are not 16 x 12 pixels as the rest: large0.png, large1.png, large2.png ..."
+    make("one size/strip.png", size=(480, 12))
+    (line,) = survey(read_training(tmp_path / "one size").samples)
+    assert line == "1 of 14 images is 40.0 times as high as wide, the rest 1.3 times as wide as high: strip.png"
+    (tmp_path / "one size" / "strip.png").unlink()
     make("one size/wide.png", size=(12, 48))
     make("one size/deep.png", dtype=np.uint16)
     (tmp_path / "one size" / "broken.png").write_bytes(b"no image")

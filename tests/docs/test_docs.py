@@ -111,6 +111,16 @@ def is_runnable(line: str) -> bool:
     return words(line)[0] not in LONG and not has_place and "..." not in line
 
 
+@pytest.mark.parametrize("page", [page for page in LINKED if page.name != "systems.md"], ids=lambda page: page.name)
+def test_prose_is_wrapped(page: Path) -> None:
+    """As source code has it, for those who read it there; tables and what scripts write are as wide as they are."""
+    prose = re.sub(
+        r"<!-- \w+:begin -->.*?<!-- \w+:end -->", "", BLOCK.sub("", page.read_text(encoding="utf-8")), flags=re.DOTALL
+    )
+    long = [line for line in prose.splitlines() if len(line) > 130 and not line.lstrip().startswith(("|", "![", "<"))]
+    assert long == []
+
+
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=pytest.mark.slow if page.stem in SLOW else ()) for page in PAGES],

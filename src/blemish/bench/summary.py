@@ -203,6 +203,7 @@ def metric_table(summary: Summary, metric: str) -> Table:
     if len(counted) > 1:
         images = summary.figures.loc[summary.figures["set"].isin(counted), "images"].nunique()
         settings = f"settings of {images} {'set' if images == 1 else 'sets'}" if images < len(counted) else "sets"
+        settings += " that every column has" if len(counted) < len(rows) else ""
         averages = [shown(summary.averages(label, metric)) for label in summary.labels]
         rows.append((f"mean over {len(counted)} {settings}", *([""] * trivial), *averages))
     return header, rows
@@ -280,12 +281,12 @@ def _saw_test(asked: Configuration) -> bool:
     return bool(asked["selection"] == "best_on_test" or asked["options"].get("normalise") == "test")
 
 
-def footnotes(summary: Summary) -> list[str]:
+def footnotes(summary: Summary, metrics: Sequence[str]) -> list[str]:
     notes = []
     if any(CHOSEN in column for column in summary.columns.values()):
         notes.append(
             f"{CHOSEN} epoch chosen, or scores scaled, by looking at the test set, as asked: too good by that much"
         )
-    if any("oracle" in metric for metric in summary.recipe.metrics):
+    if any("oracle" in metric for metric in metrics):
         notes.append("oracle: with the threshold that is best on the test labels, which is unknown in practice")
     return notes

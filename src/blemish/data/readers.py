@@ -163,7 +163,8 @@ def survey(samples: Sequence[Sample]) -> list[str]:
         with contextlib.suppress(ImageError):
             (height, width), bits = read_header(path)
             said["bit depths"][path] = f"{bits}-bit"
-            said["aspects"][path] = f"{width / height:.1f} times as wide as high"
+            times, way = max(width / height, height / width), "wide as high" if width >= height else "high as wide"
+            said["aspects"][path] = f"{times:.1f} times as {way}"
             said["sizes"][path] = f"{width} x {height} pixels"
     warnings: dict[str, str] = {}
     for what, words in said.items():

@@ -56,7 +56,7 @@ _BEYOND = 2  # a fitted tail is asked for rates this many times below 1 / (n + 1
 _SAME = 1e-6  # of the largest score: a spread below it is rounding
 _UNCALIBRATED = (
     "this model was not calibrated, so it gives no p-values and no decisions: run `blemish calibrate MODEL "
-    "GOOD_IMAGES -o MODEL` with good images that it did not learn from"
+    "GOOD_IMAGES -o NEW` with good images that it did not learn from"
 )
 
 
@@ -168,7 +168,7 @@ class Calibration:
         if self.rate is None:
             return (
                 "No promise: this model was not calibrated, so it gives scores and no decisions. "
-                "`blemish calibrate MODEL GOOD_IMAGES -o MODEL` adds them."
+                "`blemish calibrate MODEL GOOD_IMAGES -o NEW` adds them."
             )
         n, parts = self.n, "good parts" if self.trusted else "parts"
         average, bound = _in_words(self.expected_false_reject or 1), self.false_reject_bound or 1

@@ -40,7 +40,7 @@ def facts_of(summary: Summary, results: Path) -> dict[str, Any]:
     by_set = {row["set"]: row for row in summary.rows}
     return {
         "summary": summary,
-        "footnotes": footnotes(summary),
+        "footnotes": footnotes(summary, summary.recipe.metrics),
         "metric_table": partial(metric_table, summary),
         "paper_table": paper_table(summary),
         "timing_table": timing_table(summary),
