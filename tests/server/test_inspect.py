@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
 import threading
@@ -9,16 +10,19 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from blemish.errors import ImageError, ModelFileError
+from blemish.errors import ImageError, ModelFileError, OutputError
 from blemish.inspection.inspector import Inspector
+from blemish.server.app import _Impatient
 from blemish.server.judging import JudgeQueue, Model, Photograph, QueueClosed, QueueFull
 
 Inspect = Callable[..., dict[str, Any]]
@@ -97,6 +101,29 @@ def test_what_cannot_be_judged_is_said_in_one_sentence(serve: Serve, good: bytes
 def test_an_image_with_too_many_pixels_for_this_station_is_refused(serve: Serve, good: bytes) -> None:
     answer = serve(max_pixels=1000).post("/v1/models/parts/inspect", content=good)
     assert answer.status_code == 422 and "64 x 64 pixels, more than the 1,000" in answer.json()["detail"]
+
+
+def test_a_strip_of_millions_of_pixels_is_refused(client: TestClient) -> None:
+    """Whose outlines would take minutes and gigabytes."""
+    Image.new("L", (16, 40_000), 128).save(strip := io.BytesIO(), format="PNG")
+    answer = client.post("/v1/models/parts/inspect", content=strip.getvalue())
+    assert answer.status_code == 422 and "16 x 40000 pixels is too long: at most 30,000" in answer.json()["detail"]
+
+
+def test_few_pictures_are_drawn_at_a_time(
+    client: TestClient, inspect: Inspect, good: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blemish.server.api.PATIENCE", 0.05)
+    links, station = inspect(client, good)["links"], client.app.state.station
+    free, station.drawing = station.drawing, asyncio.Semaphore(0)
+    for address in (links["overlay"], links["map"], links["image"], "/inspections/1/thumbnail"):
+        answer = client.get(address)
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+    assert client.post("/v1/inspections/1/replay").status_code == 503
+    assert client.get("/v1/inspections/1").status_code == 200
+    station.drawing = free
+    for _ in range(5):  # each gives its place back
+        assert client.get(links["overlay"]).status_code == 200
 
 
 def test_unknown_names_and_numbers_are_not_found(client: TestClient, good: bytes) -> None:
@@ -288,8 +315,8 @@ def test_a_photograph_that_a_power_cut_took_is_gone_and_its_verdict_stands(
 ) -> None:
     said = inspect(client, good)
     path = client.app.state.station.pictures.path(said["image_sha256"])
-    path.write_bytes(good[:50])  # as a disk may have it that was cut off while writing
-    assert client.get(said["links"]["image"]).status_code == 410
+    path.write_bytes(bytes(len(good)))  # as a disk may have it that was cut off while writing
+    assert "missing or damaged" in client.get(said["links"]["image"]).json()["detail"]
     assert client.get(f"/v1/inspections/{said['id']}").json() == said
     again = inspect(client, good)  # the same once more mends it
     assert client.get(again["links"]["image"]).content == client.get(said["links"]["image"]).content == good
@@ -306,7 +333,51 @@ def test_a_disk_that_is_full_is_said_and_nothing_half_kept_is_answered(
         answer = client.post("/v1/models/parts/inspect", content=good)
     assert answer.status_code == 503 and "No space left on device" in answer.json()["detail"]
     assert client.get("/v1/inspections").json()["inspections"] == []
+    with monkeypatch.context() as patch:
+        patch.setattr(client.app.state.station.store, "record", full)
+        assert client.post("/v1/models/parts/inspect", content=good).status_code >= 500
+    assert [*client.app.state.station.pictures.incoming.iterdir()] == []
     assert client.post("/v1/models/parts/inspect", content=good).status_code == 200
+
+
+def test_a_folder_of_photographs_has_one_station(serve: Serve, tmp_path: Path) -> None:
+    first = serve()
+    with pytest.raises(
+        OutputError, match=r"another station works in .*images: stop it, or give this one its own --images"
+    ):
+        serve(store=str(tmp_path / "other.db"))
+    first.close()
+    serve(store=str(tmp_path / "other.db"))
+
+
+def test_connections_without_a_whole_request_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blemish.server.app.HEAD_SECONDS", 0.5)
+
+    async def alive(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def talk() -> list[bytes]:
+        config = uvicorn.Config(alive, http=_Impatient, lifespan="off", log_level="critical")
+        config.load()
+        state = uvicorn.server.ServerState()
+        make = partial(_Impatient, config=config, server_state=state, app_state={})
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+        async def told(start: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(start)
+            answer = await asyncio.wait_for(reader.read(), 10)  # until the connection ends
+            writer.close()
+            return answer
+
+        answers = await asyncio.gather(told(b""), told(whole[:9]), told(whole + whole[:9]))
+        server.close()
+        return answers
+
+    nothing, begun, once = asyncio.run(talk())
+    assert nothing == begun == b"" and once.startswith(b"HTTP/1.1 200")
 
 
 def test_events_tell_of_verdicts(client: TestClient, inspect: Inspect, good: bytes) -> None:

@@ -125,8 +125,11 @@ def test_a_sink_that_stays_down_is_tried_less_often(
     assert [message.partition("again in ")[2] for message in caplog.messages] == ["1 s", "2 s"]
 
 
-def test_a_watched_folder(serve: Serve, good: bytes, bad: bytes, tmp_path: Path) -> None:
+def test_a_watched_folder(
+    serve: Serve, good: bytes, bad: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
+    monkeypatch.setattr(sources, "PATIENCE", 1.5)
     folder = tmp_path / "arriving"
     folder.mkdir()
     (folder / "first.png").write_bytes(good)
@@ -137,6 +140,7 @@ def test_a_watched_folder(serve: Serve, good: bytes, bad: bytes, tmp_path: Path)
             file.flush()
             time.sleep(0.1)
     (folder / "notes.txt").write_text("not an image")
+    (folder / "empty.png").touch()  # as a full disk leaves one
     until(lambda: len(rows(client)) == 2)
     until((folder / "reject" / "second.png").exists)
     assert [(row["path"], row["source"], row["decision"] == "reject") for row in rows(client)] == [
@@ -145,6 +149,7 @@ def test_a_watched_folder(serve: Serve, good: bytes, bad: bytes, tmp_path: Path)
     ]
     (folder / "second.png").write_bytes(bad)  # the same name again: nothing is written over
     until(lambda: len([*(folder / "reject").iterdir()]) == 2)
+    until((folder / "unreadable" / "empty.png").exists)
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["notes.txt"]
 
 

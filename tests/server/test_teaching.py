@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +18,7 @@ from fastapi.testclient import TestClient
 
 from blemish.backbones.timm import random_network
 from blemish.errors import WeightsError
-from blemish.server.relearn import relearn, settings_of
+from blemish.server.relearn import JOB, MODEL, RESULT, relearn, settings_of
 from blemish.training.fit import fit
 from blemish.training.setup import FitSettings
 
@@ -25,7 +29,7 @@ Inspect = Callable[..., dict[str, Any]]
 def test_what_people_say_is_kept_and_taken_back(client: TestClient, inspect: Inspect, bad: bytes) -> None:
     number = inspect(client, bad)["id"]
     address = f"/v1/inspections/{number}/said"
-    for body in ({"said": "bad", "kind": "square"}, {"said": "good"}):
+    for body in ({"said": "bad", "kind": "square"}, {"said": "good"}, {"said": "good"}):  # a key pressed twice
         assert client.put(address, json=body).json()["said"] == body["said"]
     assert [row["id"] for row in client.get("/v1/inspections?said=good").json()["inspections"]] == [number]
     undone = client.delete(address).json()
@@ -88,10 +92,59 @@ def test_a_model_learns_again_and_is_swapped_on_a_click(
     assert 0 < held < 8
     assert state["learned_from"]["normal"] == 12 + 8 - held
     assert state["comparison"]["judged"]["compared"] == 9
+    assert client.put("/v1/models/parts/threshold", json={"rate": 0.2}).status_code == 200  # it holds for the new one
     swapped = client.post("/v1/models/parts/relearn/accept").json()
-    assert swapped["digest"] == state["digest"] != before
+    assert swapped["digest"] not in (state["digest"], before) and "rate 0.2" in swapped["why"]
     assert client.get("/v1/models/parts/relearn").json()["state"] == "none"
     assert client.post(f"/v1/inspections/{ids[0]}/replay").json()["same"]  # by the model of then
+
+
+def test_a_new_model_is_for_the_model_that_it_was_compared_with(
+    serve: Callable[..., TestClient], training: Path, model: Path
+) -> None:
+    client = serve(training={"parts": training})
+    folder = client.app.state.station.settings.images / "relearn" / "parts"
+    folder.mkdir(parents=True)
+    shutil.copy(model, folder / MODEL)
+    counts = {"comparison": {"judged": {"changed": 0, "compared": 0}}, "learned_from": {}, "promise": ""}
+    (folder / RESULT).write_text(json.dumps(counts))
+    (folder / JOB).write_text(json.dumps({"digest": "of another"}))
+    assert client.get("/v1/models/parts/relearn").json()["log"] == []  # without a log
+    answer = client.post("/v1/models/parts/relearn/accept")
+    assert answer.status_code == 409 and "another model of parts is at work" in answer.json()["detail"]
+
+
+def test_a_learning_that_cannot_begin_leaves_nothing(
+    serve: Callable[..., TestClient], training: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    client = serve(training={"parts": training})
+    monkeypatch.setattr(Path, "write_text", full)
+    answer = client.post("/v1/models/parts/relearn")
+    assert answer.status_code == 503 and "learning did not begin (No space left" in answer.json()["detail"]
+    assert client.get("/v1/models/parts/relearn").json()["state"] == "none"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_a_learning_process_ends_with_its_station() -> None:
+    """A station that is killed leaves none that would write into the folder of the next one."""
+    learns = "import sys; from blemish.server.relearn import _end_with; _end_with(int(sys.argv[1]))"
+    starts = (
+        "import os, subprocess, sys\n"
+        f"print(subprocess.Popen([sys.executable, '-c', {learns!r}, str(os.getpid())]).pid, flush=True)\n"
+        "input()"
+    )
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", starts], text=True, **pipes) as station:
+        assert station.stdout is not None
+        process = Path(f"/proc/{int(station.stdout.readline())}")
+        station.kill()
+    deadline = time.monotonic() + 60
+    while process.exists() and "Z" not in (process / "stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_nothing_is_learned_without_the_training_images(client: TestClient) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from blemish.server.station import Station
 from blemish.server.store import BigId, Search, as_json
 
 router = APIRouter(prefix="/v1")
+PATIENCE = 10  # seconds that a picture waits for its turn to be drawn
 
 Viewer = Annotated[Person, Depends(needs("viewer"))]
 Operator = Annotated[Person, Depends(needs("operator"))]
@@ -149,7 +150,24 @@ def show_inspection(station: StationDep, person: Viewer, number: BigId) -> dict[
     return as_json(station.inspection(number))
 
 
-@router.get("/inspections/{number}/image", **sends(*KINDS.values()))
+async def drawing(station: StationDep, _: Viewer) -> AsyncIterator[None]:
+    """Few requests at a time judge photographs again or draw them; others wait, and then get a 503."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await station.drawing.acquire()
+    except TimeoutError:
+        why = "too many photographs are being judged again or drawn: ask again later"
+        raise HTTPException(503, why, {"Retry-After": str(PATIENCE)}) from None
+    try:
+        yield
+    finally:
+        station.drawing.release()
+
+
+DRAWING = [Depends(drawing)]
+
+
+@router.get("/inspections/{number}/image", dependencies=DRAWING, **sends(*KINDS.values()))
 def show_image(station: StationDep, person: Viewer, number: BigId) -> Response:
     """The photograph: as it was sent where browsers show such files, else as PNG."""
     row = station.inspection(number)
@@ -160,13 +178,13 @@ def show_image(station: StationDep, person: Viewer, number: BigId) -> Response:
     return Response(content, media_type=kind, headers=LASTING)
 
 
-@router.get("/inspections/{number}/overlay", **sends("image/png"))
+@router.get("/inspections/{number}/overlay", dependencies=DRAWING, **sends("image/png"))
 def show_overlay(station: StationDep, person: Viewer, number: BigId) -> Response:
     """The photograph with what is wrong coloured and outlined, as PNG."""
     return picture(station.verdict(station.inspection(number)).overlay())
 
 
-@router.get("/inspections/{number}/map", **sends("image/png", "image/tiff"))
+@router.get("/inspections/{number}/map", dependencies=DRAWING, **sends("image/png", "image/tiff"))
 def show_map(station: StationDep, person: Viewer, number: BigId, format: Literal["png", "tiff"] = "png") -> Response:
     """The colours alone, transparent below the threshold, as PNG; or raw values as 32-bit TIFF. 404 without a map."""
     row = station.inspection(number)
@@ -207,7 +225,7 @@ def take_back(station: StationDep, person: Operator, number: BigId) -> dict[str,
     return station.say(number, None, "", person.name)
 
 
-@router.post("/inspections/{number}/replay")
+@router.post("/inspections/{number}/replay", dependencies=DRAWING)
 def replay(station: StationDep, person: Viewer, number: BigId) -> dict[str, Any]:
     """Judge its photograph again by the model that judged it: `same` where all is equal to the last bit."""
     return station.replay(number)

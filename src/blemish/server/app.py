@@ -1,5 +1,6 @@
 """The web application of a station, what the station is connected to, and serving it until it is stopped."""
 
+import asyncio
 import contextlib
 import errno
 import math
@@ -10,6 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +19,7 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blemish import __version__
 from blemish.errors import BlemishError, ConfigError, StoreError
@@ -31,6 +34,8 @@ from blemish.server.station import Station
 from blemish.server.teaching import Relearner
 
 CONNECTIONS = 4000  # at a time; more are refused at once
+OWN_FILES = 200  # that the station may have open besides
+HEAD_SECONDS = 20  # for the whole head of a request
 HEADER_BYTES = 32 * 1024
 FAILURES = (BlemishError, HTTPException, MemoryError, RequestValidationError, ClientDisconnect, Exception)
 
@@ -45,6 +50,7 @@ def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
         station = Station(settings)
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        connections = min(CONNECTIONS, max(1, _files_at_most() - OWN_FILES))
         sys.setswitchinterval(0.001)  # a judge that gives way at each of its many small steps gets its turn back sooner
         config = uvicorn.Config(
             create_app(settings, station, lambda: ready(address, station)),
@@ -52,12 +58,42 @@ def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
             access_log=False,
             proxy_headers=False,  # which say of an address what whoever sends them likes
             server_header=False,
-            limit_concurrency=CONNECTIONS,
+            http=_Impatient,
+            limit_concurrency=connections,
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=math.ceil(settings.seconds),
         )
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal that it ended by
             _Server(config, station.events.close).run([listening])
+
+
+def _files_at_most() -> int:
+    """How many files and connections this process may have open, after it has asked for all that it may have."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 2 * CONNECTIONS
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        limit = most
+    return 2 * CONNECTIONS if limit == resource.RLIM_INFINITY else limit
+
+
+class _Impatient(H11Protocol):
+    """Ends connections that do not send the whole head of a request in time: each holds a place of few."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._ending: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._ending is not None and self.conn.their_state is not h11.IDLE:
+            self._ending.cancel()
+            self._ending = None
+        elif self._ending is None and self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._ending = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
 
 class _Server(uvicorn.Server):

@@ -26,6 +26,7 @@ from blemish.server.store import spoken_time
 from blemish.server.tables import inspections, windows
 
 WINDOW, ALPHA = 50, 1e-4
+AT_ONCE = 20  # windows tested in one go: after an upgrade there may be thousands, and other care waits
 BASELINE = 100  # parts found ok since a model's first verdict: what brightness and sharpness are compared with
 LATEST = 5000  # verdicts on a chart
 ROWS = 20_000  # photographs at most in one window: of fewer parts than WINDOW, where these are of fewer
@@ -61,7 +62,7 @@ def watch_promise(station: Station, name: str) -> None:
         return
     own = (windows.c.model == name, windows.c.digest == model.digest)
     columns = inspections.c
-    while True:
+    for _ in range(AT_ONCE):
         last = station.store.first(select(windows.c.last).where(*own).order_by(windows.c.id.desc()))
         new = (columns.model == name, columns.digest == model.digest, columns.id > (last.last if last else 0))
         bad = select(columns.part).where(*new, columns.said == "bad", columns.part.is_not(None))

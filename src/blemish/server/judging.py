@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish.data.images import DecodedImage, decode
-from blemish.errors import BlemishError
+from blemish.errors import BlemishError, ImageError
 from blemish.inspection.judge import WORKERS, Judge
 from blemish.inspection.verdict import Verdict
 
 GATHER = 0.005  # seconds that a batch waits for photographs that are being decoded
+LONGEST = 30_000  # pixels of a side: outlines on a strip of millions would take minutes and gigabytes
 log = logging.getLogger("blemish.server")
 
 
@@ -156,6 +157,9 @@ class JudgeQueue:
 
     def _prepare(self, photograph: Photograph) -> None:
         image = decode(photograph.content, photograph.name or "the upload", self._max_pixels)
+        if max(image.pixels.shape[:2]) > LONGEST:
+            height, width = image.pixels.shape[:2]
+            raise ImageError(f"an image of {width} x {height} pixels is too long: at most {LONGEST:,} a side; cut it")
         photograph.model = self.model
         photograph.loaded = image, photograph.model.inspector.loaded(image)
         brightness, sharpness = brightness_and_sharpness(image.pixels)

@@ -14,13 +14,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from blemish.errors import OutputError
 from blemish.inspection.exported_file import is_exported
 from blemish.run import written_atomically
 
 
 class Pictures:
-    """The folder ``root``: ``incoming/``, ``models/``, and a folder for each first two letters of a digest."""
+    """The folder ``root``: ``incoming/``, ``models/``, and a folder for each first two letters of a digest.
+
+    Raises:
+        OutputError: it cannot be written, or another station works in it.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root, self.incoming, self.models, self.written = root, root / "incoming", root / "models", 0
@@ -30,23 +36,40 @@ class Pictures:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{root} cannot hold photographs ({error.strerror}): give another --images") from error
+        self._held = FileLock(root / ".lock", timeout=0, thread_local=False)
+        try:
+            self._held.acquire()
+        except Timeout:
+            raise OutputError(f"another station works in {root}: stop it, or give this one its own --images") from None
+
+    def close(self) -> None:
+        """Others may work in the folder now."""
+        self._held.release()
 
     def path(self, digest: str) -> Path:
         return self.root / digest[:2] / digest
 
-    def write(self, photographs: Mapping[str, bytes]) -> None:
-        """To ``incoming/``, by digest, unless there or in their place; an OutputError where the disk is full."""
-        for name, content in photographs.items():
-            known = (path for path in (self.path(name), self.incoming / name) if path.is_file())
-            if any(path.stat().st_size == len(content) for path in known):
-                continue
-            try:
-                (self.incoming / name).write_bytes(content)
-                self.written += len(content)  # bytes since retention looked at the disk
-            except OSError as error:
+    @contextlib.contextmanager
+    def written_or_not(self, photographs: Mapping[str, bytes]) -> Iterator[None]:
+        """They lie in ``incoming/``, by digest, or in their place; where something fails then, none that is new stays.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        new = [name for name in photographs if self.read(name) is None]  # what a power cut spoiled is written again
+        try:
+            for name in new:
+                try:
+                    (self.incoming / name).write_bytes(photographs[name])
+                    self.written += len(photographs[name])  # bytes since retention looked at the disk
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise OutputError(f"the photograph was not written ({reason}): free or mend the disk") from error
+            yield
+        except BaseException:
+            for name in new:
                 (self.incoming / name).unlink(missing_ok=True)
-                reason = error.strerror or error
-                raise OutputError(f"the photograph was not written ({reason}): free or mend the disk") from error
+            raise
 
     def commit(self, digest: str) -> None:
         """Move a photograph whose row is committed to its place."""

@@ -142,7 +142,8 @@ class Folder:
             return None
         before, since = self._growing.get(path.name, (None, now))
         self._growing[path.name] = (stamp, since if before == stamp else now)
-        return stamp if before == stamp and now - since >= STILL and stamp[0] > 0 else None
+        wait = STILL if stamp[0] > 0 else PATIENCE  # an empty file is being written, or will never be
+        return stamp if before == stamp and now - since >= wait else None
 
     def _judge(self, path: Path, stamp: Stamp, submit: Submit) -> None:
         name = printable(path.name)

@@ -1,5 +1,6 @@
 """The station itself: models that judge, what is kept of it, and who is told."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -31,6 +32,7 @@ from blemish.server.store import Store, as_json, spoken_time
 from blemish.server.tables import inspections, models
 
 RECENT, RECENT_PIXELS = 24, 4_000_000  # verdicts kept whole in memory, for their pictures
+DRAWING = 2  # requests at a time that may judge a photograph again or draw it: each may take a gigabyte
 REPLAYED = ("decision", "score", "p_value", "regions", "width", "height")
 
 
@@ -47,11 +49,16 @@ class Station:
         self.settings, self.began = settings, time.time()
         self.store = Store(settings.store)
         self.store.hold()
-        self.pictures, self.access = Pictures(settings.images), Access(self.store, settings)
+        try:
+            self.pictures, self.access = Pictures(settings.images), Access(self.store, settings)
+        except BaseException:
+            self.store.close()
+            raise
         self.judges: dict[str, JudgeQueue] = {}
         self.events, self.metrics = Events(), Metrics(self.judges)
         self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict
         self.feeds: Sequence[Any] = ()  # what brings images besides HTTP
+        self.drawing = asyncio.Semaphore(DRAWING)
         self._swapping, self._verifying = threading.Lock(), threading.Lock()
         self._verified: dict[str, Any] | None = None
         self._recent: OrderedDict[int, Verdict] = OrderedDict()
@@ -78,6 +85,7 @@ class Station:
     def close(self) -> None:
         for judge in self.judges.values():
             judge.close()
+        self.pictures.close()
         self.store.close()
 
     def load(self, file: Path) -> Judge:
@@ -157,8 +165,9 @@ class Station:
     def _keep(self, name: str, batch: Sequence[Photograph]) -> list[dict[str, Any]]:
         """Photographs to the disk, rows to the store: after this nothing of the batch can be lost."""
         with self.pictures.lock:
-            self.pictures.write(contents := {photograph.row["image"]: photograph.content for photograph in batch})
-            answers = self.store.record([photograph.row | {"model": name} for photograph in batch], self.sinks)
+            contents = {photograph.row["image"]: photograph.content for photograph in batch}
+            with self.pictures.written_or_not(contents):
+                answers = self.store.record([photograph.row | {"model": name} for photograph in batch], self.sinks)
             with contextlib.suppress(OSError):  # the next start moves what is left
                 for digest in contents:
                     self.pictures.commit(digest)
@@ -214,9 +223,10 @@ class Station:
 
     def photograph(self, row: Row[Any]) -> bytes:
         """The file as it was sent; an HTTPException 410 where it is kept no longer."""
-        content = self.pictures.read(row.image) if row.image_kept else None
-        if content is None:
+        if not row.image_kept:
             raise HTTPException(410, f"the photograph of inspection {row.id} is not kept any longer")
+        if (content := self.pictures.read(row.image)) is None:
+            raise HTTPException(410, f"the file of inspection {row.id}'s photograph is missing or damaged")
         return content
 
     def verdict(self, row: Row[Any], afresh: bool = False) -> Verdict:

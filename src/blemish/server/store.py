@@ -278,10 +278,13 @@ class Store:
         row = select(inspections).where(inspections.c.id == number)
         own = select(labels).where(labels.c.inspection == number).order_by(labels.c.id.desc()).limit(1)
         with self.write() as connection:
+            last = connection.execute(own).first()
             if said is not None:
+                if last is not None and (last.said, last.kind or "", last.person) == (said, kind or "", person):
+                    return connection.execute(row).one()  # said twice, as by a key that is pressed twice
                 told = {"at": time.time(), "inspection": number, "said": said, "kind": kind, "person": person}
                 connection.execute(insert(labels), told)
-            elif (last := connection.execute(own).first()) is not None:
+            elif last is not None:
                 connection.execute(delete(labels).where(labels.c.id == last.id))
             else:
                 return connection.execute(row).one()  # nothing was said of it

@@ -1,7 +1,9 @@
 """What people teach a station: thresholds, and models learned again. Nothing is learned or changed unasked."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,10 +16,10 @@ import numpy as np
 from fastapi import HTTPException
 from sqlalchemy import select
 
-from blemish.errors import CalibrationError, ConfigError
+from blemish.errors import CalibrationError, ConfigError, OutputError
 from blemish.inspection.calibration import Calibration, choose_rate, choose_review
 from blemish.run import file_digest
-from blemish.server.relearn import MODEL, RESULT
+from blemish.server.relearn import JOB, MODEL, RESULT
 from blemish.server.station import Station
 from blemish.server.store import spoken_time
 from blemish.server.tables import inspections
@@ -136,6 +138,8 @@ class Relearner:
             said = station.store.rows(query.where(columns.said.is_not(None)))
             judged = station.store.rows(query.limit(COMPARED))
             job = {
+                "station": os.getpid(),
+                "digest": judge.model.digest,
                 "model": str(station.pictures.models / f"{judge.model.digest}{judge.model.suffix}"),
                 "training": str(station.settings.training[name]),
                 "threads": station.settings.threads,
@@ -143,11 +147,15 @@ class Relearner:
                 "judged": [self._told(row, "id", "decision", "score", "said") for row in judged],
             }
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            with (folder / "log.txt").open("wb") as log:
-                command = [sys.executable, "-m", "blemish.server.relearn", str(folder / "job.json")]
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            try:
+                folder.mkdir(parents=True)
+                (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
+                with (folder / "log.txt").open("wb") as log:
+                    command = [sys.executable, "-m", "blemish.server.relearn", str(folder / JOB)]
+                    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            except OSError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise OutputError(f"learning did not begin ({error.strerror}): free or mend the disk") from error
             self._processes[name] = process
         with station.store.write() as connection:
             station.store.note(connection, "learn again", actor, {"model": name, "said": len(said)})
@@ -174,11 +182,12 @@ class Relearner:
     def _state(self, name: str, folder: Path) -> dict[str, Any]:
         absent = dict.fromkeys(("since", "learned_from", "error", "promise", "comparison", "digest"))
         state: dict[str, Any] = {"model": name, "state": "none", "log": [], **absent}
-        if not (folder / "job.json").exists():
+        if not (folder / JOB).exists():
             return state
-        state["since"] = spoken_time((folder / "job.json").stat().st_mtime)
-        lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        state["log"] = lines[-SHOWN_LINES:]
+        state["since"] = spoken_time((folder / JOB).stat().st_mtime)
+        with contextlib.suppress(FileNotFoundError):
+            lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+            state["log"] = lines[-SHOWN_LINES:]
         if self._is_running(name):
             return state | {"state": "running"}
         if not (folder / RESULT).exists():
@@ -202,17 +211,30 @@ class Relearner:
             self._processes[name].wait()
 
     def accept(self, name: str, actor: str) -> dict[str, Any]:
-        """Swap the new model in; an HTTPException 409 where none is ready."""
-        folder = self._folder(name)
+        """Swap the new model in; an HTTPException 409 where none is ready, or it was compared with another model.
+
+        A threshold that was set meanwhile holds for the new model, too, where it has the parts for it.
+        """
+        station, folder = self._station, self._folder(name)
         with self._in_folder:
             state = self.state(name)
             if state["state"] != "ready":
                 raise HTTPException(409, f"no new model of {name} is ready: its state is {state['state']}")
-            counts = state["comparison"]["judged"]
+            compared_with = json.loads((folder / JOB).read_text(encoding="utf-8")).get("digest")
+            if compared_with not in station.same_scores(name):
+                raise HTTPException(
+                    409, f"another model of {name} is at work than this one was compared with: learn again"
+                )
+            counts, today = state["comparison"]["judged"], station.judge(name).model
             why = f"learned again: {counts['changed']} of {counts['compared']} verdicts change"
-            self._station.put_model(name, folder / MODEL, why, actor)
+            station.put_model(name, folder / MODEL, why, actor)
+            if compared_with != today.digest:
+                with contextlib.suppress(CalibrationError):
+                    set_threshold(
+                        station, name, today.inspector.calibration.rate, today.inspector.calibration.review, actor
+                    )
             shutil.rmtree(folder, ignore_errors=True)
-        return self._station.describe(name)
+        return station.describe(name)
 
     def close(self) -> None:
         """Stop what runs: it can be begun again."""

@@ -109,7 +109,8 @@ if (keys) {
   keys.addEventListener("change", () => localStorage.setItem("keys", keys.checked ? "on" : "off"));
 }
 document.addEventListener("keydown", (event) => {
-  const writes = event.target.matches("input:not([type=range]):not([type=checkbox]), select, textarea");
+  if (event.repeat || !event.key) return; // a key that is held, or a browser that fills a form
+  const writes = event.target.matches?.("input:not([type=range]):not([type=checkbox]), select, textarea");
   if (writes || event.ctrlKey || event.metaKey || event.altKey || localStorage.getItem("keys") === "off") return;
   document.querySelector(`[data-keys]:not([data-fresh]) [data-key="${CSS.escape(event.key.toLowerCase())}"]:not(:disabled)`)?.click();
 });
