@@ -53,7 +53,7 @@ PROTOCOLS: Mapping[str, Callable[[dict[str, Any]], bool]] = {
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """A line a row that may be compared; ``name`` is the latest that a recipe gave to the method with its options."""
+    """A line a row that may be compared; ``name`` is the latest of the method with its options, under that protocol."""
     lines = []
     for row in rows:
         asked = row["configuration"]
@@ -80,7 +80,7 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
     columns = ["protocol", "method", "options", "name", "set", "auroc", "caught_at_5", "pixel_auroc", "aupro", "cue"]
     columns += ["cue_auroc", "fit", "judging", "size"]
     found = pd.DataFrame(lines, columns=columns)
-    names = found.groupby(["method", "options"])["name"].transform("last")
+    names = found.groupby(["protocol", "method", "options"])["name"].transform("last")
     return found.assign(name=names)
 
 
