@@ -126,35 +126,51 @@ def trace(mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0)) -> tuple[Po
     Where two pixels meet only at a corner, the boundary stays with its own pixel, so polygons touch there and never
     cross. ``corner`` is the place of the mask's top left corner.
     """
-    padded = np.pad(mask, 1)
+    padded, pitch = np.pad(mask, 1), mask.shape[1] + 1
     inside = padded[1:-1, 1:-1]
-    # Where each starts, and its step, with the inside on the right.
-    edges: dict[tuple[tuple[int, int], tuple[int, int]], None] = {}
-    # The neighbour that may be outside; where the edge towards it starts, from the pixel's corner; its step.
-    for neighbour, (right, down), step in (
-        (padded[:-2, 1:-1], (0, 0), (1, 0)),
-        (padded[1:-1, 2:], (1, 0), (0, 1)),
-        (padded[2:, 1:-1], (1, 1), (-1, 0)),
-        (padded[1:-1, :-2], (0, 1), (0, -1)),
+    # Every edge of a pixel with nothing beyond it, the inside on its right: four times the number of the corner that it
+    # starts at, plus its way: right, down, left or up.
+    found = []
+    for way, (beyond, (right, down)) in enumerate(
+        (
+            (padded[:-2, 1:-1], (0, 0)),
+            (padded[1:-1, 2:], (1, 0)),
+            (padded[2:, 1:-1], (1, 1)),
+            (padded[1:-1, :-2], (0, 1)),
+        )
     ):
-        rows, columns = np.nonzero(inside & ~neighbour)
-        edges |= dict.fromkeys((point, step) for point in zip((columns + right).tolist(), (rows + down).tolist()))
-    polygons = []
-    while edges:
-        first = next(iter(edges))
-        (x, y), (dx, dy) = first
-        turns = []
-        while True:
-            x, y = x + dx, y + dy
-            # A right turn stays with the same pixel where two meet at a corner.
-            way = next(way for way in ((-dy, dx), (dx, dy), (dy, -dx)) if ((x, y), way) in edges)
-            if way != (dx, dy):
-                turns.append((corner[0] + x, corner[1] + y))
-            dx, dy = way
-            del edges[(x, y), way]
-            if ((x, y), way) == first:
-                break
-        polygons.append((turns[-1], *turns[:-1]))
+        rows, columns = np.nonzero(inside & ~beyond)
+        found.append(4 * ((rows + down) * pitch + columns + right) + way)
+    edges = np.sort(np.concatenate(found))
+    if not edges.size:
+        return ()
+    ways = edges % 4
+    ends = edges // 4 + np.array([1, pitch, -1, -pitch])[ways]
+    after = np.zeros_like(edges)
+    for turn in (-1, 0, 1):  # the last one counts: a right turn stays with the same pixel where two meet at a corner
+        wanted = 4 * ends + (ways + turn) % 4
+        place = np.minimum(np.searchsorted(edges, wanted), edges.size - 1)
+        after = np.where(edges[place] == wanted, place, after)
+    turns = ways[after] != ways
+    ahead = np.where(turns, np.arange(edges.size), after)  # the next edge that ends in a turn
+    while not turns[ahead].all():
+        ahead = ahead[ahead]
+    corners, numbers = np.flatnonzero(turns), np.cumsum(turns) - 1
+    following = numbers[ahead[after[corners]]].tolist()
+    points = [*zip((corner[0] + ends[corners] % pitch).tolist(), (corner[1] + ends[corners] // pitch).tolist())]
+    into = after[corners]
+    tops = np.flatnonzero(
+        ways[into] == 0
+    )  # every boundary has an edge to the right: the first in reading order begins it
+    polygons, seen = list[Polygon](), [False] * len(points)
+    for start in tops[np.argsort(into[tops])].tolist():
+        polygon, at = list[tuple[int, int]](), start
+        while not seen[at]:
+            seen[at] = True
+            polygon.append(points[at])
+            at = following[at]
+        if polygon:
+            polygons.append(tuple(polygon))
     return tuple(polygons)
 
 
