@@ -31,7 +31,7 @@ from blemish.server.settings import Settings
 from blemish.server.store import Store, as_json, spoken_time
 from blemish.server.tables import inspections, models
 
-RECENT, RECENT_PIXELS = 24, 4_000_000  # verdicts kept whole in memory, for their pictures
+RECENT, RECENT_PIXELS = 24, 100_000_000  # verdicts kept whole in memory, for their pictures, and pixels of all of them
 DRAWING = 2  # requests at a time that may judge a photograph again or draw it: each may take a gigabyte
 REPLAYED = ("decision", "score", "p_value", "regions", "width", "height")
 
@@ -171,13 +171,14 @@ class Station:
             with contextlib.suppress(OSError):  # the next start moves what is left
                 for digest in contents:
                     self.pictures.commit(digest)
+            self._recent.update((answer["id"], photograph.verdict) for photograph, answer in zip(batch, answers))
+            kept = [math.prod(verdict.size) for verdict in self._recent.values()]
+            while len(kept) > RECENT or sum(kept) > RECENT_PIXELS:
+                kept.pop(0)
+                self._recent.popitem(last=False)
         for photograph, answer in zip(batch, answers):
-            if math.prod(photograph.verdict.size) <= RECENT_PIXELS:
-                self._recent[answer["id"]] = photograph.verdict
             self.metrics.judged(answer)
             self.events.publish("inspection", answer)
-        while len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
         return answers
 
     def submit(self, name: str, content: bytes, file: str, source: str) -> dict[str, Any]:
