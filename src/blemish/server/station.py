@@ -176,7 +176,7 @@ class Station:
             while len(kept) > RECENT or sum(kept) > RECENT_PIXELS:
                 kept.pop(0)
                 self._recent.popitem(last=False)
-        for photograph, answer in zip(batch, answers):
+        for answer in answers:
             self.metrics.judged(answer)
             self.events.publish("inspection", answer)
         return answers
