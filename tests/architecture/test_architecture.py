@@ -57,11 +57,11 @@ BUDGET = {
     "grey cameras": 12,
     "what a newcomer found": 42,
     "two scales, and links to nothing": 169,
-    "engines and precision for a budget, DMAD, and what reviews found": 618,
+    "engines and precision for a budget, DMAD, and what reviews found": 668,
 }
 """Lines that ``src`` may have, by what was built: whatever is added states its own share."""
 
-TEST_BUDGET = 22407
+TEST_BUDGET = 22435
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 GENERAL = ("bench/", "cli/", "data/", "inspection/", "report/", "run/", "training/")

@@ -205,6 +205,11 @@ def test_survey_names_images_that_differ_from_the_rest(make, tmp_path):
     (line,) = survey(read_training(tmp_path / "one size").samples)
     assert line == "1 of 14 images is 40.0 times as high as wide, the rest 1.3 times as wide as high: strip.png"
     (tmp_path / "one size" / "strip.png").unlink()
+    make("nearly square/tall.png", size=(100, 98))
+    make("nearly square/wide.png", size=(98, 100))
+    assert survey(read_training(tmp_path / "nearly square").samples)[0].startswith(
+        "the 2 images have 2 different sizes"
+    )
     make("one size/wide.png", size=(12, 48))
     make("one size/deep.png", dtype=np.uint16)
     (tmp_path / "one size" / "broken.png").write_bytes(b"no image")

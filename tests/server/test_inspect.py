@@ -22,6 +22,7 @@ from PIL import Image
 
 from blemish.errors import ImageError, ModelFileError, OutputError
 from blemish.inspection.inspector import Inspector
+from blemish.server.api import DRAWING
 from blemish.server.app import _Impatient
 from blemish.server.judging import JudgeQueue, Model, Photograph, QueueClosed, QueueFull
 
@@ -124,6 +125,9 @@ def test_few_pictures_are_drawn_at_a_time(
     station.drawing = free
     for _ in range(5):  # each gives its place back
         assert client.get(links["overlay"]).status_code == 200
+    assert all(
+        dependency.scope == "function" for dependency in DRAWING
+    )  # before the answer is sent, and maybe not read
 
 
 def test_unknown_names_and_numbers_are_not_found(client: TestClient, good: bytes) -> None:
@@ -350,34 +354,56 @@ def test_a_folder_of_photographs_has_one_station(serve: Serve, tmp_path: Path) -
     serve(store=str(tmp_path / "other.db"))
 
 
-def test_connections_without_a_whole_request_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_that_take_a_place_for_nothing_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a head, with a part of one, with a part of a second one, unread, and beyond the limit."""
     monkeypatch.setattr("blemish.server.app.HEAD_SECONDS", 0.5)
+    whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
-    async def alive(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body"})
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        body = bytes(64 * 2**20 if scope["path"] == "/large" else 2)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
 
-    async def talk() -> list[bytes]:
-        config = uvicorn.Config(alive, http=_Impatient, lifespan="off", log_level="critical")
+    async def talk() -> None:
+        config = uvicorn.Config(answer, http=_Impatient, lifespan="off", log_level="critical", limit_concurrency=3)
         config.load()
         state = uvicorn.server.ServerState()
         make = partial(_Impatient, config=config, server_state=state, app_state={})
         server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
-        whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        call = partial(asyncio.open_connection, *server.sockets[0].getsockname())
 
-        async def told(start: bytes) -> bytes:
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-            writer.write(start)
-            answer = await asyncio.wait_for(reader.read(), 10)  # until the connection ends
-            writer.close()
-            return answer
+        async def ended(reader: asyncio.StreamReader) -> bytes:
+            try:
+                return await asyncio.wait_for(reader.read(), 3)  # sooner than uvicorn ends those that are kept alive
+            except ConnectionError:
+                return b""
 
-        answers = await asyncio.gather(told(b""), told(whole[:9]), told(whole + whole[:9]))
+        (silent, first), (begun, second) = await call(), await call()
+        second.write(whole[:9])
+        assert [await ended(silent), await ended(begun)] == [b"", b""]
+        again, third = await call()
+        third.write(whole)
+        assert (await again.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200") and await again.readexactly(2)
+        for byte in whole[:9]:
+            third.write(bytes([byte]))
+            await asyncio.sleep(0.1)
+        assert await ended(again) == b""
+        _, fourth = await call()
+        fourth.write(whole.replace(b"/", b"/large", 1))
+        while not state.connections:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while state.connections:  # what it does not read is given up
+                await asyncio.sleep(0.05)
+        held = [await call() for _ in range(3)]
+        refused, last = await call()
+        assert await ended(refused) == b"" and len(state.connections) == 3
+        for _, writer in [*held, (None, first), (None, second), (None, third), (None, fourth), (None, last)]:
+            writer.transport.abort()
         server.close()
-        return answers
+        await asyncio.sleep(0.1)
 
-    nothing, begun, once = asyncio.run(talk())
-    assert nothing == begun == b"" and once.startswith(b"HTTP/1.1 200")
+    asyncio.run(talk())
 
 
 def test_events_tell_of_verdicts(client: TestClient, inspect: Inspect, good: bytes) -> None:

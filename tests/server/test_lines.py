@@ -130,6 +130,7 @@ def test_a_watched_folder(
 ) -> None:
     pytest.importorskip("watchfiles", reason="the extra [watch] is not installed")
     monkeypatch.setattr(sources, "PATIENCE", 1.5)
+    monkeypatch.setattr(sources, "EMPTY", 1.0)
     folder = tmp_path / "arriving"
     folder.mkdir()
     (folder / "first.png").write_bytes(good)

@@ -163,8 +163,9 @@ def survey(samples: Sequence[Sample]) -> list[str]:
         with contextlib.suppress(ImageError):
             (height, width), bits = read_header(path)
             said["bit depths"][path] = f"{bits}-bit"
-            times, way = max(width / height, height / width), "wide as high" if width >= height else "high as wide"
-            said["aspects"][path] = f"{times:.1f} times as {way}"
+            ratio = f"{max(width / height, height / width):.1f}"
+            way = "wide as high" if width >= height or ratio == "1.0" else "high as wide"
+            said["aspects"][path] = f"{ratio} times as {way}"
             said["sizes"][path] = f"{width} x {height} pixels"
     warnings: dict[str, str] = {}
     for what, words in said.items():

@@ -126,6 +126,11 @@ def trace(mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0)) -> tuple[Po
     Where two pixels meet only at a corner, the boundary stays with its own pixel, so polygons touch there and never
     cross. ``corner`` is the place of the mask's top left corner.
     """
+    if mask.all():  # a rectangle, as most small regions are
+        (left, top), (height, width) = corner, mask.shape
+        return (((left, top), (left + width, top), (left + width, top + height), (left, top + height)),) * bool(
+            mask.size
+        )
     padded, pitch = np.pad(mask, 1), mask.shape[1] + 1
     inside = padded[1:-1, 1:-1]
     # Every edge of a pixel with nothing beyond it, the inside on its right: four times the number of the corner that it
@@ -159,9 +164,8 @@ def trace(mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0)) -> tuple[Po
     following = numbers[ahead[after[corners]]].tolist()
     points = [*zip((corner[0] + ends[corners] % pitch).tolist(), (corner[1] + ends[corners] // pitch).tolist())]
     into = after[corners]
-    tops = np.flatnonzero(
-        ways[into] == 0
-    )  # every boundary has an edge to the right: the first in reading order begins it
+    # Every boundary has edges to the right: the first of them in reading order begins it.
+    tops = np.flatnonzero(ways[into] == 0)
     polygons, seen = list[Polygon](), [False] * len(points)
     for start in tops[np.argsort(into[tops])].tolist():
         polygon, at = list[tuple[int, int]](), start

@@ -164,7 +164,7 @@ async def drawing(station: StationDep, _: Viewer) -> AsyncIterator[None]:
         station.drawing.release()
 
 
-DRAWING = [Depends(drawing)]
+DRAWING = [Depends(drawing, scope="function")]  # ended before the answer goes to somebody who may read slowly
 
 
 @router.get("/inspections/{number}/image", dependencies=DRAWING, **sends(*KINDS.values()))

@@ -35,7 +35,7 @@ from blemish.server.teaching import Relearner
 
 CONNECTIONS = 4000  # at a time; more are refused at once
 OWN_FILES = 200  # that the station may have open besides
-HEAD_SECONDS = 20  # for the whole head of a request
+HEAD_SECONDS = 20  # for the whole head of a request, and for reading anything of an answer
 HEADER_BYTES = 32 * 1024
 FAILURES = (BlemishError, HTTPException, MemoryError, RequestValidationError, ClientDisconnect, Exception)
 
@@ -50,7 +50,7 @@ def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
         station = Station(settings)
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        connections = min(CONNECTIONS, max(1, _files_at_most() - OWN_FILES))
+        connections = min(CONNECTIONS, max(20, _files_at_most() - OWN_FILES))
         sys.setswitchinterval(0.001)  # a judge that gives way at each of its many small steps gets its turn back sooner
         config = uvicorn.Config(
             create_app(settings, station, lambda: ready(address, station)),
@@ -68,32 +68,66 @@ def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
 
 
 def _files_at_most() -> int:
-    """How many files and connections this process may have open, after it has asked for all that it may have."""
+    """How many files and connections this process may have open, after it has asked for as many as it can need."""
     try:
         import resource
     except ImportError:  # Windows
         return 2 * CONNECTIONS
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        limit = most
-    return 2 * CONNECTIONS if limit == resource.RLIM_INFINITY else limit
+    unlimited = resource.RLIM_INFINITY
+    wanted = 2 * CONNECTIONS if most == unlimited else min(most, 2 * CONNECTIONS)
+    if limit != unlimited and limit < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            limit = wanted
+    return 2 * CONNECTIONS if limit == unlimited else limit
 
 
 class _Impatient(H11Protocol):
-    """Ends connections that do not send the whole head of a request in time: each holds a place of few."""
+    """Ends connections beyond the limit, and those that send no whole head, or read nothing of an answer, in time.
+
+    Each holds one of few places, and memory.
+    """
+
+    _ending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._ending: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.close)
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
+            transport.abort()
+        else:
+            self._ending = self.loop.call_later(HEAD_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_longer()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._ending is not None and self.conn.their_state is not h11.IDLE:
+        if self.conn.their_state is not h11.IDLE:
+            self._wait_no_longer()
+        elif self._ending is None and self.conn.trailing_data[0]:
+            self._ending = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def _wait_no_longer(self) -> None:
+        if self._ending is not None:
             self._ending.cancel()
             self._ending = None
-        elif self._ending is None and self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._ending = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _watch(self, unread: int) -> None:
+        if unread:
+            self.loop.call_later(HEAD_SECONDS, self._look_again, unread)
+
+    def _look_again(self, before: int) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if unread >= before:
+            self.transport.abort()
+        else:
+            self._watch(unread)
 
 
 class _Server(uvicorn.Server):

@@ -266,7 +266,7 @@ def set_rate(
     return RedirectResponse(address("/threshold", model=model), 303)
 
 
-@router.get("/report")
+@router.get("/report", dependencies=DRAWING)
 def report(page: View, station: StationDep) -> Response:
     """A shift, or another span, as one page that stands alone and prints well."""
     search, pictures, drawn = page.search(), {}, {}

@@ -31,16 +31,15 @@ class Pictures:
     def __init__(self, root: Path) -> None:
         self.root, self.incoming, self.models, self.written = root, root / "incoming", root / "models", 0
         self.lock = threading.RLock()  # held from writing a photograph to committing its row, and while deleting
+        self._held = FileLock(root / ".lock", timeout=0, thread_local=False)
         try:
             for folder in (root, self.incoming, self.models):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{root} cannot hold photographs ({error.strerror}): give another --images") from error
-        self._held = FileLock(root / ".lock", timeout=0, thread_local=False)
-        try:
             self._held.acquire()
         except Timeout:
             raise OutputError(f"another station works in {root}: stop it, or give this one its own --images") from None
+        except OSError as error:
+            raise OutputError(f"{root} cannot hold photographs ({error.strerror}): give another --images") from error
 
     def close(self) -> None:
         """Others may work in the folder now."""
@@ -68,7 +67,8 @@ class Pictures:
             yield
         except BaseException:
             for name in new:
-                (self.incoming / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (self.incoming / name).unlink(missing_ok=True)
             raise
 
     def commit(self, digest: str) -> None:

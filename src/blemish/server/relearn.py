@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import threading
-import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping
@@ -118,10 +117,12 @@ def _leave_out(_: Any, error: Exception) -> None:
     sys.stdout.write(f"left out: {error}\n")
 
 
-def _end_with(station: int) -> None:
-    """End this process where the station that began it was ended: the next one may learn in the same folder."""
-    while os.getppid() == station:
-        time.sleep(0.5)
+def end_with_station() -> None:
+    """End this process where the station that began it has ended, and with it its end of this process's standard input.
+
+    The next station may learn in the same folder.
+    """
+    os.read(0, 1)
     os._exit(1)
 
 
@@ -130,9 +131,7 @@ def main(job: Path) -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.nice(10)  # judging goes on meanwhile, and goes first
     try:
-        asked = json.loads(job.read_text(encoding="utf-8"))
-        threading.Thread(target=_end_with, args=(asked["station"],), daemon=True).start()
-        result = relearn(asked, job.parent)
+        result = relearn(json.loads(job.read_text(encoding="utf-8")), job.parent)
     except BlemishError as error:
         result = {"error": str(error)}
     except Exception as error:
@@ -143,4 +142,5 @@ def main(job: Path) -> None:
 
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with_station, daemon=True).start()
     main(Path(sys.argv[1]))

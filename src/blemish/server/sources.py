@@ -25,6 +25,7 @@ from blemish.server.station import Station
 from blemish.server.store import spoken_time
 from blemish.server.worker import Worker
 
+EMPTY = 60.0  # seconds until an empty file will not be written any more
 STILL, PATIENCE, SCAN = 0.3, 5.0, 10.0  # seconds; every SCAN all is looked at, for file systems that tell of no change
 LOOK = 200  # milliseconds
 STALE, AGAIN = 5, 5  # seconds without a frame, and between two attempts
@@ -101,9 +102,9 @@ def _stamp(path: Path) -> Stamp | None:
 class Folder:
     """A watched folder: each image that appears in ``folder`` itself is judged once it is complete.
 
-    It counts as complete when its size has stood still for ``STILL`` seconds; one that does not decode then is tried
-    again for ``PATIENCE`` seconds, for a slow writer may still be at it. With ``move``, files go to ``ok/``,
-    ``review/``, ``reject/`` or ``unreadable/`` below the folder. Of a file that was there from the start
+    It counts as complete when its size has stood still for ``STILL`` seconds, an empty one for ``EMPTY``; one that does
+    not decode then is tried again for ``PATIENCE`` seconds, for a slow writer may still be at it. With ``move``, files
+    go to ``ok/``, ``review/``, ``reject/`` or ``unreadable/`` below the folder. Of a file that was there from the start
     ``judged_before`` says, by name and content, what was decided before a restart, or None.
     """
 
@@ -142,7 +143,7 @@ class Folder:
             return None
         before, since = self._growing.get(path.name, (None, now))
         self._growing[path.name] = (stamp, since if before == stamp else now)
-        wait = STILL if stamp[0] > 0 else PATIENCE  # an empty file is being written, or will never be
+        wait = STILL if stamp[0] > 0 else EMPTY
         return stamp if before == stamp and now - since >= wait else None
 
     def _judge(self, path: Path, stamp: Stamp, submit: Submit) -> None:

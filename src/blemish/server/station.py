@@ -50,10 +50,11 @@ class Station:
         self.store = Store(settings.store)
         self.store.hold()
         try:
-            self.pictures, self.access = Pictures(settings.images), Access(self.store, settings)
+            self.pictures = Pictures(settings.images)
         except BaseException:
             self.store.close()
             raise
+        self.access = Access(self.store, settings)
         self.judges: dict[str, JudgeQueue] = {}
         self.events, self.metrics = Events(), Metrics(self.judges)
         self.sinks: tuple[str, ...] = ()  # names of what is told of every verdict

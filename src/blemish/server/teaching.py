@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -41,10 +40,15 @@ def recalibrated(station: Station, name: str, rate: float | None, review: float 
         raise CalibrationError(now.sentence())
     if rate is None and review is None:
         return now
-    rate = choose_rate(now.rate if rate is None else rate, now.n, now.kind)
     if review is None and now.review != choose_review(None, now.rate):
         review = now.review  # somebody chose it: no part of the default rule
-    return dataclasses.replace(now, rate=rate, review=choose_review(review, rate))
+    return at_rate(now, now.rate if rate is None else rate, review)
+
+
+def at_rate(calibration: Calibration, rate: float | None, review: float | None) -> Calibration:
+    """From the same parts, at another rate; raises as ``recalibrated``."""
+    rate = choose_rate(rate, calibration.n, calibration.kind)
+    return dataclasses.replace(calibration, rate=rate, review=choose_review(review, rate))
 
 
 def past_verdicts(station: Station, name: str, calibration: Calibration) -> list[dict[str, Any]]:
@@ -130,7 +134,7 @@ class Relearner:
         if name not in station.settings.training:
             advice = f"serve it with --training {name}=FOLDER"
             raise ConfigError(f"the station does not know the images that {name} learned from: {advice}")
-        judge = station.judge(name)
+        model = station.judge(name).model
         with self._in_folder:
             if self._is_running(name):
                 raise HTTPException(409, f"{name} is being learned again already: wait, or stop it")
@@ -138,9 +142,8 @@ class Relearner:
             said = station.store.rows(query.where(columns.said.is_not(None)))
             judged = station.store.rows(query.limit(COMPARED))
             job = {
-                "station": os.getpid(),
-                "digest": judge.model.digest,
-                "model": str(station.pictures.models / f"{judge.model.digest}{judge.model.suffix}"),
+                "digest": model.digest,
+                "model": str(station.pictures.models / f"{model.digest}{model.suffix}"),
                 "training": str(station.settings.training[name]),
                 "threads": station.settings.threads,
                 "said": [self._told(row, "said", "kind") | {"part": row.part or row.image} for row in said],
@@ -152,7 +155,7 @@ class Relearner:
                 (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
                 with (folder / "log.txt").open("wb") as log:
                     command = [sys.executable, "-m", "blemish.server.relearn", str(folder / JOB)]
-                    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+                    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE)
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise OutputError(f"learning did not begin ({error.strerror}): free or mend the disk") from error
@@ -171,6 +174,8 @@ class Relearner:
 
     def _follow(self, name: str, process: subprocess.Popen[bytes]) -> None:
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
         if name in self._station.judges:
             self._station.events.publish("relearn", self.state(name))
 
@@ -222,17 +227,21 @@ class Relearner:
                 raise HTTPException(409, f"no new model of {name} is ready: its state is {state['state']}")
             compared_with = json.loads((folder / JOB).read_text(encoding="utf-8")).get("digest")
             if compared_with not in station.same_scores(name):
-                raise HTTPException(
-                    409, f"another model of {name} is at work than this one was compared with: learn again"
-                )
+                why = f"another model of {name} is at work than this one was compared with: learn again"
+                raise HTTPException(409, why)
             counts, today = state["comparison"]["judged"], station.judge(name).model
             why = f"learned again: {counts['changed']} of {counts['compared']} verdicts change"
-            station.put_model(name, folder / MODEL, why, actor)
+            file = folder / MODEL
             if compared_with != today.digest:
-                with contextlib.suppress(CalibrationError):
-                    set_threshold(
-                        station, name, today.inspector.calibration.rate, today.inspector.calibration.review, actor
-                    )
+                new: Any = station.load(file)
+                now = today.inspector.calibration
+                try:
+                    changed = dataclasses.replace(new, calibration=at_rate(new.calibration, now.rate, now.review))
+                    file = changed.save(folder / "set.blemish")
+                    why += f"; rate {now.rate:g} as set meanwhile"
+                except CalibrationError:
+                    why += f"; rate {new.calibration.rate:g}, as it has too few parts for the one set meanwhile"
+            station.put_model(name, file, why, actor)
             shutil.rmtree(folder, ignore_errors=True)
         return station.describe(name)
 
