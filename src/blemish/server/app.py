@@ -34,7 +34,7 @@ from blemish.server.station import Station
 from blemish.server.teaching import Relearner
 
 CONNECTIONS = 4000  # at a time; more are refused at once
-OWN_FILES = 200  # that the station may have open besides
+OWN_FILES, BACKLOG = 200, 100  # files that the station may have open besides; connections accepted in one go
 HEAD_SECONDS = 20  # for the whole head of a request, and for reading anything of an answer
 HEADER_BYTES = 32 * 1024
 FAILURES = (BlemishError, HTTPException, MemoryError, RequestValidationError, ClientDisconnect, Exception)
@@ -60,6 +60,7 @@ def serve(settings: Settings, ready: Callable[[str, Station], None]) -> None:
             server_header=False,
             http=_Impatient,
             limit_concurrency=connections,
+            backlog=BACKLOG,
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=math.ceil(settings.seconds),
         )
