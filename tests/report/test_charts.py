@@ -40,6 +40,16 @@ def test_dots_and_their_spread():
     assert [text.get_text() for text in chart.axes[0].get_yticklabels()] == ["a", "b"]
 
 
+def test_a_long_name_leaves_the_dots_room():
+    """What is wrong with a layout matplotlib says by a warning, which tests take for an error."""
+    name = "mvtec_screw (resplit_alt), " + " + ".join(["manipulated_front"] * 6) + " known"
+    chart = dot_plot({name: {"RD": (0.9, 0.1)}}, ["RD"], "t", "x")
+    assert svg(chart)
+    assert chart.axes[0].get_position().width > 0.4
+    (label,) = (text.get_text() for text in chart.axes[0].get_yticklabels())
+    assert label.startswith("mvtec_screw") and label.endswith("...") and max(map(len, label.splitlines())) <= 36
+
+
 def test_markup_is_text_that_is_escaped_and_the_same_each_time():
     text, again = (svg(curves({"<b> $1$": LINE}, "A & B", "x", "y")) for _ in range(2))
     assert text == again

@@ -22,7 +22,7 @@ from PIL import Image
 
 from blemish.errors import ImageError, ModelFileError, OutputError
 from blemish.inspection.inspector import Inspector
-from blemish.server.api import DRAWING
+from blemish.server.api import IN_TURN
 from blemish.server.app import _Impatient
 from blemish.server.judging import JudgeQueue, Model, Photograph, QueueClosed, QueueFull
 
@@ -126,7 +126,7 @@ def test_few_pictures_are_drawn_at_a_time(
     for _ in range(5):  # each gives its place back
         assert client.get(links["overlay"]).status_code == 200
     assert all(
-        dependency.scope == "function" for dependency in DRAWING
+        dependency.scope == "function" for dependency in IN_TURN
     )  # before the answer is sent, and maybe not read
 
 

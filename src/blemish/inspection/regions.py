@@ -126,11 +126,9 @@ def trace(mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0)) -> tuple[Po
     Where two pixels meet only at a corner, the boundary stays with its own pixel, so polygons touch there and never
     cross. ``corner`` is the place of the mask's top left corner.
     """
-    if mask.all():  # a rectangle, as most small regions are
+    if mask.size and mask.all():  # a rectangle, as most small regions are
         (left, top), (height, width) = corner, mask.shape
-        return (((left, top), (left + width, top), (left + width, top + height), (left, top + height)),) * bool(
-            mask.size
-        )
+        return (((left, top), (left + width, top), (left + width, top + height), (left, top + height)),)
     padded, pitch = np.pad(mask, 1), mask.shape[1] + 1
     inside = padded[1:-1, 1:-1]
     # Every edge of a pixel with nothing beyond it, the inside on its right: four times the number of the corner that it

@@ -5,6 +5,7 @@ Normal is blue, anomalous is orange, everywhere. Each function gives a Matplotli
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -67,7 +68,8 @@ def dot_plot(rows: Mapping[str, Mapping[str, Dot]], series: Sequence[str], title
                 y = i + (place + 1) / (len(series) + 1)
                 axes.errorbar(value, y, xerr=spread or None, **_look(place), markersize=5, label=name)
     axes.set_ylim(len(rows), 0)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows))
+    names = ["\n".join(textwrap.wrap(textwrap.shorten(name, 64, placeholder=" ..."), 36)) for name in rows]
+    axes.set_yticks(np.arange(len(rows)) + 0.5, labels=names)  # a long one would leave the dots no room
     axes.hlines(np.arange(len(rows)), 0, 1, colors=LINE, linewidth=0.8, transform=axes.get_yaxis_transform())
     axes.grid(visible=False, axis="y")
     _add_legend(figure, {name: place for place, name in enumerate(series)})

@@ -164,10 +164,10 @@ async def drawing(station: StationDep, _: Viewer) -> AsyncIterator[None]:
         station.drawing.release()
 
 
-DRAWING = [Depends(drawing, scope="function")]  # ended before the answer goes to somebody who may read slowly
+IN_TURN = [Depends(drawing, scope="function")]  # ended before the answer goes to somebody who may read slowly
 
 
-@router.get("/inspections/{number}/image", dependencies=DRAWING, **sends(*KINDS.values()))
+@router.get("/inspections/{number}/image", dependencies=IN_TURN, **sends(*KINDS.values()))
 def show_image(station: StationDep, person: Viewer, number: BigId) -> Response:
     """The photograph: as it was sent where browsers show such files, else as PNG."""
     row = station.inspection(number)
@@ -178,13 +178,13 @@ def show_image(station: StationDep, person: Viewer, number: BigId) -> Response:
     return Response(content, media_type=kind, headers=LASTING)
 
 
-@router.get("/inspections/{number}/overlay", dependencies=DRAWING, **sends("image/png"))
+@router.get("/inspections/{number}/overlay", dependencies=IN_TURN, **sends("image/png"))
 def show_overlay(station: StationDep, person: Viewer, number: BigId) -> Response:
     """The photograph with what is wrong coloured and outlined, as PNG."""
     return picture(station.verdict(station.inspection(number)).overlay())
 
 
-@router.get("/inspections/{number}/map", dependencies=DRAWING, **sends("image/png", "image/tiff"))
+@router.get("/inspections/{number}/map", dependencies=IN_TURN, **sends("image/png", "image/tiff"))
 def show_map(station: StationDep, person: Viewer, number: BigId, format: Literal["png", "tiff"] = "png") -> Response:
     """The colours alone, transparent below the threshold, as PNG; or raw values as 32-bit TIFF. 404 without a map."""
     row = station.inspection(number)
@@ -225,7 +225,7 @@ def take_back(station: StationDep, person: Operator, number: BigId) -> dict[str,
     return station.say(number, None, "", person.name)
 
 
-@router.post("/inspections/{number}/replay", dependencies=DRAWING)
+@router.post("/inspections/{number}/replay", dependencies=IN_TURN)
 def replay(station: StationDep, person: Viewer, number: BigId) -> dict[str, Any]:
     """Judge its photograph again by the model that judged it: `same` where all is equal to the last bit."""
     return station.replay(number)

@@ -32,7 +32,7 @@ from blemish.inspection.overlay import data_uri
 from blemish.inspection.verdict import on_screen
 from blemish.server import charts, health, reports, teaching
 from blemish.server.access import Person, needs
-from blemish.server.api import DRAWING, Admin, Operator, StationDep, Viewer, picture
+from blemish.server.api import IN_TURN, Admin, Operator, StationDep, Viewer, picture
 from blemish.server.api_models import RelearnerDep
 from blemish.server.problems import problem_of
 from blemish.server.store import BigId, Search, as_json
@@ -140,7 +140,7 @@ def history(page: View, station: StationDep, view: Literal["table", "sheet"] = "
 
 @router.get("/inspections/{number}")
 @router.get("/inspections/{number}/replay")
-@router.post("/inspections/{number}/replay", dependencies=DRAWING)
+@router.post("/inspections/{number}/replay", dependencies=IN_TURN)
 def sheet(page: View, station: StationDep, number: BigId) -> Response:
     """All that is known of one verdict; where it was posted, it is judged again, and compared."""
     shown, own = as_json(station.inspection(number)), inspections.c
@@ -154,7 +154,7 @@ def sheet(page: View, station: StationDep, number: BigId) -> Response:
     return page.show("sheet.j2", model=shown["model"], **context)
 
 
-@router.get("/inspections/{number}/thumbnail", dependencies=DRAWING)
+@router.get("/inspections/{number}/thumbnail", dependencies=IN_TURN)
 def thumbnail(station: StationDep, person: Viewer, number: BigId) -> Response:
     return picture(_small(station.photograph(station.inspection(number))), "jpeg", quality=82)
 
@@ -266,7 +266,7 @@ def set_rate(
     return RedirectResponse(address("/threshold", model=model), 303)
 
 
-@router.get("/report", dependencies=DRAWING)
+@router.get("/report", dependencies=IN_TURN)
 def report(page: View, station: StationDep) -> Response:
     """A shift, or another span, as one page that stands alone and prints well."""
     search, pictures, drawn = page.search(), {}, {}

@@ -224,7 +224,7 @@ class Station:
             self._verifying.release()
 
     def photograph(self, row: Row[Any]) -> bytes:
-        """The file as it was sent; an HTTPException 410 where it is kept no longer."""
+        """The file as it was sent; an HTTPException 410 where it is kept no longer, or damaged."""
         if not row.image_kept:
             raise HTTPException(410, f"the photograph of inspection {row.id} is not kept any longer")
         if (content := self.pictures.read(row.image)) is None:

@@ -240,7 +240,7 @@ class Relearner:
                     file = changed.save(folder / "set.blemish")
                     why += f"; rate {now.rate:g} as set meanwhile"
                 except CalibrationError:
-                    why += f"; rate {new.calibration.rate:g}, as it has too few parts for the one set meanwhile"
+                    why += "; at its own rate, as it has too few parts for the one set meanwhile"
             station.put_model(name, file, why, actor)
             shutil.rmtree(folder, ignore_errors=True)
         return station.describe(name)
